@@ -1,0 +1,1 @@
+"""From documents to batches: corpora, vocabularies, tasks, token stores and the example stream."""

@@ -1,0 +1,1 @@
+"""Noise functions: what turns a piece of text into a pair of inputs and targets (NumPy only)."""
