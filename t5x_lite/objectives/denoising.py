@@ -56,6 +56,7 @@ class SpanCorruption:
     documents_per_group: int = 128
 
     def __post_init__(self):
+        """Refuse settings that no text could be corrupted by."""
         if not 0 < self.noise_density < 1:
             raise ConfigError(
                 f"noise_density is {self.noise_density}: it must lie between 0 and 1",

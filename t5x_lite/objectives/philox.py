@@ -3,8 +3,8 @@
 A key is a pair of uint32 words and nothing is ever drawn from hidden state: the numbers of an
 example depend on its key alone, whatever batch, host or order it is computed in.
 
-Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011), table 2, and the seed
-scrambling of TensorFlow's stateless random operations with `alg="philox"`.
+Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011), and the way in which
+TensorFlow's stateless random operations make a Philox key and counter of a seed.
 """
 
 import numpy as np
@@ -26,9 +26,8 @@ def philox_4x32(counters: UInt32s, keys: UInt32s) -> UInt32s:
     Shapes [..., 4] and [..., 2], broadcast against each other in the leading axes; the result is
     [..., 4].
     """
-    counters, keys = np.asarray(counters, np.uint64), np.asarray(keys, np.uint64)
-    c0, c1, c2, c3 = np.moveaxis(counters, -1, 0)
-    k0, k1 = keys[..., 0], keys[..., 1]
+    c0, c1, c2, c3 = np.moveaxis(counters.astype(np.uint64), -1, 0)
+    k0, k1 = np.moveaxis(keys.astype(np.uint64), -1, 0)
     for _ in range(_ROUNDS):
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (
@@ -82,8 +81,8 @@ def example_keys(
 ) -> UInt32s:
     """Return the key of each example of a stream: uint32 [b, 2].
 
-    `seed` is the run's (64 bits), `stream` tells the tasks of one run apart (32 bits), `epoch_b` and
-    `index_b` say which pass and which example. Nothing else enters, so every host computes the same.
+    `seed` is the run's (64 bits), `stream` tells the tasks of one run apart (32 bits), `epoch_b`
+    and `index_b` say which pass and which example. Nothing else enters, so all hosts agree.
     """
     index_b = np.asarray(index_b, np.uint64)
     counters_b4 = np.empty((len(index_b), 4), np.uint32)

@@ -6,6 +6,7 @@ seeds the masks equal those of the T5 library bit for bit.
 Sources: Raffel et al. 2020 (T5), section 3.1.4 and table 3; the T5 library's preprocessors.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,8 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import philox
 
 
-class Sentinels(NamedTuple):
+@dataclass(frozen=True)
+class Sentinels:
     """The ids that mark spans: `first` marks a row's first span, then downwards, `count` in all."""
 
     first: int
@@ -40,9 +42,9 @@ def random_spans_mask(
     """Return which tokens of each row are noise: [b, max_length], False beyond a row's length.
 
     A row of n tokens has round(n * density) noise tokens (at least 1, at most n - 1) in
-    round(noise / mean length) spans (at least 1); all ways to cut the noise and the kept tokens into
-    that many positive parts are equally likely. Kept and noise spans alternate, a kept one first, so
-    a row begins with kept tokens and ends with noise:
+    round(noise / mean length) spans (at least 1); all ways to cut the noise and the kept tokens
+    into that many positive parts are equally likely. Kept and noise spans alternate, a kept one
+    first, so a row begins with kept tokens and ends with noise:
 
         length 11, density 0.15, mean 3   ->   . . . . . . . . . N N
 
@@ -160,10 +162,11 @@ def _random_composition(
 
 def _count_per_row(values_bn: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """Count how often 0 ... size - 1 occurs in each row, other values left out: [b, size]."""
-    rows_bn, _ = np.indices(values_bn.shape)
+    rows = len(values_bn)
     counted_bn = (values_bn >= 0) & (values_bn < size)
-    flat = rows_bn[counted_bn] * size + values_bn[counted_bn]
-    return np.bincount(flat, minlength=len(values_bn) * size).reshape(len(values_bn), size)
+    places_bn = values_bn + size * np.arange(rows)[:, None]
+    counts = np.bincount(places_bn[counted_bn], minlength=rows * size)
+    return counts.reshape(rows, size)
 
 
 def _interleave(first_bs: NDArray[np.int64], second_bs: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -175,6 +178,6 @@ def _compact(values_bl: NDArray[np.integer], keep_bl: NDArray[np.bool_]) -> Rows
     """Move each row's kept values to its front and zero the rest; the rows keep their width."""
     tokens_bl = np.zeros(values_bl.shape, np.int32)
     row_of, _ = np.nonzero(keep_bl)
-    place = np.cumsum(keep_bl, axis=1)[keep_bl] - 1
-    tokens_bl[row_of, place] = values_bl[keep_bl]
+    place_of = np.cumsum(keep_bl, axis=1)[keep_bl] - 1
+    tokens_bl[row_of, place_of] = values_bl[keep_bl]
     return Rows(tokens_bl, keep_bl.sum(axis=1, dtype=np.int32))
