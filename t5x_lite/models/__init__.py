@@ -1,0 +1,1 @@
+"""One Transformer, described by `config.TransformerConfig`; weights in, logits out."""

@@ -1,0 +1,1 @@
+"""What turns (state, batch) into (state, metrics): losses, schedules, optimizers and the step."""
