@@ -11,4 +11,5 @@ class ConfigError(ValueError):
 
     def __init__(self, message: str, *names: str):
         super().__init__(message)
+        self.message = message
         self.names = names

@@ -102,7 +102,9 @@ class Embedding(nnx.Module):
         self.dtype = jnp.dtype(config.dtype)
 
     def __call__(self, tokens_bl: jax.Array) -> jax.Array:
-        return jnp.take(self.embedding[...].astype(self.dtype), tokens_bl, axis=0)
+        # Gathering a row needs it whole: bring its slices together first, or XLA replicates more.
+        table_ve = shard(self.embedding[...].astype(self.dtype), "vocab", None)
+        return jnp.take(table_ve, tokens_bl, axis=0)
 
     def attend(self, x_ble: jax.Array) -> jax.Array:
         """Logits through the tied embedding, scaled by emb_dim**-0.5, float32 [b, l, v]."""

@@ -39,7 +39,7 @@ class LayerCache(NamedTuple):
 
 
 class Layer(nnx.Module):
-    """Pre-norm block: x += attention(norm(x)), in a decoder x += cross(norm(x)), x += mlp(norm(x))."""
+    """Pre-norm: x += attention(norm(x)), in a decoder x += cross(norm(x)), x += mlp(norm(x))."""
 
     def __init__(self, config: TransformerConfig, *, decoder: bool, rngs: nnx.Rngs):
         self.config = config

@@ -1,0 +1,94 @@
+"""Saving a run and going on with it: train state and stream position in one atomic step (orbax v1).
+
+Order in which a run looks for its start:
+
+1. the newest checkpoint of its own model directory;
+2. scratch.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from orbax.checkpoint import v1 as ocp
+
+from t5x_lite.errors import ConfigError
+from t5x_lite.training.state import TrainState
+
+Json = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointPolicy:
+    """When to save and what to keep; the last step of a run is always saved.
+
+    every_steps: save when the number of finished steps is a multiple of it.
+    keep_latest: so many checkpoints stay; None keeps all.
+    """
+
+    every_steps: int = 1000
+    keep_latest: int | None = 3
+
+    def __post_init__(self):
+        if self.every_steps < 1:
+            raise ConfigError(
+                f"every_steps must be at least 1; got {self.every_steps}",
+                "CheckpointPolicy.every_steps",
+            )
+        if self.keep_latest is not None and self.keep_latest < 1:
+            raise ConfigError(
+                f"keep_latest must be None or at least 1; got {self.keep_latest}",
+                "CheckpointPolicy.keep_latest",
+            )
+
+
+class Checkpoints:
+    """The checkpoints of one run, under `model_dir`/checkpoints/<step>; a context manager.
+
+    Saving copies the arrays and goes on in the background; a step directory appears under its final
+    name only when all of it is written, so a killed save is never mistaken for a checkpoint.
+    """
+
+    def __init__(self, model_dir: str | Path, policy: CheckpointPolicy):
+        self.policy = policy
+        preservation = ocp.training.preservation_policies
+        self._checkpointer = ocp.training.Checkpointer(
+            Path(model_dir).absolute() / "checkpoints",
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(
+                policy.every_steps
+            ),
+            preservation_policy=preservation.PreserveAll()
+            if policy.keep_latest is None
+            else preservation.LatestN(policy.keep_latest),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_):
+        self._checkpointer.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest complete step, or None."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, step: int, state: TrainState, progress: Json, *, force: bool = False) -> bool:
+        """Save in the background if the policy says so; `progress` is JSON: position and clock."""
+        if self.latest_step == step:
+            return False
+        parts = {"state": state._asdict(), "progress": progress}
+        return self._checkpointer.save_checkpointables_async(step, parts, force=force) is not None
+
+    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Json]:
+        """The state of a step, placed as `abstract` says, and its progress."""
+        parts = self._checkpointer.load_checkpointables(
+            step, {"state": abstract._asdict(), "progress": None}
+        )
+        return TrainState(**parts["state"]), parts["progress"]
+
+    def wait(self) -> None:
+        """Return once everything saved so far is safely on disk."""
+        self._checkpointer.wait()

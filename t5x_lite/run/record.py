@@ -1,0 +1,92 @@
+"""What a model directory says about its run: which model, which config, which code."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from t5x_lite.errors import ConfigError
+from t5x_lite.models.config import TransformerConfig
+
+MODEL = "model.json"
+_NOT_ARCHITECTURE = ("dtype", "remat", "scan_layers", "dropout_rate")
+_PACKAGES = (
+    *("t5x_lite", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gin-config"),
+    *("seqio", "tensorflow", "tensorflow-datasets", "sentencepiece"),
+)
+
+
+def check_model_dir(model_dir: Path, model: TransformerConfig) -> None:
+    """Raise ConfigError if the directory cannot hold this run, or holds one of another model."""
+    if model_dir.exists() and not model_dir.is_dir():
+        raise ConfigError(f"the model directory {model_dir} is a file", "MODEL_DIR")
+    path = model_dir / MODEL
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not readable as JSON: {error}", "MODEL_DIR") from error
+    now = _architecture(model)
+    different = sorted(name for name in now | before if now.get(name) != before.get(name))
+    if different:
+        changes = ", ".join(f"{n} {before.get(n)} -> {now.get(n)}" for n in different)
+        raise ConfigError(
+            f"{model_dir} holds a run of another model ({changes}); choose another MODEL_DIR or "
+            f"restore the configuration",
+            "MODEL_DIR",
+            *(f"TransformerConfig.{name}" for name in different),
+        )
+
+
+def write_launch(
+    model_dir: Path,
+    model: TransformerConfig,
+    *,
+    start_step: int,
+    describe_config: Callable[[], str],
+) -> None:
+    """Record this launch: the model, the operative gin config, versions, git revision, command."""
+    (model_dir / MODEL).write_text(json.dumps(_architecture(model), indent=2) + "\n")
+    launch = model_dir / "launches" / f"from_step_{start_step:08d}"
+    launch.mkdir(parents=True, exist_ok=True)
+    (launch / "operative_config.gin").write_text(describe_config())
+    (launch / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide numbers, git revision and command line."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return {**found, "git_revision": _git_revision(), "command": " ".join(sys.argv)}
+
+
+def _git_revision() -> str:
+    """The checkout's commit, with "+dirty" for local changes; "none" outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        directory = Path(__file__).resolve().parent
+        return subprocess.run(
+            ["git", *arguments], cwd=directory, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        inside = git("ls-files", Path(__file__).name)  # a wheel may lie inside someone's checkout
+        if not inside:
+            return "none"
+        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "none"
+
+
+def _architecture(model: TransformerConfig) -> dict[str, object]:
+    fields = json.loads(json.dumps(dataclasses.asdict(model)))  # tuples as JSON has them
+    return {name: value for name, value in fields.items() if name not in _NOT_ARCHITECTURE}
