@@ -1,0 +1,104 @@
+"""In which order examples are seen: the draws of a mixture, a new permutation for every epoch.
+
+Everything is addressed by number: nothing is shuffled in a buffer and no state is kept, so any
+place of a run of any length is reached at once, on any host.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t5x_lite.objectives import philox
+
+# What a key is folded with, so that no two uses of one seed share random numbers.
+_MIXTURE, _ROWS, _EPOCH = 1, 2, 3
+_ROUNDS = 8
+
+
+def draw_tasks(
+    shares: NDArray[np.floating], window: int, *, seed: int, count: int
+) -> NDArray[np.int64]:
+    """Return the task of each of a window's `count` examples: numbers in [0, len(shares)).
+
+    `shares` are the tasks' rates in any unit; each example is drawn by itself:
+
+        shares [3, 1], count 8   ->   e.g. 0 0 1 0 0 0 1 0
+    """
+    key_12 = philox.fold_in(_window_key(window, seed), _MIXTURE)
+    uniforms = philox.random_bits(key_12, count)[0] * 2.0**-32
+    ends = np.cumsum(shares, dtype=np.float64)
+    return np.searchsorted(ends / ends[-1], uniforms, side="right")
+
+
+def shuffle_rows(count: int, window: int, *, seed: int) -> NDArray[np.int64]:
+    """Return a random order of a window's `count` rows."""
+    key_12 = philox.fold_in(_window_key(window, seed), _ROWS)
+    return np.argsort(philox.random_bits(key_12, count)[0], kind="stable")
+
+
+def visit(
+    draws_n: NDArray[np.int64], size: int, *, seed: int, stream: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the epoch and the example that a task's k-th draw stands for, for each k in `draws_n`.
+
+    A task has `size` examples; draws 0 ... size - 1 are its first epoch and meet each example once,
+    in an order of that epoch's own:
+
+        size 4, draws 0 ... 9   ->   epochs   0 0 0 0 1 1 1 1 2 2
+                                     examples 2 0 3 1 0 1 3 2 1 2   (for instance)
+
+    `stream` tells the tasks of one run apart.
+    """
+    epochs_n, places_n = np.divmod(np.asarray(draws_n, np.int64), size)
+    epochs_u, epoch_of_n = np.unique(epochs_n, return_inverse=True)
+    keys_u2 = philox.example_keys(seed, stream, epochs_u, np.zeros_like(epochs_u))
+    bits_ur = philox.random_bits(philox.fold_in(keys_u2, _EPOCH), 2 * _ROUNDS).astype(np.uint64)
+    round_keys_ur = bits_ur[:, ::2] << np.uint64(32) | bits_ur[:, 1::2]
+    return epochs_n, permute(places_n, size, round_keys_nr=round_keys_ur[epoch_of_n])
+
+
+def permute(
+    places_n: NDArray[np.int64], size: int, *, round_keys_nr: NDArray[np.uint64]
+) -> NDArray[np.int64]:
+    """Return where a keyed bijection of [0, size) takes each place; every place has its own key.
+
+    A Feistel network over pairs of digits (left < a, right < b, where a * b is `size` or a little
+    more), walked on from results that are not below `size`. Black and Rogaway, "Ciphers with
+    Arbitrary Finite Domains" (CT-RSA 2002), sections 4 and 5.
+    """
+    left_size = math.isqrt(size - 1) + 1
+    right_size = -(-size // left_size)
+    result_n = _feistel(places_n.astype(np.uint64), left_size, right_size, round_keys_nr)
+    while len(outside := np.flatnonzero(result_n >= size)):
+        result_n[outside] = _feistel(
+            result_n[outside], left_size, right_size, round_keys_nr[outside]
+        )
+    return result_n.astype(np.int64)
+
+
+def _feistel(
+    values_n: NDArray[np.uint64],
+    left_size: int,
+    right_size: int,
+    round_keys_nr: NDArray[np.uint64],
+) -> NDArray[np.uint64]:
+    left_n, right_n = np.divmod(values_n, np.uint64(right_size))
+    for number in range(0, _ROUNDS, 2):
+        left_n = (left_n + _mix(right_n + round_keys_nr[:, number])) % np.uint64(left_size)
+        right_n = (right_n + _mix(left_n + round_keys_nr[:, number + 1])) % np.uint64(right_size)
+    return left_n * np.uint64(right_size) + right_n
+
+
+def _mix(values_n: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return 63 well mixed bits of each value: the finaliser of SplitMix64 (Steele et al. 2014).
+
+    The top bit is dropped so that adding a digit to the result cannot overflow.
+    """
+    values_n = (values_n ^ values_n >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    values_n = (values_n ^ values_n >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return (values_n ^ values_n >> np.uint64(31)) >> np.uint64(1)
+
+
+def _window_key(window: int, seed: int) -> NDArray[np.uint32]:
+    return philox.example_keys(seed, 0, np.zeros(1, np.int64), np.array([window]))

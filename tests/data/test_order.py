@@ -1,0 +1,80 @@
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from t5x_lite.data import order
+
+SEEDS = st.integers(0, 2**64 - 1)
+STREAMS = st.integers(0, 2**32 - 1)
+
+
+@given(st.integers(1, 700), SEEDS, STREAMS, st.integers(0, 2**31))
+def test_each_epoch_meets_each_example_exactly_once(size, seed, stream, epoch):
+    draws = np.arange(epoch * size, (epoch + 1) * size)
+    epochs, examples = order.visit(draws, size, seed=seed, stream=stream)
+    assert (epochs == epoch).all()
+    assert sorted(examples) == list(range(size))
+
+
+@given(st.integers(1, 50), st.integers(0, 10**15), st.integers(1, 200), SEEDS, STREAMS)
+def test_a_draw_does_not_depend_on_what_is_drawn_with_it(size, first, count, seed, stream):
+    draws = np.arange(first, first + count)
+    together = order.visit(draws, size, seed=seed, stream=stream)
+    alone = [order.visit(draws[i : i + 1], size, seed=seed, stream=stream) for i in range(count)]
+    np.testing.assert_array_equal(together, np.concatenate(alone, axis=1))
+
+
+def test_epochs_tasks_and_seeds_each_have_an_order_of_their_own():
+    size = 1000
+    orders = [
+        order.visit(np.arange(size) + epoch * size, size, seed=seed, stream=stream)[1]
+        for seed, stream, epoch in itertools.product((0, 1), (3, 4), (0, 1))
+    ]
+    for one, other in itertools.combinations(orders, 2):
+        assert (one == other).mean() < 0.01
+
+
+def test_all_orders_of_four_examples_are_equally_likely():
+    epochs = 24_000
+    _, examples = order.visit(np.arange(4 * epochs), 4, seed=7, stream=1)
+    counts = Counter(map(tuple, examples.reshape(epochs, 4).tolist()))
+    assert len(counts) == 24
+    chi_square = sum((count - 1000) ** 2 / 1000 for count in counts.values())
+    assert chi_square < 49.7  # 23 degrees of freedom, p = 0.001
+
+
+def test_neighbours_in_the_store_are_not_neighbours_in_the_stream():
+    size = 100_003
+    _, examples = order.visit(np.arange(size), size, seed=3, stream=1)
+    steps = np.abs(np.diff(examples))
+    assert steps.mean() == pytest.approx(size / 3, rel=0.01)
+    assert (steps < 10).mean() < 0.001
+    assert abs(np.corrcoef(np.arange(size), examples)[0, 1]) < 0.01
+
+
+@given(SEEDS, st.integers(0, 2**50))
+def test_tasks_are_drawn_at_their_rates(seed, window):
+    tasks = order.draw_tasks(np.array([6.0, 0.0, 2.0]), window, seed=seed, count=8192)
+    shares = np.bincount(tasks, minlength=3) / 8192
+    np.testing.assert_allclose(shares, [0.75, 0, 0.25], atol=0.03)
+
+
+def test_windows_and_seeds_draw_tasks_of_their_own():
+    def draw(window, seed):
+        return order.draw_tasks(np.array([1.0, 1.0]), window, seed=seed, count=4096)
+
+    np.testing.assert_array_equal(draw(0, 0), draw(0, 0))
+    for window, seed in ((1, 0), (0, 1), (2**40, 0)):
+        assert 0.45 < (draw(0, 0) == draw(window, seed)).mean() < 0.55
+
+
+@given(st.integers(1, 300), st.integers(0, 2**50), SEEDS)
+def test_rows_are_shuffled_without_loss(count, window, seed):
+    rows = order.shuffle_rows(count, window, seed=seed)
+    assert sorted(rows) == list(range(count))
+    other = order.shuffle_rows(count, window + 1, seed=seed)
+    assert count < 10 or (rows != other).any()
