@@ -1,0 +1,246 @@
+"""Documents on disk in C4's layout, and a corpus of real English that every installation carries.
+
+A corpus is a directory of JSON-lines shards, gzipped or plain, whose lines hold at least `text`:
+
+    c4-train.00000-of-00004.json.gz     {"text": "...", "url": "https://...", "timestamp": "..."}
+
+The embedded corpus is made of the docstrings of the standard library and of the packages that this
+one depends on, read from the source files without importing any, and of the language reference in
+`pydoc_data.topics`. The same installed versions give the same bytes.
+"""
+
+import ast
+import gzip
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sysconfig
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from t5x_lite.errors import ConfigError
+
+STANDARD_LIBRARY = "python"
+PACKAGES = (
+    STANDARD_LIBRARY,
+    *("absl", "beartype", "etils", "flax", "gin", "jax", "matplotlib", "mpl_toolkits", "numpy"),
+    *("optax", "orbax", "PIL", "rich", "scipy", "seqio", "tensorflow_datasets", "treescope"),
+)
+TRAIN_SHARDS, VALIDATION_SHARDS = 4, 1
+
+_VALIDATION_PERCENT = 2
+_MIN_CHARACTERS = 40
+_MIN_LETTERS = 0.65  # of what is not space: tables, formulae and listings fall below
+_SKIPPED_FOLDERS = {"__pycache__", "dist-packages", "site-packages", "test", "tests", "testing"}
+_DEFINITIONS = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+_URL = "https://docs.invalid/"
+_TIMESTAMP = "2026-01-01T00:00:00Z"
+
+
+@dataclass(frozen=True)
+class CorpusSummary:
+    """What a corpus holds: documents of either split and characters of text in both."""
+
+    train_documents: int
+    validation_documents: int
+    characters: int
+
+
+def write_embedded_corpus(
+    directory: str | os.PathLike, packages: Sequence[str] = PACKAGES
+) -> CorpusSummary:
+    """Write the embedded corpus, or leave the one that is there, and say what it holds.
+
+    Documents are ordered by a hash of their names, so that neighbours are unrelated, and 2 % of the
+    names, chosen by the same hash, are the validation split. The directory appears only when
+    everything in it is complete. A corpus once written is kept although packages were updated: what
+    was learned from it must stay repeatable.
+    """
+    directory = Path(directory)
+    if not (directory / "corpus.json").exists():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        try:
+            _write_corpus(partial, packages)
+            partial.chmod(0o755)
+            partial.rename(directory)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return CorpusSummary(**json.loads((directory / "corpus.json").read_text("utf-8")))
+
+
+def embedded_documents(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Return the texts of the embedded corpus by name, such as "numpy.linalg._linalg.svd".
+
+    A package that is not installed is left out, and so is a text that another name has already.
+    """
+    texts: dict[str, str] = {}
+    seen = set()
+    for name, text in _all_documents(packages):
+        fingerprint = hashlib.sha256(" ".join(text.lower().split()).encode()).digest()
+        if name not in texts and fingerprint not in seen:
+            texts[name] = text
+            seen.add(fingerprint)
+    return texts
+
+
+def shard_pattern(directory: str | os.PathLike, split: str) -> str:
+    """Return the pattern of a split's shards, gzipped or plain."""
+    return os.path.join(os.fspath(directory), f"c4-{split}.*.json*")
+
+
+def read_documents(directory: str | os.PathLike, split: str) -> Iterator[dict[str, Any]]:
+    """Yield the documents of a split, shard after shard."""
+    directory = Path(directory)
+    shards = sorted(directory.glob(Path(shard_pattern(directory, split)).name))
+    if not shards:
+        raise ConfigError(f"no file matches {shard_pattern(directory, split)}", "DATA_DIR")
+    for shard in shards:
+        yield from read_shard(shard)
+
+
+def read_shard(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+    """Yield the documents of one shard; a name that ends in ".gz" is a gzipped one.
+
+    Raises ConfigError naming the file and the line where a line is no JSON object with a `text`.
+    """
+    path = os.fspath(path)
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as lines:
+            for line in lines:
+                number += 1
+                document = json.loads(line)
+                if not isinstance(document, dict) or not isinstance(document.get("text"), str):
+                    raise ValueError("not a JSON object with a string 'text'")
+                yield document
+    except (OSError, EOFError) as error:
+        raise ConfigError(
+            f"{path} cannot be read after line {number}: {error}", "DATA_DIR"
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"{path}, line {number}: {error}", "DATA_DIR") from None
+
+
+def document_name(document: Mapping[str, Any]) -> str:
+    """Return the name that the address of a document ends in: "json.loads" of ".../json.loads"."""
+    return str(document.get("url", "")).rsplit("/", 1)[-1]
+
+
+def _write_corpus(directory: Path, packages: Sequence[str]) -> None:
+    texts = embedded_documents(packages)
+    splits: dict[str, list[bytes]] = {"train": [], "validation": []}
+    for name in sorted(texts, key=_hash):
+        document = {"text": texts[name], "url": _URL + name, "timestamp": _TIMESTAMP}
+        in_validation = int.from_bytes(_hash(name)[-4:]) % 100 < _VALIDATION_PERCENT
+        split = splits["validation" if in_validation else "train"]
+        split.append(json.dumps(document, ensure_ascii=False).encode() + b"\n")
+    for split, shards in (("train", TRAIN_SHARDS), ("validation", VALIDATION_SHARDS)):
+        for shard in range(shards):
+            name = f"c4-{split}.{shard:05d}-of-{shards:05d}.json.gz"
+            first, last = (len(splits[split]) * edge // shards for edge in (shard, shard + 1))
+            _write_gzip(directory / name, splits[split][first:last])
+    summary = CorpusSummary(
+        train_documents=len(splits["train"]),
+        validation_documents=len(splits["validation"]),
+        characters=sum(map(len, texts.values())),
+    )
+    (directory / "corpus.json").write_text(json.dumps(asdict(summary)) + "\n", "utf-8")
+
+
+def _write_gzip(path: Path, lines: Iterable[bytes]) -> None:
+    """Write a gzip file whose bytes depend on the lines alone: no name, no time."""
+    with open(path, "wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
+        packed.writelines(lines)
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+def _all_documents(packages: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the name and the cleaned text of every document, repeated ones too."""
+    for package in packages:
+        for root, prefix in _roots(package):
+            for path in _source_files(root):
+                parts = prefix + path.relative_to(root).with_suffix("").parts
+                module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+                texts = _topics(path) if module == "pydoc_data.topics" else _docstrings(path)
+                for name, text in texts:
+                    text = _clean(text)
+                    if len(text) >= _MIN_CHARACTERS and _share_of_letters(text) >= _MIN_LETTERS:
+                        yield module + name, text
+
+
+def _roots(package: str) -> list[tuple[Path, tuple[str, ...]]]:
+    """Return the folders of an importable package, without importing it, and their names' start."""
+    if package == STANDARD_LIBRARY:
+        return [(Path(sysconfig.get_path("stdlib")), ())]
+    spec = importlib.util.find_spec(package)
+    folders = (spec and spec.submodule_search_locations) or ()
+    return [(Path(folder), (package,)) for folder in folders]
+
+
+def _source_files(root: Path) -> Iterator[Path]:
+    """Yield the Python files under a folder in alphabetic order, those of test suites left out."""
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = sorted(set(subfolders) - _SKIPPED_FOLDERS)
+        for file in sorted(files):
+            if file.endswith(".py") and not file.startswith("test_") and file[-8:] != "_test.py":
+                yield Path(folder, file)
+
+
+def _topics(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the articles of the language reference, which are the values of one dictionary."""
+    for statement in _parse(path).body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):
+            for topic, text in ast.literal_eval(statement.value).items():
+                yield f".{topic}", text
+
+
+def _docstrings(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield ("", the module's docstring), (".Class.method", its docstring) ... of a source file."""
+
+    def visit(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
+        if isinstance(node, ast.Module | _DEFINITIONS) and (text := ast.get_docstring(node)):
+            yield name, text
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.stmt | ast.excepthandler):
+                inner = f"{name}.{child.name}" if isinstance(child, _DEFINITIONS) else name
+                yield from visit(child, inner)
+
+    yield from visit(_parse(path), "")
+
+
+def _parse(path: Path) -> ast.Module:
+    """Parse a source file; what has no docstring or is not Python 3 is an empty module."""
+    try:
+        source = path.read_bytes()
+        if b'"""' not in source and b"'''" not in source:
+            return ast.Module([], [])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other people's escape sequences
+            return ast.parse(source)
+    except (OSError, SyntaxError, ValueError):
+        return ast.Module([], [])
+
+
+def _clean(text: str) -> str:
+    """Return a text without its interpreter sessions and what no one can read."""
+    text = text.encode("utf-8", "ignore").decode()  # half surrogates
+    text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f]+", " ", text)
+    paragraphs = re.split(r"\n\s*\n", text)
+    return "\n\n".join(part for part in paragraphs if ">>>" not in part).strip()
+
+
+def _share_of_letters(text: str) -> float:
+    """Return how many of the characters that are not space are letters, from 0 to 1."""
+    characters = "".join(text.split())
+    return sum(map(str.isalpha, characters)) / max(len(characters), 1)
