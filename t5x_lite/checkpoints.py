@@ -53,7 +53,8 @@ class Checkpoints:
         self.policy = policy
         preservation = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
-            Path(model_dir).absolute() / "checkpoints",
+            str(Path(model_dir).absolute() / "checkpoints"),
+            # orbax declares its own policies against two different protocols.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(
                 policy.every_steps
             ),

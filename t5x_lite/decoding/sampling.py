@@ -15,8 +15,8 @@ def greedy(
 ) -> jax.Array:
     """The most likely token at every step, int32 [batch, max_length], 0 after each row's EOS.
 
-    `next_token` maps (last tokens [batch], cache) to (logits [batch, vocab], cache). Decoding starts
-    with token 0 and stops early when every row has its EOS.
+    `next_token` maps (last tokens [batch], cache) to (logits [batch, vocab], cache). Decoding
+    starts with token 0 and stops early when every row has its EOS.
     """
 
     def unfinished(loop):

@@ -28,7 +28,7 @@ class Surroundings(NamedTuple):
     self_bias_bhqk: jax.Array
     cross_mask_bhqk: jax.Array | None = None
     encoded_bke: jax.Array | None = None
-    index: jax.Array | None = None  # of the token being decoded
+    position: jax.Array | None = None  # of the token being decoded
 
 
 class LayerCache(NamedTuple):
@@ -78,7 +78,7 @@ class Layer(nnx.Module):
     def _attend_self(self, x_ble, around, cache, key):
         kv = self.self_attention.keys_and_values(x_ble)
         if cache is not None:
-            kv = cache.own.written_at(around.index, kv)
+            kv = cache.own.written_at(around.position, kv)
             cache = cache._replace(own=kv)
         y_ble = self.self_attention(
             x_ble, kv, mask_bhqk=around.self_mask_bhqk, bias_bhqk=around.self_bias_bhqk, key=key

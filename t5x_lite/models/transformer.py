@@ -21,7 +21,7 @@ class DecodingState(NamedTuple):
 
     layers: LayerCache  # leaves [layers, batch, length, heads, head_dim]
     input_segments_bk: jax.Array
-    index: jax.Array  # how many tokens are already written
+    length: jax.Array  # how many tokens are already written
 
 
 class Transformer(nnx.Module):
@@ -102,15 +102,15 @@ class Transformer(nnx.Module):
         max_length = state.layers.own.k_bkhd.shape[2]
         bias_bhqk = self.decoder.relpos_bias(max_length, max_length)
         around = Surroundings(
-            self_mask_bhqk=(jnp.arange(max_length) <= state.index)[None, None, None],
-            self_bias_bhqk=jax.lax.dynamic_slice_in_dim(bias_bhqk, state.index, 1, axis=2),
+            self_mask_bhqk=(jnp.arange(max_length) <= state.length)[None, None, None],
+            self_bias_bhqk=jax.lax.dynamic_slice_in_dim(bias_bhqk, state.length, 1, axis=2),
             cross_mask_bhqk=segment_mask(jnp.ones_like(tokens_b)[:, None], state.input_segments_bk),
-            index=state.index,
+            position=state.length,
         )
         x_ble = self._embed(tokens_b[:, None])
         hidden_ble, layers = self.decoder(x_ble, around, cache=state.layers)
         assert layers is not None  # caches in, caches out
-        return self.logits(hidden_ble)[:, 0], state._replace(layers=layers, index=state.index + 1)
+        return self.logits(hidden_ble)[:, 0], state._replace(layers=layers, length=state.length + 1)
 
     def _embed(self, tokens_bl):
         return shard(self.token_embedder(tokens_bl), "batch", "length", None)

@@ -33,7 +33,7 @@ class Evaluation:
     def __post_init__(self):
         if self.every_steps < 1 or self.samples < 0 or (self.max_examples or 1) < 1:
             raise ConfigError(
-                f"every_steps and max_examples must be at least 1 and samples at least 0; got {self}",
+                f"every_steps and max_examples take 1 or more, samples 0 or more; got {self}",
                 "Evaluation.every_steps",
                 "Evaluation.max_examples",
                 "Evaluation.samples",
@@ -112,7 +112,7 @@ class HeldOut:
 
 
 def make_greedy(graphdef: nnx.GraphDef, max_length: int) -> Callable[..., jax.Array]:
-    """A pure function (weights, input tokens [batch, length]) -> decoded tokens [batch, max_length]."""
+    """A pure function (weights, input tokens [batch, length]) -> tokens [batch, max_length]."""
 
     def decode(params: Params, input_tokens_bk: jax.Array) -> jax.Array:
         model = bind(graphdef, params)

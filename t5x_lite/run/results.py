@@ -13,7 +13,7 @@ CURVES = "loss_curves.png"
 
 
 class TaskResult(TypedDict):
-    """Nats per held-out target token of the model and of its baselines, and the model's accuracy."""
+    """Nats per held-out target token of model and baselines, and the model's accuracy."""
 
     loss: float
     accuracy: float

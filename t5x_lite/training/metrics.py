@@ -12,8 +12,8 @@ _SUMS = ("loss", "z_loss", "correct", "weight", "tokens")
 def summarize(window: Sequence[Mapping[str, jax.Array]]) -> dict[str, float]:
     """Numbers of a window of steps: per target token where that makes sense.
 
-    Returns loss and z_loss (nats per target token), accuracy, learning_rate, the mean of every other
-    metric, and `tokens`, the total of real positions. Waits for the steps that made the window.
+    Returns loss and z_loss (nats per target token), accuracy, learning_rate, the mean of every
+    other metric, and `tokens`, the total of real positions. Waits for the steps of the window.
     """
     host = jax.device_get(list(window))
     total = {name: float(np.sum([m[name] for m in host], dtype=np.float64)) for name in _SUMS}

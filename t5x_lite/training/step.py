@@ -107,4 +107,5 @@ def _sums(logits_blv: jax.Array, batch: Batch, loss: Loss) -> LossSums:
 
 def _real_tokens(batch: Batch) -> jax.Array:
     """How many positions of the batch, of inputs and targets together, are not padding."""
-    return sum(jnp.sum(batch[f"{side}_segment_ids"] > 0) for side in ("encoder", "decoder"))
+    sides = [jnp.sum(batch[f"{side}_segment_ids"] > 0) for side in ("encoder", "decoder")]
+    return sides[0] + sides[1]

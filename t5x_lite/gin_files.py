@@ -1,0 +1,300 @@
+"""All that knows gin: reading its files as text, holding values against types, making the call.
+
+gin accepts much in silence: a misspelt macro, text where a number is wanted. So the files are read
+twice. First as text, without importing what they configure: a missing file, a misspelt macro or a
+value still to be set is found within the second. Then by gin itself, with imports; what it will
+pass is held against signatures and annotations before anything is called.
+"""
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from t5x_lite.errors import ConfigError
+
+
+class Binding(NamedTuple):
+    """`name = value` somewhere in the configuration; `where` is "file.gin:12" or a flag."""
+
+    name: str
+    value: Any
+    where: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """Stands for `%NAME` (a macro) or `@name` (a function) while gin files are read as text."""
+
+    name: str
+    macro: bool
+
+
+REQUIRED = Reference("gin.REQUIRED", macro=True)
+
+
+# ------------------------------------------------------------------------------- read as text
+
+
+def read(files: Sequence[str], flags: Sequence[str], search: Sequence[str]) -> list[Binding]:
+    """Every binding of the files (looked for in `search`) and then of the flags, in order."""
+    texts = [flag_to_text(flag) for flag in flags]
+    bindings: list[Binding] = []
+    for name in files:
+        bindings += _read_file(name, search, named_by="--gin_file")
+    for flag, text in zip(flags, texts, strict=True):
+        bindings += _read_text(text, search, lambda _, flag=flag: f"flag {flag}")
+    return bindings
+
+
+def flag_to_text(flag: str) -> str:
+    """`--gin.A.b=VALUE` as a gin statement; a value that is no literal of Python becomes a string.
+
+    >>> flag_to_text("--gin.MODEL_DIR=/tmp/run"), flag_to_text("--gin.BATCH_SIZE=8")
+    ("MODEL_DIR = '/tmp/run'", 'BATCH_SIZE = 8')
+    """
+    name, equals, value = flag.removeprefix("--gin.").partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_][\w./]*", name):
+        raise ConfigError(f"flag {flag!r} is not of the form --gin.NAME=VALUE")
+    try:
+        ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        if not re.match(r"[@%\[({]", value):  # these may be, or hold, references
+            value = repr(value)
+    return f"{name} = {value}"
+
+
+def check_macros(bindings: Sequence[Binding]) -> None:
+    """Raise ConfigError for a macro set but never used, used but never set, or still REQUIRED."""
+    final = {b.name: b for b in bindings}
+    macros = {name: b for name, b in final.items() if "." not in name}
+    used = {r.name: b for b in bindings for r in _references(b.value) if r.macro}
+    used = {name: b for name, b in used.items() if not name.startswith("gin.")}
+    for name, binding in macros.items():
+        if name not in used:
+            raise ConfigError(
+                f"{name} is set ({binding.where}) but nothing uses %{name}{nearest(name, used)}"
+            )
+    for name, binding in used.items():
+        if name not in macros:
+            raise ConfigError(
+                f"%{name} is used ({binding.where}) but never set{nearest(name, macros)}"
+            )
+    missing = [b for b in final.values() if b.value == REQUIRED]
+    if missing:
+        raise ConfigError(
+            f"{', '.join(b.name for b in missing)} must be set, for example with "
+            f"--gin.{missing[0].name}=VALUE (required by {missing[0].where})"
+        )
+
+
+def where_set(names: Iterable[str], bindings: Sequence[Binding]) -> Iterator[str]:
+    """`NAME is set by ...` for configuration names, following a parameter to its macro."""
+    final = {b.name: b for b in bindings}
+    said = set()
+    for name in names:
+        match = [b for key, b in final.items() if key == name or key.endswith(f".{name}")]
+        while match and match[-1].name not in said:
+            said.add(match[-1].name)
+            yield f"{match[-1].name} is set by {match[-1].where}"
+            macros = [r.name for r in _references(match[-1].value) if r.macro]
+            match = [final[m] for m in macros if m in final]
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`; did you mean A or B?` for the names most like this one, or nothing."""
+    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _read_file(name: str, search: Sequence[str], *, named_by: str) -> list[Binding]:
+    for prefix in search:
+        path = Path(prefix, name)
+        if path.is_file():
+            return list(_read_text(path.read_text(), search, lambda line: f"{path}:{line}"))  # noqa: B023 consumed here
+    tried = ", ".join(str(Path(prefix).absolute()) for prefix in search)
+    raise ConfigError(f"gin file {name!r} not found; looked in {tried} (named by {named_by})")
+
+
+def _read_text(
+    text: str, search: Sequence[str], where: Callable[[int | None], str]
+) -> Iterator[Binding]:
+    from gin import config_parser
+
+    class Delegate(config_parser.ParserDelegate):
+        def configurable_reference(self, scoped_configurable_name, evaluate):  # pyright: ignore
+            return Reference(scoped_configurable_name, macro=False)
+
+        def macro(self, macro_name):  # pyright: ignore
+            return Reference(macro_name, macro=True)
+
+    try:
+        for statement in config_parser.ConfigParser(text, Delegate()):
+            line = statement.location.line_num
+            if isinstance(statement, config_parser.IncludeStatement):
+                yield from _read_file(statement.filename, search, named_by=where(line))
+            elif isinstance(statement, config_parser.BindingStatement):
+                owner = "/".join(filter(None, (statement.scope, statement.selector)))
+                name = f"{owner}.{statement.arg_name}" if statement.arg_name else owner
+                yield Binding(name, statement.value, where(line))
+    except SyntaxError as error:
+        raise ConfigError(f"{error.msg} ({where(error.lineno)})") from error
+
+
+def _references(value: Any) -> Iterator[Reference]:
+    if isinstance(value, Reference):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.items():
+            yield from _references(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _references(part)
+
+
+# -------------------------------------------------------------------------- parse and call
+
+
+def parse(files: Sequence[str], flags: Sequence[str], search: Sequence[str]) -> None:
+    """Let gin read the files, importing what they name, and then the flags."""
+    import gin
+    from gin import config
+
+    # Plain files only: gin's other reader takes paths for Python packages and logs each miss.
+    del config._FILE_READERS[1:]
+    for prefix in search[1:]:
+        gin.add_config_file_search_path(prefix)
+    for file in files:
+        try:
+            gin.parse_config_file(file)
+        except Exception as error:
+            _explain(error)
+    for flag in flags:
+        try:
+            gin.parse_config(flag_to_text(flag))
+        except Exception as error:
+            _explain(error, flag)
+
+
+def call(function: Callable[..., Any]) -> None:
+    """Check all that gin will pass to `function`, and call it with that."""
+    import gin
+
+    check_values(function)
+    gin.get_configurable(function)(describe_config=gin.operative_config_str)
+
+
+def check_values(function: Callable[..., Any]) -> None:
+    """Hold what gin will pass, from `function` down, against signatures and annotations.
+
+    Raises ConfigError for a parameter that has neither value nor default, and for a wrong type.
+    """
+    import gin
+    from gin import config
+
+    gin.get_configurable(function)  # a ValueError here: no gin file mentions the command
+    todo, seen = [("", config._inverse_lookup(function))], set()
+    while todo:
+        scope, configurable = todo.pop()
+        if configurable is None or (scope, configurable.selector) in seen:
+            continue
+        seen.add((scope, configurable.selector))
+        bound = dict(config._CONFIG.get(("", configurable.selector), {}))
+        bound |= config._CONFIG.get((scope, configurable.selector), {})
+        bound = {name: _resolve(value) for name, value in bound.items()}
+        _check_parameters(configurable, bound)
+        for value in _made(bound):
+            todo.append(("/".join(value.scopes), value.configurable))
+
+
+def _check_parameters(configurable: Any, bound: dict[str, Any]) -> None:
+    name, target = configurable.name, configurable.wrapped
+    for parameter in inspect.signature(target).parameters.values():
+        open_ended = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        if parameter.default is parameter.empty and not open_ended and parameter.name not in bound:
+            raise ConfigError(
+                f"{name}.{parameter.name} must be set, for example with "
+                f"--gin.{name}.{parameter.name}=VALUE"
+            )
+    hints = typing.get_type_hints(target.__init__ if isinstance(target, type) else target)
+    for parameter, value in bound.items():
+        hint = hints.get(parameter, Any)
+        if not _fits(value, hint):
+            wanted = hint.__name__ if isinstance(hint, type) else str(hint)
+            raise ConfigError(
+                f"{name}.{parameter} is {value!r}; wanted {wanted}", f"{name}.{parameter}"
+            )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value, perhaps one that gin has yet to make, suits an annotation."""
+    from beartype import BeartypeConf
+    from beartype.door import is_bearable
+    from gin import config
+
+    if isinstance(value, config.ConfigurableReference):
+        made = value.configurable and value.configurable.wrapped
+        if not value.evaluate or not isinstance(made, type) or not isinstance(hint, type):
+            return True
+        return getattr(hint, "_is_protocol", False) or issubclass(made, hint)
+    if any(isinstance(p, config.ConfigurableReference) for p in _parts(value)):
+        return True
+    return is_bearable(value, hint, conf=BeartypeConf(is_pep484_tower=True))
+
+
+def _made(value: Any) -> Iterator[Any]:
+    """The references in a value that gin will call to make a part of it."""
+    from gin import config
+
+    for part in _parts(value):
+        if isinstance(part, config.ConfigurableReference) and part.evaluate:
+            yield part
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    from gin import config
+
+    return config._iterate_flattened_values(value)
+
+
+def _resolve(value: Any) -> Any:
+    """The value a macro stands for, wherever macros stand in it."""
+    from gin import config
+
+    if isinstance(value, config.ConfigurableReference):
+        if value.selector != "gin.macro" and value.selector != "macro":
+            return value
+        bound = config._CONFIG.get(("/".join(value.scopes), "gin.macro"), {})
+        return _resolve(bound.get("value"))
+    if isinstance(value, dict):
+        return {_resolve(k): _resolve(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_resolve, value))
+    return value
+
+
+def _explain(error: Exception, flag: str = "") -> NoReturn:
+    """Raise an error of gin's parser as one line that names the place and the nearest names."""
+    from gin import config
+
+    text = str(error)
+    place = re.search(r'In file "([^"]+)", line (\d+)', text)
+    where = f"flag {flag}" if flag else ":".join(place.groups()) if place else "the gin files"
+    if found := re.search(r"'(\S+)' doesn't have a parameter named '(\w+)'", text):
+        parameters = inspect.signature(config._REGISTRY.get_match(found[1]).wrapped).parameters
+        owner = found[1].split(".")[-1]
+        message = f"{owner} has no parameter {found[2]!r}{nearest(found[2], parameters)}"
+    elif found := re.search(r"No configurable matching '@?([^'(]+)", text):
+        known = {selector.split(".")[-1] for selector, _ in config._REGISTRY.items()}
+        name = found[1].split(".")[-1]
+        message = f"nothing is called {found[1]!r} in the gin files read{nearest(name, known)}"
+    elif isinstance(error, (ImportError, NameError, AttributeError, SyntaxError, ValueError)):
+        message = text.strip().splitlines()[0]
+    else:
+        raise error
+    raise ConfigError(f"{message} ({where})") from error

@@ -1,0 +1,65 @@
+"""A run laid out over its devices: mesh, placement of the state, and the jitted step."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from t5x_lite.errors import ConfigError
+from t5x_lite.models import transformer
+from t5x_lite.models.config import TransformerConfig
+from t5x_lite.partitioning import batch_parts, make_mesh, named_sharding
+from t5x_lite.training.optimizers import OptimizerConfig
+from t5x_lite.training.schedules import Schedule
+from t5x_lite.training.state import TrainState, abstract_state, initial_state, state_shardings
+from t5x_lite.training.step import Loss, make_train_step
+
+
+class Program(NamedTuple):
+    """All that is fixed before the first step: where arrays live and what a step computes."""
+
+    mesh: jax.sharding.Mesh
+    graphdef: nnx.GraphDef
+    placed: TrainState
+    abstract: TrainState
+    batch_sharding: jax.sharding.NamedSharding
+    replicated: jax.sharding.NamedSharding
+    initial: Callable[[], TrainState]
+    step: Any  # jitted; donates the state
+
+
+def build(
+    model: TransformerConfig,
+    optimizer: OptimizerConfig,
+    learning_rate: Schedule,
+    loss: Loss,
+    *,
+    mesh: Mapping[str, int],
+    batch_size: int,
+    seed: int,
+) -> Program:
+    """Lay the run out over the devices; nothing is computed or allocated yet."""
+    device_mesh = make_mesh(mesh)
+    if batch_size < 1 or batch_size % batch_parts(device_mesh):
+        raise ConfigError(
+            f"a batch of {batch_size} rows does not divide into the "
+            f"{batch_parts(device_mesh)} parts of the mesh {dict(mesh)} (data x fsdp x expert)",
+            "BATCH_SIZE",
+            "MESH",
+        )
+    graphdef, shapes, axes = transformer.abstract(model)
+    bound = optimizer.for_weights(shapes, axes)
+    placed = state_shardings(device_mesh, model, bound)
+    replicated = named_sharding(device_mesh, ())
+    step = make_train_step(graphdef, bound, learning_rate, loss, seed=seed)
+    return Program(
+        mesh=device_mesh,
+        graphdef=graphdef,
+        placed=placed,
+        abstract=abstract_state(model, bound, placed),
+        batch_sharding=named_sharding(device_mesh, ("batch", "length")),
+        replicated=replicated,
+        initial=lambda: initial_state(model, bound, placed, seed=seed),
+        step=jax.jit(step, donate_argnums=0, out_shardings=(placed, replicated)),
+    )
