@@ -31,6 +31,14 @@ class Segments(NamedTuple):
         """Return rows that hold no example."""
         return cls(*(np.zeros((batch, length), np.int32) for _ in cls._fields))
 
+    def fill(self, rows: Rows, row_n: NDArray[np.int64]) -> None:
+        """Write each example to a row of its own; several times faster than `write`."""
+        place_l = np.arange(rows.tokens.shape[1], dtype=np.int32)
+        used_nl = place_l < rows.lengths[:, None]
+        self.tokens[row_n, : len(place_l)] = rows.tokens
+        self.segment_ids[row_n, : len(place_l)] = used_nl
+        self.positions[row_n, : len(place_l)] = used_nl * place_l
+
     def write(
         self,
         rows: Rows,
@@ -40,12 +48,12 @@ class Segments(NamedTuple):
         segment_n: NDArray[np.int64],
     ) -> None:
         """Write each example to its row, from its start on, as its segment."""
-        length = self.tokens.shape[1]
         lengths_n = rows.lengths.astype(np.int64)
+        length, width = self.tokens.shape[1], rows.tokens.shape[1]
         first_n = np.cumsum(lengths_n) - lengths_n
         each_t = np.arange(lengths_n.sum())
         place_t = np.repeat(row_n * length + start_n - first_n, lengths_n) + each_t
-        used_nl = np.arange(rows.tokens.shape[1]) < lengths_n[:, None]
+        used_nl = np.arange(width) < lengths_n[:, None]
         self.tokens.reshape(-1)[place_t] = rows.tokens[used_nl]
         self.segment_ids.reshape(-1)[place_t] = np.repeat(segment_n, lengths_n)
         self.positions.reshape(-1)[place_t] = each_t - np.repeat(first_n, lengths_n)
@@ -63,12 +71,13 @@ def best_fit_decreasing(
         capacities (10, 6); lengths (4, 2) (6, 1) (5, 3) (5, 4)   ->   rows 1 1 2 0
 
     (The two of length 5 would fill a row's first feature, but their second makes 7.) No example may
-    exceed the capacities. About 0.25 million rows a second on one core: the rows with room lie in
+    exceed the capacities. Some 0.2 million rows a second on one core: the rows with room lie in
     lists by their free space, and an integer has a bit for each list that is not empty.
     """
     if not len(lengths_n2):
         return np.zeros(0, np.int64)
-    order = np.argsort(-(lengths_n2 / capacities).max(axis=1), kind="stable")
+    shares_n2 = lengths_n2 * capacities[::-1]  # over one denominator, so exact
+    order = np.argsort(-shares_n2.max(axis=1), kind="stable")
     smallest, smallest_other = lengths_n2.min(axis=0).tolist()
     rows_by_free: list[list[int]] = [[] for _ in range(capacities[0] + 1)]
     free_other: list[int] = []
@@ -80,12 +89,11 @@ def best_fit_decreasing(
             lowest = candidates & -candidates
             found = needed + lowest.bit_length() - 1
             rows = rows_by_free[found]
-            place = next(
-                (i for i in reversed(range(len(rows))) if free_other[rows[i]] >= needed_other), -1
-            )
+            place = _find(rows, free_other, needed_other)
             if place >= 0:
                 row, free = rows.pop(place), found
-                nonempty ^= 0 if rows else 1 << found
+                if not rows:
+                    nonempty ^= 1 << found
                 break
             candidates ^= lowest
         else:
@@ -99,3 +107,11 @@ def best_fit_decreasing(
     result_n = np.empty(len(order), np.int64)
     result_n[order] = row_of
     return result_n
+
+
+def _find(rows: list[int], free: list[int], needed: int) -> int:
+    """Return the last place in `rows` of a row with enough free, or -1."""
+    for place in range(len(rows) - 1, -1, -1):
+        if free[rows[place]] >= needed:
+            return place
+    return -1

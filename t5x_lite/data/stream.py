@@ -206,14 +206,26 @@ class Stream:
         """Read, corrupt and write those examples that lie in the given rows."""
         local_row = np.full(self.batch_size, -1)
         local_row[rows_b] = np.arange(len(rows_b))
-        placed = placed._replace(row_n=local_row[placed.row_n])
+        local_n = local_row[placed.row_n]
         segments = {
             feature: Segments.empty(len(rows_b), length)
             for feature, length in self._lengths.items()
         }
         for task, examples in enumerate(self._examples):
-            own = np.flatnonzero((placed.task_n == task) & (placed.row_n >= 0))
-            _write(segments, examples, _Placed(*(column[own] for column in placed)))
+            own = np.flatnonzero((placed.task_n == task) & (local_n >= 0))
+            if not len(own):
+                continue
+            features = examples.features(placed.epoch_n[own], placed.index_n[own])
+            for column, feature in enumerate(FEATURES):
+                if self._pack:
+                    segments[feature].write(
+                        features[feature],
+                        row_n=local_n[own],
+                        start_n=placed.starts_n2[own, column],
+                        segment_n=placed.segment_n[own],
+                    )
+                else:
+                    segments[feature].fill(features[feature], local_n[own])
         return converters.encoder_decoder(segments, packed=self._pack)
 
 
@@ -259,14 +271,14 @@ def _evaluation_batches(
 ) -> Iterator[tuple[Batch, int]]:
     for first in range(0, size, batch_size):
         count = min(batch_size, size - first)
-        row_n = np.flatnonzero(rows_b < count)
-        zeros = np.zeros_like(row_n)
         segments = {
             feature: Segments.empty(len(rows_b), length) for feature, length in lengths.items()
         }
-        index_n = first + rows_b[row_n]
-        starts_n2 = np.stack([zeros, zeros], axis=1)
-        _write(segments, examples, _Placed(zeros, zeros, index_n, row_n, zeros + 1, starts_n2))
+        row_n = np.flatnonzero(rows_b < count)
+        if len(row_n):
+            features = examples.features(np.zeros_like(row_n), first + rows_b[row_n])
+            for feature in FEATURES:
+                segments[feature].fill(features[feature], row_n)
         yield converters.encoder_decoder(segments, packed=False), count
 
 
@@ -280,25 +292,13 @@ def _cut(placed: _Placed, low: int, high: int, *, to: int) -> _Placed:
 def _lay_out(
     row_n: NDArray[np.int64], lengths_n2: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return each example's segment (from 1) and the starts of its features, in ascending rows.
+    """Return each example's segment (from 1) and the starts of its features: [n] and [n, 2].
 
-    rows      0 0 0 1 1        segments  1 2 3 1 2
-    lengths   3 1 2 4 2        starts    0 3 4 0 4
+    The rows must ascend; with one of the two features shown:
+
+        rows      0 0 0 1 1        segments  1 2 3 1 2
+        lengths   3 1 2 4 2        starts    0 3 4 0 4
     """
     first_n = np.searchsorted(row_n, row_n)
     before_n2 = np.cumsum(lengths_n2, axis=0) - lengths_n2
     return np.arange(len(row_n)) - first_n + 1, before_n2 - before_n2[first_n]
-
-
-def _write(segments: Mapping[str, Segments], examples: Examples, placed: _Placed) -> None:
-    """Write the features of one task's examples to their places, where there are any."""
-    if not len(placed.row_n):
-        return
-    features = examples.features(placed.epoch_n, placed.index_n)
-    for column, feature in enumerate(FEATURES):
-        segments[feature].write(
-            features[feature],
-            row_n=placed.row_n,
-            start_n=placed.starts_n2[:, column],
-            segment_n=placed.segment_n,
-        )

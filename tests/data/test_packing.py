@@ -1,8 +1,6 @@
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from t5x_lite.data.packing import Segments, best_fit_decreasing
 from t5x_lite.objectives.spans import Rows
@@ -68,12 +66,26 @@ def test_segments_hold_examples_end_to_end_with_ids_and_positions():
     assert segments.positions.tolist() == [[0] * 9, [0, 1, 2, 0, 1, 2, 3, 0, 0]]
 
 
-@given(arrays(np.int32, (5, 6), elements=st.integers(0, 9)), st.permutations(range(5)))
-def test_one_example_per_row_is_its_tokens_and_zeros(tokens, rows):
-    segments = Segments.empty(5, 8)
-    whole = np.full(5, 6, np.int32)
-    zeros = np.zeros(5, np.int64)
-    segments.write(Rows(tokens, whole), row_n=np.array(rows), start_n=zeros, segment_n=zeros + 1)
-    np.testing.assert_array_equal(segments.tokens[rows, :6], tokens)
-    assert segments.tokens[:, 6:].sum() == 0
-    assert segments.segment_ids.sum() == pytest.approx(30)
+@given(st.lists(st.lists(st.integers(1, 6), max_size=4), min_size=1, max_size=5), st.booleans())
+def test_segments_are_those_written_one_token_at_a_time(rows, one_per_row):
+    """`rows` has the lengths of the examples of each row."""
+    rows = [lengths[: 1 if one_per_row else None] for lengths in rows]
+    expected, segments = Segments.empty(len(rows), 24), Segments.empty(len(rows), 24)
+    places, tokens = [], np.zeros((sum(map(len, rows)), 24), np.int32)
+    for row, lengths in enumerate(rows):
+        for number, length in enumerate(lengths):
+            start = sum(lengths[:number])
+            tokens[len(places), :length] = range(50 + start, 50 + start + length)
+            places.append((row, start, number + 1, length))
+            for position in range(length):
+                expected.tokens[row, start + position] = 50 + start + position
+                expected.segment_ids[row, start + position] = number + 1
+                expected.positions[row, start + position] = position
+    row_n, start_n, segment_n, length_n = np.array(places, int).reshape(-1, 4).T
+    written = Rows(tokens, length_n.astype(np.int32))
+    if one_per_row:
+        segments.fill(written, row_n)
+    else:
+        segments.write(written, row_n=row_n, start_n=start_n, segment_n=segment_n)
+    for found, wanted in zip(segments, expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
