@@ -51,16 +51,13 @@ class Checkpoints:
 
     def __init__(self, model_dir: str | Path, policy: CheckpointPolicy):
         self.policy = policy
-        preservation = ocp.training.preservation_policies
+        saving, keeping = ocp.training.save_decision_policies, ocp.training.preservation_policies
+        keep = keeping.PreserveAll() if policy.keep_latest is None else None
         self._checkpointer = ocp.training.Checkpointer(
             str(Path(model_dir).absolute() / "checkpoints"),
-            # orbax declares its own policies against two different protocols.
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(
-                policy.every_steps
-            ),
-            preservation_policy=preservation.PreserveAll()
-            if policy.keep_latest is None
-            else preservation.LatestN(policy.keep_latest),
+            # orbax types these two by its new protocols and its policies by the old ones.
+            save_decision_policy=saving.FixedIntervalPolicy(policy.every_steps),  # pyright: ignore
+            preservation_policy=keep or keeping.LatestN(policy.keep_latest),  # pyright: ignore
             cleanup_tmp_directories=True,
         )
 

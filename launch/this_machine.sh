@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The main job, on this machine's CPU: sets up its environment and pretrains a tiny T5 1.1 on several
+# tasks. Run it again to see it continue or report; arguments go to `t5x_lite train`:
+#
+#   launch/this_machine.sh --gin.TRAIN_STEPS=1200
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. launch/environment.sh
+exec t5x_lite train --gin_file=recipes/tiny_embedded.gin --gin.MODEL_DIR=runs/tiny "$@"
