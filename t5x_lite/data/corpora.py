@@ -206,13 +206,18 @@ def _topics(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _docstrings(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield ("", the module's docstring), (".Class.method", its docstring) ... of a source file."""
+    """Yield ("", the module's docstring), (".Class.method", its docstring) ... of a source file.
+
+    What is defined inside a function is left out.
+    """
 
     def visit(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
         if isinstance(node, ast.Module | _DEFINITIONS) and (text := ast.get_docstring(node)):
             yield name, text
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.stmt | ast.excepthandler):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            return
+        for field in ("body", "orelse", "handlers", "finalbody"):
+            for child in getattr(node, field, ()):
                 inner = f"{name}.{child.name}" if isinstance(child, _DEFINITIONS) else name
                 yield from visit(child, inner)
 

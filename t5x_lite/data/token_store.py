@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import seqio
 
 FORMAT = 1
-_TOKENISING_PACKAGES = ("seqio", "sentencepiece", "tensorflow-text")
+TOKENISING_PACKAGES = ("seqio", "sentencepiece", "tensorflow-text")
 _EXAMPLES_PER_READ = 512
 
 
@@ -159,7 +159,7 @@ def describe_store(task: "seqio.Task", split: str) -> dict[str, Any]:
         },
         "preprocessors": [_describe_step(step) for step in steps[:cache_step]],
         "source": _describe_source(task.source, split),
-        "versions": {name: importlib.metadata.version(name) for name in _TOKENISING_PACKAGES},
+        "versions": {name: importlib.metadata.version(name) for name in TOKENISING_PACKAGES},
     }
 
 
@@ -275,7 +275,7 @@ def _describe_source(source: Any, split: str) -> dict[str, Any]:
 
 
 def _describe_step(step: Any) -> dict[str, Any]:
-    """Describe a preprocessor: its name, its bound arguments, its module's content."""
+    """Describe a preprocessor: the function or class, its module's content, its arguments."""
     arguments: dict[str, Any] = {}
     while isinstance(step, functools.partial):
         positional = {str(place): value for place, value in enumerate(step.args)}
@@ -284,17 +284,22 @@ def _describe_step(step: Any) -> dict[str, Any]:
     if not hasattr(step, "__qualname__"):  # an instance with __call__
         arguments["self"] = step
         step = type(step)
-    module = sys.modules.get(inspect.unwrap(step).__module__)
-    source = Path(file).read_bytes() if (file := getattr(module, "__file__", None)) else b""
     return {
-        "name": f"{step.__module__}.{step.__qualname__}",
+        "step": _describe_function(step),
         "arguments": {name: _describe_value(value) for name, value in sorted(arguments.items())},
-        "module": hashlib.sha256(source).hexdigest(),
     }
 
 
 def _describe_value(value: Any) -> str:
     """Return a text that is the same in every process: no memory addresses."""
     if callable(value) and hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
+        return _describe_function(value)
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _describe_function(function: Any) -> str:
+    """Return the name of a function and a hash of the module it is written in."""
+    module = sys.modules.get(inspect.unwrap(function).__module__)
+    source = Path(file).read_bytes() if (file := getattr(module, "__file__", None)) else b""
+    digest = hashlib.sha256(source).hexdigest()[:16]
+    return f"{function.__module__}.{function.__qualname__} ({digest})"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece
+from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
 from t5x_lite.errors import ConfigError
@@ -59,7 +60,7 @@ class Vocabulary:
     @functools.cached_property
     def fingerprint(self) -> str:
         """The SHA-256 of the model file."""
-        return hashlib.sha256(Path(self.path).read_bytes()).hexdigest()
+        return hashlib.sha256(self._content()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without EOS."""
@@ -73,15 +74,21 @@ class Vocabulary:
     def _piece(self, token: int) -> str:
         return self._processor.id_to_piece(token).removeprefix("▁")
 
+    def _content(self) -> bytes:
+        try:
+            return Path(self.path).read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"the vocabulary {self.path!r} cannot be read: {error.strerror}", "Vocabulary.path"
+            ) from None
+
     @functools.cached_property
     def _processor(self) -> sentencepiece.SentencePieceProcessor:
         try:
-            content = Path(self.path).read_bytes()
-            model = _ModelProto.FromString(content)
-        except (OSError, ValueError) as error:
+            model = _ModelProto.FromString(self._content())
+        except DecodeError:
             raise ConfigError(
-                f"the vocabulary {self.path!r} is not a readable SentencePiece model: {error}",
-                "Vocabulary.path",
+                f"the vocabulary {self.path!r} is no SentencePiece model", "Vocabulary.path"
             ) from None
         for extra_id in reversed(range(self.extra_ids)):
             piece = model.pieces.add(piece=f"▁<extra_id_{extra_id}>", score=0.0)

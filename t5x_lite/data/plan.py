@@ -1,0 +1,332 @@
+"""From the description of a run's data to token stores that are ready to be read.
+
+The first start registers the declared tasks with seqio, tokenises them and writes down what came of
+it; later starts read that plan and import neither seqio nor TensorFlow.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from t5x_lite.data.stream import StreamTask
+from t5x_lite.data.tasks import Declaration, Denoise, to_vocabulary
+from t5x_lite.data.token_store import (
+    TOKENISING_PACKAGES,
+    TokenStore,
+    build_token_store,
+    describe_store,
+)
+from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.errors import ConfigError
+from t5x_lite.objectives.denoising import Objective, SpanCorruption
+
+if TYPE_CHECKING:
+    import seqio
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Data:
+    """What to train on.
+
+    mixture_or_task_name: a seqio mixture or task, which one of `declarations` or of the Python
+    modules named in `modules` registers when it is imported.
+    feature_lengths: tokens of "inputs" and "targets" in a row.
+    data_dir: where corpora, vocabularies and token stores are made and found again.
+    objective: what text tasks are turned into.
+    vocabulary: one to use in place of the tasks' own.
+    pack: put several short examples in one row.
+    seed: of the order of examples, the draws among tasks and the noise.
+    """
+
+    mixture_or_task_name: str
+    feature_lengths: Mapping[str, int]
+    data_dir: str
+    objective: Objective = dataclasses.field(default_factory=SpanCorruption)
+    declarations: tuple[Declaration, ...] = ()
+    modules: tuple[str, ...] = ()
+    vocabulary: Vocabulary | None = None
+    pack: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PlannedTask:
+    """A task's rate, whether it is text for the objective, and the store of each split it has."""
+
+    name: str
+    rate: float
+    is_text: bool
+    stores: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stores of a mixture's tasks, under one vocabulary."""
+
+    data_dir: str
+    objective: Objective
+    vocabulary_path: str
+    extra_ids: int
+    tasks: tuple[PlannedTask, ...]
+
+    def vocabulary(self) -> Vocabulary:
+        """Return the vocabulary that all tasks share."""
+        return Vocabulary(self.vocabulary_path, self.extra_ids)
+
+    def train_tasks(self) -> list[StreamTask]:
+        """Open the train store of each task that is ever drawn."""
+        return [self._open(task, "train") for task in self.tasks if task.rate > 0]
+
+    def validation_tasks(self) -> list[StreamTask]:
+        """Open the validation store of each task that has one."""
+        return [
+            self._open(task, "validation") for task in self.tasks if "validation" in task.stores
+        ]
+
+    def _open(self, task: PlannedTask, split: str) -> StreamTask:
+        store = TokenStore.open(os.path.join(self.data_dir, task.stores[split]))
+        return StreamTask(task.name, store, task.rate, self.objective if task.is_text else None)
+
+
+def prepare(data: Data, report: Callable[[str], None] = lambda line: None) -> Plan:
+    """Return the plan of a run's data, making what is missing under `data.data_dir`.
+
+    `report` is told, a line at a time, what takes long. Raises ConfigError for a name that nobody
+    registers, for features too short for the objective, for a corpus that cannot be read or is
+    empty, and for tasks that a token store cannot serve.
+    """
+    data = dataclasses.replace(data, data_dir=os.path.abspath(data.data_dir))
+    if not data.modules:
+        _check_name(data, [name for declared in data.declarations for name in declared.names])
+    path = Path(data.data_dir, "plans", _fingerprint(data) + ".json")
+    if (plan := _read_plan(path, data)) is None:
+        plan = _make_plan(data, report)
+        _write_plan(path, plan)
+    return plan
+
+
+def _make_plan(data: Data, report: Callable[[str], None]) -> Plan:
+    report("importing seqio and TensorFlow ...")
+    _import_seqio()
+    rates = _registered_tasks(data, report)
+    vocabularies = {
+        to_vocabulary(feature.vocabulary)
+        for task, _ in rates
+        for feature in task.output_features.values()
+    }
+    if len({(vocabulary.fingerprint, vocabulary.size) for vocabulary in vocabularies}) > 1:
+        raise ConfigError(
+            f"the tasks of {data.mixture_or_task_name!r} use different vocabularies: "
+            + ", ".join(sorted(vocabulary.path for vocabulary in vocabularies)),
+            "MIXTURE_OR_TASK_NAME",
+        )
+    vocabulary = min(vocabularies, key=lambda each: each.path)
+    is_text = {task.name: _is_text(task) for task, _ in rates}
+    if any(is_text.values()):
+        data.objective.raw_length(data.feature_lengths)
+    return Plan(
+        data_dir=data.data_dir,
+        objective=data.objective,
+        vocabulary_path=vocabulary.path,
+        extra_ids=vocabulary.extra_ids,
+        tasks=tuple(
+            PlannedTask(
+                task.name,
+                rate,
+                is_text[task.name],
+                {
+                    split: _store(task, split, data.data_dir, report)
+                    for split in _splits(task, rate)
+                },
+            )
+            for task, rate in rates
+        ),
+    )
+
+
+def _registered_tasks(
+    data: Data, report: Callable[[str], None]
+) -> list[tuple["seqio.Task", float]]:
+    """Let the user's modules and declarations register; return the tasks asked for and rates."""
+    import seqio
+
+    for module in data.modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(f"module {module!r}: {error}", "Data.modules") from error
+    for declaration in data.declarations:
+        declaration.register(data.data_dir, report)
+    _check_name(data, [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()])
+    provider = seqio.get_mixture_or_task(data.mixture_or_task_name)
+    if isinstance(provider, seqio.Mixture):
+        rates = [(task, float(provider.get_rate(task))) for task in provider.tasks]
+    else:
+        rates = [(provider, 1.0)]
+    if data.vocabulary is None:
+        return rates
+    pieces = seqio.SentencePieceVocabulary(data.vocabulary.path, data.vocabulary.extra_ids)
+    return [(_with_vocabulary(task, pieces), rate) for task, rate in rates]
+
+
+def _splits(task: "seqio.Task", rate: float) -> list[str]:
+    """Return the splits to tokenise: a task of rate 0 is there to be evaluated only."""
+    return [*(["train"] if rate else []), *(["validation"] if "validation" in task.splits else [])]
+
+
+def _store(task: "seqio.Task", split: str, data_dir: str, report: Callable[[str], None]) -> str:
+    """Return the directory, relative to `data_dir`, of a split's store, which is built if missing.
+
+    Its name holds a hash of what it is made from, so that a changed task gets a new store.
+    """
+    description = describe_store(task, split)
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+    folder = re.sub(r"[^\w.#]", "_", task.name)
+    name = os.path.join("stores", folder, f"{split}-{digest[:16]}")
+    directory = os.path.join(data_dir, name)
+    if not os.path.exists(directory):
+        report(f"tokenising {task.name}/{split} ...")
+        build_token_store(task, split, directory)
+    TokenStore.open(directory, description)
+    return name
+
+
+def _is_text(task: "seqio.Task") -> bool:
+    """Tell text tasks from pair tasks by what follows the cache placeholder; refuse all others.
+
+    `append_eos` counts as `append_eos_after_trim`: an example too long for its row keeps its EOS.
+    """
+    import seqio
+
+    steps = list(task.preprocessors)
+    places = [i for i, s in enumerate(steps) if isinstance(s, seqio.CacheDatasetPlaceholder)]
+    steps = steps[places[0] + 1 :] if places else steps
+    endings = seqio.preprocessors.append_eos_after_trim, seqio.preprocessors.append_eos
+    is_text = bool(steps) and isinstance(steps[0], Denoise)
+    if list(steps[is_text:]) not in ([endings[0]], [endings[1]]):
+        names = [getattr(step, "__name__", None) or repr(step) for step in steps]
+        raise ConfigError(
+            f"task {task.name!r} has {', '.join(names) or 'nothing'} after its "
+            "seqio.CacheDatasetPlaceholder: a token store serves tasks with append_eos_after_trim "
+            "there, with t5x_lite.data.tasks.Denoise before it where they are text",
+            "MIXTURE_OR_TASK_NAME",
+        )
+    return is_text
+
+
+def _with_vocabulary(task: "seqio.Task", vocabulary: "seqio.Vocabulary") -> "seqio.Task":
+    return task.replace(
+        output_features={
+            name: dataclasses.replace(feature, vocabulary=vocabulary)
+            for name, feature in task.output_features.items()
+        }
+    )
+
+
+def _check_name(data: Data, names: Iterable[str]) -> None:
+    """Raise ConfigError with the nearest names where the mixture or task is none of `names`."""
+    wanted, names = data.mixture_or_task_name, sorted(names)
+    if wanted not in names:
+        nearest = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5) or names
+        raise ConfigError(
+            f"no task or mixture is named {wanted!r}: the nearest are {', '.join(nearest[:10])}"
+            if names
+            else f"no task or mixture is named {wanted!r}: nothing is declared",
+            "MIXTURE_OR_TASK_NAME",
+        )
+
+
+def _fingerprint(data: Data) -> str:
+    """Return a name for all that decides a plan, short of the content of corpora."""
+    modules = {type(declared).__module__ for declared in data.declarations} | set(data.modules)
+    parts = [
+        _FORMAT,
+        data.mixture_or_task_name,
+        [repr(declaration) for declaration in data.declarations],
+        [(name, _module_digest(name)) for name in sorted(modules)],
+        data.vocabulary and (repr(data.vocabulary), data.vocabulary.fingerprint),
+        [(name, importlib.metadata.version(name)) for name in TOKENISING_PACKAGES],
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def _module_digest(name: str) -> str:
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    source = Path(spec.origin).read_bytes() if spec and spec.origin else b""
+    return hashlib.sha256(source).hexdigest()
+
+
+def _read_plan(path: Path, data: Data) -> Plan | None:
+    """Read a plan; None where there is none or something it rests on is gone or has changed."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    tasks = tuple(PlannedTask(**task) for task in content.pop("tasks"))
+    fingerprint = content.pop("fingerprint")
+    plan = Plan(data_dir=data.data_dir, objective=data.objective, tasks=tasks, **content)
+    if not os.path.exists(plan.vocabulary_path) or plan.vocabulary().fingerprint != fingerprint:
+        return None
+    for task in tasks:
+        for directory in task.stores.values():
+            try:
+                manifest = TokenStore.open(os.path.join(data.data_dir, directory)).manifest
+            except ConfigError:
+                return None
+            for shard, size in manifest["source"]["sizes"].items():
+                if os.path.exists(shard) and os.path.getsize(shard) != size:
+                    return None
+    return plan
+
+
+def _write_plan(path: Path, plan: Plan) -> None:
+    content = {
+        "vocabulary_path": plan.vocabulary_path,
+        "extra_ids": plan.extra_ids,
+        "fingerprint": plan.vocabulary().fingerprint,
+        "tasks": [dataclasses.asdict(task) for task in plan.tasks],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        json.dump(content, file, indent=2)
+    os.replace(file.name, path)
+
+
+def _import_seqio() -> None:
+    """Import seqio and TensorFlow quietly, and keep TensorFlow off the accelerators."""
+    with _discarded_stderr():
+        import seqio  # noqa: F401
+        import tensorflow as tf
+
+        for kind in ("GPU", "TPU"):
+            with contextlib.suppress(RuntimeError):  # devices in use already
+                tf.config.set_visible_devices([], kind)
+
+
+@contextlib.contextmanager
+def _discarded_stderr() -> Iterator[None]:
+    """Discard what is written to file descriptor 2: TensorFlow's greetings obey no setting."""
+    kept, discarded = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(discarded, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(discarded)
