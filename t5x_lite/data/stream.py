@@ -65,8 +65,10 @@ class _Window(NamedTuple):
 class Stream:
     """A mixture of tasks as an endless sequence of batches, addressed by position.
 
-    Each task is repeated for ever, each epoch in a new order that meets every example once. Raises
-    ConfigError for an empty store and for features that do not suit a task.
+    Each task is repeated for ever, each epoch in a new order that meets every example once. The
+    order follows from the tasks, their rates and sizes, the feature lengths, the seed, `pack` and
+    `window_examples`; the batch size only cuts it. Raises ConfigError for an empty store and for
+    features that do not suit a task.
     """
 
     def __init__(
@@ -154,7 +156,7 @@ class Stream:
         while True:
             parts, filled = [], 0
             while filled < self.batch_size:
-                if row == window.num_rows:
+                if row >= window.num_rows:
                     window, row = self._plan(window.number + 1, window.drawn_after), 0
                 taken = min(self.batch_size - filled, window.num_rows - row)
                 parts.append(_cut(window.placed, row, row + taken, to=filled))

@@ -2,8 +2,13 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from t5x_lite.data.token_store import TokenStore
+
+# How long an example takes depends on what else the machine is doing.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 class MemoryStore:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from t5x_lite.data import batches
 from t5x_lite.data.batches import prefetch, process_rows, to_devices
 from t5x_lite.errors import ConfigError
 
@@ -85,36 +86,33 @@ def test_the_thread_ends_with_the_items_and_with_an_exception_of_the_consumer():
     assert threading.active_count() == before
 
 
-def test_only_the_consumers_waiting_is_counted():
-    gate = threading.Event()
+def test_only_the_consumers_waiting_is_counted(monkeypatch):
+    """By a clock that stands still but where the test moves it."""
+    seconds, waiting, ready = [0.0], threading.Event(), threading.Event()
 
-    def gated():
-        gate.wait(10)
-        yield 1
+    def clock():
+        waiting.set()
+        return seconds[0]
 
-    with prefetch(gated(), lambda item: item) as items:
-        opener = threading.Timer(0.05, gate.set)
-        opener.start()
-        next(items)
-        opener.join()
-        assert 0.02 < items.waited < 5
-
-    ready = threading.Event()
-
-    def at_once():
-        yield 1
+    def shards():
+        assert waiting.wait(10)
+        seconds[0] = 7.0
+        yield "slow"
+        yield "ready in time"
         ready.set()
 
-    with prefetch(at_once(), lambda item: item) as items:
+    monkeypatch.setattr(batches.time, "perf_counter", clock)
+    with prefetch(shards(), str.upper) as items:
+        assert next(items) == "SLOW"
+        assert items.waited == 7
         assert ready.wait(10)
-        next(items)
-        assert items.waited < 0.01
+        seconds[0] = 20.0
+        assert next(items) == "READY IN TIME"
+        assert items.waited == 7
 
 
 def _sharding(*spec):
-    mesh = jax.make_mesh(
-        (jax.device_count(), 1), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2
-    )
+    mesh = jax.make_mesh((4, 2), ("data", "sequence"), axis_types=(AxisType.Auto,) * 2)
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
@@ -148,22 +146,21 @@ def test_separate_rows_on_one_process_are_refused():
     assert error.value.names == ("MESH",)
 
 
-def test_one_process_feeds_all_rows():
-    batch_size = 2 * jax.device_count()
-    assert process_rows(batch_size, _sharding("data", None)) == slice(0, batch_size)
+@pytest.mark.parametrize("spec", [("data",), ("data", "sequence"), ()])
+def test_one_process_feeds_all_rows(spec):
+    assert process_rows(12, _sharding(*spec)) == slice(0, 12)
 
 
-@pytest.mark.skipif(jax.device_count() == 1, reason="every batch divides over one device")
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
-    with pytest.raises(ConfigError, match="does not divide over the devices") as error:
-        process_rows(jax.device_count() + 1, _sharding("data"))
+    with pytest.raises(ConfigError, match="batch of 6 rows does not divide") as error:
+        process_rows(6, _sharding("data", "sequence"))
     assert error.value.names == ("BATCH_SIZE",)
 
 
-def test_batches_become_global_arrays_in_their_sharding():
-    batch_size = 2 * jax.device_count()
-    tokens = np.arange(batch_size * 3, dtype=np.int32).reshape(batch_size, 3)
-    sharding = _sharding("data")
-    arrays = to_devices({"tokens": tokens}, sharding, batch_size=batch_size)
+@pytest.mark.parametrize("spec", [("data",), ("data", "sequence"), ()])
+def test_batches_become_global_arrays_in_their_sharding(spec):
+    tokens = np.arange(12 * 6, dtype=np.int32).reshape(12, 6)
+    sharding = _sharding(*spec)
+    arrays = to_devices({"tokens": tokens}, sharding, batch_size=12)
     assert arrays["tokens"].sharding.is_equivalent_to(sharding, 2)
     np.testing.assert_array_equal(arrays["tokens"], tokens)
