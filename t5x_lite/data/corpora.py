@@ -126,7 +126,8 @@ def read_shard(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
             f"{path} cannot be read after line {number}: {error}", "DATA_DIR"
         ) from None
     except ValueError as error:
-        raise ConfigError(f"{path}, line {number}: {error}", "DATA_DIR") from None
+        reason = f"no JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else error
+        raise ConfigError(f"{path}, line {number}: {reason}", "DATA_DIR") from None
 
 
 def document_name(document: Mapping[str, Any]) -> str:

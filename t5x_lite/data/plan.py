@@ -278,10 +278,18 @@ def _read_plan(path: Path, data: Data) -> Plan | None:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
-    tasks = tuple(PlannedTask(**task) for task in content.pop("tasks"))
-    fingerprint = content.pop("fingerprint")
-    plan = Plan(data_dir=data.data_dir, objective=data.objective, tasks=tasks, **content)
-    if not os.path.exists(plan.vocabulary_path) or plan.vocabulary().fingerprint != fingerprint:
+    tasks = tuple(PlannedTask(**task) for task in content["tasks"])
+    plan = Plan(
+        data_dir=data.data_dir,
+        objective=data.objective,
+        vocabulary_path=os.path.join(data.data_dir, content["vocabulary_path"]),
+        extra_ids=content["extra_ids"],
+        tasks=tasks,
+    )
+    try:
+        if plan.vocabulary().fingerprint != content["fingerprint"]:
+            return None
+    except ConfigError:
         return None
     for task in tasks:
         for directory in task.stores.values():
@@ -296,8 +304,12 @@ def _read_plan(path: Path, data: Data) -> Plan | None:
 
 
 def _write_plan(path: Path, plan: Plan) -> None:
+    """Write a plan, whose paths are relative to its directory, which may thus be moved."""
+    vocabulary_path = Path(plan.vocabulary_path)
+    if vocabulary_path.is_relative_to(plan.data_dir):
+        vocabulary_path = vocabulary_path.relative_to(plan.data_dir)
     content = {
-        "vocabulary_path": plan.vocabulary_path,
+        "vocabulary_path": str(vocabulary_path),
         "extra_ids": plan.extra_ids,
         "fingerprint": plan.vocabulary().fingerprint,
         "tasks": [dataclasses.asdict(task) for task in plan.tasks],

@@ -256,19 +256,16 @@ class Denoise:
     """
 
     objective: Objective
+    sequence_length: Mapping[str, int] | None = None  # seqio sets this and the next at run time
+    output_features: Mapping[str, Any] | None = None
 
-    def __call__(
-        self,
-        dataset: "tf.data.Dataset",
-        sequence_length: Mapping[str, int],
-        output_features: Mapping[str, "seqio.Feature"],
-    ) -> "tf.data.Dataset":
+    def __call__(self, dataset: "tf.data.Dataset") -> "tf.data.Dataset":
         """Join documents in groups, cut them into pieces and make inputs and targets of each."""
         import seqio
         import tensorflow as tf
 
-        raw_length = self.objective.raw_length(sequence_length)
-        sentinels = to_vocabulary(output_features["targets"].vocabulary).sentinels
+        raw_length = self.objective.raw_length(self.sequence_length or {})
+        sentinels = to_vocabulary((self.output_features or {})["targets"].vocabulary).sentinels
 
         def features(tokens: NDArray, seed: NDArray) -> list[NDArray]:
             rows = Rows(tokens[None].astype(np.int32), np.array([len(tokens)], np.int32))

@@ -1,0 +1,80 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from t5x_lite.errors import ConfigError
+from t5x_lite.objectives import philox
+from t5x_lite.objectives.denoising import SpanCorruption
+from t5x_lite.objectives.spans import Rows, Sentinels
+
+SENTINELS = Sentinels(first=32099, count=100)
+
+
+def corrupt(lengths, seed=0, objective=SpanCorruption()):  # noqa: B008
+    lengths = np.asarray(lengths, np.int32)
+    tokens = np.arange(3, 3 + lengths.max(), dtype=np.int32) * (
+        np.arange(lengths.max()) < lengths[:, None]
+    )
+    keys_b2 = philox.example_keys(seed, 0, 0 * lengths, np.arange(len(lengths)))
+    return objective(Rows(tokens.astype(np.int32), lengths), keys_b2, SENTINELS)
+
+
+def test_t5s_geometry_fills_both_features():
+    objective = SpanCorruption()
+    assert objective.raw_length({"inputs": 512, "targets": 114}) == 568
+    features = corrupt([568] * 3)
+    assert features["inputs"].lengths.tolist() == [511] * 3  # and EOS
+    assert features["targets"].lengths.tolist() == [113] * 3
+
+
+def test_inputs_begin_with_text_and_targets_with_the_first_sentinel():
+    features = corrupt([100, 57])
+    assert features["inputs"].tokens[:, 0].tolist() == [3, 3]
+    assert features["targets"].tokens[:, 0].tolist() == [SENTINELS.first] * 2
+
+
+def test_noise_depends_on_the_key_alone():
+    twice = [corrupt([300, 300], seed=5)["inputs"].tokens for _ in range(2)]
+    np.testing.assert_array_equal(*twice)
+    assert not np.array_equal(twice[0][0], twice[0][1])
+    assert not np.array_equal(twice[0], corrupt([300, 300], seed=6)["inputs"].tokens)
+
+
+def test_targets_shorter_than_the_objective_makes_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"targets of 113 tokens are too short.* of 114"
+    ) as caught:
+        SpanCorruption().raw_length({"inputs": 512, "targets": 113})
+    assert caught.value.names == ("TASK_FEATURE_LENGTHS",)
+
+
+def test_a_missing_feature_is_named():
+    with pytest.raises(ConfigError, match="lacks 'targets'"):
+        SpanCorruption().raw_length({"inputs": 512})
+
+
+def test_inputs_too_short_for_a_corrupted_text_are_refused():
+    with pytest.raises(ConfigError, match="inputs of 2 tokens"):
+        SpanCorruption().raw_length({"inputs": 2, "targets": 8})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("noise_density", 0.0),
+        ("noise_density", 1.0),
+        ("mean_noise_span_length", 0.5),
+        ("documents_per_group", 0),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(field, value):
+    with pytest.raises(ConfigError, match=field) as caught:
+        SpanCorruption(**{field: value})
+    assert caught.value.names == (f"SpanCorruption.{field}",)
+
+
+def test_an_objective_is_a_value():
+    assert SpanCorruption() == SpanCorruption(0.15, 3.0, 128)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SpanCorruption().noise_density = 0.5
