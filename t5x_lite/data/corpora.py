@@ -31,7 +31,7 @@ STANDARD_LIBRARY = "python"
 PACKAGES = (
     STANDARD_LIBRARY,
     *("absl", "beartype", "etils", "flax", "gin", "jax", "matplotlib", "mpl_toolkits", "numpy"),
-    *("optax", "orbax", "PIL", "rich", "scipy", "seqio", "tensorflow_datasets", "treescope"),
+    *("optax", "orbax", "PIL", "rich", "scipy", "seqio", "treescope"),
 )
 TRAIN_SHARDS, VALIDATION_SHARDS = 4, 1
 
@@ -46,11 +46,12 @@ _TIMESTAMP = "2026-01-01T00:00:00Z"
 
 @dataclass(frozen=True)
 class CorpusSummary:
-    """What a corpus holds: documents of either split and characters of text in both."""
+    """What a corpus holds: documents of either split, characters in both, and whose they are."""
 
     train_documents: int
     validation_documents: int
     characters: int
+    packages: tuple[str, ...]
 
 
 def write_embedded_corpus(
@@ -61,7 +62,7 @@ def write_embedded_corpus(
     Documents are ordered by a hash of their names, so that neighbours are unrelated, and 2 % of the
     names, chosen by the same hash, are the validation split. The directory appears only when
     everything in it is complete. A corpus once written is kept although packages were updated: what
-    was learned from it must stay repeatable.
+    was learned from it must stay repeatable. Raises ConfigError where it is that of other packages.
     """
     directory = Path(directory)
     if not (directory / "corpus.json").exists():
@@ -73,7 +74,16 @@ def write_embedded_corpus(
             partial.rename(directory)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return CorpusSummary(**json.loads((directory / "corpus.json").read_text("utf-8")))
+    content = json.loads((directory / "corpus.json").read_text("utf-8"))
+    summary = CorpusSummary(**{**content, "packages": tuple(content["packages"])})
+    if summary.packages != tuple(packages):
+        raise ConfigError(
+            f"{directory} holds the corpus of the packages {', '.join(summary.packages)}, asked "
+            f"for are {', '.join(packages)}: use another directory",
+            "EmbeddedCorpus.packages",
+            "DATA_DIR",
+        )
+    return summary
 
 
 def embedded_documents(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
@@ -152,6 +162,7 @@ def _write_corpus(directory: Path, packages: Sequence[str]) -> None:
         train_documents=len(splits["train"]),
         validation_documents=len(splits["validation"]),
         characters=sum(map(len, texts.values())),
+        packages=tuple(packages),
     )
     (directory / "corpus.json").write_text(json.dumps(asdict(summary)) + "\n", "utf-8")
 

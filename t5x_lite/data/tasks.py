@@ -86,6 +86,10 @@ class EmbeddedCorpus:
     characters_per_example: int = 512
     packages: Sequence[str] = corpora.PACKAGES
 
+    def __post_init__(self):
+        """Refuse a limit or a temperature that gives no rates, before the corpus is made."""
+        examples_proportional_rates({}, limit=self.limit, temperature=self.temperature)
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the tasks and of the mixture."""

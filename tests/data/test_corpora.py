@@ -159,11 +159,19 @@ def test_a_documents_split_depends_on_its_name_alone(tmp_path):
     assert 0.005 < len(names[2, "validation"]) / len(names[2, "train"]) < 0.05
 
 
-def test_a_corpus_once_written_is_kept(tmp_path, orchard):
+def test_a_corpus_once_written_is_kept_although_packages_change(tmp_path, orchard):
     before = corpora.write_embedded_corpus(tmp_path / "corpus", [orchard])
     content = read_bytes(tmp_path / "corpus")
-    assert corpora.write_embedded_corpus(tmp_path / "corpus", ["optax"]) == before
+    (tmp_path / "path" / orchard / "trees.py").write_text("")
+    assert corpora.write_embedded_corpus(tmp_path / "corpus", [orchard]) == before
     assert read_bytes(tmp_path / "corpus") == content
+
+
+def test_the_corpus_of_other_packages_is_refused(tmp_path, orchard):
+    corpora.write_embedded_corpus(tmp_path / "corpus", [orchard])
+    with pytest.raises(ConfigError, match="the packages orchard, asked for are gin") as caught:
+        corpora.write_embedded_corpus(tmp_path / "corpus", ["gin"])
+    assert caught.value.names == ("EmbeddedCorpus.packages", "DATA_DIR")
 
 
 def test_a_corpus_cut_short_is_no_corpus(tmp_path, orchard, monkeypatch):

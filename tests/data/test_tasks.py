@@ -155,6 +155,12 @@ def test_the_mixture_has_examples_proportional_rates(vocabulary, data_dir):
     assert rates == counts | {"embedded_text": text_characters // 512}
 
 
+def test_mixing_that_cannot_work_is_refused_when_it_is_declared():
+    with pytest.raises(ConfigError, match="limit is 0") as caught:
+        EmbeddedCorpus(limit=0)
+    assert caught.value.names == ("EmbeddedCorpus.limit",)
+
+
 def test_registering_again_takes_the_place_of_the_first(vocabulary, data_dir, capsys):
     before = seqio.TaskRegistry.get("embedded_text")
     lines = []
