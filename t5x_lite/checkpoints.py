@@ -8,14 +8,14 @@ Order in which a run looks for its start:
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from orbax.checkpoint import v1 as ocp
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.training.state import TrainState
 
 Json = dict[str, Any]
+State = TypeVar("State", bound=NamedTuple)  # its fields are trees of arrays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,16 +45,20 @@ class CheckpointPolicy:
 class Checkpoints:
     """The checkpoints of one run, under `model_dir`/checkpoints/<step>; a context manager.
 
-    Saving copies the arrays and goes on in the background; a step directory appears under its final
-    name only when all of it is written, so a killed save is never mistaken for a checkpoint.
+    Saving copies the arrays and goes on in the background; a step directory counts only once it
+    holds its commit marker, which is written last, so neither a killed save nor half of a copy is
+    ever mistaken for a checkpoint, on any kind of file system.
     """
 
     def __init__(self, model_dir: str | Path, policy: CheckpointPolicy):
         self.policy = policy
         saving, keeping = ocp.training.save_decision_policies, ocp.training.preservation_policies
         keep = keeping.PreserveAll() if policy.keep_latest is None else None
+        context = ocp.Context()
+        context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE
         self._checkpointer = ocp.training.Checkpointer(
             str(Path(model_dir).absolute() / "checkpoints"),
+            context=context,
             # orbax types these two by its new protocols and its policies by the old ones.
             save_decision_policy=saving.FixedIntervalPolicy(policy.every_steps),  # pyright: ignore
             preservation_policy=keep or keeping.LatestN(policy.keep_latest),  # pyright: ignore
@@ -73,19 +77,19 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
-    def save(self, step: int, state: TrainState, progress: Json, *, force: bool = False) -> bool:
+    def save(self, step: int, state: NamedTuple, progress: Json, *, force: bool = False) -> bool:
         """Save in the background if the policy says so; `progress` is JSON: position and clock."""
         if self.latest_step == step:
             return False
         parts = {"state": state._asdict(), "progress": progress}
         return self._checkpointer.save_checkpointables_async(step, parts, force=force) is not None
 
-    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Json]:
+    def restore(self, step: int, abstract: State) -> tuple[State, Json]:
         """The state of a step, placed as `abstract` says, and its progress."""
         parts = self._checkpointer.load_checkpointables(
             step, {"state": abstract._asdict(), "progress": None}
         )
-        return TrainState(**parts["state"]), parts["progress"]
+        return abstract._replace(**parts["state"]), parts["progress"]
 
     def wait(self) -> None:
         """Return once everything saved so far is safely on disk."""
