@@ -87,6 +87,8 @@ def _prepare_environment() -> None:
     """Settings that only count before the libraries are imported; what the user set stays."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "t5x_lite", "compiled"))
     # Simulated devices share few cores: a slow one must not be taken for a hung one.
     flag = "--xla_cpu_collective_call_terminate_timeout_seconds"
     if flag not in os.environ.get("XLA_FLAGS", ""):

@@ -5,9 +5,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import rich.console
+from rich.box import SIMPLE
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+PLAIN_WIDTH = 110  # of tables and samples where the output is no terminal
 
 
 class Console:
@@ -18,6 +21,8 @@ class Console:
 
     def __init__(self, *, silent: bool = False):
         self._rich = rich.console.Console(quiet=silent, highlight=False, soft_wrap=True)
+        if not self._rich.is_terminal:
+            self._rich.width = PLAIN_WIDTH
         self._live: Live | None = None
 
     def note(self, text: str) -> None:
@@ -49,16 +54,24 @@ class Console:
         else:
             self._live.update(Text(text))
 
-    def table(
-        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1
-    ) -> None:
-        """Print a table whose first `words` columns are text and whose others are numbers."""
-        table = Table(title=title, title_justify="left", title_style="bold", show_lines=words > 1)
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table whose first column is text and whose others are numbers."""
+        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE)
         for i, column in enumerate(columns):
-            table.add_column(column, justify="left" if i < words else "right", overflow="fold")
+            table.add_column(column, justify="right" if i else "left", no_wrap=True)
         for row in rows:
             table.add_row(*map(Text, row))
         self._rich.print(table, soft_wrap=False)
+
+    def entries(self, title: str, entries: Sequence[Mapping[str, str]]) -> None:
+        """Print entries of named texts, each text on a line of its own, cut to the width."""
+        self._rich.print(Text(title, style="bold"))
+        for entry in entries:
+            self._rich.print()
+            for name, text in entry.items():
+                line = Text(f"  {name:<11}{' '.join(text.split())}")
+                line.truncate(self._rich.width, overflow="ellipsis")
+                self._rich.print(line)
 
 
 def training_line(step: int, steps: int, numbers: Mapping[str, float], eta: float) -> str:

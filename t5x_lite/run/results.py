@@ -55,15 +55,8 @@ def read_results(model_dir: Path) -> Results | None:
 def show_results(console: Console, model_dir: Path, results: Results) -> None:
     """Print the samples and the table of held-out losses."""
     if results["samples"]:
-        rows = [
-            (s["task"], s["inputs"][:240], s["target"], s["prediction"]) for s in results["samples"]
-        ]
-        console.table(
-            "Held-out examples, decoded greedily",
-            ("task", "inputs", "target", "prediction"),
-            rows,
-            words=4,
-        )
+        entries = [{name: str(text) for name, text in s.items()} for s in results["samples"]]
+        console.entries("Held-out examples, decoded greedily", entries)
     rows = [
         (
             *(name, f"{task['loss']:.3f}", f"{task['unigram']:.3f}", f"{task['uniform']:.3f}"),

@@ -62,7 +62,7 @@ def train(
             "steps and log_every_steps must be at least 1", "train.steps", "TRAIN_STEPS"
         )
     check_model_dir(directory, model)
-    if cpu_devices is not None:
+    if cpu_devices not in (None, jax.config.jax_num_cpu_devices):  # pyright: ignore
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     program = build(
         model, optimizer, learning_rate, loss, mesh=mesh, batch_size=batch_size, seed=seed
@@ -70,8 +70,6 @@ def train(
     console = Console(silent=jax.process_index() != 0)
     plan = prepare(data, report=console.note)
     check_vocabulary(plan, model)
-    directory.mkdir(parents=True, exist_ok=True)
-
     settings = {
         "feature_lengths": data.feature_lengths,
         "batch_size": batch_size,
@@ -88,6 +86,7 @@ def train(
         replicated=program.replicated,
         stream_settings=settings,
     )
+    directory.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(program.mesh), Checkpoints(directory, checkpoints) as saved:
         run = Run(program, stream, held_out, saved, console, directory)
         console.note(
@@ -249,13 +248,14 @@ class Run:
 
 def _baselines(plan: Plan, evaluation: Evaluation, settings: Mapping[str, Any]) -> dict[str, Any]:
     same = {name: settings[name] for name in ("feature_lengths", "sentinels", "seed")}
+    train_tasks = {task.name: task for task in plan.train_tasks()}
     return {
-        validation.name: target_baselines(
+        task.name: target_baselines(
+            train_tasks.get(task.name, task),
             task,
-            validation,
             **same,
             vocabulary_size=plan.vocabulary().size,
             validation_limit=evaluation.max_examples,
         )
-        for task, validation in zip(plan.train_tasks(), plan.validation_tasks(), strict=True)
+        for task in plan.validation_tasks()
     }

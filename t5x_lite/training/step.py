@@ -107,5 +107,8 @@ def _sums(logits_blv: jax.Array, batch: Batch, loss: Loss) -> LossSums:
 
 def _real_tokens(batch: Batch) -> jax.Array:
     """How many positions of the batch, of inputs and targets together, are not padding."""
-    sides = [jnp.sum(batch[f"{side}_segment_ids"] > 0) for side in ("encoder", "decoder")]
-    return sides[0] + sides[1]
+    if "encoder_segment_ids" in batch:
+        used = (batch["encoder_segment_ids"], batch["decoder_segment_ids"])
+    else:
+        used = (batch["encoder_input_tokens"], batch["decoder_loss_weights"])
+    return jnp.sum(used[0] > 0) + jnp.sum(used[1] > 0)
