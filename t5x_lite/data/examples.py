@@ -178,31 +178,24 @@ class TextExamples:
     def lengths(
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Return the lengths of inputs and targets, EOS included: [n, 2].
-
-        Found by corrupting pieces of zeros: an objective's lengths follow from its keys and the
-        length of the text, whatever the text says.
-        """
+        """Return the lengths of inputs and targets, EOS included: [n, 2]."""
         _, lengths_n = self._spans(indices_n)
-        blank = np.zeros((len(indices_n), self._raw_length), np.int32)
-        features = self._corrupt(Rows(blank, lengths_n.astype(np.int32)), epochs_n, indices_n)
-        return np.stack([features[feature].lengths for feature in FEATURES], 1).astype(np.int64)
+        made = self._objective.lengths(lengths_n, self._keys(epochs_n, indices_n))
+        kept = [np.minimum(made[name], length - 1) for name, length in self._lengths.items()]
+        return np.stack(kept, axis=1) + 1
 
     def features(
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> dict[str, Rows]:
         """Return "inputs" and "targets", each as wide as its feature length."""
-        return self._corrupt(_gather(self._tokens, *self._spans(indices_n)), epochs_n, indices_n)
+        rows = _gather(self._tokens, *self._spans(indices_n))
+        made = self._objective(rows, self._keys(epochs_n, indices_n), self._sentinels)
+        return {name: _append_eos(made[name], length) for name, length in self._lengths.items()}
 
-    def _corrupt(
-        self, rows: Rows, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
-    ) -> dict[str, Rows]:
-        keys_n2 = philox.example_keys(self._seed, self._stream, epochs_n, indices_n)
-        features = self._objective(rows, keys_n2, self._sentinels)
-        return {
-            feature: _append_eos(features[feature], length)
-            for feature, length in self._lengths.items()
-        }
+    def _keys(
+        self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
+    ) -> NDArray[np.uint32]:
+        return philox.example_keys(self._seed, self._stream, epochs_n, indices_n)
 
     def _spans(self, indices_n: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         group_n = np.searchsorted(self._first_pieces, indices_n, side="right") - 1

@@ -31,6 +31,15 @@ class Objective(Protocol):
         """
         ...
 
+    def lengths(
+        self, lengths_b: NDArray[np.integer], keys_b2: NDArray[np.uint32]
+    ) -> dict[str, NDArray[np.int64]]:
+        """Return how long the features of pieces of these lengths are, without EOS: [b] each.
+
+        What `__call__` makes of the same keys is as long; packing asks before any text is read.
+        """
+        ...
+
     def __call__(
         self, rows: Rows, keys_b2: NDArray[np.uint32], sentinels: Sentinels
     ) -> dict[str, Rows]:
@@ -101,6 +110,22 @@ class SpanCorruption:
                 "TASK_FEATURE_LENGTHS",
             )
         return raw_length
+
+    def lengths(
+        self, lengths_b: NDArray[np.integer], keys_b2: NDArray[np.uint32]
+    ) -> dict[str, NDArray[np.int64]]:
+        """Return the lengths of "inputs" and "targets", which chance does not touch."""
+        del keys_b2
+        lengths_b = np.asarray(lengths_b, np.int64)
+        noise_b, spans_b = spans.noise_counts(
+            np.maximum(lengths_b, 2), self.noise_density, self.mean_noise_span_length
+        )
+        # The noise of a single token is the second of the two that its mask is cut from.
+        noise_b = np.where(lengths_b < 2, 0, noise_b)
+        return {
+            "inputs": lengths_b - noise_b + np.where(lengths_b < 2, 0, spans_b),
+            "targets": noise_b + spans_b,
+        }
 
     def __call__(
         self, rows: Rows, keys_b2: NDArray[np.uint32], sentinels: Sentinels

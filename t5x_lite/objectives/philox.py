@@ -61,8 +61,13 @@ def uniform(keys_b2: UInt32s, count: int) -> NDArray[np.float32]:
     Row i equals `tf.random.stateless_uniform([count], seed)`: the low 23 bits of each word become
     the mantissa of a number in [1, 2), from which 1 is subtracted.
     """
-    mantissas = random_bits(keys_b2, count) & np.uint32(0x7FFFFF)
-    return (mantissas | np.uint32(0x3F800000)).view(np.float32) - np.float32(1)
+    words = mantissas(keys_b2, count) | np.uint32(0x3F800000)
+    return words.view(np.float32) - np.float32(1)
+
+
+def mantissas(keys_b2: UInt32s, count: int) -> UInt32s:
+    """Return the 23-bit integers `uniform` is made of, in the same order: uint32 [b, count]."""
+    return random_bits(keys_b2, count) & np.uint32(0x7FFFFF)
 
 
 def split(keys_b2: UInt32s, count: int) -> UInt32s:

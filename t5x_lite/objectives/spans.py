@@ -55,16 +55,20 @@ def random_spans_mask(
     if noise_density == 0:
         return np.zeros((len(lengths_b), max_length), np.bool_)
     totals_b = np.maximum(lengths_b, 2)  # a row of one token is cut from a row of two
-    noise_b, spans_b = _noise_counts(totals_b, noise_density, mean_noise_span_length)
+    noise_b, spans_b = noise_counts(totals_b, noise_density, mean_noise_span_length)
     keys_bs2 = philox.split(keys_b2, 2)
-    noise_lengths_bs = _random_composition(noise_b, spans_b, keys_bs2[:, 0])
-    kept_lengths_bs = _random_composition(totals_b - noise_b, spans_b, keys_bs2[:, 1])
-    span_ends_bs = np.cumsum(_interleave(kept_lengths_bs, noise_lengths_bs), axis=1)
+    noise_ends_bs = _random_composition(noise_b, spans_b, keys_bs2[:, 0])
+    kept_ends_bs = _random_composition(totals_b - noise_b, spans_b, keys_bs2[:, 1])
 
-    position_l = np.arange(max_length)
-    boundaries_bl = _count_per_row(span_ends_bs, max_length)
-    is_noise_bl = np.cumsum(boundaries_bl, axis=1) % 2 == 1
-    return is_noise_bl & (position_l < lengths_b[:, None])
+    # A position is noise where an odd number of spans has ended; a row's last span ends with it.
+    is_noise_bl = np.zeros((len(lengths_b), max_length + 1), np.bool_)
+    row_b1 = np.arange(len(lengths_b))[:, None]
+    noise_starts_bs = kept_ends_bs.copy()
+    noise_starts_bs[:, 1:] += noise_ends_bs[:, :-1]
+    is_noise_bl[row_b1, np.minimum(noise_starts_bs, max_length)] = True
+    is_noise_bl[row_b1, np.minimum(kept_ends_bs + noise_ends_bs, max_length)] = True
+    np.logical_xor.accumulate(is_noise_bl, axis=1, out=is_noise_bl)
+    return is_noise_bl[:, :-1] & (np.arange(max_length) < lengths_b[:, None])
 
 
 def noise_spans_to_unique_sentinel(
@@ -87,7 +91,7 @@ def noise_spans_to_unique_sentinel(
     noise_bl = mask & valid_bl
     starts_bl = noise_bl.copy()
     starts_bl[:, 1:] &= ~noise_bl[:, :-1]
-    span_bl = np.cumsum(starts_bl, axis=1)
+    span_bl = np.cumsum(starts_bl, axis=1, dtype=np.int32)
     if span_bl.size and (most := int(span_bl[:, -1].max())) > sentinels.count:
         raise ConfigError(
             f"a row holds {most} noise spans and the vocabulary has {sentinels.count} sentinels: "
@@ -130,7 +134,7 @@ def span_corruption_lengths(
     return raw_length, targets_length
 
 
-def _noise_counts(
+def noise_counts(
     totals_b: NDArray[np.int64], noise_density: float, mean_noise_span_length: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return how many noise tokens and how many noise spans a row of each length has."""
@@ -144,40 +148,29 @@ def _noise_counts(
 def _random_composition(
     items_b: NDArray[np.int64], parts_b: NDArray[np.int64], keys_b2: NDArray[np.uint32]
 ) -> NDArray[np.int64]:
-    """Cut `items` into `parts` positive parts, uniformly at random: [b, most parts], 0 beyond.
+    """Cut `items` into `parts` positive parts, uniformly at random: their ends, [b, most parts].
 
-    The items - 1 places between two items are put in random order (argsort of uniforms); a cut is
-    made where one of the first parts - 1 numbers landed.
+    The items - 1 places between two items are put in random order (argsort of uniforms, by sorting
+    each with its place below it); a cut is made where one of the first parts - 1 numbers landed.
+    Beyond a row's parts stands the end of its last one.
     """
     gaps = max(int(items_b.max(initial=1)) - 1, 0)
-    outside_bg = np.arange(gaps) >= (items_b - 1)[:, None]
-    uniforms_bg = np.where(outside_bg, np.float32(2), philox.uniform(keys_b2, gaps))
-    order_bg = np.argsort(uniforms_bg, axis=1, kind="stable")
-    cuts_bg = (order_bg < (parts_b - 1)[:, None]) & ~outside_bg
-    part_bi = np.zeros((len(items_b), gaps + 1), np.int64)
-    np.cumsum(cuts_bg, axis=1, out=part_bi[:, 1:])
-    part_bi[:, 1:][outside_bg] = -1
-    return _count_per_row(part_bi, int(parts_b.max(initial=1)))
-
-
-def _count_per_row(values_bn: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Count how often 0 ... size - 1 occurs in each row, other values left out: [b, size]."""
-    rows = len(values_bn)
-    counted_bn = (values_bn >= 0) & (values_bn < size)
-    places_bn = values_bn + size * np.arange(rows)[:, None]
-    counts = np.bincount(places_bn[counted_bn], minlength=rows * size)
-    return counts.reshape(rows, size)
-
-
-def _interleave(first_bs: NDArray[np.int64], second_bs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return first[0], second[0], first[1], second[1] ... of each row."""
-    return np.stack([first_bs, second_bs], axis=-1).reshape(len(first_bs), -1)
+    inside_bg = np.arange(gaps) < (items_b - 1)[:, None]
+    sorted_bg = philox.mantissas(keys_b2, gaps).astype(np.uint64) << np.uint64(32)
+    sorted_bg |= np.arange(gaps, dtype=np.uint64)
+    sorted_bg[~inside_bg] = np.iinfo(np.uint64).max
+    sorted_bg.sort(axis=1)
+    order_bg = sorted_bg.astype(np.uint32)
+    cuts_bg = (order_bg < (parts_b - 1)[:, None]) & inside_bg
+    ends_bs = np.repeat(items_b[:, None], int(parts_b.max(initial=1)), axis=1)
+    is_cut_bs = np.arange(ends_bs.shape[1]) < (parts_b - 1)[:, None]
+    ends_bs[is_cut_bs] = np.flatnonzero(cuts_bg) % max(gaps, 1) + 1
+    return ends_bs
 
 
 def _compact(values_bl: NDArray[np.integer], keep_bl: NDArray[np.bool_]) -> Rows:
     """Move each row's kept values to its front and zero the rest; the rows keep their width."""
     tokens_bl = np.zeros(values_bl.shape, np.int32)
-    row_of, _ = np.nonzero(keep_bl)
-    place_of = np.cumsum(keep_bl, axis=1)[keep_bl] - 1
-    tokens_bl[row_of, place_of] = values_bl[keep_bl]
-    return Rows(tokens_bl, keep_bl.sum(axis=1, dtype=np.int32))
+    lengths_b = np.count_nonzero(keep_bl, axis=1).astype(np.int32)
+    tokens_bl[np.arange(values_bl.shape[1]) < lengths_b[:, None]] = values_bl[keep_bl]
+    return Rows(tokens_bl, lengths_b)

@@ -2,6 +2,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import philox
@@ -78,3 +80,22 @@ def test_an_objective_is_a_value():
     assert SpanCorruption() == SpanCorruption(0.15, 3.0, 128)
     with pytest.raises(dataclasses.FrozenInstanceError):
         SpanCorruption().noise_density = 0.5
+
+
+@given(
+    lengths=st.lists(st.integers(0, 60), min_size=1, max_size=8),
+    density=st.floats(0.05, 0.9),
+    mean_length=st.floats(1.0, 8.0),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_lengths_foretell_what_corruption_makes_of_the_same_pieces(
+    lengths, density, mean_length, seed
+):
+    objective = SpanCorruption(noise_density=density, mean_noise_span_length=mean_length)
+    rows = Rows(np.full((len(lengths), 60), 7, np.int32), np.array(lengths, np.int32))
+    keys = philox.example_keys(seed, 0, np.zeros(len(lengths), int), np.arange(len(lengths)))
+    made = objective(rows, keys, Sentinels(1000, 100))
+    told = objective.lengths(rows.lengths, keys)
+    assert {name: told[name].tolist() for name in made} == {
+        name: feature.lengths.tolist() for name, feature in made.items()
+    }
