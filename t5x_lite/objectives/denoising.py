@@ -124,7 +124,7 @@ class SpanCorruption:
         noise_b = np.where(lengths_b < 2, 0, noise_b)
         return {
             "inputs": lengths_b - noise_b + np.where(lengths_b < 2, 0, spans_b),
-            "targets": noise_b + spans_b,
+            "targets": noise_b + np.where(lengths_b < 1, 0, spans_b),
         }
 
     def __call__(
