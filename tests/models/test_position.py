@@ -51,6 +51,33 @@ def test_buckets_depend_on_nothing_but_the_distance(bidirectional):
         assert len(np.unique(np.diagonal(buckets, -distance))) == 1
 
 
+@pytest.mark.parametrize(
+    ("num_buckets", "max_distance"),
+    [(8, 20), (16, 64), (32, 128), (32, 512), (64, 256), (128, 1000)],
+)
+def test_bucket_edges_are_exact_for_other_sizes_too(num_buckets, max_distance):
+    """In integers: log(n / m) / log(d / m) >= k / c, where n**c * m**k >= d**k * m**c."""
+    exact = num_buckets // 2
+    coarse = num_buckets - exact
+
+    def bucket(n):
+        if n < exact:
+            return n
+        reached = (
+            k for k in range(coarse) if n**coarse * exact**k >= max_distance**k * exact**coarse
+        )
+        return exact + max(reached)
+
+    found = relative_position_buckets(
+        np.array([1100]),
+        np.arange(1100, -1, -1),
+        bidirectional=False,
+        num_buckets=num_buckets,
+        max_distance=max_distance,
+    )
+    assert found[0].tolist() == [bucket(n) for n in range(1101)]
+
+
 def test_bias_is_read_from_the_table_for_each_head(tiny_config):
     config = tiny_config()
     bias = RelativePositionBias(config, bidirectional=True, rngs=nnx.Rngs(params=0))

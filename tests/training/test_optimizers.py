@@ -17,7 +17,8 @@ WEIGHTS = {
     "square": ((16, 16), ("vocab", "embed")),
     "thin": ((8, 36), ("heads", "relpos_buckets")),
     "vector": ((36,), ("embed_whole",)),
-    "cube": ((20, 3, 36), ("embed", None, "mlp")),
+    "cube": ((3, 20, 36), (None, "embed", "mlp")),
+    "turned_cube": ((3, 36, 20), (None, "mlp", "embed")),
     "stacked_wide": ((4, 20, 36), ("layers", "embed", "mlp")),
     "stacked_tall": ((4, 36, 20), ("layers", "mlp", "embed")),
     "stacked_thin": ((4, 8, 36), ("layers", "heads", "relpos_buckets")),
@@ -97,9 +98,14 @@ def run(config, shapes, axes, weights, gradients, *, first_step=0):
 
 @pytest.fixture(scope="module")
 def initial():
-    return {
+    """Weights of which some, or some layers, are nearly or wholly zero."""
+    weights = {
         name: random_like_training(i, leaf.shape) for i, (name, leaf) in enumerate(SHAPES.items())
     }
+    weights["vector"] *= 0.0
+    weights["stacked_wide"][0] *= 1e-6
+    weights["stacked_vector"][1] *= 0.0
+    return weights
 
 
 @pytest.fixture(scope="module")
