@@ -10,6 +10,8 @@ import jax
 
 from t5x_lite.training.metrics import summarize
 
+IN_FLIGHT = 2  # steps that may be under way at once
+
 
 class Meter:
     """Metrics of the steps since the last line, and the time they took."""
@@ -28,8 +30,14 @@ class Meter:
         return self._seconds_before + time.perf_counter() - self._began
 
     def add(self, metrics: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> None:
-        """Take the metrics of one step; nothing is fetched from the devices."""
+        """Take the metrics of one step; nothing is fetched from the devices.
+
+        At most two steps are under way: enough to keep devices busy, and a wish to stop is
+        answered soon.
+        """
         self._window.append(metrics)
+        if len(self._window) > IN_FLIGHT:
+            jax.block_until_ready(self._window[-1 - IN_FLIGHT])
         self._positions += sum(
             batch[name].size for name in ("encoder_input_tokens", "decoder_target_tokens")
         )

@@ -99,8 +99,7 @@ def train(
             run.train(steps, evaluation.every_steps, log_every_steps)
         results = read_results(directory)
         if results is None or results["step"] != run.step:
-            baselines = _baselines(plan, evaluation, settings)
-            results = run.results(baselines)
+            results = run.results(_baselines(plan, evaluation, settings))
             write_results(directory, results)
         show_results(console, directory, results)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2

@@ -1,6 +1,7 @@
 """A run: stopped and continued to the bit, kept from mistakes, and honest about its end."""
 
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -66,6 +67,18 @@ def test_a_signal_saves_the_step_at_hand_and_the_same_command_goes_on_from_it(
     assert "stopped after step 6" in capsys.readouterr().out
     train_small(tmp_path, steps=STEPS, model=DROPOUT)
     assert "going on after step 6" in capsys.readouterr().out
+    _assert_same_run(weights, undisturbed, tmp_path)
+
+
+def test_a_checkpoint_written_while_training_went_on_holds_its_own_step(
+    train_small, weights, undisturbed, tmp_path
+):
+    if not (undisturbed / "results.json").exists():
+        train_small(undisturbed, steps=STEPS, model=DROPOUT)
+    train_small(tmp_path, steps=STEPS, model=DROPOUT)
+    for later in ("8", "9"):
+        shutil.rmtree(tmp_path / "checkpoints" / later)
+    train_small(tmp_path, steps=STEPS, model=DROPOUT)
     _assert_same_run(weights, undisturbed, tmp_path)
 
 
