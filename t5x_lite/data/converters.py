@@ -1,11 +1,14 @@
 """From features to what a model takes; the names and values are those of seqio's converters."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from t5x_lite.data.packing import Segments
+
+Converter = Callable[..., dict[str, NDArray]]
 
 
 def encoder_decoder(features: Mapping[str, Segments], *, packed: bool) -> dict[str, NDArray]:
@@ -27,14 +30,10 @@ def encoder_decoder(features: Mapping[str, Segments], *, packed: bool) -> dict[s
     never where a token is 0: seqio's `!= 0` drops a loss where an example holds id 0.
     """
     inputs, targets = features["inputs"], features["targets"]
-    decoder_inputs_bl = np.zeros_like(targets.tokens)
-    decoder_inputs_bl[:, 1:] = targets.tokens[:, :-1]
-    if packed:
-        decoder_inputs_bl[targets.positions == 0] = 0
     batch = {
         "encoder_input_tokens": inputs.tokens,
         "decoder_target_tokens": targets.tokens,
-        "decoder_input_tokens": decoder_inputs_bl,
+        "decoder_input_tokens": _shifted(targets, packed=packed),
         "decoder_loss_weights": (targets.segment_ids > 0).astype(np.float32),
     }
     if packed:
@@ -45,3 +44,75 @@ def encoder_decoder(features: Mapping[str, Segments], *, packed: bool) -> dict[s
             "decoder_positions": targets.positions,
         }
     return batch
+
+
+def decoder_only(
+    features: Mapping[str, Segments], *, packed: bool, loss_on_inputs: bool
+) -> dict[str, NDArray]:
+    """Return the batch of a decoder without an encoder: each example's inputs, then its targets.
+
+    Rows are as long as both features together. Two examples in a row, EOS being 1:
+
+        inputs   7 8 5 1 8 4 1 0      decoder_target_tokens     7 8 5 1 3 9 1 8 4 1 4 1 0 0
+        targets  3 9 1 4 1 0          decoder_input_tokens      0 7 8 5 1 3 9 0 8 4 1 4 0 0
+                                      decoder_causal_attention  1 1 1 1 1 0 0 1 1 1 1 0 0 0
+                                      decoder_loss_weights      0 0 0 0 1 1 1 0 0 0 1 1 0 0
+                                      decoder_segment_ids       1 1 1 1 1 1 1 2 2 2 2 2 0 0
+                                      decoder_positions         0 1 2 3 4 5 6 0 1 2 3 4 0 0
+
+    decoder_causal_attention marks what a prefix LM may see both ways: the inputs, which stand one
+    place later in the decoder's input tokens, so one place more. With `loss_on_inputs` (a language
+    model) it is left out and the whole text weighs.
+    """
+    inputs, targets = features["inputs"], features["targets"]
+    before_bs = np.cumsum(_counts(targets, inputs), axis=1)  # targets up to and with a segment
+    until_bs = np.cumsum(_counts(inputs, targets), axis=1)
+    joined = Segments.empty(len(inputs.tokens), inputs.tokens.shape[1] + targets.tokens.shape[1])
+    weights_bl = np.zeros(joined.tokens.shape, np.float32)
+    prefix_bl = np.zeros_like(joined.tokens)
+    for part, is_target in ((inputs, False), (targets, True)):
+        row_n, place_n = np.nonzero(part.segment_ids)
+        segment_n = part.segment_ids[row_n, place_n]
+        other_n = until_bs[row_n, segment_n] if is_target else before_bs[row_n, segment_n - 1]
+        to_n = place_n + other_n
+        own_inputs_n = (until_bs[row_n, segment_n] - until_bs[row_n, segment_n - 1]) * is_target
+        position_n = part.positions[row_n, place_n] + own_inputs_n
+        joined.tokens[row_n, to_n] = part.tokens[row_n, place_n]
+        joined.segment_ids[row_n, to_n] = segment_n
+        joined.positions[row_n, to_n] = position_n
+        weights_bl[row_n, to_n] = is_target or loss_on_inputs
+        prefix_bl[row_n, to_n] = ~np.bool_(is_target) | (part.positions[row_n, place_n] == 0)
+    batch = {
+        "decoder_target_tokens": joined.tokens,
+        "decoder_input_tokens": _shifted(joined, packed=packed),
+        "decoder_loss_weights": weights_bl,
+    }
+    if not loss_on_inputs:
+        batch["decoder_causal_attention"] = prefix_bl
+    if packed:
+        batch["decoder_segment_ids"] = joined.segment_ids
+        batch["decoder_positions"] = joined.positions
+    return batch
+
+
+prefix_language_model: Converter = partial(decoder_only, loss_on_inputs=False)
+language_model: Converter = partial(decoder_only, loss_on_inputs=True)
+
+
+def _shifted(targets: Segments, *, packed: bool) -> NDArray[np.int32]:
+    """Move tokens one place right; each example, or each row, begins with 0."""
+    shifted_bl = np.zeros_like(targets.tokens)
+    shifted_bl[:, 1:] = targets.tokens[:, :-1]
+    if packed:
+        shifted_bl[targets.positions == 0] = 0
+    return shifted_bl
+
+
+def _counts(of: Segments, beside: Segments) -> NDArray[np.int64]:
+    """Return how many tokens of each segment a row holds: [b, segments + 1], none in segment 0."""
+    segments = 1 + max(of.segment_ids.max(initial=0), beside.segment_ids.max(initial=0))
+    rows = len(of.segment_ids)
+    places_bl = of.segment_ids + segments * np.arange(rows)[:, None]
+    counts_bs = np.bincount(places_bl.ravel(), minlength=rows * segments).reshape(rows, segments)
+    counts_bs[:, 0] = 0
+    return counts_bs

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t5x_lite.data import converters, order
+from t5x_lite.data.converters import Converter
 from t5x_lite.data.examples import FEATURES, Examples, Store, open_examples, task_number
 from t5x_lite.data.packing import Segments, best_fit_decreasing
 from t5x_lite.errors import ConfigError
@@ -80,6 +81,7 @@ class Stream:
         seed: int,
         sentinels: Sentinels,
         pack: bool,
+        converter: Converter = converters.encoder_decoder,
         window_examples: int = 1024,
     ):
         if batch_size < 1:
@@ -100,6 +102,7 @@ class Stream:
         ]
         self._lengths = {feature: feature_lengths[feature] for feature in FEATURES}
         self._seed, self._pack, self._window_examples = seed, pack, window_examples
+        self._converter = converter
 
     def start(self) -> Position:
         """Return the position of the first batch."""
@@ -228,7 +231,7 @@ class Stream:
                     )
                 else:
                     segments[feature].fill(features[feature], local_n[own])
-        return converters.encoder_decoder(segments, packed=self._pack)
+        return self._converter(segments, packed=self._pack)
 
 
 def evaluation_batches(
@@ -238,6 +241,7 @@ def evaluation_batches(
     batch_size: int,
     seed: int,
     sentinels: Sentinels,
+    converter: Converter = converters.encoder_decoder,
     rows: slice = slice(None),
     limit: int | None = None,
 ) -> Iterator[tuple[Batch, int]]:
@@ -261,6 +265,7 @@ def evaluation_batches(
         batch_size,
         np.arange(batch_size)[rows],
         examples.size if limit is None else min(limit, examples.size),
+        converter,
     )
 
 
@@ -270,6 +275,7 @@ def _evaluation_batches(
     batch_size: int,
     rows_b: NDArray[np.int64],
     size: int,
+    converter: Converter,
 ) -> Iterator[tuple[Batch, int]]:
     for first in range(0, size, batch_size):
         count = min(batch_size, size - first)
@@ -281,7 +287,7 @@ def _evaluation_batches(
             features = examples.features(np.zeros_like(row_n), first + rows_b[row_n])
             for feature in FEATURES:
                 segments[feature].fill(features[feature], row_n)
-        yield converters.encoder_decoder(segments, packed=False), count
+        yield converter(segments, packed=False), count
 
 
 def _cut(placed: _Placed, low: int, high: int, *, to: int) -> _Placed:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from t5x_lite.data.converters import encoder_decoder
+from t5x_lite.data.converters import encoder_decoder, language_model, prefix_language_model
 from t5x_lite.data.packing import Segments
 from t5x_lite.objectives.spans import Rows
 
@@ -36,7 +36,15 @@ def _segments(rows):
 
 @pytest.mark.filterwarnings("default")  # those of TensorFlow's and seqio's own imports
 @pytest.mark.parametrize("packed", [False, True])
-def test_batches_equal_those_of_seqios_encoder_decoder_converter(packed):
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (encoder_decoder, "EncDecFeatureConverter"),
+        (prefix_language_model, "PrefixLMFeatureConverter"),
+    ],
+    ids=["encoder_decoder", "prefix_lm"],
+)
+def test_batches_equal_those_of_seqios_converters(ours, theirs, packed):
     import seqio
     import tensorflow as tf
 
@@ -44,10 +52,10 @@ def test_batches_equal_those_of_seqios_encoder_decoder_converter(packed):
         lambda: ({"inputs": inputs, "targets": targets} for inputs, targets in PAIRS),
         output_signature={name: tf.TensorSpec([None], tf.int32) for name in LENGTHS},
     )
-    converted = seqio.EncDecFeatureConverter(pack=packed)(dataset, LENGTHS)
+    converted = getattr(seqio, theirs)(pack=packed)(dataset, LENGTHS)
     expected = list(converted.as_numpy_iterator())
     rows = ROWS if packed else [[number] for number in range(len(PAIRS))]
-    batch = encoder_decoder(_segments(rows), packed=packed)
+    batch = ours(_segments(rows), packed=packed)
     assert len(expected) == len(rows)
     for number, row in enumerate(expected):
         assert batch.keys() == row.keys()
@@ -71,3 +79,13 @@ def test_the_id_0_inside_an_example_is_a_token_like_any_other(packed):
     assert batch["decoder_target_tokens"].tolist() == [[5, 0, 7, 1, 0, 0, 0]]
     assert batch["decoder_loss_weights"].tolist() == [[1, 1, 1, 1, 0, 0, 0]]
     assert batch["decoder_input_tokens"][0, :4].tolist() == [0, 5, 0, 7]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_language_model_learns_inputs_and_targets_alike(packed):
+    prefix = prefix_language_model(_segments(ROWS), packed=packed)
+    whole = language_model(_segments(ROWS), packed=packed)
+    assert "decoder_causal_attention" not in whole
+    np.testing.assert_array_equal(whole["decoder_target_tokens"], prefix["decoder_target_tokens"])
+    lengths = [sum(len(a) + len(b) for a, b in (PAIRS[n] for n in row)) for row in ROWS]
+    assert whole["decoder_loss_weights"].sum(axis=1).tolist() == lengths
