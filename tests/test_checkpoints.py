@@ -10,7 +10,7 @@ import pytest
 from t5x_lite.checkpoints import CheckpointPolicy, Checkpoints
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.transformer import abstract
-from t5x_lite.partitioning import make_mesh
+from t5x_lite.partitioning import make_mesh, named_sharding
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.state import abstract_state, state_shardings
 
@@ -89,15 +89,20 @@ def test_progress_comes_back_equal_and_of_the_same_types(tmp_path, sharded):
     )
 
 
-def test_a_saved_state_may_be_donated_at_once(tmp_path, sharded):
-    state = fill(sharded)
+def test_a_saved_state_may_be_donated_and_overwritten_at_once(tmp_path, sharded):
+    """16 MB of weights, so that the save is still reading while the next steps write."""
+    noise = np.random.default_rng(0).normal(size=(8, 2**19)).astype(np.float32)
+    big = jax.device_put(noise, named_sharding(make_mesh({"data": 8}), ("batch", None)))
+    state = fill(sharded)._replace(params=big)
     before = to_host(state)
+    overwrite = jax.jit(lambda state: jax.tree.map(lambda x: -x - 1, state), donate_argnums=0)
     with Checkpoints(tmp_path, EVERY_STEP) as saved:
         saved.save(1, state, PROGRESS)
-        for leaf in jax.tree.leaves(state):
-            leaf.delete()
+        for _ in range(3):
+            state = overwrite(state)
+        jax.block_until_ready(state)
         saved.wait()
-        assert_same(saved.restore(1, sharded)[0], before)
+        assert_same(saved.restore(1, state)[0], before)
 
 
 def test_a_new_directory_has_no_latest_step(tmp_path):
