@@ -157,9 +157,12 @@ class Transformer(nnx.Module):
         return DecodingState(layers, segments_bk, jnp.zeros((), jnp.int32))
 
     def decode_tokens(
-        self, tokens_bl: jax.Array, state: DecodingState
+        self, tokens_bl: jax.Array, state: DecodingState, *, prefix: bool = False
     ) -> tuple[jax.Array, DecodingState]:
-        """Feed the next tokens of every row; logits [batch, length, vocab], and the state after."""
+        """Feed the next tokens of every row; logits [batch, length, vocab], and the state after.
+
+        With `prefix` the tokens see each other both ways, as a prefix LM's inputs do.
+        """
         length, max_length = tokens_bl.shape[1], state.layers.own.k_bkhd.shape[-3]
         positions_bl = jnp.broadcast_to(state.length + jnp.arange(length), tokens_bl.shape)
         both_ways = self.config.decoder_buckets_bidirectional
@@ -169,13 +172,16 @@ class Transformer(nnx.Module):
             return jax.lax.dynamic_slice_in_dim(bias_bhqk, state.length, length, axis=2)
 
         ones_bl = jnp.ones_like(tokens_bl)
+        last_seen_bhq1 = positions_bl[:, None, :, None]
+        if prefix:
+            last_seen_bhq1 = jnp.full_like(last_seen_bhq1, state.length + length - 1)
         cross_mask = None
         if state.input_segments_bk is not None:
             cross_mask = segment_mask(ones_bl, state.input_segments_bk)
         around = Surroundings(
             segments_bl=ones_bl,
             positions_bl=positions_bl,
-            self_mask_bhqk=jnp.arange(max_length) <= positions_bl[:, None, :, None],
+            self_mask_bhqk=jnp.arange(max_length) <= last_seen_bhq1,
             bias=bias,
             cross_mask_bhqk=cross_mask,
             written=state.length,
