@@ -11,6 +11,7 @@ from t5x_lite.models.transformer import abstract, bind
 from t5x_lite.partitioning import is_axes, partition_spec
 from t5x_lite.training.losses import cross_entropy
 
+
 def test_every_weight_is_float32_and_declares_an_axis_for_each_dimension(tiny_config):
     _, shapes, axes = abstract(tiny_config(dtype="bfloat16"))
     flat = jax.tree.leaves_with_path(shapes)
