@@ -29,6 +29,11 @@ LOGICAL_TO_MESH: Mapping[str, str | tuple[str, ...] | None] = {
     "layers": None,
     "relpos_buckets": None,
     "embed_whole": None,  # vectors of the embedding's size: too small to be worth gathering
+    "embed_out": "tensor",  # what a square matrix makes of an embedding
+    "length_table": None,
+    "classes": None,
+    "experts_whole": None,  # the router's scores, computed by everyone
+    "expert_groups": ("data", "fsdp"),  # groups of tokens once they have been sent to experts
 }
 
 LogicalAxes = tuple[str | None, ...]

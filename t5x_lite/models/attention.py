@@ -5,22 +5,24 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.layers import dropout, fan_in_normal, weight
+from t5x_lite.models.layers import Dense, drop, fan_in_normal
+from t5x_lite.models.position import rotate
 from t5x_lite.partitioning import shard
 
-MASKED = -1e10  # added to a forbidden score before the softmax, as T5X does
+MASKED = -1e10  # takes the place of a forbidden score before the softmax, as in T5X
 
 
 class KeyValue(NamedTuple):
-    """What a query looks at: keys and values, each [batch, key length, heads, head_dim]."""
+    """What a query looks at: keys and values, each [batch, key length, kv heads, head_dim]."""
 
     k_bkhd: jax.Array
     v_bkhd: jax.Array
 
     def written_at(self, index: jax.Array, new: "KeyValue") -> "KeyValue":
-        """A copy in which the one position `index` holds `new` (key length 1)."""
+        """A copy in which the positions from `index` on hold `new`."""
         write = jax.lax.dynamic_update_slice_in_dim
         return KeyValue(
             write(self.k_bkhd, new.k_bkhd, index, axis=1),
@@ -36,30 +38,45 @@ def segment_mask(query_segments_bq: jax.Array, key_segments_bk: jax.Array) -> ja
     return (query_segments_bq[:, :, None] == key_segments_bk[:, None, :])[:, None]
 
 
-def causal_mask(length: int) -> jax.Array:
-    """Where position q may look without seeing what comes after it; bool [1, 1, q, k]."""
-    return jnp.tril(jnp.ones((length, length), bool))[None, None]
+def causal_mask(length: int, prefix_bl: jax.Array | None = None) -> jax.Array:
+    """Where position q may look without seeing what comes after it; bool [1 or b, 1, q, k].
+
+    Positions marked in `prefix_bl` may all see each other (a prefix LM's inputs).
+    """
+    causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
+    if prefix_bl is None:
+        return causal
+    inside_bl = prefix_bl.astype(bool)
+    return causal | (inside_bl[:, None, :, None] & inside_bl[:, None, None, :])
 
 
 class Attention(nnx.Module):
-    """Multi-head attention without biases and without division by sqrt(head_dim).
+    """Multi-head attention, with grouped keys and values if the config has fewer heads of them.
 
-    That factor sits in the initialiser of the query, whose standard deviation is
-    (emb_dim * head_dim)**-0.5; key and value have emb_dim**-0.5, out (heads * head_dim)**-0.5.
+    T5 divides no scores by sqrt(head_dim): the factor sits in the initialiser of the query, whose
+    standard deviation is (emb_dim * head_dim)**-0.5; key and value have emb_dim**-0.5, out
+    (heads * head_dim)**-0.5.
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.config = config
-        joined = config.num_heads * config.head_dim
-        shape, axes = [config.emb_dim, joined], ("embed", "joined_kv")
-        self.query = weight(lambda *a: fan_in_normal(*a) * config.head_dim**-0.5, shape, axes, rngs)
-        self.key = weight(fan_in_normal, shape, axes, rngs)
-        self.value = weight(fan_in_normal, shape, axes, rngs)
-        self.out = weight(fan_in_normal, [joined, config.emb_dim], ("joined_kv", "embed"), rngs)
+        joined, joined_kv = (h * config.head_dim for h in (config.num_heads, config.kv_heads))
+        query_scale = 1.0 if config.scale_attention else config.head_dim**-0.5
 
-    def keys_and_values(self, x_bke: jax.Array) -> KeyValue:
-        """Project what will be looked at."""
-        return KeyValue(self._heads(x_bke, self.key), self._heads(x_bke, self.value))
+        def dense(sizes, axes, **options):
+            return Dense(config, sizes, axes, rngs=rngs, **options)
+
+        in_axes = ("embed", "joined_kv")
+        self.query = dense(
+            (config.emb_dim, joined), in_axes, init=lambda *a: fan_in_normal(*a) * query_scale
+        )
+        self.key = dense((config.emb_dim, joined_kv), in_axes)
+        self.value = dense((config.emb_dim, joined_kv), in_axes)
+        self.out = dense((joined, config.emb_dim), ("joined_kv", "embed"), into_residual=True)
+
+    def keys_and_values(self, x_bke: jax.Array, positions_bk: jax.Array | None = None) -> KeyValue:
+        """Project what will be looked at; positions turn rotary keys."""
+        return KeyValue(self._heads(self.key(x_bke), positions_bk), self._heads(self.value(x_bke)))
 
     def __call__(
         self,
@@ -68,24 +85,29 @@ class Attention(nnx.Module):
         *,
         mask_bhqk: jax.Array,
         bias_bhqk: jax.Array | None = None,
+        positions_bq: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
         """Attend from `x` to `kv` where the mask is true; scores and softmax in float32."""
-        q_bqhd = self._heads(x_bqe, self.query)
+        q_bqhd = self._heads(self.query(x_bqe), positions_bq)
+        groups = self.config.num_heads // self.config.kv_heads
+        k_bkhd, v_bkhd = (jnp.repeat(x, groups, axis=2) if groups > 1 else x for x in kv)
         scores_bhqk = jnp.einsum(
-            "bqhd,bkhd->bhqk", q_bqhd, kv.k_bkhd, preferred_element_type=jnp.float32
+            "bqhd,bkhd->bhqk", q_bqhd, k_bkhd, preferred_element_type=jnp.float32
         )
+        if self.config.scale_attention:
+            scores_bhqk *= self.config.head_dim**-0.5
         if bias_bhqk is not None:
             scores_bhqk += bias_bhqk
         scores_bhqk = jnp.where(mask_bhqk, scores_bhqk, MASKED)
         weights_bhqk = jax.nn.softmax(scores_bhqk, axis=-1).astype(x_bqe.dtype)
-        weights_bhqk = dropout(weights_bhqk, self.config.dropout_rate, key)
-        y_bqhd = jnp.einsum("bhqk,bkhd->bqhd", weights_bhqk, kv.v_bkhd)
-        y_bqhd = shard(y_bqhd, "batch", "length", "heads", "kv")
-        y_bqj = y_bqhd.reshape(*y_bqhd.shape[:2], -1)
-        return jnp.einsum("bqj,je->bqe", y_bqj, self.out[...].astype(x_bqe.dtype))
+        weights_bhqk = drop(weights_bhqk, self.config, key, self.config.attention_dropout_rate)
+        y_bqhd = jnp.einsum("bhqk,bkhd->bqhd", weights_bhqk, v_bkhd)
+        y_bqhd = checkpoint_name(shard(y_bqhd, "batch", "length", "heads", "kv"), "attention")
+        return self.out(y_bqhd.reshape(*y_bqhd.shape[:2], -1))
 
-    def _heads(self, x_ble: jax.Array, kernel: nnx.Param) -> jax.Array:
-        y_blj = jnp.einsum("ble,ej->blj", x_ble, kernel[...].astype(x_ble.dtype))
-        y_blhd = y_blj.reshape(*y_blj.shape[:2], self.config.num_heads, self.config.head_dim)
+    def _heads(self, y_blj: jax.Array, positions_bl: jax.Array | None = None) -> jax.Array:
+        y_blhd = y_blj.reshape(*y_blj.shape[:2], -1, self.config.head_dim)
+        if positions_bl is not None and self.config.positions == "rotary":
+            y_blhd = rotate(y_blhd, positions_bl, self.config.rope_theta)
         return shard(y_blhd, "batch", "length", "heads", "kv")

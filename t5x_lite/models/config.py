@@ -4,24 +4,90 @@ import dataclasses
 
 from t5x_lite.errors import ConfigError
 
-ACTIVATIONS = ("gelu", "linear", "relu", "silu")
-DTYPES = ("bfloat16", "float32")
+CHOICES = {
+    "norm": ("rms", "layer"),
+    "norm_position": ("pre", "post"),
+    "positions": ("relative", "relative_per_layer", "learned", "rotary", "none"),
+    "dtype": ("bfloat16", "float32"),
+}
+ACTIVATIONS = ("gelu", "gelu_exact", "linear", "relu", "silu")
 REMAT_POLICIES = ("none", "minimal", "full")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MixtureOfExperts:
+    """Switch feed-forward: each token goes to one of `num_experts` (Fedus et al. 2021).
+
+    every: one layer in so many is sparse, the last of each group (T5X; 1 makes all sparse).
+    group_size: tokens that compete for an expert's places; the largest divisor of the batch's
+        tokens up to it is taken. An expert takes capacity_factor * group / experts tokens of a
+        group, at least `min_capacity`; the others skip the layer.
+    load_balance_loss, router_z_loss: weights of the auxiliary losses, per sparse layer.
+    jitter: router inputs are multiplied by uniform noise in [1 - jitter, 1 + jitter] in training.
+    """
+
+    num_experts: int
+    every: int = 2
+    group_size: int = 8192
+    train_capacity_factor: float = 1.25
+    eval_capacity_factor: float = 2.0
+    min_capacity: int = 4
+    load_balance_loss: float = 1e-2
+    router_z_loss: float = 0.0
+    jitter: float = 0.0
+    expert_dropout_rate: float | None = None
+
+    def __post_init__(self):
+        for name in ("num_experts", "every", "group_size", "min_capacity"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"MixtureOfExperts.{name} is {getattr(self, name)}; wanted 1 or more",
+                    f"MixtureOfExperts.{name}",
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Sizes and switches of an encoder-decoder of the T5 family (T5 paper; T5X names).
+    """Sizes and switches of a Transformer; the defaults are T5 1.1's (T5X's names).
+
+    A model has an encoder, a decoder, or both, by its numbers of layers; a decoder without an
+    encoder reads inputs and targets as one text (language model, prefix LM).
 
     vocab_size: rows of the embedding, padding rows included.
-    mlp_activations: one per input projection; two or more make a gated feed-forward whose branches
-        are multiplied. ("relu",) is T5 1.0, ("gelu", "linear") is T5 1.1 (GELU with tanh).
-    logits_via_embedding: tie the output head to the embedding and scale logits by emb_dim**-0.5
-        (T5 1.0); otherwise the head has weights of its own and no scale (T5 1.1).
-    dtype: of activations; weights, softmax and logits are float32 in any case.
+    num_kv_heads: heads of keys and values (grouped-query attention); None: as many as queries have.
+    share_stacks: the decoder uses the encoder's layers, adding only its cross-attention.
+    mlp_activations: one per input projection; several make a gated feed-forward whose branches are
+        multiplied. ("relu",) is T5 1.0, ("gelu", "linear") T5 1.1 (GELU by tanh; "gelu_exact"
+        by erf).
+    moe: makes some feed-forward layers sparse.
+
+    norm, norm_epsilon, norm_position: RMS norm or LayerNorm, before a sub-layer or after its sum.
+    final_norm, embedding_norm: a norm after a stack, and after the embeddings.
+    use_bias: every dense layer has one. scale_attention: scores are divided by sqrt(head_dim); T5
+        has that factor in the query's initialiser.
+
+    positions: T5's relative bias (one table a stack, or one a layer: umT5), learned embeddings of
+        `max_positions` places that start at row `position_offset`, rotary with base `rope_theta`.
+    decoder_buckets_bidirectional: a prefix LM looks both ways by T5's Mesh-TensorFlow code, and one
+        way by T5X's; the default is T5X's.
+    num_token_types: rows of the segment embedding (BERT: 2), 0 for none.
+
+    logits_via_embedding: tie the output head to the embedding; scale_tied_logits then multiplies
+        logits by emb_dim**-0.5 (T5 1.0). head_bias: a bias for each id. head_transform: dense,
+        activation and norm before the head (BERT). next_sentence_head: BERT's second head.
+
+    init_std: all weights normal with this deviation (BERT, GPT-2, BART); None: T5X's initialisers.
+        scale_residual_init divides it by sqrt(2 * layers) for what goes into the residual (GPT-2).
+    dropout_rate: of embeddings, sub-layer outputs and stack outputs; of attention weights and of
+        the feed-forward's hidden units too unless those have a rate of their own.
+    dropout_shared_along_length: one mask for all positions of a row, as T5 does.
+    dropout_after_final_norm: as T5 does.
+
+    dtype: of activations; weights, softmax, router and logits are float32 in any case.
     remat: what the backward pass recomputes. "none" keeps every activation, "minimal" keeps the
         outputs of matrix products that have no batch dimension of their own, "full" keeps only the
-        inputs of each layer.
+        inputs of each layer; a tuple of names keeps the activations saved under them ("attention",
+        "mlp_hidden").
     scan_layers: compile one layer and loop over it; False unrolls. Weights look the same in both.
     """
 
@@ -30,36 +96,107 @@ class TransformerConfig:
     num_heads: int
     head_dim: int
     mlp_dim: int
-    num_encoder_layers: int
-    num_decoder_layers: int
+    num_encoder_layers: int = 0
+    num_decoder_layers: int = 0
+    num_kv_heads: int | None = None
+    share_stacks: bool = False
     mlp_activations: tuple[str, ...] = ("gelu", "linear")
-    dropout_rate: float = 0.0
-    logits_via_embedding: bool = False
+    moe: MixtureOfExperts | None = None
+
+    norm: str = "rms"
+    norm_epsilon: float = 1e-6
+    norm_position: str = "pre"
+    final_norm: bool = True
+    embedding_norm: bool = False
+    use_bias: bool = False
+    scale_attention: bool = False
+
+    positions: str = "relative"
     relpos_num_buckets: int = 32
     relpos_max_distance: int = 128
+    decoder_buckets_bidirectional: bool = False
+    max_positions: int = 512
+    position_offset: int = 0
+    rope_theta: float = 10_000.0
+    num_token_types: int = 0
+
+    logits_via_embedding: bool = False
+    scale_tied_logits: bool = True
+    head_bias: bool = False
+    head_transform: bool = False
+    next_sentence_head: bool = False
+
+    init_std: float | None = None
+    scale_residual_init: bool = False
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float | None = None
+    mlp_dropout_rate: float | None = None
+    dropout_shared_along_length: bool = True
+    dropout_after_final_norm: bool = True
+
     dtype: str = "bfloat16"
-    remat: str = "none"
+    remat: str | tuple[str, ...] = "none"
     scan_layers: bool = True
 
     def __post_init__(self):
-        for name in (
-            *("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim"),
-            *("num_encoder_layers", "num_decoder_layers"),
-        ):
+        self._check_sizes()
+        self._check_choices()
+        if self.share_stacks and self.num_encoder_layers != self.num_decoder_layers:
+            self._reject("share_stacks", "as many encoder as decoder layers to share")
+        if self.share_stacks and self.moe is not None:
+            self._reject("share_stacks", "dense layers only")
+        if self.next_sentence_head and self.num_decoder_layers:
+            self._reject("next_sentence_head", "a model without a decoder")
+        if self.moe is not None:
+            for name in ("num_encoder_layers", "num_decoder_layers"):
+                if getattr(self, name) % self.moe.every:
+                    self._reject(name, f"a multiple of MixtureOfExperts.every = {self.moe.every}")
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def encoder_only(self) -> bool:
+        """Whether predictions are made by the encoder."""
+        return not self.num_decoder_layers
+
+    @property
+    def decoder_only(self) -> bool:
+        """Whether inputs and targets are one text."""
+        return not self.num_encoder_layers
+
+    def _check_sizes(self):
+        for name in ("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim", "max_positions"):
             if getattr(self, name) < 1:
                 self._reject(name, "a positive number")
-        if not 0.0 <= self.dropout_rate < 1.0:
-            self._reject("dropout_rate", "a number in [0, 1)")
-        if not self.mlp_activations or set(self.mlp_activations) - set(ACTIVATIONS):
-            self._reject("mlp_activations", f"names out of {ACTIVATIONS}, at least one")
+        for name in ("num_encoder_layers", "num_decoder_layers", "num_token_types"):
+            if getattr(self, name) < 0:
+                self._reject(name, "0 or more")
+        if not self.num_encoder_layers + self.num_decoder_layers:
+            self._reject("num_encoder_layers", "an encoder or a decoder of at least one layer")
+        if self.num_heads % self.kv_heads:
+            self._reject("num_kv_heads", f"a divisor of num_heads = {self.num_heads}")
+        for name in ("dropout_rate", "attention_dropout_rate", "mlp_dropout_rate"):
+            rate = getattr(self, name)
+            if rate is not None and not 0.0 <= rate < 1.0:
+                self._reject(name, "a number in [0, 1)")
         if self.relpos_num_buckets < 4 or self.relpos_num_buckets % 4:
             self._reject("relpos_num_buckets", "a multiple of 4")
         if self.relpos_max_distance <= self.relpos_num_buckets // 2:
             self._reject("relpos_max_distance", "more than half of relpos_num_buckets")
-        if self.dtype not in DTYPES:
-            self._reject("dtype", f"one of {DTYPES}")
-        if self.remat not in REMAT_POLICIES:
-            self._reject("remat", f"one of {REMAT_POLICIES}")
+        if self.positions == "rotary" and self.head_dim % 2:
+            self._reject("head_dim", "an even number, for rotary positions")
+
+    def _check_choices(self):
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                self._reject(name, f"one of {choices}")
+        if not self.mlp_activations or set(self.mlp_activations) - set(ACTIVATIONS):
+            self._reject("mlp_activations", f"names out of {ACTIVATIONS}, at least one")
+        if isinstance(self.remat, str) and self.remat not in REMAT_POLICIES:
+            self._reject("remat", f"one of {REMAT_POLICIES}, or a tuple of names")
 
     def _reject(self, name: str, wanted: str):
         raise ConfigError(

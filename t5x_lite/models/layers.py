@@ -1,6 +1,6 @@
-"""The small parts: weights with logical axes, initialisers, norm, feed-forward, embedding, dropout.
+"""The small parts: weights with logical axes, dense, norms, feed-forward, embeddings, dropout.
 
-Initialisers are those of T5X; their standard deviations stand in the class docstrings.
+Initialisers are those of T5X unless `config.init_std` asks for plain normals.
 """
 
 import functools
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.partitioning import shard
@@ -20,9 +21,12 @@ fan_in_normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 fan_in_truncated_normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 fan_average_uniform = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 unit_normal = jax.nn.initializers.normal(1.0)
+zeros = jax.nn.initializers.zeros
+ones = jax.nn.initializers.ones
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
     "linear": lambda x: x,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
@@ -36,18 +40,25 @@ def weight(
     return nnx.Param(init(rngs.params(), tuple(shape), jnp.float32), axes=axes)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None, shared_axis: int = -2) -> jax.Array:
-    """Zero a share `rate` of `x` and scale the rest up; the mask is shared along one axis (T5).
+def dropout(x: jax.Array, rate: float, key: jax.Array | None, *, shared_axis: int | None):
+    """Zero a share `rate` of `x` and scale the rest up; the mask is the same along one axis.
 
-    Sharing along the length makes a mask of [batch, 1, embed]; for attention weights [b, h, q, k]
-    the second-last axis is the query. Without a key (evaluation) or rate it returns `x`.
+    T5 shares masks along the length: [batch, 1, embed], and along the queries of attention weights
+    [batch, heads, 1, keys]. Without a key (evaluation) or a rate it returns `x`.
     """
     if key is None or rate == 0.0:
         return x
     shape = list(x.shape)
-    shape[shared_axis] = 1
+    if shared_axis is not None:
+        shape[shared_axis] = 1
     keep = jax.random.bernoulli(key, 1.0 - rate, shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def drop(x: jax.Array, config: TransformerConfig, key: jax.Array | None, rate: float | None = None):
+    """`dropout` as the config has it, on [batch, length, ...] or on attention weights."""
+    rate = config.dropout_rate if rate is None else rate
+    return dropout(x, rate, key, shared_axis=-2 if config.dropout_shared_along_length else None)
 
 
 def split_key(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:
@@ -55,72 +66,163 @@ def split_key(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:
     return (None,) * count if key is None else list(jax.random.split(key, count))
 
 
-class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x²) + 1e-6) * scale, statistics in float32, scale starting at one."""
+class Dense(nnx.Module):
+    """y = x @ kernel (+ bias), over the last dimension; computed in the type of `x`."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        sizes: tuple[int, int],
+        axes: tuple[str, str],
+        *,
+        init: Initializer = fan_in_normal,
+        into_residual: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        if config.init_std is not None:
+            layers = max(config.num_encoder_layers, config.num_decoder_layers)
+            shrink = (2 * layers) ** -0.5 if into_residual and config.scale_residual_init else 1.0
+            init = jax.nn.initializers.normal(config.init_std * shrink)
+        self.kernel = weight(init, sizes, axes, rngs)
+        if config.use_bias:
+            bias_axis = "embed_whole" if axes[1] == "embed" else axes[1]
+            self.bias = weight(zeros, sizes[1:], (bias_axis,), rngs)
+
+    def __call__(self, x: jax.Array, **einsum) -> jax.Array:
+        y = jnp.einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype), **einsum)
+        return y + self.bias[...].astype(y.dtype) if hasattr(self, "bias") else y
+
+
+class Norm(nnx.Module):
+    """RMS norm, x / sqrt(mean(x²) + ε) * scale, or LayerNorm; statistics in float32."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        self.scale = weight(jax.nn.initializers.ones, [config.emb_dim], ("embed_whole",), rngs)
+        self.config = config
+        self.scale = weight(ones, [config.emb_dim], ("embed_whole",), rngs)
+        if config.norm == "layer":
+            self.bias = weight(zeros, [config.emb_dim], ("embed_whole",), rngs)
 
     def __call__(self, x_ble: jax.Array) -> jax.Array:
         x32_ble = x_ble.astype(jnp.float32)
+        if self.config.norm == "layer":
+            x32_ble -= jnp.mean(x32_ble, axis=-1, keepdims=True)
         mean_square = jnp.mean(jnp.square(x32_ble), axis=-1, keepdims=True)
-        y_ble = x32_ble * jax.lax.rsqrt(mean_square + 1e-6)
-        return (y_ble * self.scale[...]).astype(x_ble.dtype)
+        y_ble = x32_ble * jax.lax.rsqrt(mean_square + self.config.norm_epsilon) * self.scale[...]
+        if self.config.norm == "layer":
+            y_ble += self.bias[...]
+        return y_ble.astype(x_ble.dtype)
 
 
 class MLP(nnx.Module):
     """Feed-forward; with several activations their branches are multiplied (gated, T5 1.1).
 
-    Standard deviations: wi emb_dim**-0.5, wo mlp_dim**-0.5, truncated normal.
+    T5X: wi has standard deviation emb_dim**-0.5, wo mlp_dim**-0.5, truncated normal.
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.config = config
+        dense = functools.partial(Dense, config, init=fan_in_truncated_normal, rngs=rngs)
         for i in range(len(config.mlp_activations)):
-            shape, axes = [config.emb_dim, config.mlp_dim], ("embed", "mlp")
-            setattr(self, f"wi_{i}", weight(fan_in_truncated_normal, shape, axes, rngs))
-        self.wo = weight(
-            fan_in_truncated_normal, [config.mlp_dim, config.emb_dim], ("mlp", "embed"), rngs
-        )
+            setattr(self, f"wi_{i}", dense((config.emb_dim, config.mlp_dim), ("embed", "mlp")))
+        self.wo = dense((config.mlp_dim, config.emb_dim), ("mlp", "embed"), into_residual=True)
 
     def __call__(self, x_ble: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        branches = []
-        for i, name in enumerate(self.config.mlp_activations):
-            wi_em = getattr(self, f"wi_{i}")[...].astype(x_ble.dtype)
-            branches.append(ACTIVATION_FUNCTIONS[name](jnp.einsum("ble,em->blm", x_ble, wi_em)))
+        branches = [
+            ACTIVATION_FUNCTIONS[name](getattr(self, f"wi_{i}")(x_ble))
+            for i, name in enumerate(self.config.mlp_activations)
+        ]
         h_blm = shard(functools.reduce(operator.mul, branches), "batch", "length", "mlp")
-        h_blm = dropout(h_blm, self.config.dropout_rate, key)
-        return jnp.einsum("blm,me->ble", h_blm, self.wo[...].astype(x_ble.dtype))
+        h_blm = checkpoint_name(h_blm, "mlp_hidden")
+        return self.wo(drop(h_blm, self.config, key, self.config.mlp_dropout_rate))
 
 
 class Embedding(nnx.Module):
-    """Token embedding, standard deviation 1; also the output head where the config ties them."""
+    """What a token looks like at its place: token, learned position and type, then norm.
+
+    The token table has standard deviation 1 (T5X); the head may be tied to it.
+    """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        std = config.init_std
+        init = unit_normal if std is None else jax.nn.initializers.normal(std)
         shape = [config.vocab_size, config.emb_dim]
-        self.embedding = weight(unit_normal, shape, ("vocab", "embed"), rngs)
-        self.dtype = jnp.dtype(config.dtype)
+        self.embedding = weight(init, shape, ("vocab", "embed"), rngs)
 
     def __call__(self, tokens_bl: jax.Array) -> jax.Array:
         # Gathering a row needs it whole: bring its slices together first, or XLA replicates more.
-        table_ve = shard(self.embedding[...].astype(self.dtype), "vocab", None)
+        table_ve = shard(self.embedding[...].astype(self.config.dtype), "vocab", None)
         return jnp.take(table_ve, tokens_bl, axis=0)
 
     def attend(self, x_ble: jax.Array) -> jax.Array:
-        """Logits through the tied embedding, scaled by emb_dim**-0.5, float32 [b, l, v]."""
-        scale = x_ble.shape[-1] ** -0.5
+        """Logits through the tied embedding, float32 [b, l, v]."""
         table_ve = self.embedding[...].astype(x_ble.dtype)
         logits_blv = jnp.einsum("ble,ve->blv", x_ble, table_ve, preferred_element_type=jnp.float32)
-        return logits_blv * scale
+        return logits_blv * (x_ble.shape[-1] ** -0.5 if self.config.scale_tied_logits else 1.0)
+
+
+class PlaceEmbedding(nnx.Module):
+    """What one stack adds to its token embeddings, and what it does to the sum.
+
+    Learned positions and token types where the config has them; then norm.
+    """
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        init = jax.nn.initializers.normal(config.init_std or 0.02)
+        if config.positions == "learned":
+            rows = config.max_positions + config.position_offset
+            self.positions = weight(init, [rows, config.emb_dim], ("length_table", "embed"), rngs)
+        if config.num_token_types:
+            shape = [config.num_token_types, config.emb_dim]
+            self.types = weight(init, shape, ("length_table", "embed"), rngs)
+        if config.embedding_norm:
+            self.norm = Norm(config, rngs=rngs)
+
+    def __call__(
+        self, x_ble: jax.Array, positions_bl: jax.Array, types_bl: jax.Array | None
+    ) -> jax.Array:
+        if self.config.positions == "learned":
+            table = shard(self.positions[...].astype(x_ble.dtype), None, None)
+            x_ble += jnp.take(table, positions_bl + self.config.position_offset, axis=0)
+        if self.config.num_token_types:
+            table = shard(self.types[...].astype(x_ble.dtype), None, None)
+            types_bl = jnp.zeros_like(positions_bl) if types_bl is None else types_bl
+            x_ble += jnp.take(table, types_bl, axis=0)
+        return self.norm(x_ble) if self.config.embedding_norm else x_ble
 
 
 class Head(nnx.Module):
-    """Untied output head, standard deviation emb_dim**-0.5, no scaling of logits."""
+    """From hidden states to scores of the vocabulary, tied to the embedding or not.
+
+    Untied: standard deviation emb_dim**-0.5, truncated normal, no scaling of logits (T5X).
+    """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        shape = [config.emb_dim, config.vocab_size]
-        self.kernel = weight(fan_in_truncated_normal, shape, ("embed", "vocab"), rngs)
+        self.config = config
+        if config.head_transform:
+            size = (config.emb_dim, config.emb_dim)
+            self.transform = Dense(config, size, ("embed", "embed_out"), rngs=rngs)
+            self.norm = Norm(config, rngs=rngs)
+        if not config.logits_via_embedding:
+            shape = [config.emb_dim, config.vocab_size]
+            std = config.init_std
+            init = fan_in_truncated_normal if std is None else jax.nn.initializers.normal(std)
+            self.kernel = weight(init, shape, ("embed", "vocab"), rngs)
+        if config.head_bias:
+            self.bias = weight(zeros, [config.vocab_size], ("vocab",), rngs)
 
-    def __call__(self, x_ble: jax.Array) -> jax.Array:
-        kernel_ev = self.kernel[...].astype(x_ble.dtype)
-        return jnp.einsum("ble,ev->blv", x_ble, kernel_ev, preferred_element_type=jnp.float32)
+    def __call__(self, x_ble: jax.Array, embedding: Embedding) -> jax.Array:
+        if self.config.head_transform:
+            activation = ACTIVATION_FUNCTIONS[self.config.mlp_activations[0]]
+            x_ble = self.norm(activation(self.transform(x_ble)))
+        if self.config.logits_via_embedding:
+            logits_blv = embedding.attend(x_ble)
+        else:
+            kernel_ev = self.kernel[...].astype(x_ble.dtype)
+            logits_blv = jnp.einsum(
+                "ble,ev->blv", x_ble, kernel_ev, preferred_element_type=jnp.float32
+            )
+        if self.config.head_bias:
+            logits_blv += self.bias[...]
+        return shard(logits_blv, "batch", "length", "vocab")

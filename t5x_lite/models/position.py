@@ -1,4 +1,4 @@
-"""T5's relative position bias: the bucket of a distance, and the learned table of buckets."""
+"""Where a token stands: T5's relative bias with its buckets, and rotary positions."""
 
 import jax
 import jax.numpy as jnp
@@ -39,24 +39,38 @@ def relative_position_buckets(
 
 
 class RelativePositionBias(nnx.Module):
-    """A learned [heads, buckets] table added to attention scores; one per stack in T5.
+    """A learned [heads, buckets] table added to attention scores; one a stack, or one a layer.
 
     Uniform with standard deviation sqrt(2 / (heads + buckets)).
     """
 
-    def __init__(self, config: TransformerConfig, *, bidirectional: bool, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         shape = [config.num_heads, config.relpos_num_buckets]
         self.rel_embedding = weight(fan_average_uniform, shape, ("heads", "relpos_buckets"), rngs)
         self.config = config
-        self.bidirectional = bidirectional
 
-    def __call__(self, query_length: int, key_length: int) -> jax.Array:
+    def __call__(self, query_length: int, key_length: int, *, bidirectional: bool) -> jax.Array:
         """Bias [1, heads, query, key] in float32 for positions 0, 1, 2, ..."""
         buckets_qk = relative_position_buckets(
             np.arange(query_length),
             np.arange(key_length),
-            bidirectional=self.bidirectional,
+            bidirectional=bidirectional,
             num_buckets=self.config.relpos_num_buckets,
             max_distance=self.config.relpos_max_distance,
         )
         return jnp.take(self.rel_embedding[...], buckets_qk, axis=1)[None]
+
+
+def rotate(x_blhd: jax.Array, positions_bl: jax.Array, theta: float) -> jax.Array:
+    """Rotary positions (Su et al. 2021): the halves of each head turned by position * frequency.
+
+    Dimension i of the first half turns together with i of the second, by theta**(-2i / head_dim)
+    a position (the pairing of LLaMA's public weights). Angles in float32.
+    """
+    half = x_blhd.shape[-1] // 2
+    frequencies_d = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
+    angles_bl1d = positions_bl[..., None, None].astype(jnp.float32) * frequencies_d
+    cosine, sine = jnp.cos(angles_bl1d), jnp.sin(angles_bl1d)
+    first, second = jnp.split(x_blhd.astype(jnp.float32), 2, axis=-1)
+    turned = (first * cosine - second * sine, second * cosine + first * sine)
+    return jnp.concatenate(turned, axis=-1).astype(x_blhd.dtype)

@@ -4,139 +4,231 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from t5x_lite.models.attention import Attention, KeyValue
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.layers import MLP, RMSNorm, dropout, split_key
+from t5x_lite.models.layers import MLP, Norm, drop, split_key
+from t5x_lite.models.moe import RouterLosses, SwitchMLP
 from t5x_lite.models.position import RelativePositionBias
 from t5x_lite.partitioning import shard
-
-CHECKPOINT_POLICIES: dict[str, Callable | None] = {
-    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": None,
-}
 
 
 class Surroundings(NamedTuple):
     """What every layer of a stack is given besides the residual stream.
 
-    encoded_bke is None in an encoder and while decoding from caches, which hold its projections.
+    bias: from a table of relative positions to a bias [1, h, q, k]. encoded_bke is None in a stack
+    without cross-attention, and while decoding from caches, which hold its projections. written:
+    how many tokens the caches hold already.
     """
 
+    segments_bl: jax.Array
+    positions_bl: jax.Array
     self_mask_bhqk: jax.Array
-    self_bias_bhqk: jax.Array
+    bias: Callable[[RelativePositionBias], jax.Array]
     cross_mask_bhqk: jax.Array | None = None
     encoded_bke: jax.Array | None = None
-    position: jax.Array | None = None  # of the token being decoded
+    written: jax.Array | None = None
 
 
 class LayerCache(NamedTuple):
     """What a decoder layer remembers while it decodes: its own past, and the encoder's output."""
 
     own: KeyValue
-    cross: KeyValue
+    cross: KeyValue | None
+
+
+class LayerOutput(NamedTuple):
+    """What a layer hands on besides the residual stream."""
+
+    cache: LayerCache | None
+    router: RouterLosses | None
+
+
+def _residual(config: TransformerConfig, norm: Norm, key, x_ble: jax.Array, sublayer: Callable):
+    """Return x + drop(sublayer(norm(x))), or norm(x + drop(sublayer(x))), and what is handed on."""
+    pre = config.norm_position == "pre"
+    y_ble, other = sublayer(norm(x_ble) if pre else x_ble)
+    x_ble = x_ble + drop(y_ble, config, key)
+    return shard(x_ble if pre else norm(x_ble), "batch", "length", None), other
+
+
+class CrossAttention(nnx.Module):
+    """A decoder's look at the encoder, with its norm and residual."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.norm = Norm(config, rngs=rngs)
+        self.attention = Attention(config, rngs=rngs)
+
+    def __call__(self, x_ble, around: Surroundings, cache: LayerCache | None, key) -> jax.Array:
+        attention_key, key = split_key(key, 2)
+
+        def attend(y_ble):
+            if cache is not None and cache.cross is not None:
+                kv = cache.cross
+            else:
+                assert around.encoded_bke is not None
+                kv = self.attention.keys_and_values(around.encoded_bke)
+            mask = around.cross_mask_bhqk
+            assert mask is not None
+            return self.attention(y_ble, kv, mask_bhqk=mask, key=attention_key), None
+
+        return _residual(self.config, self.norm, key, x_ble, attend)[0]
 
 
 class Layer(nnx.Module):
-    """Pre-norm: x += attention(norm(x)), in a decoder x += cross(norm(x)), x += mlp(norm(x))."""
+    """Self-attention, cross-attention where there is an encoder to look at, feed-forward."""
 
-    def __init__(self, config: TransformerConfig, *, decoder: bool, rngs: nnx.Rngs):
+    def __init__(
+        self, config: TransformerConfig, *, cross: bool, sparse: bool = False, rngs: nnx.Rngs
+    ):
         self.config = config
-        self.decoder = decoder
-        self.pre_self_attention_norm = RMSNorm(config, rngs=rngs)
+        if config.positions == "relative_per_layer":
+            self.relpos_bias = RelativePositionBias(config, rngs=rngs)
+        self.self_attention_norm = Norm(config, rngs=rngs)
         self.self_attention = Attention(config, rngs=rngs)
-        if decoder:
-            self.pre_cross_attention_norm = RMSNorm(config, rngs=rngs)
-            self.cross_attention = Attention(config, rngs=rngs)
-        self.pre_mlp_norm = RMSNorm(config, rngs=rngs)
-        self.mlp = MLP(config, rngs=rngs)
+        if cross:
+            self.cross = CrossAttention(config, rngs=rngs)
+        self.mlp_norm = Norm(config, rngs=rngs)
+        self.mlp = (SwitchMLP if sparse else MLP)(config, rngs=rngs)
 
     def __call__(
         self,
         x_ble: jax.Array,
         around: Surroundings,
+        bias_bhqk: jax.Array | None,
         cache: LayerCache | None,
         key: jax.Array | None,
-    ) -> tuple[jax.Array, LayerCache | None]:
-        keys = iter(split_key(key, 6))
+        cross: CrossAttention | None = None,
+    ) -> tuple[jax.Array, LayerOutput]:
+        """Run the layer; `cross` is lent by a decoder that shares the encoder's layers."""
+        attention_key, drop_1, cross_key, mlp_key, drop_2 = split_key(key, 5)
+        cross = getattr(self, "cross", cross)
 
-        def add(x_ble, y_ble):
-            x_ble = x_ble + dropout(y_ble, self.config.dropout_rate, next(keys))
-            return shard(x_ble, "batch", "length", None)
+        def attend(y_ble):
+            return self._attend(y_ble, around, bias_bhqk, cache, attention_key)
 
-        y_ble, cache = self._attend_self(
-            self.pre_self_attention_norm(x_ble), around, cache, next(keys)
-        )
-        x_ble = add(x_ble, y_ble)
-        if self.decoder:
-            y_ble = self.pre_cross_attention_norm(x_ble)
-            x_ble = add(x_ble, self._attend_cross(y_ble, around, cache, next(keys)))
-        y_ble = self.mlp(self.pre_mlp_norm(x_ble), key=next(keys))
-        return add(x_ble, y_ble), cache
+        def feed_forward(y_ble):
+            if isinstance(self.mlp, SwitchMLP):
+                return self.mlp(y_ble, around.segments_bl > 0, key=mlp_key)
+            return self.mlp(y_ble, key=mlp_key), None
 
-    def _attend_self(self, x_ble, around, cache, key):
-        kv = self.self_attention.keys_and_values(x_ble)
+        x_ble, cache = _residual(self.config, self.self_attention_norm, drop_1, x_ble, attend)
+        if cross is not None:
+            x_ble = cross(x_ble, around, cache, cross_key)
+        x_ble, router = _residual(self.config, self.mlp_norm, drop_2, x_ble, feed_forward)
+        return x_ble, LayerOutput(cache, router)
+
+    def _attend(self, x_ble, around, bias_bhqk, cache, key):
+        kv = self.self_attention.keys_and_values(x_ble, around.positions_bl)
         if cache is not None:
-            kv = cache.own.written_at(around.position, kv)
+            kv = cache.own.written_at(around.written, kv)
             cache = cache._replace(own=kv)
+        if hasattr(self, "relpos_bias"):
+            bias_bhqk = around.bias(self.relpos_bias)
         y_ble = self.self_attention(
-            x_ble, kv, mask_bhqk=around.self_mask_bhqk, bias_bhqk=around.self_bias_bhqk, key=key
+            x_ble,
+            kv,
+            mask_bhqk=around.self_mask_bhqk,
+            bias_bhqk=bias_bhqk,
+            positions_bq=around.positions_bl,
+            key=key,
         )
         return y_ble, cache
 
-    def _attend_cross(self, x_ble, around, cache, key):
-        attend = self.cross_attention
-        kv = attend.keys_and_values(around.encoded_bke) if cache is None else cache.cross
-        return attend(x_ble, kv, mask_bhqk=around.cross_mask_bhqk, key=key)
+
+class Block(nnx.Module):
+    """Some dense layers and a sparse one: what a scan repeats in a mixture of experts."""
+
+    def __init__(self, config: TransformerConfig, *, cross: bool, rngs: nnx.Rngs):
+        assert config.moe is not None
+        self.size = config.moe.every
+        for i in range(self.size):
+            sparse = i == self.size - 1
+            setattr(self, f"layer_{i}", Layer(config, cross=cross, sparse=sparse, rngs=rngs))
+
+    def __call__(self, x_ble, around, bias_bhqk, cache, key, cross=None):
+        """Run the layers; caches are stacked along a leading axis of the block's layers."""
+        outputs = []
+        for i, layer_key in enumerate(split_key(key, self.size)):
+            layer = getattr(self, f"layer_{i}")
+            layer_cache = jax.tree.map(lambda leaf, i=i: leaf[i], cache)
+            x_ble, output = layer(x_ble, around, bias_bhqk, layer_cache, layer_key)
+            outputs.append(output)
+        caches = [output.cache for output in outputs]
+        cache = None if cache is None else jax.tree.map(lambda *c: jnp.stack(c), *caches)
+        return x_ble, LayerOutput(cache, outputs[-1].router)
 
 
 class Stack(nnx.Module):
     """Relative bias, layers and final norm of an encoder or a decoder."""
 
-    def __init__(self, config: TransformerConfig, *, decoder: bool, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, num_layers: int, cross: bool, rngs: nnx.Rngs):
         self.config = config
-        self.num_layers = config.num_decoder_layers if decoder else config.num_encoder_layers
-        self.relpos_bias = RelativePositionBias(config, bidirectional=not decoder, rngs=rngs)
-        keys_n = jax.random.split(rngs.params(), self.num_layers)
-        self.layers = jax.vmap(
-            lambda key: Layer(config, decoder=decoder, rngs=nnx.Rngs(params=key))
-        )(keys_n)
-        self.norm = RMSNorm(config, rngs=rngs)
+        if config.positions == "relative":
+            self.relpos_bias = RelativePositionBias(config, rngs=rngs)
+        unit = Layer if config.moe is None else Block
+        self.num_units = num_layers // (config.moe.every if config.moe else 1)
+        self.layers = stacked(lambda r: unit(config, cross=cross, rngs=r), self.num_units, rngs)
+        if config.final_norm:
+            self.norm = Norm(config, rngs=rngs)
 
     def __call__(
         self,
         x_ble: jax.Array,
         around: Surroundings,
         *,
+        cross_layers: CrossAttention | None = None,
         cache: LayerCache | None = None,
         key: jax.Array | None = None,
-    ) -> tuple[jax.Array, LayerCache | None]:
-        """Run all layers; `cache` is stacked along the layers and comes back written."""
-        rate = self.config.dropout_rate
+    ) -> tuple[jax.Array, LayerOutput]:
+        """Run all layers. Caches are stacked along the layers; router losses are summed over them.
+
+        `cross_layers`, stacked too, turn an encoder's layers into a decoder's that shares them.
+        """
         before, inside, after = split_key(key, 3)
-        x_ble = dropout(x_ble, rate, before)
-        keys_n = None if inside is None else jax.random.split(inside, self.num_layers)
+        x_ble = drop(x_ble, self.config, before)
+        bias_bhqk = around.bias(self.relpos_bias) if hasattr(self, "relpos_bias") else None
+        keys_n = None if inside is None else jax.random.split(inside, self.num_units)
 
-        def body(x_ble, slice_of_stack):
-            layer, layer_cache, layer_key = slice_of_stack
-            return layer(x_ble, around, layer_cache, layer_key)
+        def body(x_ble, unit):
+            layer, cross, layer_cache, layer_key = unit
+            return layer(x_ble, around, bias_bhqk, layer_cache, layer_key, cross)
 
-        x_ble, cache = self._run(self._remat(body), x_ble, (self.layers, cache, keys_n))
-        return dropout(self.norm(x_ble), rate, after), cache
+        units = (self.layers, cross_layers, cache, keys_n)
+        x_ble, output = self._run(recomputed(body, self.config), x_ble, units)
+        output = output._replace(router=jax.tree.map(jnp.sum, output.router))
+        x_ble = self.norm(x_ble) if self.config.final_norm else x_ble
+        if self.config.dropout_after_final_norm:
+            x_ble = drop(x_ble, self.config, after)
+        return x_ble, output
 
-    def _run(self, body: Callable, x_ble: jax.Array, stacked: Any):
+    def _run(self, body: Callable, x_ble: jax.Array, units: Any):
         if self.config.scan_layers:
-            return jax.lax.scan(body, x_ble, stacked)
-        caches = []
-        for i in range(self.num_layers):
-            x_ble, cache = body(x_ble, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
-            caches.append(cache)
-        return x_ble, jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *caches)
+            return jax.lax.scan(body, x_ble, units)
+        outputs = []
+        for i in range(self.num_units):
+            x_ble, output = body(x_ble, jax.tree.map(lambda leaf, i=i: leaf[i], units))
+            outputs.append(output)
+        return x_ble, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
-    def _remat(self, body: Callable) -> Callable:
-        if self.config.remat == "none":
-            return body
-        policy = CHECKPOINT_POLICIES[self.config.remat]
-        # Under scan XLA cannot merge forward and backward anyway; its guard only costs speed.
-        return jax.checkpoint(body, policy=policy, prevent_cse=not self.config.scan_layers)
+
+def stacked(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> Any:
+    """`count` modules as one, whose weights have a leading axis."""
+    return jax.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), count))
+
+
+def recomputed(body: Callable, config: TransformerConfig) -> Callable:
+    """`body` with activations kept or recomputed in the backward pass as `config.remat` says."""
+    if config.remat == "none":
+        return body
+    policies = jax.checkpoint_policies
+    if isinstance(config.remat, tuple):
+        policy = policies.save_only_these_names(*config.remat)
+    else:
+        minimal = policies.dots_with_no_batch_dims_saveable
+        policy = {"minimal": minimal, "full": None}[config.remat]
+    # Under scan XLA cannot merge forward and backward anyway; its guard only costs speed.
+    return jax.checkpoint(body, policy=policy, prevent_cse=not config.scan_layers)

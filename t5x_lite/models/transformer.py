@@ -1,4 +1,4 @@
-"""The encoder-decoder: batch in, float32 logits out; the same weights train, score and decode."""
+"""The model: batch in, float32 logits out; the same weights train, score and decode."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,111 +9,230 @@ from flax import nnx
 
 from t5x_lite.models.attention import KeyValue, causal_mask, segment_mask
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.layers import Embedding, Head, split_key
-from t5x_lite.models.stack import LayerCache, Stack, Surroundings
+from t5x_lite.models.layers import Dense, Embedding, Head, PlaceEmbedding, split_key
+from t5x_lite.models.moe import RouterLosses
+from t5x_lite.models.stack import CrossAttention, LayerCache, Stack, Surroundings, stacked
 from t5x_lite.partitioning import LogicalAxes, shard
 
 Params = dict[str, Any]
+Batch = Mapping[str, jax.Array]
+
+
+class Predictions(NamedTuple):
+    """What a forward pass says: logits [batch, length, vocab], and what some families add.
+
+    router: auxiliary losses of a mixture of experts, summed over its layers.
+    next_sentence: logits [batch, 2] of BERT's second head.
+    """
+
+    logits: jax.Array
+    router: RouterLosses | None = None
+    next_sentence: jax.Array | None = None
+
+
+class Text(NamedTuple):
+    """Tokens of one side of a batch, with segments (0: padding) and positions, all [b, l]."""
+
+    tokens_bl: jax.Array
+    segments_bl: jax.Array
+    positions_bl: jax.Array
 
 
 class DecodingState(NamedTuple):
     """All that decoding remembers from token to token; an argument and a result, never a secret."""
 
     layers: LayerCache  # leaves [layers, batch, length, heads, head_dim]
-    input_segments_bk: jax.Array
+    input_segments_bk: jax.Array | None
     length: jax.Array  # how many tokens are already written
 
 
 class Transformer(nnx.Module):
-    """T5: shared token embedding, encoder, decoder, logits (tied or not)."""
+    """Encoder, decoder or both, over one token embedding; logits tied to it or not."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.token_embedder = Embedding(config, rngs=rngs)
-        self.encoder = Stack(config, decoder=False, rngs=rngs)
-        self.decoder = Stack(config, decoder=True, rngs=rngs)
-        if not config.logits_via_embedding:
-            self.head = Head(config, rngs=rngs)
+        encoder, decoder = config.num_encoder_layers, config.num_decoder_layers
+        if encoder:
+            self.encoder_places = PlaceEmbedding(config, rngs=rngs)
+            self.encoder = Stack(config, num_layers=encoder, cross=False, rngs=rngs)
+        if decoder:
+            self.decoder_places = PlaceEmbedding(config, rngs=rngs)
+            if config.share_stacks:
+                self.cross = stacked(lambda r: CrossAttention(config, rngs=r), decoder, rngs)
+            else:
+                has_encoder = bool(encoder)
+                self.decoder = Stack(config, num_layers=decoder, cross=has_encoder, rngs=rngs)
+        self.head = Head(config, rngs=rngs)
+        if config.next_sentence_head:
+            square = (config.emb_dim, config.emb_dim)
+            self.pooler = Dense(config, square, ("embed", "embed_out"), rngs=rngs)
+            self.next_sentence = Dense(config, (config.emb_dim, 2), ("embed", "classes"), rngs=rngs)
 
-    def __call__(
-        self, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None
-    ) -> jax.Array:
-        """Logits float32 [batch, target length, vocab] for a batch of seqio's feature names.
+    def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> Predictions:
+        """Logits of every target position of a batch of seqio's feature names.
 
-        Segment ids are optional: without them a row is one segment, and token 0 is padding. A
-        dropout key makes it the training forward.
+        Segment ids and positions are optional: without them a row is one segment, and token 0 is
+        padding. A prefix LM's batch marks its inputs in decoder_causal_attention; BERT's has
+        encoder_token_types. A dropout key makes it the training forward.
         """
         encoder_key, decoder_key = split_key(key, 2)
-        tokens_bk, tokens_bl = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
-        segments_bk = batch.get("encoder_segment_ids")
-        if segments_bk is None:
-            segments_bk = (tokens_bk > 0).astype(jnp.int32)
-        segments_bl = batch.get("decoder_segment_ids")
-        if segments_bl is None:  # the first input token is 0, so ask the targets
-            segments_bl = (batch["decoder_target_tokens"] > 0).astype(jnp.int32)
-        encoded_bke = self.encode(tokens_bk, segments_bk, key=encoder_key)
-        hidden_ble = self._decode(encoded_bke, segments_bk, tokens_bl, segments_bl, decoder_key)
-        return self.logits(hidden_ble)
+        if self.config.decoder_only:
+            hidden_ble, router = self._decode(batch, None, None, decoder_key)
+            return Predictions(self.logits(hidden_ble), router)
+        inputs = _text(batch, "encoder", batch["encoder_input_tokens"])
+        types_bl = batch.get("encoder_token_types")
+        encoded_bke, router = self.encode(inputs, types_bl, key=encoder_key)
+        if self.config.encoder_only:
+            return Predictions(self.logits(encoded_bke), router, self._next_sentence(encoded_bke))
+        hidden_ble, decoder_router = self._decode(batch, encoded_bke, inputs, decoder_key)
+        router = jax.tree.map(jnp.add, router, decoder_router)
+        return Predictions(self.logits(hidden_ble), router)
 
     def encode(
-        self, tokens_bl: jax.Array, segments_bl: jax.Array, *, key: jax.Array | None = None
-    ) -> jax.Array:
-        """The encoder's normed output, [batch, length, embed]."""
+        self, text: Text, types_bl: jax.Array | None = None, *, key: jax.Array | None = None
+    ) -> tuple[jax.Array, RouterLosses | None]:
+        """The encoder's output [batch, length, embed], and its routers' losses."""
+        length = text.tokens_bl.shape[1]
         around = Surroundings(
-            self_mask_bhqk=segment_mask(segments_bl, segments_bl),
-            self_bias_bhqk=self.encoder.relpos_bias(tokens_bl.shape[1], tokens_bl.shape[1]),
+            segments_bl=text.segments_bl,
+            positions_bl=text.positions_bl,
+            self_mask_bhqk=segment_mask(text.segments_bl, text.segments_bl),
+            bias=lambda table: table(length, length, bidirectional=True),
         )
-        return self.encoder(self._embed(tokens_bl), around, key=key)[0]
+        x_ble = self.encoder_places(self._embed(text.tokens_bl), text.positions_bl, types_bl)
+        encoded_ble, output = self.encoder(x_ble, around, key=key)
+        return encoded_ble, output.router
 
-    def _decode(self, encoded_bke, segments_bk, tokens_bl, segments_bl, key):
-        length = tokens_bl.shape[1]
+    def _decode(self, batch: Batch, encoded_bke, inputs: Text | None, key):
+        # The first input token is 0, so what is padding is asked of the targets.
+        text = _text(batch, "decoder", batch["decoder_input_tokens"], "decoder_target_tokens")
+        length, both_ways = text.tokens_bl.shape[1], self.config.decoder_buckets_bidirectional
+        causal = causal_mask(length, batch.get("decoder_causal_attention"))
         around = Surroundings(
-            self_mask_bhqk=segment_mask(segments_bl, segments_bl) & causal_mask(length),
-            self_bias_bhqk=self.decoder.relpos_bias(length, length),
-            cross_mask_bhqk=segment_mask(segments_bl, segments_bk),
+            segments_bl=text.segments_bl,
+            positions_bl=text.positions_bl,
+            self_mask_bhqk=segment_mask(text.segments_bl, text.segments_bl) & causal,
+            bias=lambda table: table(length, length, bidirectional=both_ways),
+            cross_mask_bhqk=inputs and segment_mask(text.segments_bl, inputs.segments_bl),
             encoded_bke=encoded_bke,
         )
-        return self.decoder(self._embed(tokens_bl), around, key=key)[0]
+        x_ble = self.decoder_places(self._embed(text.tokens_bl), text.positions_bl, None)
+        hidden_ble, output = self._run_decoder(x_ble, around, key=key)
+        return hidden_ble, output.router
+
+    def _run_decoder(self, x_ble: jax.Array, around: Surroundings, **options):
+        if self.config.share_stacks:
+            return self.encoder(x_ble, around, cross_layers=self.cross, **options)
+        return self.decoder(x_ble, around, **options)
 
     def logits(self, hidden_ble: jax.Array) -> jax.Array:
         """Scores of the vocabulary, float32 [batch, length, vocab]."""
-        tied = self.config.logits_via_embedding
-        logits_blv = (self.token_embedder.attend if tied else self.head)(hidden_ble)
-        return shard(logits_blv, "batch", "length", "vocab")
+        return self.head(hidden_ble, self.token_embedder)
 
-    def start_decoding(self, input_tokens_bk: jax.Array, max_length: int) -> DecodingState:
-        """Encode unpacked inputs and set up empty caches for up to `max_length` new tokens."""
-        segments_bk = (input_tokens_bk > 0).astype(jnp.int32)
-        encoded_bke = self.encode(input_tokens_bk, segments_bk)
-        cross = jax.vmap(lambda layer: layer.cross_attention.keys_and_values(encoded_bke))(
-            self.decoder.layers
-        )
+    def _next_sentence(self, encoded_ble: jax.Array) -> jax.Array | None:
+        if not self.config.next_sentence_head:
+            return None
+        pooled_be = jnp.tanh(self.pooler(encoded_ble[:, 0]))
+        return self.next_sentence(pooled_be).astype(jnp.float32)
+
+    def start_decoding(
+        self, input_tokens_bk: jax.Array | None, max_length: int, *, batch_size: int | None = None
+    ) -> DecodingState:
+        """Set up caches for up to `max_length` tokens; with an encoder, encode unpacked inputs.
+
+        A decoder-only model has no inputs here: its prompt is fed to `decode_tokens`.
+        """
         config = self.config
-        shape = (config.num_decoder_layers, input_tokens_bk.shape[0], max_length)
-        empty = jnp.zeros((*shape, config.num_heads, config.head_dim), config.dtype)
-        return DecodingState(
-            LayerCache(KeyValue(empty, empty), cross), segments_bk, jnp.zeros((), jnp.int32)
+        cross, segments_bk = None, None
+        if input_tokens_bk is not None:
+            batch_size = input_tokens_bk.shape[0]
+            inputs = _text({}, "encoder", input_tokens_bk)
+            encoded_bke, _ = self.encode(inputs)
+            segments_bk = inputs.segments_bl
+            cross = jax.vmap(lambda c: c.attention.keys_and_values(encoded_bke))(self._crosses())
+        shape = (batch_size, max_length, config.kv_heads, config.head_dim)
+        empty = jnp.zeros((*self._layer_shape(), *shape), config.dtype)
+        layers = LayerCache(KeyValue(empty, empty), self._per_layer(cross))
+        return DecodingState(layers, segments_bk, jnp.zeros((), jnp.int32))
+
+    def decode_tokens(
+        self, tokens_bl: jax.Array, state: DecodingState, *, prefix: bool = False
+    ) -> tuple[jax.Array, DecodingState]:
+        """Feed the next tokens of every row; logits [batch, length, vocab], and the state after.
+
+        With `prefix` the tokens see each other both ways, as a prefix LM's inputs do.
+        """
+        length, max_length = tokens_bl.shape[1], state.layers.own.k_bkhd.shape[-3]
+        positions_bl = jnp.broadcast_to(state.length + jnp.arange(length), tokens_bl.shape)
+        both_ways = self.config.decoder_buckets_bidirectional
+
+        def bias(table):
+            bias_bhqk = table(max_length, max_length, bidirectional=both_ways)
+            return jax.lax.dynamic_slice_in_dim(bias_bhqk, state.length, length, axis=2)
+
+        ones_bl = jnp.ones_like(tokens_bl)
+        last_seen_bhq1 = positions_bl[:, None, :, None]
+        if prefix:
+            last_seen_bhq1 = jnp.full_like(last_seen_bhq1, state.length + length - 1)
+        cross_mask = None
+        if state.input_segments_bk is not None:
+            cross_mask = segment_mask(ones_bl, state.input_segments_bk)
+        around = Surroundings(
+            segments_bl=ones_bl,
+            positions_bl=positions_bl,
+            self_mask_bhqk=jnp.arange(max_length) <= last_seen_bhq1,
+            bias=bias,
+            cross_mask_bhqk=cross_mask,
+            written=state.length,
         )
+        x_ble = self.decoder_places(self._embed(tokens_bl), positions_bl, None)
+        hidden_ble, output = self._run_decoder(x_ble, around, cache=state.layers)
+        assert output.cache is not None  # caches in, caches out
+        state = state._replace(layers=output.cache, length=state.length + length)
+        return self.logits(hidden_ble), state
 
     def decode_token(
         self, tokens_b: jax.Array, state: DecodingState
     ) -> tuple[jax.Array, DecodingState]:
         """Feed one token a row; logits [batch, vocab] of the next one, and the state after it."""
-        max_length = state.layers.own.k_bkhd.shape[2]
-        bias_bhqk = self.decoder.relpos_bias(max_length, max_length)
-        around = Surroundings(
-            self_mask_bhqk=(jnp.arange(max_length) <= state.length)[None, None, None],
-            self_bias_bhqk=jax.lax.dynamic_slice_in_dim(bias_bhqk, state.length, 1, axis=2),
-            cross_mask_bhqk=segment_mask(jnp.ones_like(tokens_b)[:, None], state.input_segments_bk),
-            position=state.length,
-        )
-        x_ble = self._embed(tokens_b[:, None])
-        hidden_ble, layers = self.decoder(x_ble, around, cache=state.layers)
-        assert layers is not None  # caches in, caches out
-        return self.logits(hidden_ble)[:, 0], state._replace(layers=layers, length=state.length + 1)
+        logits_blv, state = self.decode_tokens(tokens_b[:, None], state)
+        return logits_blv[:, 0], state
 
-    def _embed(self, tokens_bl):
+    def _embed(self, tokens_bl: jax.Array) -> jax.Array:
         return shard(self.token_embedder(tokens_bl), "batch", "length", None)
+
+    def _layer_shape(self) -> tuple[int, ...]:
+        """How caches of all layers are stacked: [layers], or [blocks, layers of a block]."""
+        every = self.config.moe.every if self.config.moe else 1
+        layers = self.config.num_decoder_layers
+        return (layers,) if self.config.moe is None else (layers // every, every)
+
+    def _crosses(self) -> CrossAttention:
+        """Every layer's cross-attention, stacked along one axis."""
+        if self.config.share_stacks:
+            return self.cross
+        layers: Any = self.decoder.layers
+        if self.config.moe is None:
+            return layers.cross
+        crosses = [getattr(layers, f"layer_{i}").cross for i in range(self.config.moe.every)]
+        return jax.tree.map(lambda *w: jnp.stack(w, axis=1).reshape(-1, *w[0].shape[1:]), *crosses)
+
+    def _per_layer(self, tree: Any) -> Any:
+        """[layers, ...] as `_layer_shape` has it."""
+        return jax.tree.map(lambda x: x.reshape(*self._layer_shape(), *x.shape[1:]), tree)
+
+
+def _text(batch: Batch, side: str, tokens_bl: jax.Array, padding_of: str | None = None) -> Text:
+    """One side of a batch; what its features leave out is one segment, in order."""
+    segments_bl = batch.get(f"{side}_segment_ids")
+    if segments_bl is None:
+        source = tokens_bl if padding_of is None else batch.get(padding_of, tokens_bl)
+        segments_bl = (source > 0).astype(jnp.int32)
+    positions_bl = batch.get(f"{side}_positions")
+    if positions_bl is None:
+        positions_bl = jnp.broadcast_to(jnp.arange(tokens_bl.shape[1]), tokens_bl.shape)
+    return Text(tokens_bl, segments_bl, positions_bl)
 
 
 def abstract(config: TransformerConfig) -> tuple[nnx.GraphDef, Params, Any]:

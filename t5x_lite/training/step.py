@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.models.transformer import bind
+from t5x_lite.models.transformer import Predictions, bind
 from t5x_lite.training.losses import LossSums, cross_entropy
 from t5x_lite.training.optimizers import Optimizer
 from t5x_lite.training.schedules import Schedule
@@ -56,12 +56,13 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def objective(params):
-            logits_blv = bind(graphdef, params)(batch, key=key)
-            sums = _sums(logits_blv, batch, loss)
+            predictions = bind(graphdef, params)(batch, key=key)
+            sums = _sums(predictions.logits, batch, loss)
             normalizer = loss.loss_normalizing_factor or jnp.maximum(sums.weight, 1.0)
-            return sums.loss / normalizer, sums
+            extra = _extra_losses(predictions, batch)
+            return sums.loss / normalizer + sum(extra.values()), (sums, extra)
 
-        grads, sums = jax.grad(objective, has_aux=True)(state.params)
+        grads, (sums, extra) = jax.grad(objective, has_aux=True)(state.params)
         grad_norm = global_norm(grads)
         if loss.clip_norm is not None:
             shrink = jnp.minimum(1.0, loss.clip_norm / grad_norm)
@@ -70,6 +71,7 @@ def make_train_step(
         params, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step, rate)
         metrics = {
             **sums._asdict(),
+            **extra,
             "learning_rate": rate,
             "grad_norm": grad_norm,
             "param_norm": global_norm(params),
@@ -84,7 +86,7 @@ def make_eval_step(graphdef: nnx.GraphDef) -> Callable[..., LossSums]:
     """Plain cross-entropy sums of a batch, without dropout, z-loss or smoothing."""
 
     def eval_step(params, batch: Batch) -> LossSums:
-        return _sums(bind(graphdef, params)(batch), batch, Loss(z_loss=0.0))
+        return _sums(bind(graphdef, params)(batch).logits, batch, Loss(z_loss=0.0))
 
     return eval_step
 
@@ -96,19 +98,34 @@ def global_norm(tree) -> jax.Array:
 
 
 def _sums(logits_blv: jax.Array, batch: Batch, loss: Loss) -> LossSums:
+    side = "decoder" if "decoder_target_tokens" in batch else "encoder"
     return cross_entropy(
         logits_blv,
-        batch["decoder_target_tokens"],
-        batch["decoder_loss_weights"],
+        batch[f"{side}_target_tokens"],
+        batch[f"{side}_loss_weights"],
         z_loss=loss.z_loss,
         label_smoothing=loss.label_smoothing,
     )
 
 
+def _extra_losses(predictions: Predictions, batch: Batch) -> Metrics:
+    """What some families add to the loss per token: routers' losses, next-sentence prediction."""
+    extra: Metrics = {}
+    if predictions.router is not None:
+        extra["router_load_balance"] = predictions.router.load_balance
+        extra["router_z_loss"] = predictions.router.z_loss
+    if predictions.next_sentence is not None and "next_sentence_labels" in batch:
+        log_b2 = jax.nn.log_softmax(predictions.next_sentence)
+        labels_b1 = batch["next_sentence_labels"][:, None]
+        extra["next_sentence_loss"] = -jnp.mean(jnp.take_along_axis(log_b2, labels_b1, axis=1))
+    return extra
+
+
 def _real_tokens(batch: Batch) -> jax.Array:
     """How many positions of the batch, of inputs and targets together, are not padding."""
-    if "encoder_segment_ids" in batch:
-        used = (batch["encoder_segment_ids"], batch["decoder_segment_ids"])
-    else:
-        used = (batch["encoder_input_tokens"], batch["decoder_loss_weights"])
-    return jnp.sum(used[0] > 0) + jnp.sum(used[1] > 0)
+    real = jnp.zeros((), jnp.int32)
+    for side, tokens in (("encoder", "input_tokens"), ("decoder", "target_tokens")):
+        if f"{side}_{tokens}" in batch:
+            used = batch.get(f"{side}_segment_ids", batch[f"{side}_{tokens}"])
+            real += jnp.sum(used > 0)
+    return real

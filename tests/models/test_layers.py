@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from t5x_lite.models.layers import RMSNorm, dropout
+from t5x_lite.models.layers import Norm, dropout
 from t5x_lite.models.transformer import initialize
 
 WIDE = dict(vocab_size=512, emb_dim=96, num_heads=8, head_dim=32, mlp_dim=160)
@@ -15,13 +15,13 @@ EXPECTED = {
     "token_embedder/embedding": (1.0, None),
     "head/kernel": (EMBED, TRUNCATED),
     "relpos_bias/rel_embedding": ((2 / (8 + 32)) ** 0.5, UNIFORM),
-    "attention/query": (QUERY, None),
-    "attention/key": (EMBED, None),
-    "attention/value": (EMBED, None),
-    "attention/out": ((8 * 32) ** -0.5, None),
-    "mlp/wi_0": (EMBED, TRUNCATED),
-    "mlp/wi_1": (EMBED, TRUNCATED),
-    "mlp/wo": (160**-0.5, TRUNCATED),
+    "attention/query/kernel": (QUERY, None),
+    "attention/key/kernel": (EMBED, None),
+    "attention/value/kernel": (EMBED, None),
+    "attention/out/kernel": ((8 * 32) ** -0.5, None),
+    "mlp/wi_0/kernel": (EMBED, TRUNCATED),
+    "mlp/wi_1/kernel": (EMBED, TRUNCATED),
+    "mlp/wo/kernel": (160**-0.5, TRUNCATED),
 }
 
 
@@ -69,7 +69,7 @@ def test_no_two_initial_weights_are_alike(initial):
 
 
 def test_norm_divides_by_the_root_mean_square_without_subtracting_the_mean(tiny_config):
-    norm = RMSNorm(tiny_config(), rngs=nnx.Rngs(params=0))
+    norm = Norm(tiny_config(), rngs=nnx.Rngs(params=0))
     rng = np.random.default_rng(0)
     norm.scale[...] = jnp.asarray(rng.normal(size=16), jnp.float32)
     x = rng.normal(loc=3.0, size=(2, 5, 16)) * np.array([1e-3, 1.0])[:, None, None]
@@ -78,7 +78,7 @@ def test_norm_divides_by_the_root_mean_square_without_subtracting_the_mean(tiny_
 
 
 def test_norm_of_bfloat16_takes_its_statistics_in_float32(tiny_config):
-    norm = RMSNorm(tiny_config(), rngs=nnx.Rngs(params=0))
+    norm = Norm(tiny_config(), rngs=nnx.Rngs(params=0))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 16)), jnp.bfloat16)
     y = norm(x)
     assert y.dtype == jnp.bfloat16
@@ -87,7 +87,7 @@ def test_norm_of_bfloat16_takes_its_statistics_in_float32(tiny_config):
 
 def test_dropout_drops_its_share_and_keeps_the_mean():
     x = jnp.ones((64, 1, 500))
-    y = np.asarray(dropout(x, 0.2, jax.random.key(0)))
+    y = np.asarray(dropout(x, 0.2, jax.random.key(0), shared_axis=-2))
     assert (y == 0).mean() == pytest.approx(0.2, abs=0.01)
     np.testing.assert_allclose(y[y != 0], 1.25)
 
@@ -95,7 +95,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
 @pytest.mark.parametrize("shape", [(3, 7, 40), (3, 4, 7, 40)], ids=["activations", "attention"])
 def test_dropout_mask_is_shared_along_the_length_and_nothing_else(shape):
     """[b, l, e] shares l; attention weights [b, h, q, k] share q."""
-    kept = np.asarray(dropout(jnp.ones(shape), 0.5, jax.random.key(1))) > 0
+    kept = np.asarray(dropout(jnp.ones(shape), 0.5, jax.random.key(1), shared_axis=-2)) > 0
     assert (kept == kept[..., :1, :]).all()
     masks = kept[..., 0, :].reshape(-1, shape[-1])
     assert len(np.unique(masks, axis=0)) == len(masks)
@@ -103,5 +103,5 @@ def test_dropout_mask_is_shared_along_the_length_and_nothing_else(shape):
 
 def test_dropout_without_key_or_rate_returns_its_input():
     x = jnp.ones((1, 2, 3))
-    assert dropout(x, 0.5, None) is x
-    assert dropout(x, 0.0, jax.random.key(0)) is x
+    assert dropout(x, 0.5, None, shared_axis=-2) is x
+    assert dropout(x, 0.0, jax.random.key(0), shared_axis=None) is x
