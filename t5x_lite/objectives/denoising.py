@@ -18,20 +18,18 @@ EosAfter = Literal["pieces", "documents"]
 
 
 class Objective(Protocol):
-    """What the data path asks of an objective."""
+    """What the data path asks of an objective.
+
+    `eos_after` says where EOS goes: after both features of every piece, or after every document. In
+    the second case a piece's tokens include the EOS of the documents that end in it, and its
+    features get none (but no feature is empty: an empty one becomes EOS alone).
+    """
+
+    eos_after: ClassVar[EosAfter]
 
     @property
     def documents_per_group(self) -> int:
         """How many consecutive documents are joined before they are cut into pieces."""
-        ...
-
-    @property
-    def eos_after(self) -> EosAfter:
-        """Where EOS goes: after both features of every piece, or after every document.
-
-        In the second case a piece's tokens include the EOS of the documents that end in it, and the
-        features get none (but a feature is never empty: an empty one becomes EOS alone).
-        """
         ...
 
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
