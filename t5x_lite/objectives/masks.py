@@ -129,6 +129,22 @@ def geometric_lengths(
     return 1 + np.searchsorted(np.cumsum(weights)[:-1] / weights.sum(), uniform, side="right")
 
 
+def chosen_mask(lengths_b: Lengths, count_b: Lengths, keys_b2: Keys, max_length: int) -> Mask:
+    """Choose so many tokens of each row, all sets of them equally likely; the key is used as is."""
+    order_bl = random_order(lengths_b, keys_b2, max_length)
+    chosen_bl = np.zeros((len(order_bl), max_length), np.bool_)
+    is_first_bl = np.arange(max_length) < np.asarray(count_b)[:, None]
+    np.put_along_axis(chosen_bl, order_bl, is_first_bl, axis=1)
+    return chosen_bl
+
+
+def random_order(lengths_b: Lengths, keys_b2: Keys, max_length: int) -> NDArray[np.int64]:
+    """Return the places of each row in random order, those beyond its length last."""
+    drawn_bl = philox.uniform(keys_b2, max_length)
+    drawn_bl[~_inside(lengths_b, max_length)] = 2
+    return np.argsort(drawn_bl, axis=1, kind="stable")
+
+
 def _key(keys_b2: Keys, number: int) -> Keys:
     """Return one of the two keys of a mask, the first two of those the T5 library splits off."""
     return philox.split(keys_b2, 2)[:, number]
