@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import philox
-from t5x_lite.objectives.denoising import Objective
+from t5x_lite.objectives.denoising import Objective, PairObjective
 from t5x_lite.objectives.features import check_sentinels
 from t5x_lite.objectives.spans import Rows, Sentinels
 
 EOS_ID = 1
 FEATURES = ("inputs", "targets")
 _OFFSETS_PER_READ = 1 << 20
+_OTHER_PIECE = 0x4F544852  # folded into an example's key to draw the piece beside it
 
 
 class Store(Protocol):
@@ -187,8 +188,12 @@ class TextExamples:
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Return the lengths of inputs and targets, EOS included: [n, 2]."""
-        lengths_n = self._spans(indices_n)[2]
-        made = self._objective.lengths(lengths_n, self._keys(epochs_n, indices_n))
+        lengths_n, keys_n2 = self._spans(indices_n)[2], self._keys(epochs_n, indices_n)
+        if isinstance(self._objective, PairObjective):
+            others_n = self._spans(self._others(keys_n2, indices_n))[2]
+            made = self._objective.pair_lengths(lengths_n, others_n, keys_n2)
+        else:
+            made = self._objective.lengths(lengths_n, keys_n2)
         if self._eos_after_documents:
             kept = [np.clip(made[name], 1, length) for name, length in self._lengths.items()]
             return np.stack(kept, axis=1)
@@ -199,14 +204,27 @@ class TextExamples:
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> dict[str, Rows]:
         """Return "inputs" and "targets", each as wide as its feature length."""
+        rows, keys_n2 = self._pieces(indices_n), self._keys(epochs_n, indices_n)
+        if isinstance(self._objective, PairObjective):
+            others = self._pieces(self._others(keys_n2, indices_n))
+            made = self._objective.pair(rows, others, keys_n2, self._sentinels)
+        else:
+            made = self._objective(rows, keys_n2, self._sentinels)
+        end = _cut if self._eos_after_documents else _append_eos
+        return {name: end(made[name], length) for name, length in self._lengths.items()}
+
+    def _pieces(self, indices_n: NDArray[np.int64]) -> Rows:
         group_n, starts_n, lengths_n = self._spans(indices_n)
         if self._eos_after_documents:
-            rows, end = self._gather_with_eos(group_n, starts_n, lengths_n), _cut
-        else:
-            starts_n = self._group_starts[group_n] + starts_n
-            rows, end = _gather(self._tokens, starts_n, lengths_n), _append_eos
-        made = self._objective(rows, self._keys(epochs_n, indices_n), self._sentinels)
-        return {name: end(made[name], length) for name, length in self._lengths.items()}
+            return self._gather_with_eos(group_n, starts_n, lengths_n)
+        return _gather(self._tokens, self._group_starts[group_n] + starts_n, lengths_n)
+
+    def _others(
+        self, keys_n2: NDArray[np.uint32], indices_n: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Draw another piece of the task for each, all others equally likely."""
+        bits_n = philox.random_bits(philox.fold_in(keys_n2, _OTHER_PIECE), 1)[:, 0]
+        return (indices_n + 1 + bits_n % max(self.size - 1, 1)) % self.size
 
     def _keys(
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]

@@ -6,7 +6,7 @@ what becomes of such pieces. It neither tokenises nor appends EOS.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,26 @@ class Objective(Protocol):
         self, rows: Rows, keys_b2: NDArray[np.uint32], sentinels: Sentinels
     ) -> dict[str, Rows]:
         """Return the features of each piece, without EOS. Row i depends on row i and key i only."""
+        ...
+
+
+@runtime_checkable
+class PairObjective(Protocol):
+    """An objective that also wants, with each piece, another one drawn from the same task."""
+
+    def pair_lengths(
+        self,
+        lengths_b: NDArray[np.integer],
+        other_lengths_b: NDArray[np.integer],
+        keys_b2: NDArray[np.uint32],
+    ) -> dict[str, NDArray[np.int64]]:
+        """Return what `Objective.lengths` does, for pieces and others of these lengths."""
+        ...
+
+    def pair(
+        self, rows: Rows, others: Rows, keys_b2: NDArray[np.uint32], sentinels: Sentinels
+    ) -> dict[str, Rows]:
+        """Return what `Objective.__call__` does, from each piece and the other beside it."""
         ...
 
 

@@ -197,13 +197,18 @@ def noise_as_in_bert(
     *,
     mask_share: float = 0.8,
     random_share: float = 0.1,
+    by_span: bool = False,
 ) -> Rows:
     """Mask 80 % of the noise tokens, replace 10 % by random tokens, leave 10 % as they are.
 
-    Source: Devlin et al. 2019 (BERT), appendix A.1. The first of the two keys tells which, the
-    second draws the random tokens.
+    Source: Devlin et al. 2019 (BERT), appendix A.1; `by_span`, all tokens of a run of noise alike:
+    Joshi et al. 2020 (SpanBERT), section 3.1. The first of the two keys tells which, the second
+    draws the random tokens.
     """
     uniform_bl = philox.uniform(keys_bs2[:, 0], rows.tokens.shape[1])
+    if by_span:
+        run_bl = np.cumsum(run_starts(mask & valid(rows)), axis=1)
+        uniform_bl = np.take_along_axis(uniform_bl, np.maximum(run_bl - 1, 0), axis=1)
     masked = noise_to_mask(rows, mask & (uniform_bl < np.float32(mask_share)), sentinels)
     is_random_bl = uniform_bl >= np.float32(1 - random_share)
     return noise_to_random_token(masked, mask & is_random_bl, sentinels, keys_bs2[:, 1])

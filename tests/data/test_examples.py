@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from t5x_lite.data import examples
 from t5x_lite.data.examples import open_examples
 from t5x_lite.errors import ConfigError
+from t5x_lite.objectives.bert import Bert
 from t5x_lite.objectives.denoising import SpanCorruption
 from t5x_lite.objectives.language_models import FullLM, LMAdaptation
 from t5x_lite.objectives.spans import Rows, Sentinels
@@ -249,3 +250,18 @@ def test_features_that_share_an_array_do_not_share_their_ends(memory_store):
     assert isinstance(features["inputs"], Rows)
     assert _lists(features["inputs"]) == [[*range(2, 32), 1]]
     assert _lists(features["targets"]) == [[*range(2, 17), 1]]
+
+
+def test_pairs_of_pieces_are_planned_and_read_alike(memory_store):
+    documents = [[10 + n] * length for n, length in enumerate((30, 4, 77, 1, 12, 50))]
+    lengths = {"inputs": 16, "targets": 16}
+    opened = _open(memory_store(targets=documents), Bert(documents_per_group=1), lengths=lengths)
+    made, indices = _all(opened), np.arange(opened.size)
+    planned = opened.lengths(np.zeros_like(indices), indices)
+    np.testing.assert_array_equal(planned[:, 0], made["inputs"].lengths)
+    mixed = 0
+    for targets in _lists(made["targets"]):
+        assert targets[0] == 998
+        first, second = "".join(map(chr, targets[1:-1])).split(chr(examples.EOS_ID))
+        mixed += len(set(first + second)) > 1
+    assert 0 < mixed < opened.size
