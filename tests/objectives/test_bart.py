@@ -3,7 +3,7 @@ import math
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import bart, philox
@@ -23,6 +23,7 @@ ALONE = {
 
 
 @pytest.mark.parametrize("name", ALONE)
+@settings(max_examples=25)
 @given(
     st.lists(st.lists(st.integers(3, 9), max_size=40), min_size=1, max_size=4),
     st.integers(0, 2**32),

@@ -1,7 +1,7 @@
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.bert import Bert, MaskedLM, SpanBert
@@ -14,6 +14,7 @@ TEXTS = st.lists(st.lists(st.integers(3, 800), max_size=40), min_size=1, max_siz
 
 
 @pytest.mark.parametrize("objective", [MaskedLM(), SpanBert()])
+@settings(max_examples=25)
 @given(TEXTS, st.integers(0, 2**32))
 def test_weights_stand_where_tokens_are_to_be_predicted(
     objective, rows_of, lists_of, keys_of, texts, seed

@@ -4,7 +4,7 @@ from pathlib import Path
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import philox
@@ -137,6 +137,7 @@ def texts(draw):
 
 
 @every_objective
+@settings(max_examples=25)
 @given(texts(), st.integers(0, 2**32))
 def test_lengths_foretell_what_becomes_of_the_same_pieces(objective, token_lists, seed):
     made, told = make(objective, token_lists, seed)
@@ -148,6 +149,7 @@ def test_lengths_foretell_what_becomes_of_the_same_pieces(objective, token_lists
 
 
 @every_objective
+@settings(max_examples=25)
 @given(texts(), st.integers(0, 2**32))
 def test_inputs_and_targets_hold_the_original_tokens(objective, token_lists, seed):
     made, _ = make(objective, token_lists, seed)
@@ -167,6 +169,7 @@ def test_inputs_and_targets_hold_the_original_tokens(objective, token_lists, see
 @pytest.mark.parametrize(
     "objective", [SpanCorruption(), SpanCorruption(random_roll=True), ReplaceSpans()]
 )
+@settings(max_examples=25)
 @given(texts(), st.integers(0, 2**32))
 def test_sentinels_pair_up_and_the_text_can_be_put_together_again(objective, token_lists, seed):
     """Each feature numbers its own spans; where text begins with noise, targets are one ahead."""
@@ -203,6 +206,7 @@ EXACT = [each for each in EXACT if getattr(each, "mask", "") != "regular"]
 
 
 @pytest.mark.parametrize("objective", EXACT)
+@settings(max_examples=25)
 @given(st.integers(8, 120), st.integers(8, 200), st.integers(0, 2**32))
 def test_nothing_exceeds_lengths_that_were_accepted(objective, inputs_length, targets_length, seed):
     lengths = {"inputs": inputs_length, "targets": targets_length}

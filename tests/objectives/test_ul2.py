@@ -1,7 +1,7 @@
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import ul2
@@ -65,6 +65,7 @@ def test_lengths_are_foretold_and_no_token_is_lost(rows_of, lists_of, keys_of, l
         assert not set(inputs[1:] + targets) & set(MODES)
 
 
+@settings(max_examples=25)
 @given(st.integers(16, 600), st.integers(0, 2**32))
 def test_full_pieces_fit_the_features(rows_of, keys_of, inputs_length, seed):
     lengths = {"inputs": inputs_length, "targets": inputs_length}
