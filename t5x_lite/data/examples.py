@@ -1,6 +1,7 @@
 """A task's examples by number: how many there are, how long they are, and what they hold.
 
-The features leave here finished: cut to one token less than their length, EOS appended.
+The features leave here finished: cut to one token less than their length, EOS appended (or, for an
+objective with EOS after documents, cut to their length).
 """
 
 import zlib
@@ -12,12 +13,14 @@ from numpy.typing import NDArray
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import philox
-from t5x_lite.objectives.denoising import Objective
+from t5x_lite.objectives.denoising import Objective, PairObjective
+from t5x_lite.objectives.features import check_sentinels
 from t5x_lite.objectives.spans import Rows, Sentinels
 
 EOS_ID = 1
 FEATURES = ("inputs", "targets")
 _OFFSETS_PER_READ = 1 << 20
+_OTHER_PIECE = 0x4F544852  # folded into an example's key to draw the piece beside it
 
 
 class Store(Protocol):
@@ -152,7 +155,8 @@ class TextExamples:
 
     This is the T5 library's `reduce_concat_tokens` and `split_tokens` without its shuffling; only
     its cutting of documents above 65,536 tokens to a random part is not done: nothing is lost.
-    In memory are 16 bytes a group (C4 in groups of 128 documents: 46 MB).
+    For an objective with EOS after documents, each counts as one token longer.
+    In memory are 24 bytes a group (C4 in groups of 128 documents: 68 MB).
     """
 
     def __init__(
@@ -169,9 +173,14 @@ class TextExamples:
         self._objective, self._sentinels = objective, sentinels
         self._lengths = {feature: feature_lengths[feature] for feature in FEATURES}
         self._raw_length = objective.raw_length(feature_lengths)
+        check_sentinels(objective.sentinels_needed(feature_lengths), sentinels)
         self._tokens = store.tokens("targets").view(np.ndarray)
-        self._group_starts = group_starts(store.offsets("targets"), objective.documents_per_group)
-        pieces = -(-np.diff(self._group_starts) // self._raw_length)
+        self._offsets = store.offsets("targets").view(np.ndarray)
+        self._eos_after_documents = objective.eos_after == "documents"
+        self._first_documents = group_documents(self._offsets, objective.documents_per_group)
+        self._group_starts = self._offsets[self._first_documents]
+        groups = np.arange(len(self._group_starts) - 1)
+        pieces = -(-self._group_lengths(groups) // self._raw_length)
         self._first_pieces = np.concatenate([[0], np.cumsum(pieces)])
         self.size = int(self._first_pieces[-1])
 
@@ -179,8 +188,15 @@ class TextExamples:
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Return the lengths of inputs and targets, EOS included: [n, 2]."""
-        _, lengths_n = self._spans(indices_n)
-        made = self._objective.lengths(lengths_n, self._keys(epochs_n, indices_n))
+        lengths_n, keys_n2 = self._spans(indices_n)[2], self._keys(epochs_n, indices_n)
+        if isinstance(self._objective, PairObjective):
+            others_n = self._spans(self._others(keys_n2, indices_n))[2]
+            made = self._objective.pair_lengths(lengths_n, others_n, keys_n2)
+        else:
+            made = self._objective.lengths(lengths_n, keys_n2)
+        if self._eos_after_documents:
+            kept = [np.clip(made[name], 1, length) for name, length in self._lengths.items()]
+            return np.stack(kept, axis=1)
         kept = [np.minimum(made[name], length - 1) for name, length in self._lengths.items()]
         return np.stack(kept, axis=1) + 1
 
@@ -188,20 +204,90 @@ class TextExamples:
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> dict[str, Rows]:
         """Return "inputs" and "targets", each as wide as its feature length."""
-        rows = _gather(self._tokens, *self._spans(indices_n))
-        made = self._objective(rows, self._keys(epochs_n, indices_n), self._sentinels)
-        return {name: _append_eos(made[name], length) for name, length in self._lengths.items()}
+        rows, keys_n2 = self._pieces(indices_n), self._keys(epochs_n, indices_n)
+        if isinstance(self._objective, PairObjective):
+            others = self._pieces(self._others(keys_n2, indices_n))
+            made = self._objective.pair(rows, others, keys_n2, self._sentinels)
+        else:
+            made = self._objective(rows, keys_n2, self._sentinels)
+        end = _cut if self._eos_after_documents else _append_eos
+        return {name: end(made[name], length) for name, length in self._lengths.items()}
+
+    def _pieces(self, indices_n: NDArray[np.int64]) -> Rows:
+        group_n, starts_n, lengths_n = self._spans(indices_n)
+        if self._eos_after_documents:
+            return self._gather_with_eos(group_n, starts_n, lengths_n)
+        return _gather(self._tokens, self._group_starts[group_n] + starts_n, lengths_n)
+
+    def _others(
+        self, keys_n2: NDArray[np.uint32], indices_n: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Draw another piece of the task for each, all others equally likely."""
+        bits_n = philox.random_bits(philox.fold_in(keys_n2, _OTHER_PIECE), 1)[:, 0]
+        return (indices_n + 1 + bits_n % max(self.size - 1, 1)) % self.size
 
     def _keys(
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> NDArray[np.uint32]:
         return philox.example_keys(self._seed, self._stream, epochs_n, indices_n)
 
-    def _spans(self, indices_n: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _spans(
+        self, indices_n: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return the group of each piece, where in the group it starts, and its length."""
         group_n = np.searchsorted(self._first_pieces, indices_n, side="right") - 1
-        piece_n = indices_n - self._first_pieces[group_n]
-        starts_n = self._group_starts[group_n] + piece_n * self._raw_length
-        return starts_n, np.minimum(self._group_starts[group_n + 1] - starts_n, self._raw_length)
+        starts_n = (indices_n - self._first_pieces[group_n]) * self._raw_length
+        return (
+            group_n,
+            starts_n,
+            np.minimum(self._group_lengths(group_n) - starts_n, self._raw_length),
+        )
+
+    def _group_lengths(self, group_n: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many tokens a group has, the EOS of its documents included if they get one."""
+        lengths_n = self._group_starts[group_n + 1] - self._group_starts[group_n]
+        if not self._eos_after_documents:
+            return lengths_n
+        last = len(self._first_documents) - 2
+        in_last = len(self._document_ends(last)) if last >= 0 else 0
+        return lengths_n + np.where(group_n == last, in_last, self._objective.documents_per_group)
+
+    def _document_ends(self, group: int) -> NDArray[np.int64]:
+        """Return where the documents of a group end, empty ones left out."""
+        first, last = self._first_documents[group : group + 2]
+        bounds = self._offsets[first : last + 1]
+        return bounds[1:][np.diff(bounds) > 0]
+
+    def _gather_with_eos(
+        self, group_n: NDArray[np.int64], starts_n: NDArray[np.int64], lengths_n: NDArray[np.int64]
+    ) -> Rows:
+        """Return pieces, of groups in which every document is followed by EOS, as rows.
+
+        The groups of the pieces are laid end to end; from the places of all EOS in that line follow
+        which places hold one, and how many lie before each of the others.
+        """
+        groups, number_n = np.unique(group_n, return_inverse=True)
+        lengths_g = self._group_lengths(groups)
+        line_g = np.cumsum(lengths_g) - lengths_g
+        ends = [self._document_ends(group) for group in groups]
+        counts_g = np.array([len(each) for each in ends], np.int64)
+        eos_k = np.concatenate(
+            [
+                line + each - self._group_starts[group] + np.arange(len(each))
+                for line, group, each in zip(line_g, groups, ends, strict=True)
+            ]
+        )
+        place_l = np.arange(lengths_n.max(initial=0))
+        place_nl = np.minimum(starts_n[:, None] + place_l, lengths_g[number_n, None] - 1)
+        line_nl = line_g[number_n, None] + place_nl
+        before_nl = np.searchsorted(eos_k, line_nl)
+        is_eos_nl = eos_k[before_nl] == line_nl
+        skipped_nl = before_nl - (np.cumsum(counts_g) - counts_g)[number_n, None]
+        source_nl = self._group_starts[group_n][:, None] + place_nl - skipped_nl
+        tokens_nl = self._tokens.take(source_nl, mode="clip").astype(np.int32)
+        tokens_nl[is_eos_nl] = EOS_ID
+        tokens_nl[place_l >= lengths_n[:, None]] = 0
+        return Rows(tokens_nl, lengths_n.astype(np.int32))
 
 
 def task_number(name: str) -> int:
@@ -209,8 +295,8 @@ def task_number(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
-def group_starts(offsets: NDArray[np.int64], documents_per_group: int) -> NDArray[np.int64]:
-    """Return where each group of documents begins and, last, where the last one ends.
+def group_documents(offsets: NDArray[np.int64], documents_per_group: int) -> NDArray[np.int64]:
+    """Return the first document of each group and, last, how many documents there are.
 
     A group is that many documents with tokens; empty documents count for nothing. The offsets are
     read a megatoken of documents at a time, so memory stays flat.
@@ -218,10 +304,10 @@ def group_starts(offsets: NDArray[np.int64], documents_per_group: int) -> NDArra
     parts, seen = [], 0
     for low in range(0, len(offsets) - 1, _OFFSETS_PER_READ):
         bounds = np.asarray(offsets[low : low + _OFFSETS_PER_READ + 1])
-        starts = bounds[:-1][np.diff(bounds) > 0]
-        parts.append(starts[-seen % documents_per_group :: documents_per_group])
-        seen += len(starts)
-    return np.concatenate([*parts, np.asarray(offsets[-1:])])
+        documents = low + np.flatnonzero(np.diff(bounds) > 0)
+        parts.append(documents[-seen % documents_per_group :: documents_per_group])
+        seen += len(documents)
+    return np.concatenate([*parts, [len(offsets) - 1]]).astype(np.int64)
 
 
 def _gather(
@@ -243,3 +329,13 @@ def _append_eos(rows: Rows, length: int) -> Rows:
     tokens_nl[:, :width] = rows.tokens[:, :width]
     tokens_nl[np.arange(len(lengths_n)), lengths_n] = EOS_ID
     return Rows(tokens_nl, lengths_n + 1)
+
+
+def _cut(rows: Rows, length: int) -> Rows:
+    """Cut rows to `length` tokens; an empty row becomes EOS alone, that there be something."""
+    lengths_n = np.minimum(rows.lengths, length)
+    tokens_nl = np.zeros((len(lengths_n), length), np.int32)
+    width = min(length, rows.tokens.shape[1])
+    tokens_nl[:, :width] = rows.tokens[:, :width]
+    tokens_nl[lengths_n == 0, 0] = EOS_ID
+    return Rows(tokens_nl, np.maximum(lengths_n, 1))

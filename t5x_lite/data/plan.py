@@ -30,6 +30,7 @@ from t5x_lite.data.token_store import (
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.denoising import Objective, SpanCorruption
+from t5x_lite.objectives.features import check_sentinels
 
 if TYPE_CHECKING:
     import seqio
@@ -137,6 +138,8 @@ def _make_plan(data: Data, report: Callable[[str], None]) -> Plan:
     is_text = {task.name: _is_text(task) for task, _ in rates}
     if any(is_text.values()):
         data.objective.raw_length(data.feature_lengths)
+        needed = data.objective.sentinels_needed(data.feature_lengths)
+        check_sentinels(needed, vocabulary.sentinels)
     return Plan(
         data_dir=data.data_dir,
         objective=data.objective,

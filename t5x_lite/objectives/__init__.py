@@ -1,1 +1,1 @@
-"""Noise functions: what turns a piece of text into a pair of inputs and targets (NumPy only)."""
+"""Self-supervised objectives: pieces of text become inputs and targets (NumPy only)."""

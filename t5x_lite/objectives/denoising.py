@@ -1,23 +1,31 @@
 """Self-supervised objectives: from pieces of text to inputs and targets.
 
-An objective is a frozen value with two questions to answer: how long a piece of text fills the
-configured features, and what becomes of such pieces. It neither tokenises nor appends EOS.
+An objective is a frozen value that says how long a piece of text fills the configured features, and
+what becomes of such pieces. It neither tokenises nor appends EOS.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.errors import ConfigError
-from t5x_lite.objectives import spans
+from t5x_lite.objectives import features, noise, spans
 from t5x_lite.objectives.spans import Rows, Sentinels
+
+EosAfter = Literal["pieces", "documents"]
 
 
 class Objective(Protocol):
-    """What the data path asks of an objective."""
+    """What the data path asks of an objective.
+
+    `eos_after` says where EOS goes: after both features of every piece, or after every document. In
+    the second case a piece's tokens include the EOS of the documents that end in it, and its
+    features get none (but no feature is empty: an empty one becomes EOS alone).
+    """
+
+    eos_after: ClassVar[EosAfter]
 
     @property
     def documents_per_group(self) -> int:
@@ -27,8 +35,14 @@ class Objective(Protocol):
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
         """Return how many tokens of text fill the features, EOS of each feature included.
 
-        Raises ConfigError where the features cannot hold what the objective makes.
+        Raises ConfigError where the features cannot hold what the objective makes. Where the
+        length of what it makes is random, the features must hold the average; what is longer is
+        cut by the caller, which keeps its EOS.
         """
+        ...
+
+    def sentinels_needed(self, feature_lengths: Mapping[str, int]) -> int:
+        """Return how many sentinels a piece takes at most; the vocabulary must have as many."""
         ...
 
     def lengths(
@@ -47,6 +61,26 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class PairObjective(Protocol):
+    """An objective that also wants, with each piece, another one drawn from the same task."""
+
+    def pair_lengths(
+        self,
+        lengths_b: NDArray[np.integer],
+        other_lengths_b: NDArray[np.integer],
+        keys_b2: NDArray[np.uint32],
+    ) -> dict[str, NDArray[np.int64]]:
+        """Return what `Objective.lengths` does, for pieces and others of these lengths."""
+        ...
+
+    def pair(
+        self, rows: Rows, others: Rows, keys_b2: NDArray[np.uint32], sentinels: Sentinels
+    ) -> dict[str, Rows]:
+        """Return what `Objective.__call__` does, from each piece and the other beside it."""
+        ...
+
+
 @dataclass(frozen=True)
 class SpanCorruption:
     """T5's objective: random spans are cut out of the inputs and spelt out in the targets.
@@ -58,87 +92,119 @@ class SpanCorruption:
     The default, 15 % of the tokens in spans of 3 on average, is the one T5 1.0, T5 1.1 and mT5 were
     trained with (Raffel et al. 2020, tables 5 to 7). `documents_per_group` documents are joined
     without a separator before they are cut; 1 keeps every piece inside one document.
+
+    random_roll: turn the mask of a piece round, so that it may begin with noise or end with text.
+    reserved_for_packing: tokens of the inputs that a piece leaves free, for others to be packed in.
+    borrow_pieces: mark spans beyond the vocabulary's sentinels with its last pieces, as the T5
+    library does; otherwise settings that need more than it has are refused.
     """
 
     noise_density: float = 0.15
     mean_noise_span_length: float = 3.0
     documents_per_group: int = 128
+    random_roll: bool = False
+    reserved_for_packing: int = 0
+    borrow_pieces: bool = False
+
+    eos_after: ClassVar[EosAfter] = "pieces"
 
     def __post_init__(self):
         """Refuse settings that no text could be corrupted by."""
-        if not 0 < self.noise_density < 1:
-            raise ConfigError(
-                f"noise_density is {self.noise_density}: it must lie between 0 and 1",
-                "SpanCorruption.noise_density",
-            )
-        if self.mean_noise_span_length < 1:
-            raise ConfigError(
-                f"mean_noise_span_length is {self.mean_noise_span_length}: it must be at least 1",
-                "SpanCorruption.mean_noise_span_length",
-            )
-        if self.documents_per_group < 1:
-            raise ConfigError(
-                f"documents_per_group is {self.documents_per_group}: it must be at least 1",
-                "SpanCorruption.documents_per_group",
-            )
+        name = type(self).__name__
+        features.check_share(self.noise_density, f"{name}.noise_density")
+        features.check_at_least(self.mean_noise_span_length, 1, f"{name}.mean_noise_span_length")
+        features.check_at_least(self.documents_per_group, 1, f"{name}.documents_per_group")
+        features.check_at_least(self.reserved_for_packing, 0, f"{name}.reserved_for_packing")
 
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
         """Return how many tokens of text fill the inputs: 568 for 512 inputs and 114 targets."""
-        missing = [name for name in ("inputs", "targets") if name not in feature_lengths]
-        if missing:
-            raise ConfigError(
-                f"span corruption needs the lengths of 'inputs' and 'targets': "
-                f"{dict(feature_lengths)} lacks {' and '.join(map(repr, missing))}",
-                "TASK_FEATURE_LENGTHS",
-            )
-        inputs_length, targets_length = feature_lengths["inputs"], feature_lengths["targets"]
-        if inputs_length < 3:  # one kept token, one sentinel, EOS
-            raise ConfigError(
-                f"inputs of {inputs_length} tokens hold no corrupted text: use at least 3",
-                "TASK_FEATURE_LENGTHS",
-            )
+        cut = int(self.random_roll)  # a rolled mask may cut a span in two
+        inputs_length = features.length_of(
+            feature_lengths,
+            "inputs",
+            least=3 + cut + self.reserved_for_packing,  # a kept token, a sentinel, EOS
+            objective="span corruption",
+        )
+        features.length_of(feature_lengths, "targets", least=1, objective="span corruption")
+        filled_length = inputs_length - cut - self.reserved_for_packing
         raw_length, needed = spans.span_corruption_lengths(
-            inputs_length,
+            filled_length,
             noise_density=self.noise_density,
             mean_noise_span_length=self.mean_noise_span_length,
         )
-        if targets_length < needed:
-            raise ConfigError(
-                f"targets of {targets_length} tokens are too short: span corruption of inputs of "
-                f"{inputs_length} tokens (noise_density {self.noise_density}, "
-                f"mean_noise_span_length {self.mean_noise_span_length}) makes targets of {needed}",
-                "TASK_FEATURE_LENGTHS",
-            )
+        # The T5 library's arithmetic, in float64 and with no span at all for very little noise, is
+        # off by a token here and there: what the masks make counts.
+        inputs, targets = self._counts(raw_length)
+        while inputs >= filled_length and raw_length > 1:
+            raw_length -= 1
+            inputs, targets = self._counts(raw_length)
+        made_by = (
+            f"span corruption of inputs of {inputs_length} tokens (noise_density "
+            f"{self.noise_density}, mean_noise_span_length {self.mean_noise_span_length})"
+        )
+        needed = max(needed, targets + 1) + cut
+        features.check_targets(feature_lengths, needed, made_by=made_by)
         return raw_length
+
+    def sentinels_needed(self, feature_lengths: Mapping[str, int]) -> int:
+        """Return the number of spans of a full piece, or 1 where pieces are borrowed."""
+        if self.borrow_pieces:
+            return 1
+        raw_length = np.array([max(self.raw_length(feature_lengths), 2)])
+        _, spans_b = spans.noise_counts(raw_length, self.noise_density, self.mean_noise_span_length)
+        return int(spans_b[0]) + int(self.random_roll)
 
     def lengths(
         self, lengths_b: NDArray[np.integer], keys_b2: NDArray[np.uint32]
     ) -> dict[str, NDArray[np.int64]]:
-        """Return the lengths of "inputs" and "targets", which chance does not touch."""
-        del keys_b2
+        """Return the lengths of "inputs" and "targets", which chance touches only by a roll."""
         lengths_b = np.asarray(lengths_b, np.int64)
-        noise_b, spans_b = spans.noise_counts(
-            np.maximum(lengths_b, 2), self.noise_density, self.mean_noise_span_length
-        )
-        # The noise of a single token is the second of the two that its mask is cut from.
-        noise_b = np.where(lengths_b < 2, 0, noise_b)
-        return {
-            "inputs": lengths_b - noise_b + np.where(lengths_b < 2, 0, spans_b),
-            "targets": noise_b + np.where(lengths_b < 1, 0, spans_b),
-        }
+        if self.random_roll:
+            mask_bl = self._mask(lengths_b, keys_b2, int(lengths_b.max(initial=0)))
+            return {
+                "inputs": noise.length_with("sentinels", lengths_b, mask_bl),
+                "targets": noise.length_with("sentinels", lengths_b, ~mask_bl),
+            }
+        inputs_b, targets_b = self._unrolled_lengths(lengths_b)
+        return {"inputs": inputs_b, "targets": targets_b}
 
     def __call__(
         self, rows: Rows, keys_b2: NDArray[np.uint32], sentinels: Sentinels
     ) -> dict[str, Rows]:
         """Return "inputs" (noise spans as sentinels) and "targets" (kept spans as sentinels)."""
-        mask_bl = spans.random_spans_mask(
-            rows.lengths,
+        mask_bl = self._mask(rows.lengths, keys_b2, rows.tokens.shape[1])
+        if self.borrow_pieces:
+            sentinels = noise.with_borrowed_pieces(sentinels)
+        return {
+            "inputs": noise.noise_spans_to_unique_sentinel(rows, mask_bl, sentinels),
+            "targets": noise.noise_spans_to_unique_sentinel(rows, ~mask_bl, sentinels),
+        }
+
+    def _mask(
+        self, lengths_b: NDArray[np.integer], keys_b2: NDArray[np.uint32], max_length: int
+    ) -> NDArray[np.bool_]:
+        return spans.random_spans_mask(
+            lengths_b,
             noise_density=self.noise_density,
             mean_noise_span_length=self.mean_noise_span_length,
             keys_b2=keys_b2,
-            max_length=rows.tokens.shape[1],
+            max_length=max_length,
+            random_roll=self.random_roll,
         )
-        return {
-            "inputs": spans.noise_spans_to_unique_sentinel(rows, mask_bl, sentinels),
-            "targets": spans.noise_spans_to_unique_sentinel(rows, ~mask_bl, sentinels),
-        }
+
+    def _counts(self, raw_length: int) -> tuple[int, int]:
+        inputs_b, targets_b = self._unrolled_lengths(np.array([raw_length]))
+        return int(inputs_b[0]), int(targets_b[0])
+
+    def _unrolled_lengths(
+        self, lengths_b: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        noise_b, spans_b = spans.noise_counts(
+            np.maximum(lengths_b, 2), self.noise_density, self.mean_noise_span_length
+        )
+        # The noise of a single token is the second of the two that its mask is cut from.
+        noise_b = np.where(lengths_b < 2, 0, noise_b)
+        return (
+            lengths_b - noise_b + np.where(lengths_b < 2, 0, spans_b),
+            noise_b + np.where(lengths_b < 1, 0, spans_b),
+        )

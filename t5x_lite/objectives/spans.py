@@ -1,4 +1,4 @@
-"""Noise masks made of spans, what replaces a noise span, and the lengths that come of it.
+"""The masks of random spans, and the lengths of what is made with them.
 
 Everything works on a batch of rows at once and is a pure function of (tokens, keys). With the same
 seeds the masks equal those of the T5 library bit for bit.
@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import philox
 
 
@@ -22,6 +21,11 @@ class Sentinels:
 
     first: int
     count: int
+
+
+# The byte vocabulary of ByT5 has 259 ids and no extra ones: its sentinels are its last bytes. Bytes
+# 245 to 255 occur in no UTF-8 text, so these 11 (258 ... 248) are never mistaken for text.
+BYTE_SENTINELS = Sentinels(first=258, count=11)
 
 
 class Rows(NamedTuple):
@@ -38,6 +42,7 @@ def random_spans_mask(
     mean_noise_span_length: float,
     keys_b2: NDArray[np.uint32],
     max_length: int,
+    random_roll: bool = False,
 ) -> NDArray[np.bool_]:
     """Return which tokens of each row are noise: [b, max_length], False beyond a row's length.
 
@@ -50,6 +55,9 @@ def random_spans_mask(
 
     Rounding is half to even, in float32, as TensorFlow does. Where the settings ask for more spans
     than there are kept tokens (very high densities), the spans are as many as fit.
+
+    `random_roll` turns each row's mask round by a uniform number of places: a row may then begin
+    with noise or end with kept tokens, and a span may be cut in two by the row's ends.
     """
     lengths_b = np.asarray(lengths_b, np.int64)
     if noise_density == 0:
@@ -68,38 +76,8 @@ def random_spans_mask(
     is_noise_bl[row_b1, np.minimum(noise_starts_bs, max_length)] = True
     is_noise_bl[row_b1, np.minimum(kept_ends_bs + noise_ends_bs, max_length)] = True
     np.logical_xor.accumulate(is_noise_bl, axis=1, out=is_noise_bl)
-    return is_noise_bl[:, :-1] & (np.arange(max_length) < lengths_b[:, None])
-
-
-def noise_spans_to_unique_sentinel(
-    rows: Rows, mask: NDArray[np.bool_], sentinels: Sentinels
-) -> Rows:
-    """Replace the k-th noise span of each row by the k-th sentinel.
-
-    With X, Y, Z the sentinels:
-
-        tokens           Thank you for inviting me to your party last week
-        mask             .     .   N   N        .  .  .    .     N    .
-        result           Thank you X            me to your party Y    week
-        with ~mask       X         for inviting Y                last Z
-
-    The second use (the negated mask) makes the targets. Raises ConfigError where a row has more
-    spans than there are sentinels.
-    """
-    tokens_bl = rows.tokens
-    valid_bl = np.arange(tokens_bl.shape[1]) < rows.lengths[:, None]
-    noise_bl = mask & valid_bl
-    starts_bl = noise_bl.copy()
-    starts_bl[:, 1:] &= ~noise_bl[:, :-1]
-    span_bl = np.cumsum(starts_bl, axis=1, dtype=np.int32)
-    if span_bl.size and (most := int(span_bl[:, -1].max())) > sentinels.count:
-        raise ConfigError(
-            f"a row holds {most} noise spans and the vocabulary has {sentinels.count} sentinels: "
-            "use shorter rows, longer spans or more extra ids",
-            "TASK_FEATURE_LENGTHS",
-        )
-    replaced_bl = np.where(starts_bl, sentinels.first + 1 - span_bl, tokens_bl)
-    return _compact(replaced_bl, valid_bl & (~noise_bl | starts_bl))
+    mask_bl = is_noise_bl[:, :-1] & (np.arange(max_length) < lengths_b[:, None])
+    return _roll(mask_bl, lengths_b, keys_bs2) if random_roll else mask_bl
 
 
 def span_corruption_lengths(
@@ -145,6 +123,19 @@ def noise_counts(
     return noise_b, np.clip(spans_b, 1, np.minimum(noise_b, totals_b - noise_b))
 
 
+def _roll(
+    mask_bl: NDArray[np.bool_], lengths_b: NDArray[np.int64], keys_bs2: NDArray[np.uint32]
+) -> NDArray[np.bool_]:
+    """Turn each row's mask to the right by a number of places drawn from its length."""
+    (a_b, b_b), (c_b, d_b) = keys_bs2.transpose(1, 2, 0)
+    bits_b = philox.random_bits(np.stack([a_b + d_b, b_b - c_b], axis=1), 1)[:, 0]
+    offset_b = bits_b % np.maximum(lengths_b, 2)
+    place_bl = np.arange(mask_bl.shape[1]) - offset_b[:, None]
+    place_bl %= np.maximum(lengths_b, 1)[:, None]
+    inside_bl = np.arange(mask_bl.shape[1]) < lengths_b[:, None]
+    return np.take_along_axis(mask_bl, np.where(inside_bl, place_bl, 0), axis=1) & inside_bl
+
+
 def _random_composition(
     items_b: NDArray[np.int64], parts_b: NDArray[np.int64], keys_b2: NDArray[np.uint32]
 ) -> NDArray[np.int64]:
@@ -166,11 +157,3 @@ def _random_composition(
     is_cut_bs = np.arange(ends_bs.shape[1]) < (parts_b - 1)[:, None]
     ends_bs[is_cut_bs] = np.flatnonzero(cuts_bg) % max(gaps, 1) + 1
     return ends_bs
-
-
-def _compact(values_bl: NDArray[np.integer], keep_bl: NDArray[np.bool_]) -> Rows:
-    """Move each row's kept values to its front and zero the rest; the rows keep their width."""
-    tokens_bl = np.zeros(values_bl.shape, np.int32)
-    lengths_b = np.count_nonzero(keep_bl, axis=1).astype(np.int32)
-    tokens_bl[np.arange(values_bl.shape[1]) < lengths_b[:, None]] = values_bl[keep_bl]
-    return Rows(tokens_bl, lengths_b)

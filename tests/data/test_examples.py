@@ -2,13 +2,15 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from t5x_lite.data import examples
 from t5x_lite.data.examples import open_examples
 from t5x_lite.errors import ConfigError
+from t5x_lite.objectives.bert import Bert
 from t5x_lite.objectives.denoising import SpanCorruption
+from t5x_lite.objectives.language_models import FullLM, LMAdaptation
 from t5x_lite.objectives.spans import Rows, Sentinels
 
 SENTINELS = Sentinels(999, 100)
@@ -18,11 +20,16 @@ LENGTHS = {"inputs": 40, "targets": 16}
 class Identity:
     """An objective whose inputs and targets are the text."""
 
+    eos_after = "pieces"
+
     def __init__(self, length, documents_per_group):
         self.length, self.documents_per_group = length, documents_per_group
 
     def raw_length(self, feature_lengths):
         return self.length
+
+    def sentinels_needed(self, feature_lengths):
+        return 0
 
     def __call__(self, rows, keys_b2, sentinels):
         return {"inputs": rows, "targets": rows}
@@ -78,11 +85,65 @@ def test_pieces_are_those_of_reduce_concat_and_split_tokens(
 def test_documents_are_grouped_alike_however_many_are_read_at_a_time(monkeypatch):
     lengths = np.random.default_rng(0).integers(0, 4, 1000)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    whole = examples.group_starts(offsets, 7)
+    whole = examples.group_documents(offsets, 7)
     for read in (1, 2, 6, 7, 8, 333, 999, 1000):
         monkeypatch.setattr(examples, "_OFFSETS_PER_READ", read)
-        np.testing.assert_array_equal(examples.group_starts(offsets, 7), whole)
+        np.testing.assert_array_equal(examples.group_documents(offsets, 7), whole)
     assert len(whole) == -(-np.count_nonzero(lengths) // 7) + 1
+
+
+@given(
+    st.lists(st.lists(st.integers(2, 99), max_size=20), min_size=1, max_size=12),
+    st.integers(1, 4),
+    st.integers(2, 16),
+)
+def test_eos_after_documents_is_where_the_documents_end(
+    memory_store, documents, per_group, targets_length
+):
+    assume(any(documents))
+    with_eos = [[*document, examples.EOS_ID] if document else [] for document in documents]
+    expected = _reduce_concat_and_split(with_eos, per_group, targets_length)
+    lengths = {"inputs": 1, "targets": targets_length}
+    opened = _open(memory_store(targets=documents), FullLM(per_group), lengths=lengths)
+    assert opened.size == len(expected)
+    assert _lists(_all(opened)["targets"]) == expected
+    assert _lists(_all(opened)["inputs"]) == [[examples.EOS_ID]] * opened.size
+    planned = opened.lengths(np.zeros(opened.size, int), np.arange(opened.size))
+    assert planned.tolist() == [[1, len(piece)] for piece in expected]
+    backwards = np.arange(opened.size)[::-1]
+    read = opened.features(np.zeros_like(backwards), backwards)
+    assert _lists(read["targets"]) == expected[::-1]
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(0, 99))
+def test_lm_adaptation_cuts_a_stream_of_documents_in_two(memory_store, lengths, seed):
+    documents = [[5 + n] * length for n, length in enumerate(lengths)]
+    opened = _open(
+        memory_store(targets=documents),
+        LMAdaptation(),
+        lengths={"inputs": 16, "targets": 16},
+        seed=seed,
+    )
+    made = _all(opened)
+    with_eos = [[*document, examples.EOS_ID] for document in documents]
+    pieces = _reduce_concat_and_split(with_eos, 128, 16)
+    for piece, first, rest in zip(
+        pieces, _lists(made["inputs"]), _lists(made["targets"]), strict=True
+    ):
+        if len(piece) == 1:
+            assert (first, rest) == ([examples.EOS_ID], piece)
+        else:
+            assert first + rest == piece
+    planned = opened.lengths(np.zeros(opened.size, int), np.arange(opened.size))
+    np.testing.assert_array_equal(planned[:, 0], made["inputs"].lengths)
+    np.testing.assert_array_equal(planned[:, 1], made["targets"].lengths)
+
+
+def test_a_vocabulary_with_too_few_sentinels_is_refused_before_anything_is_read(memory_store):
+    store = memory_store(targets=[[5] * 900])
+    with pytest.raises(ConfigError, match=r"up to 128 sentinels a piece .* has 100") as error:
+        _open(store, SpanCorruption(0.5), lengths={"inputs": 512, "targets": 512})
+    assert "TASK_FEATURE_LENGTHS" in error.value.names
 
 
 @given(
@@ -189,3 +250,18 @@ def test_features_that_share_an_array_do_not_share_their_ends(memory_store):
     assert isinstance(features["inputs"], Rows)
     assert _lists(features["inputs"]) == [[*range(2, 32), 1]]
     assert _lists(features["targets"]) == [[*range(2, 17), 1]]
+
+
+def test_pairs_of_pieces_are_planned_and_read_alike(memory_store):
+    documents = [[10 + n] * length for n, length in enumerate((30, 4, 77, 1, 12, 50))]
+    lengths = {"inputs": 16, "targets": 16}
+    opened = _open(memory_store(targets=documents), Bert(documents_per_group=1), lengths=lengths)
+    made, indices = _all(opened), np.arange(opened.size)
+    planned = opened.lengths(np.zeros_like(indices), indices)
+    np.testing.assert_array_equal(planned[:, 0], made["inputs"].lengths)
+    mixed = 0
+    for targets in _lists(made["targets"]):
+        assert targets[0] == 998
+        first, second = "".join(map(chr, targets[1:-1])).split(chr(examples.EOS_ID))
+        mixed += len(set(first + second)) > 1
+    assert 0 < mixed < opened.size

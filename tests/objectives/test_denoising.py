@@ -2,11 +2,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.objectives import philox
+from t5x_lite.objectives import philox, spans
 from t5x_lite.objectives.denoising import SpanCorruption
 from t5x_lite.objectives.spans import Rows, Sentinels
 
@@ -99,3 +99,53 @@ def test_lengths_foretell_what_corruption_makes_of_the_same_pieces(
     assert {name: told[name].tolist() for name in made} == {
         name: feature.lengths.tolist() for name, feature in made.items()
     }
+
+
+@given(
+    st.integers(8, 700),
+    st.sampled_from([0.1, 0.15, 0.25, 0.35, 0.5]),
+    st.sampled_from([1, 2, 3, 5, 10, 64]),
+    st.booleans(),
+)
+@example(362, 0.15, 2, False)  # 390 tokens x 0.15 is 58.5 in float64 and more in the mask's float32
+@example(9, 0.15, 10, False)  # the arithmetic counts no span in 8 tokens, the mask always one
+def test_full_pieces_fit_the_inputs_and_the_targets_that_are_asked_for(
+    inputs_length, density, mean, roll
+):
+    objective = SpanCorruption(density, mean, random_roll=roll, borrow_pieces=True)
+    raw_length = objective.raw_length({"inputs": inputs_length, "targets": 4 * inputs_length})
+    made = corrupt([raw_length] * 20, objective=objective)
+    assert made["inputs"].lengths.max() < inputs_length
+    longest = int(made["targets"].lengths.max()) + 1
+    with pytest.raises(ConfigError, match="too short"):
+        objective.raw_length({"inputs": inputs_length, "targets": longest - 1})
+    told = spans.span_corruption_lengths(
+        inputs_length - roll, noise_density=density, mean_noise_span_length=mean
+    )
+    enough = max(told[1], longest) + roll
+    assert objective.raw_length({"inputs": inputs_length, "targets": enough}) == raw_length
+
+
+def test_a_piece_leaves_the_reserved_tokens_free():
+    objective = SpanCorruption(reserved_for_packing=100)
+    raw_length = objective.raw_length({"inputs": 612, "targets": 114})
+    assert raw_length == 568
+
+
+def test_sentinels_needed_are_the_spans_of_a_full_piece():
+    lengths = {"inputs": 512, "targets": 512}
+    assert SpanCorruption().sentinels_needed(lengths) == 28
+    assert SpanCorruption(0.5, 3.0).sentinels_needed(lengths) == 128
+    assert SpanCorruption(0.5, 3.0, borrow_pieces=True).sentinels_needed(lengths) == 1
+    assert (
+        SpanCorruption(0.15, 20.0).sentinels_needed({"inputs": 1024, "targets": 189}) == 9
+    )  # ByT5
+
+
+def test_spans_beyond_the_sentinels_borrow_the_last_pieces_if_they_may():
+    features = corrupt([766], objective=SpanCorruption(0.5, 3.0, borrow_pieces=True))
+    targets = features["targets"].tokens[0]
+    marks = targets[targets > 31_000]
+    assert marks.tolist() == list(range(32_099, 32_099 - 128, -1))
+    with pytest.raises(ConfigError, match=r"128 noise spans .* 100 sentinels"):
+        corrupt([766], objective=SpanCorruption(0.5, 3.0))
