@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from t5x_lite.data import files
 from t5x_lite.data.stream import StreamTask
 from t5x_lite.data.tasks import Declaration, Denoise, to_vocabulary
 from t5x_lite.data.token_store import (
@@ -27,7 +28,7 @@ from t5x_lite.data.token_store import (
     build_token_store,
     describe_store,
 )
-from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.data.vocabularies import BYTES, AnyVocabulary, named
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.denoising import Objective, SpanCorruption
 
@@ -57,7 +58,7 @@ class Data:
     objective: Objective = dataclasses.field(default_factory=SpanCorruption)
     declarations: tuple[Declaration, ...] = ()
     modules: tuple[str, ...] = ()
-    vocabulary: Vocabulary | None = None
+    vocabulary: AnyVocabulary | None = None
     pack: bool = True
     seed: int = 0
 
@@ -82,9 +83,9 @@ class Plan:
     extra_ids: int
     tasks: tuple[PlannedTask, ...]
 
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> AnyVocabulary:
         """Return the vocabulary that all tasks share."""
-        return Vocabulary(self.vocabulary_path, self.extra_ids)
+        return named(self.vocabulary_path, self.extra_ids)
 
     def train_tasks(self) -> list[StreamTask]:
         """Open the train store of each task that is ever drawn."""
@@ -178,7 +179,7 @@ def _registered_tasks(
         rates = [(provider, 1.0)]
     if data.vocabulary is None:
         return rates
-    pieces = seqio.SentencePieceVocabulary(data.vocabulary.path, data.vocabulary.extra_ids)
+    pieces = data.vocabulary.to_seqio()
     return [(_with_vocabulary(task, pieces), rate) for task, rate in rates]
 
 
@@ -199,7 +200,7 @@ def _store(task: "seqio.Task", split: str, data_dir: str, report: Callable[[str]
     directory = os.path.join(data_dir, name)
     if not os.path.exists(directory):
         report(f"tokenising {task.name}/{split} ...")
-        build_token_store(task, split, directory)
+        build_token_store(task, split, directory, report)
     TokenStore.open(directory, description)
     return name
 
@@ -282,7 +283,7 @@ def _read_plan(path: Path, data: Data) -> Plan | None:
     plan = Plan(
         data_dir=data.data_dir,
         objective=data.objective,
-        vocabulary_path=os.path.join(data.data_dir, content["vocabulary_path"]),
+        vocabulary_path=_located(data.data_dir, content["vocabulary_path"]),
         extra_ids=content["extra_ids"],
         tasks=tasks,
     )
@@ -301,6 +302,11 @@ def _read_plan(path: Path, data: Data) -> Plan | None:
                 if os.path.exists(shard) and os.path.getsize(shard) != size:
                     return None
     return plan
+
+
+def _located(data_dir: str, path: str) -> str:
+    """Return a path that may be relative to the data's directory, or an address, or "bytes"."""
+    return path if path == BYTES or files.is_address(path) else os.path.join(data_dir, path)
 
 
 def _write_plan(path: Path, plan: Plan) -> None:

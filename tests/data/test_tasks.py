@@ -196,6 +196,6 @@ def test_a_corpus_without_validation_shards_has_one_split(vocabulary, tmp_path):
     assert vocabulary.decode(merged) == "Trees grow slowly."
 
 
-def test_a_vocabulary_without_a_model_file_is_refused():
-    with pytest.raises(ConfigError, match="ByteVocabulary is no SentencePiece vocabulary"):
-        tasks.to_vocabulary(seqio.ByteVocabulary())
+def test_a_vocabulary_of_another_form_is_refused():
+    with pytest.raises(ConfigError, match="neither a SentencePiece nor a byte vocabulary"):
+        tasks.to_vocabulary(seqio.PassThroughVocabulary(size=9))
