@@ -59,7 +59,7 @@ def _leaf(example: Mapping[str, Any], field: str) -> Any:
     return value
 
 
-def _check(spec: Mapping[str, Any], fields: Sequence[str]) -> None:
+def _check(spec: Any, fields: Sequence[str]) -> None:
     for field in fields:
         try:
             _leaf(spec, field)

@@ -42,7 +42,9 @@ class JsonLinesSource:
     bad_lines: BadLines = STRICT
 
     def to_seqio(self) -> "seqio.FileDataSource":
-        """Return the source; raises ConfigError where there is no file to train on.
+        """Return the source; raises ConfigError where a pattern matches no file.
+
+        Only C4's validation files may be missing, which leaves the task without that split.
 
         Its attribute `tallies` counts, file by file, what was read.
         """
@@ -54,9 +56,9 @@ class JsonLinesSource:
             for split, pattern in (self.patterns or C4_FILES).items()
         }
         found = {split: pattern for split, pattern in patterns.items() if files.matching(pattern)}
-        if not found or "train" in patterns.keys() - found.keys():
-            pattern = patterns.get("train") or next(iter(patterns.values()))
-            raise ConfigError(f"no file matches {pattern}", "DATA_DIR")
+        wanted = ["train"] if self.patterns is None else list(patterns)
+        if missing := [patterns[split] for split in wanted if split not in found]:
+            raise ConfigError(f"no file matches {missing[0]}", "DATA_DIR")
         tallies: dict[str, Tally] = {}
         read = functools.partial(_read_file, source=self, tallies=tallies)
         source = seqio.FileDataSource(

@@ -286,7 +286,17 @@ def _describe_vocabulary(vocabulary: "seqio.Vocabulary") -> dict[str, Any]:
 
 
 def _describe_source(source: Any, split: str) -> dict[str, Any]:
-    shards = list(source.list_shards(split))
+    try:
+        shards = list(source.list_shards(split))
+    except Exception as error:  # TFDS has a kind for every way in which a data set is not there
+        tfds = getattr(source, "tfds_dataset", None)
+        advice = f"; `tfds build {tfds.name}` prepares it in {tfds.data_dir}" if tfds else ""
+        raise ConfigError(
+            f"the split {split!r} of {source} cannot be found: {_first_line(error)}{advice}",
+            "MIXTURE_OR_TASK_NAME",
+            "Study.tfds_data_dir",
+            "TFDS_DATA_DIR",
+        ) from error
     sizes = {shard: size for shard in shards if (size := files.size(shard)) is not None}
     return {"class": type(source).__name__, "shards": shards, "sizes": sizes}
 

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sentencepiece
 from google.protobuf.message import DecodeError
@@ -107,10 +107,8 @@ class Vocabulary:
             raise ConfigError(
                 f"the vocabulary {self.path!r} is no SentencePiece model", "Vocabulary.path"
             ) from None
-        for extra_id in reversed(range(self.extra_ids)):
-            piece = model.pieces.add(piece=f"▁<extra_id_{extra_id}>", score=0.0)
-            piece.type = piece.USER_DEFINED
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+        content = _with_extra_ids(model, self.extra_ids)
+        processor = sentencepiece.SentencePieceProcessor(model_proto=content)
         layout = processor.pad_id(), processor.eos_id(), processor.unk_id()
         if layout != (PAD_ID, EOS_ID, UNK_ID):
             raise ConfigError(
@@ -182,6 +180,14 @@ def named(path: str, extra_ids: int) -> AnyVocabulary:
     return ByteVocabulary(extra_ids) if path == BYTES else Vocabulary(path, extra_ids)
 
 
+def _with_extra_ids(model: Any, extra_ids: int) -> bytes:
+    """Return a model's file with sentinels after its pieces, <extra_id_0> the last."""
+    for extra_id in reversed(range(extra_ids)):
+        piece = model.pieces.add(piece=f"▁<extra_id_{extra_id}>", score=0.0)
+        piece.type = piece.USER_DEFINED
+    return model.SerializeToString()
+
+
 def train_vocabulary(
     texts: Iterable[str],
     path: str | os.PathLike,
@@ -189,9 +195,11 @@ def train_vocabulary(
     vocab_size: int = 8000,
     max_lines: int = 100_000,
     character_coverage: float = 0.9995,
+    extra_ids: int = 0,
 ) -> None:
     """Train a unigram model on the first lines of some texts and write it to a file.
 
+    `extra_ids` sentinels are stored in the file above the pieces; it is then used with none to add.
     The same texts give the same bytes. The file appears only when it is complete. Raises
     ConfigError where the texts are too few for the size.
     """
@@ -218,12 +226,14 @@ def train_vocabulary(
         raise ConfigError(
             f"no vocabulary of {vocab_size} pieces can be made of the corpus: {error}",
             "EmbeddedCorpus.vocab_size",
+            "vocab.vocab_size",
         ) from None
+    content = _with_extra_ids(_ModelProto.FromString(model.getvalue()), extra_ids)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as file:
-        file.write(model.getvalue())
+        file.write(content)
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)

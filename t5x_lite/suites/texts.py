@@ -6,12 +6,18 @@ from typing import Any
 
 from t5x_lite.data.formats import generation
 from t5x_lite.data.formats import questions as formats
+from t5x_lite.data.formatting import Kind
 from t5x_lite.evaluation import metrics, postprocessors, questions
 from t5x_lite.suites.tables import ALL, TRAIN, TRAIN_AND_VALIDATION, SupervisedTask, TextTask
 
 _TRIVIA_TEXTS = ("entity_pages/wiki_context", "search_results/search_context")
 _SQUAD_FIELDS = ("id", "question", "context", "answers/text")
-QUESTION_EXTRAS = {"id": "text", "context": "text", "question": "text", "answers": "texts"}
+QUESTION_EXTRAS: Mapping[str, Kind] = {
+    "id": "text",
+    "context": "text",
+    "question": "text",
+    "answers": "texts",
+}
 
 
 def _squad(

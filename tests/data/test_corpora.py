@@ -206,7 +206,7 @@ def test_plain_and_gzipped_shards_are_read_in_order(tmp_path):
 def test_a_broken_line_is_named_by_file_and_line(tmp_path, line, complaint):
     path = write_shard(tmp_path, '{"text": "good"}', line, '{"text": "good"}')
     with pytest.raises(ConfigError, match=complaint) as caught:
-        list(records.read_records(str(path), ('text',)))
+        list(records.read_records(str(path), ("text",)))
     assert str(caught.value).startswith(f"{path}, line 2: ")
     assert caught.value.names == ("DATA_DIR", "BadLines.allowed_share")
 
@@ -216,7 +216,7 @@ def test_a_gzip_file_cut_short_is_named(tmp_path):
     lines = [json.dumps({"text": f"{number:064x}"}) for number in range(9999)]
     path.write_bytes(gzip.compress("\n".join(lines).encode())[:-100])
     with pytest.raises(ConfigError, match=r"json\.gz, line \d+: cut short"):
-        list(records.read_records(str(path), ('text',)))
+        list(records.read_records(str(path), ("text",)))
 
 
 def test_missing_shards_are_named_by_their_pattern(tmp_path):

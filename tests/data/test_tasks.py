@@ -158,7 +158,7 @@ def test_the_mixture_has_examples_proportional_rates(vocabulary, data_dir):
 def test_mixing_that_cannot_work_is_refused_when_it_is_declared():
     with pytest.raises(ConfigError, match="limit is 0") as caught:
         EmbeddedCorpus(limit=0)
-    assert caught.value.names == ("EmbeddedCorpus.limit",)
+    assert caught.value.names[0] == "EmbeddedCorpus.limit"
 
 
 def test_registering_again_takes_the_place_of_the_first(vocabulary, data_dir, capsys):
