@@ -4,7 +4,6 @@ The first start registers the declared tasks with seqio, tokenises them and writ
 it; later starts read that plan and import neither seqio nor TensorFlow.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -14,12 +13,13 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5x_lite.data import files
+from t5x_lite.data.quiet_import import import_seqio
 from t5x_lite.data.stream import StreamTask
 from t5x_lite.data.tasks import Declaration, Denoise, to_vocabulary
 from t5x_lite.data.token_store import (
@@ -121,7 +121,7 @@ def prepare(data: Data, report: Callable[[str], None] = lambda line: None) -> Pl
 
 def _make_plan(data: Data, report: Callable[[str], None]) -> Plan:
     report("importing seqio and TensorFlow ...")
-    _import_seqio()
+    import_seqio()
     rates = _registered_tasks(data, report)
     vocabularies = {
         to_vocabulary(feature.vocabulary)
@@ -252,7 +252,10 @@ def _check_name(data: Data, names: Iterable[str]) -> None:
 
 def _fingerprint(data: Data) -> str:
     """Return a name for all that decides a plan, short of the content of corpora."""
-    modules = {type(declared).__module__ for declared in data.declarations} | set(data.modules)
+    declared = [
+        (type(each).__module__, *getattr(each, "sources", ())) for each in data.declarations
+    ]
+    modules = set(data.modules).union(*declared)
     parts = [
         _FORMAT,
         data.mixture_or_task_name,
@@ -305,17 +308,16 @@ def _read_plan(path: Path, data: Data) -> Plan | None:
 
 
 def _located(data_dir: str, path: str) -> str:
-    """Return a path that may be relative to the data's directory, or an address, or "bytes"."""
+    """Return where a path in a plan leads: an address and "bytes" are not below `data_dir`."""
     return path if path == BYTES or files.is_address(path) else os.path.join(data_dir, path)
 
 
 def _write_plan(path: Path, plan: Plan) -> None:
     """Write a plan, whose paths are relative to its directory, which may thus be moved."""
-    vocabulary_path = Path(plan.vocabulary_path)
-    if vocabulary_path.is_relative_to(plan.data_dir):
-        vocabulary_path = vocabulary_path.relative_to(plan.data_dir)
+    path_of_model, base = plan.vocabulary_path, plan.data_dir
+    is_below = Path(path_of_model).is_relative_to(base)
     content = {
-        "vocabulary_path": str(vocabulary_path),
+        "vocabulary_path": os.path.relpath(path_of_model, base) if is_below else path_of_model,
         "extra_ids": plan.extra_ids,
         "fingerprint": plan.vocabulary().fingerprint,
         "tasks": [dataclasses.asdict(task) for task in plan.tasks],
@@ -324,27 +326,3 @@ def _write_plan(path: Path, plan: Plan) -> None:
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         json.dump(content, file, indent=2)
     os.replace(file.name, path)
-
-
-def _import_seqio() -> None:
-    """Import seqio and TensorFlow quietly, and keep TensorFlow off the accelerators."""
-    with _discarded_stderr():
-        import seqio  # noqa: F401
-        import tensorflow as tf
-
-        for kind in ("GPU", "TPU"):
-            with contextlib.suppress(RuntimeError):  # devices in use already
-                tf.config.set_visible_devices([], kind)
-
-
-@contextlib.contextmanager
-def _discarded_stderr() -> Iterator[None]:
-    """Discard what is written to file descriptor 2: TensorFlow's greetings obey no setting."""
-    kept, discarded = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(discarded, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(discarded)

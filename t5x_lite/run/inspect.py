@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from t5x_lite.data.examples import FEATURES, Examples, group_starts, open_examples
+from t5x_lite.data.examples import FEATURES, Examples, open_examples
 from t5x_lite.data.plan import Data, prepare
 from t5x_lite.data.stream import Stream, StreamTask
 from t5x_lite.data.vocabularies import AnyVocabulary, ByteVocabulary
@@ -13,6 +13,7 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.run.console import Console
 
 _ROWS = 64  # of the batches whose padding is measured
+_DOCUMENTS = 100_000  # among which the first examples of running text are
 _MEASURED = 2000  # examples whose lengths are averaged
 _SEGMENTS = ("encoder_segment_ids", "decoder_segment_ids")
 _SENTINEL = r"<extra_id_\d+>"
@@ -99,7 +100,9 @@ def _raw_text(
             first, last = task.store.offsets(feature)[number : number + 2]
             parts.append(vocabulary.decode(task.store.tokens(feature)[first:last].tolist()))
         return " -> ".join(parts)
-    starts = group_starts(task.store.offsets("targets"), task.objective.documents_per_group)
+    bounds = np.asarray(task.store.offsets("targets")[: _DOCUMENTS + 1])
+    starts = bounds[:-1][np.diff(bounds) > 0][:: task.objective.documents_per_group]
+    starts = np.append(starts, bounds[-1])
     raw_length = task.objective.raw_length(lengths)
     pieces = np.concatenate([[0], np.cumsum(-(-np.diff(starts) // raw_length))])
     group = int(np.searchsorted(pieces, number, side="right")) - 1

@@ -20,6 +20,7 @@ from t5x_lite.suites.languages import (
     XQUAD_LANGUAGES,
 )
 from t5x_lite.suites.tables import (
+    SOURCES,
     TEST,
     TRAIN,
     TRAIN_AND_VALIDATION,
@@ -213,6 +214,11 @@ class Multilingual:
     def names(self) -> tuple[str, ...]:
         """The names of all tasks and mixtures."""
         return (*(task.name for task in self._tasks()), "mc4", *MIXTURES)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The modules that decide what the tasks hold."""
+        return SOURCES
 
     def register(self, data_dir: str, report: Report) -> None:
         """Register all tasks and mixtures; none of their data sets is looked for."""

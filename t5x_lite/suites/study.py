@@ -8,7 +8,7 @@ from t5x_lite.data.mixtures import ByExamples
 from t5x_lite.data.tasks import Report
 from t5x_lite.data.vocabularies import AnyVocabulary, Vocabulary
 from t5x_lite.suites import benchmarks, texts
-from t5x_lite.suites.tables import Table, TextTask, add_mixtures
+from t5x_lite.suites.tables import SOURCES, Table, TextTask, add_mixtures
 
 T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model"
 
@@ -93,6 +93,11 @@ class Study:
     def names(self) -> tuple[str, ...]:
         """The names of all tasks and mixtures."""
         return (*(task.name for task in TASKS), *self.mixtures())
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The modules that decide what the tasks hold."""
+        return SOURCES
 
     def register(self, data_dir: str, report: Report) -> None:
         """Register all tasks and mixtures; none of their data sets is looked for."""

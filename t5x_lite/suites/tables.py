@@ -20,6 +20,20 @@ VALIDATION_AND_TEST: Splits = {"validation": "validation", "test": "test"}
 TEST: Splits = {"test": "test"}
 
 
+# The modules that decide what the tasks hold: with one of them changed, plans are made anew.
+SOURCES = (
+    "t5x_lite.data.formatting",
+    *(
+        f"t5x_lite.data.formats.{name}"
+        for name in ("coreference", "generation", "glue", "multilingual", "questions")
+    ),
+    *(
+        f"t5x_lite.suites.{name}"
+        for name in ("benchmarks", "languages", "multilingual", "study", "tables", "texts")
+    ),
+)
+
+
 @dataclass(frozen=True)
 class SupervisedTask:
     """A task made of a TFDS data set by a text format.

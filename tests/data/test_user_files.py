@@ -9,7 +9,7 @@ from t5x_lite.data.plan import Data, prepare
 from t5x_lite.data.records import BadLines
 from t5x_lite.data.tasks import JsonLinesText
 from t5x_lite.data.user_files import TextPairs
-from t5x_lite.data.vocabularies import ByteVocabulary
+from t5x_lite.data.vocabularies import ByteVocabulary, Vocabulary, train_vocabulary
 from t5x_lite.errors import ConfigError
 
 seqio = pytest.importorskip("seqio")
@@ -89,6 +89,26 @@ def test_lines_left_out_are_reported_and_stand_in_the_manifest(tmp_path):
     (tmp_path / "a.json").write_text(good * 8 + "{\n[]\n")
     with pytest.raises(ConfigError, match=r"2 of 10 lines cannot be used, allowed is a share of"):
         prepare(data)
+
+
+def test_a_vocabulary_under_an_address_is_found_again(tmp_path):
+    import tensorflow as tf
+
+    train_vocabulary(["trees grow slowly"] * 9, tmp_path / "a.model", vocab_size=15)
+    tf.io.gfile.copy(str(tmp_path / "a.model"), "ram://bucket/vocab/a.model")
+    (tmp_path / "train.tsv").write_text("inputs\ttargets\ntrees\tgrow\n")
+    vocabulary = Vocabulary("ram://bucket/vocab/a.model")
+    declared = TextPairs("far_vocabulary", f"{tmp_path}/train.tsv", vocabulary)
+    data = Data("far_vocabulary", LENGTHS, str(tmp_path / "data"), declarations=(declared,))
+    lines = []
+    plan = prepare(data, lines.append)
+    assert lines
+    assert plan.vocabulary() == vocabulary
+    again = []
+    assert prepare(data, again.append) == plan
+    assert again == []
+    with pytest.raises(ConfigError, match=r"'ram://bucket/gone\.model' cannot be read"):
+        Vocabulary("ram://bucket/gone.model").fingerprint  # noqa: B018
 
 
 def test_files_under_an_address_are_read_with_tensorflows_file_systems(tmp_path):

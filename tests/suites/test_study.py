@@ -86,6 +86,12 @@ LEFT_OUT = [
 ]
 
 
+TASKS_OF_TEXT = [
+    *(task for task in study.TASKS if hasattr(task, "make")),
+    *(task for tasks in MIXTURES.values() for task in tasks),
+]
+
+
 def test_registered_names_are_those_of_the_papers_code():
     names = Study().names
     with_sentinel = {name for name in names if "_1_sentinel" in name}
@@ -142,6 +148,14 @@ def test_rates_that_cannot_be_are_refused_when_they_are_declared():
         Study(limit=0)
     with pytest.raises(ConfigError, match="temperature is 0"):
         Study(temperature=0)
+
+
+def test_every_module_that_makes_text_decides_whether_a_plan_is_kept():
+    from importlib import import_module
+
+    made_by = {getattr(task.make, "func", task.make).__module__ for task in TASKS_OF_TEXT}
+    assert made_by <= set(Study().sources) == set(Multilingual().sources)
+    assert all(import_module(name).__file__ for name in Study().sources)
 
 
 def test_declaring_needs_neither_seqio_nor_the_metrics_libraries():
