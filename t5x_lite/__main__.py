@@ -17,6 +17,8 @@ from t5x_lite.errors import ConfigError
 
 COMMANDS = {
     "train": "pretrain or fine-tune a model, or go on with a run that was stopped",
+    "inspect": "show examples of a task or mixture as a model reads them, and the mixing rates",
+    "vocab": "train a SentencePiece vocabulary on files of text",
 }
 GIN_CONFIGS = Path(__file__).resolve().parent.parent / "gin_configs"
 EXAMPLE = """

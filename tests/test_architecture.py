@@ -24,6 +24,7 @@ LEVELS = {
     "training.step": 3,
     "models": 2,
     "data": 2,
+    "suites": 3,
     "decoding": 2,
     "evaluation": 2,
     "training": 2,

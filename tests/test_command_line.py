@@ -222,6 +222,52 @@ def test_every_shipped_gin_file_parses_and_has_a_header(name):
     assert (Path(CONFIGS) / name).read_text().startswith("# ")
 
 
+@pytest.mark.parametrize("name", [n for n in _shipped() if n.startswith("tasks/")])
+def test_every_shipped_task_builds_its_declarations(name, tmp_path):
+    import gin
+
+    from t5x_lite.run.inspect import inspect
+
+    files = ["objectives/span_corruption.gin", name, "runs/inspect.gin"]
+    values = {"MIXTURE_OR_TASK_NAME": "glue_cola_v002", "TASK_FEATURE_LENGTHS": {"inputs": 9}}
+    values |= {"C4_DIR": "/c4", "TRAIN_FILES": "a.tsv", "TEXT_DIR": "/texts"}
+    required = {binding.name: binding.value for binding in gin_files.read(files, [], [CONFIGS])}
+    flags = [
+        f"--gin.{macro}={values[macro]}"
+        for macro, value in required.items()
+        if value == gin_files.REQUIRED
+    ]
+    gin.clear_config()
+    try:
+        gin_files.check_macros(gin_files.read(files, flags, [CONFIGS]))
+        gin_files.parse(files, flags, ["", CONFIGS])
+        gin_files.check_values(inspect)
+        data = gin.get_configurable("Data")()
+        assert data.mixture_or_task_name in [n for d in data.declarations for n in d.names]
+    finally:
+        gin.clear_config()
+
+
+def test_a_users_file_is_inspected_without_a_line_of_code(tmp_path, capsys, monkeypatch):
+    import gin
+
+    (tmp_path / "train.tsv").write_text("inputs\ttargets\n1 + 1\t2\n")
+    (tmp_path / "bytes.gin").write_text(
+        "from __gin__ import dynamic_registration\nfrom t5x_lite.data import plan\n"
+        "from t5x_lite.data import user_files\nfrom t5x_lite.data import vocabularies\n"
+        "plan.Data.vocabulary = @vocabularies.ByteVocabulary()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    gin.clear_config()
+    try:
+        names = ("objectives/span_corruption", "tasks/my_pairs", "runs/inspect")
+        files = [f"--gin_file={name}.gin" for name in (*names, "bytes")]
+        __main__.main(["inspect", *files, "--gin.TRAIN_FILES=train.tsv", "--gin.DATA_DIR=data"])
+    finally:
+        gin.clear_config()
+    assert "1 + 1" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", [n for n in _shipped() if n.startswith("recipes/")])
 def test_every_shipped_recipe_builds_all_that_it_passes(name, tmp_path):
     import gin

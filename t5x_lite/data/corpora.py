@@ -27,6 +27,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from t5x_lite.data import files
+from t5x_lite.data.records import read_records
 from t5x_lite.errors import ConfigError
 
 STANDARD_LIBRARY = "python"
@@ -111,36 +113,12 @@ def shard_pattern(directory: str | os.PathLike, split: str) -> str:
 
 def read_documents(directory: str | os.PathLike, split: str) -> Iterator[dict[str, Any]]:
     """Yield the documents of a split, shard after shard."""
-    directory = Path(directory)
-    shards = sorted(directory.glob(Path(shard_pattern(directory, split)).name))
+    pattern = shard_pattern(directory, split)
+    shards = files.matching(pattern)
     if not shards:
-        raise ConfigError(f"no file matches {shard_pattern(directory, split)}", "DATA_DIR")
+        raise ConfigError(f"no file matches {pattern}", "DATA_DIR")
     for shard in shards:
-        yield from read_shard(shard)
-
-
-def read_shard(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
-    """Yield the documents of one shard; a name that ends in ".gz" is a gzipped one.
-
-    Raises ConfigError naming the file and the line where a line is no JSON object with a `text`.
-    """
-    path = os.fspath(path)
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as lines:
-            for line in lines:
-                number += 1
-                document = json.loads(line)
-                if not isinstance(document, dict) or not isinstance(document.get("text"), str):
-                    raise ValueError("not a JSON object with a string 'text'")
-                yield document
-    except (OSError, EOFError) as error:
-        raise ConfigError(
-            f"{path} cannot be read after line {number}: {error}", "DATA_DIR"
-        ) from None
-    except ValueError as error:
-        reason = f"no JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else error
-        raise ConfigError(f"{path}, line {number}: {reason}", "DATA_DIR") from None
+        yield from read_records(shard, ("text",))
 
 
 def document_name(document: Mapping[str, Any]) -> str:
@@ -221,9 +199,9 @@ def _roots(package: str) -> list[tuple[Path, tuple[str, ...]]]:
 
 def _source_files(root: Path) -> Iterator[Path]:
     """Yield the Python files under a folder in alphabetic order, those of test suites left out."""
-    for folder, subfolders, files in os.walk(root):
+    for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(set(subfolders) - _SKIPPED_FOLDERS)
-        for file in sorted(files):
+        for file in sorted(names):
             if file.endswith(".py") and not file.startswith("test_") and file[-8:] != "_test.py":
                 yield Path(folder, file)
 

@@ -4,7 +4,6 @@ The first start registers the declared tasks with seqio, tokenises them and writ
 it; later starts read that plan and import neither seqio nor TensorFlow.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -14,11 +13,13 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from t5x_lite.data import files
+from t5x_lite.data.quiet_import import import_seqio
 from t5x_lite.data.stream import StreamTask
 from t5x_lite.data.tasks import Declaration, Denoise, to_vocabulary
 from t5x_lite.data.token_store import (
@@ -27,7 +28,7 @@ from t5x_lite.data.token_store import (
     build_token_store,
     describe_store,
 )
-from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.data.vocabularies import BYTES, AnyVocabulary, named
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.denoising import Objective, SpanCorruption
 from t5x_lite.objectives.features import check_sentinels
@@ -58,7 +59,7 @@ class Data:
     objective: Objective = dataclasses.field(default_factory=SpanCorruption)
     declarations: tuple[Declaration, ...] = ()
     modules: tuple[str, ...] = ()
-    vocabulary: Vocabulary | None = None
+    vocabulary: AnyVocabulary | None = None
     pack: bool = True
     seed: int = 0
 
@@ -83,9 +84,9 @@ class Plan:
     extra_ids: int
     tasks: tuple[PlannedTask, ...]
 
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> AnyVocabulary:
         """Return the vocabulary that all tasks share."""
-        return Vocabulary(self.vocabulary_path, self.extra_ids)
+        return named(self.vocabulary_path, self.extra_ids)
 
     def train_tasks(self) -> list[StreamTask]:
         """Open the train store of each task that is ever drawn."""
@@ -121,7 +122,7 @@ def prepare(data: Data, report: Callable[[str], None] = lambda line: None) -> Pl
 
 def _make_plan(data: Data, report: Callable[[str], None]) -> Plan:
     report("importing seqio and TensorFlow ...")
-    _import_seqio()
+    import_seqio()
     rates = _registered_tasks(data, report)
     vocabularies = {
         to_vocabulary(feature.vocabulary)
@@ -181,7 +182,7 @@ def _registered_tasks(
         rates = [(provider, 1.0)]
     if data.vocabulary is None:
         return rates
-    pieces = seqio.SentencePieceVocabulary(data.vocabulary.path, data.vocabulary.extra_ids)
+    pieces = data.vocabulary.to_seqio()
     return [(_with_vocabulary(task, pieces), rate) for task, rate in rates]
 
 
@@ -202,7 +203,7 @@ def _store(task: "seqio.Task", split: str, data_dir: str, report: Callable[[str]
     directory = os.path.join(data_dir, name)
     if not os.path.exists(directory):
         report(f"tokenising {task.name}/{split} ...")
-        build_token_store(task, split, directory)
+        build_token_store(task, split, directory, report)
     TokenStore.open(directory, description)
     return name
 
@@ -254,7 +255,10 @@ def _check_name(data: Data, names: Iterable[str]) -> None:
 
 def _fingerprint(data: Data) -> str:
     """Return a name for all that decides a plan, short of the content of corpora."""
-    modules = {type(declared).__module__ for declared in data.declarations} | set(data.modules)
+    declared = [
+        (type(each).__module__, *getattr(each, "sources", ())) for each in data.declarations
+    ]
+    modules = set(data.modules).union(*declared)
     parts = [
         _FORMAT,
         data.mixture_or_task_name,
@@ -285,7 +289,7 @@ def _read_plan(path: Path, data: Data) -> Plan | None:
     plan = Plan(
         data_dir=data.data_dir,
         objective=data.objective,
-        vocabulary_path=os.path.join(data.data_dir, content["vocabulary_path"]),
+        vocabulary_path=_located(data.data_dir, content["vocabulary_path"]),
         extra_ids=content["extra_ids"],
         tasks=tasks,
     )
@@ -306,13 +310,17 @@ def _read_plan(path: Path, data: Data) -> Plan | None:
     return plan
 
 
+def _located(data_dir: str, path: str) -> str:
+    """Return where a path in a plan leads: an address and "bytes" are not below `data_dir`."""
+    return path if path == BYTES or files.is_address(path) else os.path.join(data_dir, path)
+
+
 def _write_plan(path: Path, plan: Plan) -> None:
     """Write a plan, whose paths are relative to its directory, which may thus be moved."""
-    vocabulary_path = Path(plan.vocabulary_path)
-    if vocabulary_path.is_relative_to(plan.data_dir):
-        vocabulary_path = vocabulary_path.relative_to(plan.data_dir)
+    path_of_model, base = plan.vocabulary_path, plan.data_dir
+    is_below = Path(path_of_model).is_relative_to(base)
     content = {
-        "vocabulary_path": str(vocabulary_path),
+        "vocabulary_path": os.path.relpath(path_of_model, base) if is_below else path_of_model,
         "extra_ids": plan.extra_ids,
         "fingerprint": plan.vocabulary().fingerprint,
         "tasks": [dataclasses.asdict(task) for task in plan.tasks],
@@ -321,27 +329,3 @@ def _write_plan(path: Path, plan: Plan) -> None:
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         json.dump(content, file, indent=2)
     os.replace(file.name, path)
-
-
-def _import_seqio() -> None:
-    """Import seqio and TensorFlow quietly, and keep TensorFlow off the accelerators."""
-    with _discarded_stderr():
-        import seqio  # noqa: F401
-        import tensorflow as tf
-
-        for kind in ("GPU", "TPU"):
-            with contextlib.suppress(RuntimeError):  # devices in use already
-                tf.config.set_visible_devices([], kind)
-
-
-@contextlib.contextmanager
-def _discarded_stderr() -> Iterator[None]:
-    """Discard what is written to file descriptor 2: TensorFlow's greetings obey no setting."""
-    kept, discarded = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(discarded, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(discarded)

@@ -5,11 +5,9 @@ TensorFlow are imported then, not before: a run that finds its token stores read
 """
 
 import functools
-import glob
-import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +16,9 @@ from numpy.typing import NDArray
 
 from t5x_lite.data import corpora
 from t5x_lite.data.mixtures import examples_proportional_rates
-from t5x_lite.data.vocabularies import Vocabulary, train_vocabulary
+from t5x_lite.data.records import STRICT, BadLines
+from t5x_lite.data.sources import JsonLinesSource, Source
+from t5x_lite.data.vocabularies import AnyVocabulary, ByteVocabulary, Vocabulary, train_vocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.denoising import Objective, SpanCorruption
 from t5x_lite.objectives.spans import Rows
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import seqio
     import tensorflow as tf
 
-SPLITS = ("train", "validation")
 Document = Mapping[str, str]
 Pair = tuple[str, str]
 Report = Callable[[str], None]
@@ -36,7 +35,6 @@ _DOCUMENTS_PER_READ = 256
 _FEATURES = ("inputs", "targets")
 _MIN_HEADLINE_WORDS = 3
 _MIN_BODY_CHARACTERS = 80
-_FIELDS = ("text", "url", "timestamp")
 
 
 class Declaration(Protocol):
@@ -54,11 +52,18 @@ class Declaration(Protocol):
 
 @dataclass(frozen=True)
 class JsonLinesText:
-    """A declaration of one text task over the shards of a directory in C4's layout."""
+    """A declaration of one text task over the shards of a directory in C4's layout.
+
+    directory: a path or an address such as "gs://bucket/en". patterns: what the files of each split
+    are called, where that is not as in C4. text_field: what holds the text of a line.
+    """
 
     name: str
     directory: str
-    vocabulary: Vocabulary
+    vocabulary: AnyVocabulary
+    patterns: Mapping[str, str] | None = None
+    text_field: str = "text"
+    bad_lines: BadLines = STRICT
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -67,7 +72,10 @@ class JsonLinesText:
 
     def register(self, data_dir: str, report: Report) -> None:
         """Register the task."""
-        add_task(self.name, JsonLinesSource(self.directory), text_steps(), self.vocabulary)
+        source = JsonLinesSource(
+            self.directory, self.patterns, fields=(self.text_field,), bad_lines=self.bad_lines
+        )
+        add_task(self.name, source, text_steps(field=self.text_field), self.vocabulary)
 
 
 @dataclass(frozen=True)
@@ -131,47 +139,41 @@ class EmbeddedCorpus:
         seqio.MixtureRegistry.add(mix, list(rates.items()))
 
 
-@dataclass(frozen=True)
-class JsonLinesSource:
-    """A directory of C4-layout shards as the source of seqio tasks."""
-
-    directory: str
-
-    def to_seqio(self) -> "seqio.FileDataSource":
-        """Return the source; raises ConfigError where the directory has no shard of a split."""
-        import seqio
-        import tensorflow as tf
-
-        patterns = {split: corpora.shard_pattern(self.directory, split) for split in SPLITS}
-        found = {split: pattern for split, pattern in patterns.items() if glob.glob(pattern)}
-        if "train" not in found:
-            raise ConfigError(f"no file matches {patterns['train']}", "DATA_DIR")
-        read_shard = tf.autograph.experimental.do_not_convert(_read_shard)
-        return seqio.FileDataSource(read_shard, found, cycle_length=1)
-
-
 def add_task(
-    name: str, source: JsonLinesSource, steps: Sequence[Callable], vocabulary: Vocabulary
+    name: str,
+    source: Source,
+    steps: Sequence[Callable],
+    vocabulary: AnyVocabulary,
+    *,
+    postprocess: Callable | None = None,
+    metrics: Sequence[Callable] = (),
 ) -> None:
     """Register a task with features "inputs" and "targets", in the place of one of that name."""
     import seqio
 
-    pieces = seqio.SentencePieceVocabulary(vocabulary.path, vocabulary.extra_ids)
+    pieces = vocabulary.to_seqio()
     features = {
         "inputs": seqio.Feature(pieces, add_eos=True, required=False),
         "targets": seqio.Feature(pieces, add_eos=True),
     }
-    task = seqio.Task(name, source.to_seqio(), features, preprocessors=steps)
+    task = seqio.Task(
+        name,
+        source.to_seqio(),
+        features,
+        preprocessors=steps,
+        postprocess_fn=postprocess,
+        metric_fns=list(metrics),
+    )
     seqio.TaskRegistry.remove(name)
     seqio.TaskRegistry.add_provider(name, task)
 
 
-def text_steps(objective: Objective | None = None) -> list[Callable]:
+def text_steps(objective: Objective | None = None, *, field: str = "text") -> list[Callable]:
     """Return the preprocessors of a text task: documents to tokens, cache point, objective, EOS."""
     import seqio
 
     return [
-        functools.partial(seqio.preprocessors.rekey, key_map={"inputs": None, "targets": "text"}),
+        functools.partial(seqio.preprocessors.rekey, key_map={"inputs": None, "targets": field}),
         seqio.preprocessors.tokenize,
         seqio.CacheDatasetPlaceholder(),
         Denoise(objective or SpanCorruption()),
@@ -296,12 +298,17 @@ class Denoise:
         return denoise_all(groups.flat_map(pieces))
 
 
-def to_vocabulary(vocabulary: "seqio.Vocabulary") -> Vocabulary:
-    """Return our form of a seqio vocabulary; raises ConfigError for one without a model file."""
+def to_vocabulary(vocabulary: "seqio.Vocabulary") -> AnyVocabulary:
+    """Return our form of a seqio vocabulary; raises ConfigError for one of neither form."""
+    import seqio
+
+    if isinstance(vocabulary, seqio.ByteVocabulary):
+        return ByteVocabulary(extra_ids=vocabulary.extra_ids)
     model_file = getattr(vocabulary, "sentencepiece_model_file", None)
     if model_file is None:
         raise ConfigError(
-            f"{type(vocabulary).__name__} is no SentencePiece vocabulary", "MIXTURE_OR_TASK_NAME"
+            f"{type(vocabulary).__name__} is neither a SentencePiece nor a byte vocabulary",
+            "MIXTURE_OR_TASK_NAME",
         )
     return Vocabulary(model_file, vocabulary.extra_ids)
 
@@ -311,18 +318,3 @@ def _headline(text: str) -> tuple[str | None, str]:
     first, _, body = text.partition("\n\n")
     is_headline = "\n" not in first and len(first.split()) >= _MIN_HEADLINE_WORDS
     return (first if is_headline else None), body
-
-
-def _read_shard(path: "tf.Tensor") -> "tf.data.Dataset":
-    """Return the documents of a shard as a dataset of strings by field, "" where one is absent."""
-    import tensorflow as tf
-
-    def batches(path: bytes) -> Iterator[dict[str, list[str]]]:
-        documents = corpora.read_shard(path.decode())
-        while batch := list(itertools.islice(documents, _DOCUMENTS_PER_READ)):
-            yield {field: [str(d.get(field, "")) for d in batch] for field in _FIELDS}
-
-    signature = {field: tf.TensorSpec([None], tf.string) for field in _FIELDS}
-    return tf.data.Dataset.from_generator(
-        batches, args=(path,), output_signature=signature
-    ).unbatch()

@@ -22,7 +22,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from t5x_lite.data import files
 from t5x_lite.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -106,11 +107,17 @@ class TokenStore:
         return self.directory / f"{feature}.{ending}"
 
 
-def build_token_store(task: "seqio.Task", split: str, directory: str | os.PathLike) -> None:
+def build_token_store(
+    task: "seqio.Task",
+    split: str,
+    directory: str | os.PathLike,
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
     """Tokenise a split of a task, up to its cache placeholder, into a new directory.
 
-    The directory appears only when everything in it is complete; where another process was faster,
-    its store stays. Raises ConfigError where the task cannot be cached, its source cannot be read
+    `report` is told of files some of whose lines were left out, and the manifest says so too. The
+    directory appears only when everything in it is complete; where another process was faster, its
+    store stays. Raises ConfigError where the task cannot be cached, its source cannot be read
     or yields nothing.
     """
     manifest = describe_store(task, split)
@@ -119,6 +126,9 @@ def build_token_store(task: "seqio.Task", split: str, directory: str | os.PathLi
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         manifest |= _write_features(task, split, manifest["vocabularies"], partial)
+        manifest["left_out"] = _left_out(task.source, manifest["source"]["shards"])
+        for shard, what in manifest["left_out"].items():
+            report(f"{shard}: {what}")
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
         partial.chmod(0o755)
         with contextlib.suppress(OSError):
@@ -170,19 +180,19 @@ def _write_features(
     sizes = {name: vocabulary["size"] for name, vocabulary in vocabularies.items()}
     lengths: dict[str, list[NDArray]] = {}
     with contextlib.ExitStack() as stack:
-        files: dict[str, BinaryIO] = {}
+        opened: dict[str, BinaryIO] = {}
         for group in _read_groups(task, split, sizes):
             for name, (tokens, lengths_b) in group.items():
-                if name not in files:
+                if name not in opened:
                     path = directory / f"{name}.tokens.bin"
-                    files[name] = stack.enter_context(open(path, "wb"))
+                    opened[name] = stack.enter_context(open(path, "wb"))
                 if tokens.size and not 0 <= tokens.min() <= tokens.max() < sizes[name]:
                     raise ConfigError(
                         f"task {task.name!r}: feature {name!r} holds ids from {tokens.min()} to "
                         f"{tokens.max()}, but its vocabulary has {sizes[name]}",
                         "MIXTURE_OR_TASK_NAME",
                     )
-                files[name].write(tokens.astype(_dtype_for(sizes[name])).tobytes())
+                opened[name].write(tokens.astype(_dtype_for(sizes[name])).tobytes())
                 lengths.setdefault(name, []).append(lengths_b)
     if not lengths:
         raise ConfigError(
@@ -212,10 +222,17 @@ def _read_groups(
         examples = examples.map(lambda example: {k: v for k, v in example.items() if k in names})
         for group in examples.ragged_batch(_EXAMPLES_PER_READ):
             yield {name: _flatten(rows) for name, rows in group.items()}
-    except (tf.errors.OpError, OSError) as error:
+    except (tf.errors.OpError, OSError, AssertionError) as error:
         raise ConfigError(
             f"task {task.name!r}, split {split!r}: {_first_line(error)}", "DATA_DIR"
         ) from error
+
+
+def _left_out(source: Any, shards: Collection[str]) -> dict[str, str]:
+    """Return what the source says of lines that it could not use, by file."""
+    tallies = getattr(source, "tallies", {})
+    read = {shard: tallies[shard] for shard in shards if shard in tallies}
+    return {shard: tally.describe() for shard, tally in read.items() if tally.bad}
 
 
 def _flatten(rows: Any) -> tuple[NDArray, NDArray]:
@@ -260,7 +277,7 @@ def _dtype_for(vocab_size: int) -> str:
 
 def _describe_vocabulary(vocabulary: "seqio.Vocabulary") -> dict[str, Any]:
     model_file = getattr(vocabulary, "sentencepiece_model_file", None)
-    model = Path(model_file).read_bytes() if model_file else str(vocabulary).encode()
+    model = files.read_bytes(model_file) if model_file else str(vocabulary).encode()
     return {
         "size": vocabulary.vocab_size,
         "extra_ids": vocabulary.extra_ids,
@@ -269,8 +286,18 @@ def _describe_vocabulary(vocabulary: "seqio.Vocabulary") -> dict[str, Any]:
 
 
 def _describe_source(source: Any, split: str) -> dict[str, Any]:
-    shards = list(source.list_shards(split))
-    sizes = {shard: os.path.getsize(shard) for shard in shards if os.path.exists(shard)}
+    try:
+        shards = list(source.list_shards(split))
+    except Exception as error:  # TFDS has a kind for every way in which a data set is not there
+        tfds = getattr(source, "tfds_dataset", None)
+        advice = f"; `tfds build {tfds.name}` prepares it in {tfds.data_dir}" if tfds else ""
+        raise ConfigError(
+            f"the split {split!r} of {source} cannot be found: {_first_line(error)}{advice}",
+            "MIXTURE_OR_TASK_NAME",
+            "Study.tfds_data_dir",
+            "TFDS_DATA_DIR",
+        ) from error
+    sizes = {shard: size for shard in shards if (size := files.size(shard)) is not None}
     return {"class": type(source).__name__, "shards": shards, "sizes": sizes}
 
 
@@ -292,6 +319,8 @@ def _describe_step(step: Any) -> dict[str, Any]:
 
 def _describe_value(value: Any) -> str:
     """Return a text that is the same in every process: no memory addresses."""
+    if isinstance(value, functools.partial):
+        return json.dumps(_describe_step(value), sort_keys=True)
     if callable(value) and hasattr(value, "__qualname__"):
         return _describe_function(value)
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

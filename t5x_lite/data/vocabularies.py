@@ -14,15 +14,23 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import sentencepiece
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
+from t5x_lite.data import files
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.spans import Sentinels
 
+if TYPE_CHECKING:
+    import seqio
+
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
+BYTES = "bytes"  # in the place of a model file's path
+_FIRST_BYTE_ID = 3
+_BYTES_IN_NO_TEXT = 11  # 245 ... 255
 _ROWS_MULTIPLE = 128  # of embedding rows, so that they divide among devices and fill TPU lanes
 _ModelProto = getattr(sentencepiece_model_pb2, "ModelProto")  # noqa: B009  # made at run time
 _TRAINING_THREADS = 2  # sums are added in the order of the threads: part of what fixes the bytes
@@ -74,12 +82,21 @@ class Vocabulary:
     def _piece(self, token: int) -> str:
         return self._processor.id_to_piece(token).removeprefix("▁")
 
+    def to_seqio(self) -> "seqio.SentencePieceVocabulary":
+        """Return seqio's form of it, which reads the file when it is first used."""
+        import seqio
+
+        return seqio.SentencePieceVocabulary(self.path, self.extra_ids)
+
     def _content(self) -> bytes:
         try:
-            return Path(self.path).read_bytes()
-        except OSError as error:
+            return files.read_bytes(self.path)
+        except Exception as error:
+            if not isinstance(error, OSError) and not files.is_address(self.path):
+                raise
+            reason = getattr(error, "strerror", None) or str(error)
             raise ConfigError(
-                f"the vocabulary {self.path!r} cannot be read: {error.strerror}", "Vocabulary.path"
+                f"the vocabulary {self.path!r} cannot be read: {reason}", "Vocabulary.path"
             ) from None
 
     @functools.cached_property
@@ -90,10 +107,8 @@ class Vocabulary:
             raise ConfigError(
                 f"the vocabulary {self.path!r} is no SentencePiece model", "Vocabulary.path"
             ) from None
-        for extra_id in reversed(range(self.extra_ids)):
-            piece = model.pieces.add(piece=f"▁<extra_id_{extra_id}>", score=0.0)
-            piece.type = piece.USER_DEFINED
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+        content = _with_extra_ids(model, self.extra_ids)
+        processor = sentencepiece.SentencePieceProcessor(model_proto=content)
         layout = processor.pad_id(), processor.eos_id(), processor.unk_id()
         if layout != (PAD_ID, EOS_ID, UNK_ID):
             raise ConfigError(
@@ -104,6 +119,75 @@ class Vocabulary:
         return processor
 
 
+@dataclass(frozen=True)
+class ByteVocabulary:
+    """Bytes of UTF-8 as ids from 3 on, as in ByT5 (Xue et al. 2022).
+
+    Sentinels are taken from the last id downwards. Without `extra_ids` these are the ids of bytes:
+    the first 11 are of bytes that no UTF-8 text has.
+    """
+
+    extra_ids: int = 0
+
+    @property
+    def path(self) -> str:
+        """A name in the place of a file's: "bytes"."""
+        return BYTES
+
+    @property
+    def size(self) -> int:
+        """How many ids have a meaning: 3 special ones, 256 bytes, extra ids."""
+        return _FIRST_BYTE_ID + 256 + self.extra_ids
+
+    @property
+    def padded_size(self) -> int:
+        """How many embedding rows to use: the size, rounded up to a multiple of 128."""
+        return -(-self.size // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
+
+    @property
+    def sentinels(self) -> Sentinels:
+        """The extra ids from the last downwards; without any, what no text has: 258 ... 248."""
+        return Sentinels(self.size - 1, self.extra_ids or _BYTES_IN_NO_TEXT)
+
+    @property
+    def fingerprint(self) -> str:
+        """What stands for a model file's hash."""
+        return hashlib.sha256(f"{BYTES}.{self.extra_ids}".encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without EOS."""
+        return [byte + _FIRST_BYTE_ID for byte in text.encode()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of some ids up to the first EOS; what is no byte of UTF-8 is left out."""
+        ids = [int(token) for token in ids]
+        ids = ids[: ids.index(EOS_ID)] if EOS_ID in ids else ids
+        found = (token - _FIRST_BYTE_ID for token in ids)
+        return bytes(byte for byte in found if 0 <= byte < 256).decode(errors="ignore")
+
+    def to_seqio(self) -> "seqio.ByteVocabulary":
+        """Return seqio's form of it."""
+        import seqio
+
+        return seqio.ByteVocabulary(extra_ids=self.extra_ids)
+
+
+AnyVocabulary = Vocabulary | ByteVocabulary
+
+
+def named(path: str, extra_ids: int) -> AnyVocabulary:
+    """Return the vocabulary of a model file, or of bytes where the path is "bytes"."""
+    return ByteVocabulary(extra_ids) if path == BYTES else Vocabulary(path, extra_ids)
+
+
+def _with_extra_ids(model: Any, extra_ids: int) -> bytes:
+    """Return a model's file with sentinels after its pieces, <extra_id_0> the last."""
+    for extra_id in reversed(range(extra_ids)):
+        piece = model.pieces.add(piece=f"▁<extra_id_{extra_id}>", score=0.0)
+        piece.type = piece.USER_DEFINED
+    return model.SerializeToString()
+
+
 def train_vocabulary(
     texts: Iterable[str],
     path: str | os.PathLike,
@@ -111,9 +195,11 @@ def train_vocabulary(
     vocab_size: int = 8000,
     max_lines: int = 100_000,
     character_coverage: float = 0.9995,
+    extra_ids: int = 0,
 ) -> None:
     """Train a unigram model on the first lines of some texts and write it to a file.
 
+    `extra_ids` sentinels are stored in the file above the pieces; it is then used with none to add.
     The same texts give the same bytes. The file appears only when it is complete. Raises
     ConfigError where the texts are too few for the size.
     """
@@ -140,12 +226,14 @@ def train_vocabulary(
         raise ConfigError(
             f"no vocabulary of {vocab_size} pieces can be made of the corpus: {error}",
             "EmbeddedCorpus.vocab_size",
+            "vocab.vocab_size",
         ) from None
+    content = _with_extra_ids(_ModelProto.FromString(model.getvalue()), extra_ids)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as file:
-        file.write(model.getvalue())
+        file.write(content)
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)

@@ -73,6 +73,12 @@ class Console:
                 line.truncate(self._rich.width, overflow="ellipsis")
                 self._rich.print(line)
 
+    def marked(self, name: str, text: str, pattern: str) -> None:
+        """Print a named text in full, what matches a pattern in colour on a terminal."""
+        shown = Text(" ".join(text.split()))
+        shown.highlight_regex(pattern, style="bold magenta")
+        self._rich.print(Text(f"  {name:<11}") + shown)
+
 
 def training_line(step: int, steps: int, numbers: Mapping[str, float], eta: float) -> str:
     """The live line: where the run is, how well it learns, how fast, and for how long yet."""

@@ -10,7 +10,7 @@ from flax import nnx
 
 from t5x_lite.data.batches import process_rows, to_devices
 from t5x_lite.data.stream import StreamTask, evaluation_batches
-from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.data.vocabularies import AnyVocabulary
 from t5x_lite.decoding.sampling import greedy
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.transformer import Params, bind
@@ -47,7 +47,7 @@ class HeldOut:
         self,
         graphdef: nnx.GraphDef,
         tasks: Sequence[StreamTask],
-        vocabulary: Vocabulary,
+        vocabulary: AnyVocabulary,
         evaluation: Evaluation,
         *,
         batch_sharding: jax.sharding.Sharding,

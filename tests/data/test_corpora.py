@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from t5x_lite.data import corpora
+from t5x_lite.data import corpora, records
 from t5x_lite.errors import ConfigError
 
 SOURCE = '''"""A module that is described in more than forty letters."""
@@ -196,7 +196,7 @@ def test_plain_and_gzipped_shards_are_read_in_order(tmp_path):
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ('{"text": "cut of', r"no JSON \(Invalid control"),
+        ('{"text": "cut of', r"no JSON \(Unterminated string"),
         ('{"url": "https://docs.invalid/x"}', "string 'text'"),
         ('{"text": 3}', "string 'text'"),
         ("[1, 2]", "string 'text'"),
@@ -206,17 +206,17 @@ def test_plain_and_gzipped_shards_are_read_in_order(tmp_path):
 def test_a_broken_line_is_named_by_file_and_line(tmp_path, line, complaint):
     path = write_shard(tmp_path, '{"text": "good"}', line, '{"text": "good"}')
     with pytest.raises(ConfigError, match=complaint) as caught:
-        list(corpora.read_shard(path))
+        list(records.read_records(str(path), ("text",)))
     assert str(caught.value).startswith(f"{path}, line 2: ")
-    assert caught.value.names == ("DATA_DIR",)
+    assert caught.value.names == ("DATA_DIR", "BadLines.allowed_share")
 
 
 def test_a_gzip_file_cut_short_is_named(tmp_path):
     path = tmp_path / "c4-train.00000-of-00001.json.gz"
     lines = [json.dumps({"text": f"{number:064x}"}) for number in range(9999)]
     path.write_bytes(gzip.compress("\n".join(lines).encode())[:-100])
-    with pytest.raises(ConfigError, match=r"json\.gz cannot be read after line \d+: "):
-        list(corpora.read_shard(path))
+    with pytest.raises(ConfigError, match=r"json\.gz, line \d+: cut short"):
+        list(records.read_records(str(path), ("text",)))
 
 
 def test_missing_shards_are_named_by_their_pattern(tmp_path):

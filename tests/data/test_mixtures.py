@@ -1,5 +1,6 @@
 import pytest
 
+from t5x_lite.data import mixtures
 from t5x_lite.data.mixtures import examples_proportional_rates
 from t5x_lite.errors import ConfigError
 
@@ -27,4 +28,38 @@ def test_a_limit_of_one_mixes_equally():
 def test_settings_that_cannot_work_are_refused_by_name(settings, name):
     with pytest.raises(ConfigError, match=name) as caught:
         examples_proportional_rates(COUNTS, **settings)
-    assert caught.value.names == (f"EmbeddedCorpus.{name}",)
+    assert caught.value.names == (f"EmbeddedCorpus.{name}", f"Study.{name}")
+
+
+def test_a_language_is_drawn_by_its_size_to_a_power():
+    rates = mixtures.language_rates({"en": 1000.0, "sw": 1.0}, alpha=0.5)
+    assert rates["en"] / rates["sw"] == pytest.approx(1000**0.5)
+    assert sum(rates.values()) == pytest.approx(1)
+    assert mixtures.language_rates({"en": 8.0, "sw": 1.0})["en"] == pytest.approx(
+        8**0.3 / (8**0.3 + 1)
+    )
+
+
+def test_unimax_is_even_but_for_languages_too_small_for_it():
+    sizes = {"c": 1000.0, "a": 10.0, "b": 100.0}
+    rates = mixtures.unimax_rates(sizes, budget=300)
+    assert rates == pytest.approx({"c": 190 / 300, "a": 10 / 300, "b": 100 / 300})
+    twice = mixtures.unimax_rates(sizes, budget=300, max_epochs=2)
+    assert twice == pytest.approx({"c": 140 / 300, "a": 20 / 300, "b": 140 / 300})
+    assert mixtures.unimax_rates(sizes, budget=9) == pytest.approx(dict.fromkeys(sizes, 1 / 3))
+
+
+def test_without_enough_text_for_the_budget_unimax_follows_the_sizes():
+    rates = mixtures.unimax_rates({"a": 10.0, "b": 30.0}, budget=1e9)
+    assert rates == pytest.approx({"a": 0.25, "b": 0.75})
+
+
+def test_equal_rates_are_the_limit_of_a_high_temperature():
+    rates = examples_proportional_rates({"a": 10, "b": 10**6}, limit=None, temperature=1e9)
+    assert rates == pytest.approx({"a": 1.0, "b": 1.0})
+
+
+@pytest.mark.parametrize("rates", [{}, {"a": 0.0}, {"a": -1.0, "b": 2.0}])
+def test_a_mixture_needs_rates_that_can_be_drawn_by(rates):
+    with pytest.raises(ConfigError, match="the mixture 'mine' has the rates"):
+        mixtures.Mixture("mine", rates)

@@ -158,7 +158,7 @@ def test_the_mixture_has_examples_proportional_rates(vocabulary, data_dir):
 def test_mixing_that_cannot_work_is_refused_when_it_is_declared():
     with pytest.raises(ConfigError, match="limit is 0") as caught:
         EmbeddedCorpus(limit=0)
-    assert caught.value.names == ("EmbeddedCorpus.limit",)
+    assert caught.value.names[0] == "EmbeddedCorpus.limit"
 
 
 def test_registering_again_takes_the_place_of_the_first(vocabulary, data_dir, capsys):
@@ -196,6 +196,6 @@ def test_a_corpus_without_validation_shards_has_one_split(vocabulary, tmp_path):
     assert vocabulary.decode(merged) == "Trees grow slowly."
 
 
-def test_a_vocabulary_without_a_model_file_is_refused():
-    with pytest.raises(ConfigError, match="ByteVocabulary is no SentencePiece vocabulary"):
-        tasks.to_vocabulary(seqio.ByteVocabulary())
+def test_a_vocabulary_of_another_form_is_refused():
+    with pytest.raises(ConfigError, match="neither a SentencePiece nor a byte vocabulary"):
+        tasks.to_vocabulary(seqio.PassThroughVocabulary(size=9))

@@ -173,7 +173,7 @@ def test_a_broken_shard_is_named_by_file_and_line(corpus, tmp_path):
         build_token_store(task, "train", tmp_path / "stores" / "train")
     assert str(caught.value) == (
         f"task 'store_broken', split 'train': {tmp_path}/c4-train.00000-of-00001.json, line 2: "
-        "not a JSON object with a string 'text'"
+        "no text field (not a JSON object with a string 'text')"
     )
     assert list((tmp_path / "stores").iterdir()) == []
 

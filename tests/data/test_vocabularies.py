@@ -4,7 +4,7 @@ import sentencepiece
 from hypothesis import given
 
 from t5x_lite.data import corpora
-from t5x_lite.data.vocabularies import Vocabulary, train_vocabulary
+from t5x_lite.data.vocabularies import ByteVocabulary, Vocabulary, train_vocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.spans import Sentinels
 
@@ -82,7 +82,7 @@ def test_sentinels_among_the_models_own_pieces_are_found(vocabulary, model, tmp_
 def test_a_corpus_too_small_for_the_size_is_refused(texts, tmp_path):
     with pytest.raises(ConfigError, match="no vocabulary of 90000 pieces") as caught:
         train_vocabulary(texts[:50], tmp_path / "unigram.model", vocab_size=90_000)
-    assert caught.value.names == ("EmbeddedCorpus.vocab_size",)
+    assert caught.value.names == ("EmbeddedCorpus.vocab_size", "vocab.vocab_size")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -108,3 +108,36 @@ def test_a_file_that_is_no_model_is_named(tmp_path):
     (tmp_path / "text.model").write_text("not a model")
     with pytest.raises(ConfigError, match=r"text\.model' is no SentencePiece model"):
         _ = Vocabulary(str(tmp_path / "text.model")).size
+
+
+def test_bytes_are_ids_from_3_and_sentinels_descend_from_258():
+    vocabulary = ByteVocabulary()
+    assert (vocabulary.size, vocabulary.padded_size) == (259, 384)
+    assert vocabulary.encode("aé") == [ord("a") + 3, 0xC3 + 3, 0xA9 + 3]
+    assert vocabulary.sentinels == Sentinels(258, 11)
+    assert ByteVocabulary(extra_ids=125).sentinels == Sentinels(383, 125)
+    assert ByteVocabulary(extra_ids=125).fingerprint != vocabulary.fingerprint
+
+
+def test_bytes_that_are_no_text_are_left_out():
+    vocabulary = ByteVocabulary()
+    assert vocabulary.decode([0, *vocabulary.encode("aé"), 258, 2, 1, 100]) == "aé"
+    assert vocabulary.decode([0xC3 + 3, ord("b") + 3]) == "b"
+
+
+@given(st.text())
+def test_no_text_has_the_bytes_of_the_sentinels(text):
+    vocabulary = ByteVocabulary()
+    ids = vocabulary.encode(text)
+    lowest = vocabulary.sentinels.first - vocabulary.sentinels.count + 1
+    assert all(token < lowest for token in ids)
+    assert vocabulary.decode(ids) == text
+
+
+def test_bytes_are_those_of_seqio():
+    seqio = pytest.importorskip("seqio")
+    theirs, ours = seqio.ByteVocabulary(), ByteVocabulary()
+    text = "Übung: 这是什么 ok"
+    assert list(theirs.encode(text)) == ours.encode(text)
+    assert theirs.decode(ours.encode(text)) == ours.decode(ours.encode(text)) == text
+    assert theirs.vocab_size == ours.size

@@ -1,0 +1,126 @@
+"""`t5x_lite inspect`: what a model will read of a task or mixture, as a person reads it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t5x_lite.data.examples import FEATURES, Examples, open_examples
+from t5x_lite.data.plan import Data, prepare
+from t5x_lite.data.stream import Stream, StreamTask
+from t5x_lite.data.vocabularies import AnyVocabulary, ByteVocabulary
+from t5x_lite.errors import ConfigError
+from t5x_lite.run.console import Console
+
+_ROWS = 64  # of the batches whose padding is measured
+_DOCUMENTS = 100_000  # among which the first examples of running text are
+_MEASURED = 2000  # examples whose lengths are averaged
+_SEGMENTS = ("encoder_segment_ids", "decoder_segment_ids")
+_SENTINEL = r"<extra_id_\d+>"
+
+
+def inspect(
+    *,
+    data: Data,
+    examples: int = 3,
+    describe_config: Callable[[], str] = str,
+) -> None:
+    """Print the mixture's table, the share of padding, and some examples of every task.
+
+    examples: of each task, from the beginning of its training split (of its validation split where
+    it is never trained on).
+    """
+    if examples < 0:
+        raise ConfigError(f"examples is {examples}; wanted 0 or more", "inspect.examples")
+    console = Console()
+    plan = prepare(data, report=console.note)
+    vocabulary = plan.vocabulary()
+    settings = {
+        "feature_lengths": data.feature_lengths,
+        "seed": data.seed,
+        "sentinels": vocabulary.sentinels,
+    }
+    trained = plan.train_tasks()
+    shown = trained + [task for task in plan.validation_tasks() if task.rate == 0]
+    opened = [
+        open_examples(task.name, task.store, objective=task.objective, **settings) for task in shown
+    ]
+    _show_table(console, data.mixture_or_task_name, shown, opened)
+    if trained:
+        _show_padding(console, trained, settings, packed=data.pack)
+    for task, held in zip(shown, opened, strict=True):
+        for number in range(min(examples, held.size)):
+            console.note(f"\n{task.name}, example {number + 1:,} of {held.size:,}")
+            raw = _raw_text(task, data.feature_lengths, number, vocabulary)
+            console.marked("text", raw, _SENTINEL)
+            rows = held.features(np.zeros(1, np.int64), np.array([number]))
+            for feature in FEATURES:
+                length, room = int(rows[feature].lengths[0]), data.feature_lengths[feature]
+                tokens = rows[feature].tokens[0, :length].tolist()
+                console.marked(feature, _readable(tokens, vocabulary), _SENTINEL)
+                console.note(
+                    f"  {'':<11}{length:,} of {room:,} tokens, {1 - length / room:.0%} free"
+                )
+
+
+def _show_table(
+    console: Console, title: str, tasks: Sequence[StreamTask], opened: Sequence[Examples]
+) -> None:
+    total = sum(task.rate for task in tasks)
+    rows = []
+    for task, held in zip(tasks, opened, strict=True):
+        count = min(held.size, _MEASURED)
+        lengths = held.lengths(np.zeros(count, np.int64), np.arange(count)).mean(axis=0)
+        share = task.rate / total if total else 0.0
+        numbers = (f"{held.size:,}", f"{task.rate:,.6g}", f"{share:.2%}")
+        rows.append((task.name, *numbers, *(f"{length:.1f}" for length in lengths)))
+    columns = ("task", "examples", "rate", "share", "inputs, tokens", "targets, tokens")
+    console.table(title, columns, rows)
+
+
+def _show_padding(
+    console: Console, tasks: Sequence[StreamTask], settings: Mapping[str, Any], *, packed: bool
+) -> None:
+    stream = Stream(tasks, **settings, batch_size=_ROWS, pack=packed)
+    batch, _ = next(iter(stream.batches(stream.start())))
+    shares = [1 - float(np.mean(batch[name] > 0)) for name in _SEGMENTS]
+    console.note(
+        f"padding of {_ROWS} rows {'with' if packed else 'without'} packing: inputs "
+        f"{shares[0]:.1%}, targets {shares[1]:.1%}"
+    )
+
+
+def _raw_text(
+    task: StreamTask, lengths: Mapping[str, int], number: int, vocabulary: AnyVocabulary
+) -> str:
+    """Return the text of an example as it is stored, before the objective and before cutting."""
+    if task.objective is None:
+        parts = []
+        for feature in FEATURES:
+            first, last = task.store.offsets(feature)[number : number + 2]
+            parts.append(vocabulary.decode(task.store.tokens(feature)[first:last].tolist()))
+        return " -> ".join(parts)
+    bounds = np.asarray(task.store.offsets("targets")[: _DOCUMENTS + 1])
+    starts = bounds[:-1][np.diff(bounds) > 0][:: task.objective.documents_per_group]
+    starts = np.append(starts, bounds[-1])
+    raw_length = task.objective.raw_length(lengths)
+    pieces = np.concatenate([[0], np.cumsum(-(-np.diff(starts) // raw_length))])
+    group = int(np.searchsorted(pieces, number, side="right")) - 1
+    first = int(starts[group]) + (number - int(pieces[group])) * raw_length
+    last = min(first + raw_length, int(starts[group + 1]))
+    return vocabulary.decode(task.store.tokens("targets")[first:last].tolist())
+
+
+def _readable(tokens: Sequence[int], vocabulary: AnyVocabulary) -> str:
+    """Return the text of tokens with sentinels as <extra_id_0>, also where they are bytes."""
+    if not isinstance(vocabulary, ByteVocabulary):
+        return vocabulary.decode(tokens)
+    first, count = vocabulary.sentinels.first, vocabulary.sentinels.count
+    text, part = "", []
+    for token in tokens:
+        if first - count < token <= first:
+            text += vocabulary.decode(part) + f"<extra_id_{first - token}>"
+            part = []
+        else:
+            part.append(token)
+    return text + vocabulary.decode(part)
