@@ -13,7 +13,7 @@ Fields = Mapping[str, Any]
 ACTIVATIONS = {"gelu": "gelu_exact", "gelu_new": "gelu", "relu": "relu", "silu": "silu"}
 
 # What BERT, RoBERTa, GPT-2 and BART have in common.
-LAYER_NORM = dict(
+LAYER_NORM: dict[str, Any] = dict(
     norm="layer",
     use_bias=True,
     scale_attention=True,
@@ -22,7 +22,7 @@ LAYER_NORM = dict(
     dropout_shared_along_length=False,
     dropout_after_final_norm=False,
 )
-POST_NORM = dict(norm_position="post", final_norm=False, embedding_norm=True)
+POST_NORM: dict[str, Any] = dict(norm_position="post", final_norm=False, embedding_norm=True)
 
 
 class Found(NamedTuple):
