@@ -13,6 +13,7 @@ from t5x_lite.convert.family import (
     check_width,
     head_dim,
     need,
+    own_rate,
     refuse,
 )
 from t5x_lite.convert.mapping import Table
@@ -67,7 +68,9 @@ def _read_bert(fields: Fields, found: Found, *, offset: int = 0) -> TransformerC
         next_sentence_head=found.next_sentence,
         init_std=fields.get("initializer_range", 0.02),
         dropout_rate=fields.get("hidden_dropout_prob", 0.1),
-        attention_dropout_rate=fields.get("attention_probs_dropout_prob", 0.1),
+        attention_dropout_rate=own_rate(
+            fields, "attention_probs_dropout_prob", "hidden_dropout_prob"
+        ),
         mlp_dropout_rate=0.0,
     )
 

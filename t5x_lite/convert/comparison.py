@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from t5x_lite.errors import ConfigError
@@ -69,7 +70,7 @@ def decisive(config: TransformerConfig) -> dict[str, Any]:
     return {**kept, "kv_heads": config.kv_heads, "moe": moe}
 
 
-def _short_text(config: TransformerConfig) -> dict[str, np.ndarray]:
+def _short_text(config: TransformerConfig) -> dict[str, jax.Array]:
     """Two rows of tokens drawn from a fixed seed, one of them padded."""
     length = min(8, config.max_positions)
     real = np.arange(length) < np.array([[length], [max(1, length - 3)]])
@@ -77,6 +78,6 @@ def _short_text(config: TransformerConfig) -> dict[str, np.ndarray]:
     batch = {}
     for side in ("encoder", "decoder"):
         drawn = rng.integers(0, config.vocab_size, real.shape)
-        batch[f"{side}_input_tokens"] = np.where(real, drawn, 0).astype(np.int32)
-        batch[f"{side}_segment_ids"] = real.astype(np.int32)
+        batch[f"{side}_input_tokens"] = jnp.asarray(np.where(real, drawn, 0), jnp.int32)
+        batch[f"{side}_segment_ids"] = jnp.asarray(real, jnp.int32)
     return batch

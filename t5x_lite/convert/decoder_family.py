@@ -12,6 +12,7 @@ from t5x_lite.convert.family import (
     check_width,
     head_dim,
     need,
+    own_rate,
     refuse,
 )
 from t5x_lite.convert.mapping import Part, Table
@@ -63,7 +64,7 @@ def _read_gpt2(fields: Fields, found: Found) -> TransformerConfig:
         init_std=fields.get("initializer_range", 0.02),
         scale_residual_init=True,
         dropout_rate=fields.get("resid_pdrop", 0.1),
-        attention_dropout_rate=fields.get("attn_pdrop", 0.1),
+        attention_dropout_rate=own_rate(fields, "attn_pdrop", "resid_pdrop"),
         mlp_dropout_rate=0.0,
     )
 
@@ -151,7 +152,7 @@ def _read_llama(fields: Fields, found: Found) -> TransformerConfig:
         rope_theta=rope.get("rope_theta", fields.get("rope_theta", 10_000.0)),
         max_positions=fields.get("max_position_embeddings", 2048),
         logits_via_embedding=not found.own_head,
-        scale_tied_logits=False,
+        scale_tied_logits=found.own_head,
         init_std=fields.get("initializer_range", 0.02),
         dropout_shared_along_length=False,
         dropout_after_final_norm=False,

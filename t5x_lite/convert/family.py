@@ -74,6 +74,12 @@ def refuse(fields: Fields, **wanted: Any) -> None:
             raise ConfigError(f"config.json has {name} {fields[name]!r}; only {value!r} is known")
 
 
+def own_rate(fields: Fields, name: str, general: str) -> float | None:
+    """A dropout rate (default 0.1), or None where it is the general one."""
+    rate = fields.get(name, 0.1)
+    return None if rate == fields.get(general, 0.1) else rate
+
+
 def activation(name: str) -> str:
     """Our name of one of Hugging Face's activations."""
     if name not in ACTIVATIONS:

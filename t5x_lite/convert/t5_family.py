@@ -101,7 +101,7 @@ def _read_t5(fields: Fields, found: Found, *, model_type: str) -> TransformerCon
         **_sizes(fields, found),
         mlp_activations=FEED_FORWARD[projection],
         positions="relative_per_layer" if model_type == "umt5" else "relative",
-        scale_tied_logits=bool(scaled[model_type]),
+        scale_tied_logits=found.own_head or bool(scaled[model_type]),
     )
 
 
@@ -147,7 +147,9 @@ def _read_switch(fields: Fields, found: Found) -> TransformerConfig:
     if found.own_head and tied:
         raise ConfigError("config.json has tie_word_embeddings, but the head is not the embedding")
     act = activation(fields.get("dense_act_fn", "relu"))
-    return TransformerConfig(**sizes, moe=moe, mlp_activations=(act,), scale_tied_logits=tied)
+    return TransformerConfig(
+        **sizes, moe=moe, mlp_activations=(act,), scale_tied_logits=found.own_head or tied
+    )
 
 
 _SPARSE = ("num_sparse_encoder_layers", "num_sparse_decoder_layers")

@@ -106,7 +106,9 @@ def write_tensors(
 
 def _write_shard(directory: Path, number: int, tensors: Mapping[str, np.ndarray]) -> list[str]:
     # transformers asks for this note before it takes a file for PyTorch's layout.
-    save_file(dict(tensors), _shard_path(directory, number), metadata={"format": "pt"})
+    path = _shard_path(directory, number)
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors makes files that only their owner may read
     return list(tensors)
 
 
