@@ -19,7 +19,11 @@ COMMANDS = {
     "train": "pretrain or fine-tune a model, or go on with a run that was stopped",
     "inspect": "show examples of a task or mixture as a model reads them, and the mixing rates",
     "vocab": "train a SentencePiece vocabulary on files of text",
+    "import": "make a run directory of a Hugging Face model",
+    "export": "make a Hugging Face model of a run directory",
 }
+# Where the function of a command is, if not in run/<command>.py under its name.
+FUNCTIONS = {"import": "import_weights", "export": "export_weights"}
 GIN_CONFIGS = Path(__file__).resolve().parent.parent / "gin_configs"
 EXAMPLE = """
 gin files are looked for in the working directory, in --gin_search_paths and in the shipped
@@ -52,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _function(command: str) -> Callable[..., None]:
-    return getattr(importlib.import_module(f"t5x_lite.run.{command}"), command)
+    name = FUNCTIONS.get(command, command)
+    return getattr(importlib.import_module(f"t5x_lite.run.{name}"), name)
 
 
 def _parser() -> argparse.ArgumentParser:

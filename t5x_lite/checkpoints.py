@@ -91,6 +91,16 @@ class Checkpoints:
         )
         return abstract._replace(**parts["state"]), parts["progress"]
 
+    def restore_weights(self, step: int, abstract: Any) -> Any:
+        """The weights of a step alone, placed as `abstract` says, whatever else was saved."""
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE
+        with context:
+            path = self._checkpointer.directory / str(step)
+            parts = ocp.load_checkpointables(path, {"state": {"params": abstract}})
+        return parts["state"]["params"]
+
     def wait(self) -> None:
         """Return once everything saved so far is safely on disk."""
         self._checkpointer.wait()
