@@ -1,7 +1,6 @@
 """From features to what a model takes; the names and values are those of seqio's converters."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +46,11 @@ def encoder_decoder(features: Mapping[str, Segments], *, packed: bool) -> dict[s
 
 
 def decoder_only(
-    features: Mapping[str, Segments], *, packed: bool, loss_on_inputs: bool
+    features: Mapping[str, Segments],
+    *,
+    packed: bool,
+    prefix_visible: bool,
+    loss_on_inputs: bool = False,
 ) -> dict[str, NDArray]:
     """Return the batch of a decoder without an encoder: each example's inputs, then its targets.
 
@@ -60,9 +63,9 @@ def decoder_only(
                                       decoder_segment_ids       1 1 1 1 1 1 1 2 2 2 2 2 0 0
                                       decoder_positions         0 1 2 3 4 5 6 0 1 2 3 4 0 0
 
-    decoder_causal_attention marks what a prefix LM may see both ways: the inputs, which stand one
-    place later in the decoder's input tokens, so one place more. With `loss_on_inputs` (a language
-    model) it is left out and the whole text weighs.
+    decoder_causal_attention marks what a prefix LM (`prefix_visible`) may see both ways: the inputs,
+    which stand one place later in the decoder's input tokens, so one place more. A language model
+    has none. With `loss_on_inputs` the whole text weighs, which only makes sense without a prefix.
     """
     inputs, targets = features["inputs"], features["targets"]
     before_bs = np.cumsum(_counts(targets, inputs), axis=1)  # targets up to and with a segment
@@ -87,16 +90,12 @@ def decoder_only(
         "decoder_input_tokens": _shifted(joined, packed=packed),
         "decoder_loss_weights": weights_bl,
     }
-    if not loss_on_inputs:
+    if prefix_visible:
         batch["decoder_causal_attention"] = prefix_bl
     if packed:
         batch["decoder_segment_ids"] = joined.segment_ids
         batch["decoder_positions"] = joined.positions
     return batch
-
-
-prefix_language_model: Converter = partial(decoder_only, loss_on_inputs=False)
-language_model: Converter = partial(decoder_only, loss_on_inputs=True)
 
 
 def _shifted(targets: Segments, *, packed: bool) -> NDArray[np.int32]:

@@ -68,6 +68,7 @@ class TransformerConfig:
 
     positions: T5's relative bias (one table a stack, or one a layer: umT5), learned embeddings of
         `max_positions` places that start at row `position_offset`, rotary with base `rope_theta`.
+    prefix_attention: a decoder without an encoder sees its inputs both ways (prefix LM).
     decoder_buckets_bidirectional: a prefix LM looks both ways by T5's Mesh-TensorFlow code, and one
         way by T5X's; the default is T5X's.
     num_token_types: rows of the segment embedding (BERT: 2), 0 for none.
@@ -114,6 +115,7 @@ class TransformerConfig:
     positions: str = "relative"
     relpos_num_buckets: int = 32
     relpos_max_distance: int = 128
+    prefix_attention: bool = False
     decoder_buckets_bidirectional: bool = False
     max_positions: int = 512
     position_offset: int = 0

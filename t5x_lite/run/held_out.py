@@ -79,12 +79,17 @@ class HeldOut:
         return results
 
     def samples(self, params: Params) -> list[Sample]:
-        """Greedy decodings of the first examples of every supervised task."""
+        """Greedy decodings of the first examples of every supervised task.
+
+        A decoder without an encoder gives none.
+        """
         found: list[Sample] = []
         for task in self.tasks:
             if task.objective is not None or not self._evaluation.samples:
                 continue
             batch = next(self._batches(task))
+            if "encoder_input_tokens" not in batch:
+                continue
             tokens = {
                 "inputs": batch["encoder_input_tokens"],
                 "target": batch["decoder_target_tokens"],

@@ -4,14 +4,17 @@ import math
 import resource
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from t5x_lite.checkpoints import CheckpointPolicy, Checkpoints
+from t5x_lite.data import converters
 from t5x_lite.data.baselines import target_baselines
 from t5x_lite.data.batches import prefetch, process_rows, to_devices
+from t5x_lite.data.converters import Converter
 from t5x_lite.data.plan import Data, Plan, prepare
 from t5x_lite.data.stream import Stream
 from t5x_lite.errors import ConfigError
@@ -42,6 +45,7 @@ def train(
     loss: Loss,
     evaluation: Evaluation,
     checkpoints: CheckpointPolicy,
+    loss_on_inputs: bool = False,
     log_every_steps: int = 20,
     seed: int = 0,
     cpu_devices: int | None = None,
@@ -51,6 +55,7 @@ def train(
 
     batch_size: rows of the global batch, over all devices. mesh: sizes of mesh axes, -1 for the
     rest. seed: of the initial weights and of dropout; the order of the data has `data.seed`.
+    loss_on_inputs: a decoder without an encoder learns its inputs too.
     cpu_devices: simulate so many devices on a CPU. describe_config: gives the text that is saved
     beside the checkpoints as the operative configuration.
 
@@ -62,6 +67,11 @@ def train(
             "steps and log_every_steps must be at least 1", "train.steps", "TRAIN_STEPS"
         )
     check_model_dir(directory, model)
+    if model.encoder_only:
+        raise ConfigError(
+            "`train` has no data for a model without a decoder; wanted num_decoder_layers >= 1",
+            "TransformerConfig.num_decoder_layers",
+        )
     if cpu_devices not in (None, jax.config.jax_num_cpu_devices):  # pyright: ignore
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     program = build(
@@ -75,6 +85,7 @@ def train(
         "batch_size": batch_size,
         "seed": data.seed,
         "sentinels": plan.vocabulary().sentinels,
+        "converter": _converter(model, loss_on_inputs=loss_on_inputs),
     }
     stream = Stream(plan.train_tasks(), **settings, pack=data.pack)
     held_out = HeldOut(
@@ -119,6 +130,14 @@ def check_vocabulary(plan: Plan, model: TransformerConfig) -> None:
             f"{vocabulary.padded_size} (a multiple of 128)",
             "TransformerConfig.vocab_size",
         )
+
+
+def _converter(model: TransformerConfig, *, loss_on_inputs: bool) -> Converter:
+    """How features become what this kind of model takes."""
+    if not model.decoder_only:
+        return converters.encoder_decoder
+    visible = model.prefix_attention
+    return partial(converters.decoder_only, prefix_visible=visible, loss_on_inputs=loss_on_inputs)
 
 
 class Run:

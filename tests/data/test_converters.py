@@ -1,7 +1,9 @@
+from functools import partial
+
 import numpy as np
 import pytest
 
-from t5x_lite.data.converters import encoder_decoder, language_model, prefix_language_model
+from t5x_lite.data.converters import decoder_only, encoder_decoder
 from t5x_lite.data.packing import Segments
 from t5x_lite.objectives.spans import Rows
 
@@ -40,7 +42,7 @@ def _segments(rows):
     ("ours", "theirs"),
     [
         (encoder_decoder, "EncDecFeatureConverter"),
-        (prefix_language_model, "PrefixLMFeatureConverter"),
+        (partial(decoder_only, prefix_visible=True), "PrefixLMFeatureConverter"),
     ],
     ids=["encoder_decoder", "prefix_lm"],
 )
@@ -83,8 +85,8 @@ def test_the_id_0_inside_an_example_is_a_token_like_any_other(packed):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_language_model_learns_inputs_and_targets_alike(packed):
-    prefix = prefix_language_model(_segments(ROWS), packed=packed)
-    whole = language_model(_segments(ROWS), packed=packed)
+    prefix = decoder_only(_segments(ROWS), packed=packed, prefix_visible=True)
+    whole = decoder_only(_segments(ROWS), packed=packed, prefix_visible=False, loss_on_inputs=True)
     assert "decoder_causal_attention" not in whole
     np.testing.assert_array_equal(whole["decoder_target_tokens"], prefix["decoder_target_tokens"])
     lengths = [sum(len(a) + len(b) for a, b in (PAIRS[n] for n in row)) for row in ROWS]

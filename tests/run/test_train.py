@@ -123,6 +123,23 @@ def test_the_loss_falls_and_every_task_is_judged_beside_its_baselines(train_smal
     assert (tmp_path / "loss_curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("prefix", [True, False], ids=["prefix_lm", "lm"])
+def test_a_decoder_without_an_encoder_trains_on_inputs_and_targets_as_one_text(
+    prefix, train_small, tmp_path
+):
+    model = {"num_encoder_layers": 0, "prefix_attention": prefix}
+    train_small(tmp_path, steps=12, model=model, log_every_steps=4, loss_on_inputs=not prefix)
+    losses = list(_losses(tmp_path).values())
+    assert losses[-1] < losses[0] - 0.5
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert all(task["tokens"] > 0 for task in results["tasks"].values())
+
+
+def test_a_model_that_only_encodes_is_refused(train_small, tmp_path):
+    with pytest.raises(ConfigError, match="no data for a model without a decoder"):
+        train_small(tmp_path / "run", steps=1, model={"num_decoder_layers": 0})
+
+
 def test_a_run_leaves_its_config_versions_events_and_one_record_per_logged_step(
     train_small, tmp_path
 ):
