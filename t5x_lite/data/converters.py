@@ -63,9 +63,9 @@ def decoder_only(
                                       decoder_segment_ids       1 1 1 1 1 1 1 2 2 2 2 2 0 0
                                       decoder_positions         0 1 2 3 4 5 6 0 1 2 3 4 0 0
 
-    decoder_causal_attention marks what a prefix LM (`prefix_visible`) may see both ways: the inputs,
-    which stand one place later in the decoder's input tokens, so one place more. A language model
-    has none. With `loss_on_inputs` the whole text weighs, which only makes sense without a prefix.
+    decoder_causal_attention marks what a prefix LM (`prefix_visible`) may see both ways: the
+    inputs, which stand one place later in the decoder's input tokens, so one place more. A language
+    model has none. With `loss_on_inputs` the whole text weighs, which suits no prefix LM.
     """
     inputs, targets = features["inputs"], features["targets"]
     before_bs = np.cumsum(_counts(targets, inputs), axis=1)  # targets up to and with a segment

@@ -38,9 +38,8 @@ class Meter:
         self._window.append(metrics)
         if len(self._window) > IN_FLIGHT:
             jax.block_until_ready(self._window[-1 - IN_FLIGHT])
-        self._positions += sum(
-            batch[name].size for name in ("encoder_input_tokens", "decoder_target_tokens")
-        )
+        sides = ("encoder_input_tokens", "decoder_target_tokens")
+        self._positions += sum(batch[name].size for name in sides if name in batch)
 
     def read(self) -> dict[str, float]:
         """The numbers since the last reading, which then start afresh."""
