@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -163,17 +164,18 @@ def _known(model_type: Any) -> Family:
 def _family_of(config: TransformerConfig, model_type: str | None) -> Family:
     """The family that says of its own config.json what our configuration says."""
     candidates = FAMILIES.values() if model_type is None else [_known(model_type)]
-    reasons = {}
+    reasons, distances = {}, {}
     for family in candidates:
         try:
             back = family.read(family.write(config), _found_in(config))
         except ConfigError as error:
-            reasons[family.model_type] = error.message
+            reasons[family.model_type], distances[family.model_type] = error.message, math.inf
             continue
         if not (different := differences(config, back)):
             return family
         reasons[family.model_type] = ", ".join(different)
-    nearest = min(reasons, key=lambda name: reasons[name].count(" would be "))
+        distances[family.model_type] = len(different)
+    nearest = min(distances, key=lambda name: distances[name])
     raise ConfigError(f"transformers has no such model: as {nearest}, {reasons[nearest]}")
 
 

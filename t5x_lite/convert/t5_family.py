@@ -66,6 +66,10 @@ def _sizes(fields: Fields, found: Found) -> dict[str, Any]:
 
 
 def _written_sizes(config: TransformerConfig) -> dict[str, Any]:
+    if config.decoder_only:
+        raise ConfigError(
+            "T5's kind has an encoder over there", "TransformerConfig.num_encoder_layers"
+        )
     return dict(
         vocab_size=config.vocab_size,
         d_model=config.emb_dim,

@@ -36,8 +36,7 @@ def export_weights(
     config = recorded_model(directory)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        transformer.abstract(config)[1],
+        lambda leaf: leaf.update(sharding=place), transformer.abstract(config)[1]
     )
     with Checkpoints(directory, CheckpointPolicy()) as saved:
         step = saved.latest_step if step is None else step
