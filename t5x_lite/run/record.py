@@ -32,6 +32,10 @@ def check_model_dir(model_dir: Path, model: TransformerConfig) -> None:
     except ValueError as error:
         raise ConfigError(f"{path} is not readable as JSON: {error}", "MODEL_DIR") from error
     now = _architecture(model)
+    # A directory older than a switch was made with what is now the switch's default.
+    switches = [f for f in dataclasses.fields(model) if f.default is not dataclasses.MISSING]
+    defaults = json.loads(json.dumps({f.name: f.default for f in switches if f.name in now}))
+    before = defaults | before
     different = sorted(name for name in now | before if now.get(name) != before.get(name))
     if different:
         changes = ", ".join(f"{n} {before.get(n)} -> {now.get(n)}" for n in different)

@@ -1,5 +1,6 @@
 """A run: stopped and continued to the bit, kept from mistakes, and honest about its end."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 
 from t5x_lite.errors import ConfigError
+from t5x_lite.models.config import TransformerConfig
+from t5x_lite.run.record import check_model_dir, write_launch
 from t5x_lite.training.writers import Writers, read_records
 
 STEPS = 9
@@ -171,6 +174,19 @@ def test_a_directory_of_another_model_is_refused_before_anything_is_touched(trai
     with pytest.raises(ConfigError, match=r"holds a run of another model \(mlp_dim 64 -> 96\)"):
         train_small(tmp_path, steps=2, model={"mlp_dim": 96})
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_directory_older_than_a_switch_had_its_default(tmp_path):
+    model = TransformerConfig(
+        vocab_size=8, emb_dim=8, num_heads=1, head_dim=8, mlp_dim=8, num_decoder_layers=1
+    )
+    write_launch(tmp_path, model, start_step=0, describe_config=str)
+    path = tmp_path / "model.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({n: v for n, v in fields.items() if n != "mlp_activations"}))
+    check_model_dir(tmp_path, model)
+    with pytest.raises(ConfigError, match="mlp_activations"):
+        check_model_dir(tmp_path, dataclasses.replace(model, mlp_activations=("relu",)))
 
 
 def test_switches_that_leave_the_weights_alone_may_change_between_launches(train_small, tmp_path):
