@@ -10,10 +10,10 @@ from t5x_lite.models.transformer import num_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "models.md").read_text()
-ROWS = dict(
-    (file, int(count.replace(",", "")))
+ROWS = {
+    file: int(count.replace(",", ""))
     for count, file in re.findall(r"\| ([\d,]+) \| `([\w/]+)\.gin` \|", TEXT)
-)
+}
 
 
 @pytest.mark.parametrize("file", ROWS)

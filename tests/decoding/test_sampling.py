@@ -86,7 +86,7 @@ def test_greedy_from_caches_equals_scoring_the_whole_prefix_anew(
             "decoder_segment_ids": jnp.ones_like(so_far),
             "encoder_segment_ids": (inputs > 0).astype(jnp.int32),
         }
-        return bind(graphdef, params)(batch)
+        return bind(graphdef, params)(batch).logits
 
     so_far = np.zeros((6, length + 1), np.int32)
     for step in range(length):

@@ -102,7 +102,7 @@ def test_weights_after_three_steps_do_not_depend_on_the_mesh(mesh, runs):
 def test_dropout_masks_do_not_depend_on_the_mesh():
     @jax.jit
     def drop(x_ble, key):
-        return dropout(shard(x_ble, "batch", "length", "mlp"), 0.5, key)
+        return dropout(shard(x_ble, "batch", "length", "mlp"), 0.5, key, shared_axis=-2)
 
     x_ble, key = np.ones((8, 4, 16), np.float32), jax.random.key(SEED)
     alone = drop(x_ble, key)
@@ -125,15 +125,15 @@ def test_each_device_holds_its_share_of_weights_and_optimizer_state(runs):
     state = runs["2x2x2"].final
     layers, moments = state.params["encoder"]["layers"], state.opt_state["encoder"]["layers"]
     expected = [
-        (layers["mlp"]["wi_0"], (2, 16, 32), (2, 8, 16)),
-        (layers["self_attention"]["query"], (2, 16, 32), (2, 8, 16)),
-        (layers["self_attention"]["out"], (2, 32, 16), (2, 16, 8)),
-        (layers["pre_mlp_norm"]["scale"], (2, 16), (2, 16)),
+        (layers["mlp"]["wi_0"]["kernel"], (2, 16, 32), (2, 8, 16)),
+        (layers["self_attention"]["query"]["kernel"], (2, 16, 32), (2, 8, 16)),
+        (layers["self_attention"]["out"]["kernel"], (2, 32, 16), (2, 16, 8)),
+        (layers["mlp_norm"]["scale"], (2, 16), (2, 16)),
         (state.params["token_embedder"]["embedding"], (64, 16), (32, 8)),
         (state.params["encoder"]["relpos_bias"]["rel_embedding"], (4, 32), (2, 32)),
-        (moments["mlp"]["wi_0"]["v_row"], (2, 16), (2, 8)),
-        (moments["mlp"]["wi_0"]["v_col"], (2, 32), (2, 16)),
-        (moments["pre_mlp_norm"]["scale"]["v"], (2, 16), (2, 16)),
+        (moments["mlp"]["wi_0"]["kernel"]["v_row"], (2, 16), (2, 8)),
+        (moments["mlp"]["wi_0"]["kernel"]["v_col"], (2, 32), (2, 16)),
+        (moments["mlp_norm"]["scale"]["v"], (2, 16), (2, 16)),
     ]
     for array, whole, piece in expected:
         assert array.shape == whole

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.models.transformer import abstract
+from t5x_lite.models.transformer import Predictions, abstract
 from t5x_lite.training.optimizers import Adafactor, Optimizer
 from t5x_lite.training.schedules import Constant, InverseSquareRoot
 from t5x_lite.training.state import TrainState
@@ -25,7 +25,7 @@ class Bigram(nnx.Module):
 
     def __call__(self, batch, *, key=None):
         logits_blv = self.table[...][batch["decoder_input_tokens"]]
-        return logits_blv if key is None else logits_blv * jax.random.normal(key)
+        return Predictions(logits_blv if key is None else logits_blv * jax.random.normal(key))
 
 
 class Undisturbed(Bigram):
