@@ -109,7 +109,7 @@ def test_an_unset_required_value_is_named_with_the_line_that_requires_it(command
 
 def test_a_misspelt_parameter_is_refused_with_the_nearest_name(command, model_dir):
     said = command("train", RECIPE, model_dir, "--gin.TransformerConfig.droput_rate=0.1")
-    assert "TransformerConfig has no parameter 'droput_rate'; did you mean dropout_rate?" in said
+    assert "TransformerConfig has no parameter 'droput_rate'; did you mean dropout_rate" in said
     assert "(flag --gin.TransformerConfig.droput_rate=0.1)" in said
 
 

@@ -10,25 +10,27 @@ import pytest
 
 from t5x_lite.models.transformer import abstract, initialize
 from t5x_lite.partitioning import make_mesh, named_sharding
-from t5x_lite.training.optimizers import Adafactor
+from t5x_lite.training.optimizers import Optimizer
 from t5x_lite.training.schedules import Constant
 from t5x_lite.training.state import TrainState, state_shardings
-from t5x_lite.training.step import Loss, make_train_step
+from t5x_lite.training.step import Loss, global_norm, make_train_step
 
 MESH = dict(data=2, fsdp=2, tensor=2)
 EXPERT_MESH = dict(data=2, expert=2, tensor=2)
-FAMILIES = {
-    "t5_1_1": {},
-    "umt5": {},
-    "switch": {},
-    "bert": {},
-    "gpt2": {},
-    "llama": {},
-    "bart": {},
-}
-# The same programs with other sizes, or smaller parts of them.
-ALSO = ("t5_1_0", "mt5", "byt5", "roberta")
+FAMILIES = ("t5_1_1", "switch", "bert", "gpt2", "llama")
+# Programs made of the same parts, or the same with other sizes.
+ALSO = ("t5_1_0", "mt5", "umt5", "byt5", "roberta", "bart")
 ROWS, LENGTH, STEPS = 8, 16, 20
+# Steps of one length down the gradient: what differs here is the model, and this compiles fast.
+DESCENT = Optimizer(
+    init=lambda params: {},
+    update=lambda grads, state, params, step, rate: (
+        jax.tree.map(lambda p, g: p - rate / global_norm(grads) * g, params, grads),
+        state,
+    ),
+    state_axes={},
+)
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +41,10 @@ def trained(shipped, plausible_params, batch_for):
     def train(family, mesh_items, **changes):
         config = shipped(f"{family}/tiny", **changes)
         mesh = make_mesh(dict(mesh_items))
-        graphdef, shapes, axes = abstract(config)
-        optimizer = Adafactor(min_dim_size_to_factor=16).for_weights(shapes, axes)
-        placed = state_shardings(mesh, config, optimizer)
+        graphdef = abstract(config)[0]
+        placed = state_shardings(mesh, config, DESCENT)
         everywhere = named_sharding(mesh, ())
-        step = make_train_step(graphdef, optimizer, Constant(value=0.02), Loss(), seed=0)
+        step = make_train_step(graphdef, DESCENT, Constant(value=0.5), Loss(), seed=0)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(placed, everywhere))
         batch = batch_for(config, 5, rows=ROWS, length=LENGTH)
         place = {1: ("batch",), 2: ("batch", "length")}
@@ -51,10 +52,10 @@ def trained(shipped, plausible_params, batch_for):
             k: jax.device_put(v, named_sharding(mesh, place[v.ndim])) for k, v in batch.items()
         }
         params = jax.tree.map(lambda w: 0.5 * w, plausible_params(config))
-        state = jax.device_put(TrainState(jnp.int32(0), params, optimizer.init(params)), placed)
+        state = jax.device_put(TrainState(jnp.int32(0), params, {}), placed)
         losses = []
         with jax.set_mesh(mesh):
-            compiled = jitted.lower(state, batch).compile()
+            compiled = jitted.lower(state, batch).compile(compiler_options=QUICK)
             for _ in range(STEPS):
                 state, metrics = compiled(state, batch)
                 losses.append(float(metrics["loss"] / metrics["weight"]))

@@ -62,7 +62,7 @@ def test_the_model_file_of_an_import_gives_the_model_that_was_imported(family, c
 
 
 def test_training_can_start_from_what_was_imported(command, batch_for):
-    command("import", SOURCE=REFERENCES / "t5_1_1", MODEL_DIR="run", **{"import_weights.step": 7})
+    command("import", SOURCE=REFERENCES / "gpt2", MODEL_DIR="run", **{"import_weights.step": 7})
     config = recorded_model(Path("run"))
     graphdef, shapes, axes = abstract(config)
     with Checkpoints("run", CheckpointPolicy()) as saved:
