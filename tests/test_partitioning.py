@@ -135,7 +135,8 @@ def test_a_weight_that_the_mesh_does_not_divide_is_named(tiny_config):
     with pytest.raises(ConfigError) as error:
         check_divisible(make_mesh({"tensor": 8}), shapes, axes)
     assert error.value.message == (
-        "weight decoder/layers/mlp/wi_0/kernel has mlp=36, which 8 devices along tensor do not divide; "
+        "weight decoder/layers/mlp/wi_0/kernel has mlp=36, "
+        "which 8 devices along tensor do not divide; "
         "change MESH or the model's size"
     )
     assert error.value.names == ("MESH",)
