@@ -180,10 +180,11 @@ class Stream:
         task_n = order.draw_tasks(self._rates, number, seed=self._seed, count=self._window_examples)
         epoch_n, index_n = np.empty_like(task_n), np.empty_like(task_n)
         lengths_n2 = np.zeros((len(task_n), 2), np.int64)
-        drawn_after = {}
-        for task, (name, examples) in enumerate(zip(self._names, self._examples, strict=True)):
+        drawn_after = dict(drawn)
+        for task in np.unique(task_n):
+            name, examples = self._names[task], self._examples[task]
             own = np.flatnonzero(task_n == task)
-            drawn_after[name] = drawn[name] + len(own)
+            drawn_after[name] += len(own)
             draws = np.arange(drawn[name], drawn_after[name])
             epoch_n[own], index_n[own] = order.visit(
                 draws, examples.size, seed=self._seed, stream=task_number(name)
@@ -212,14 +213,13 @@ class Stream:
         local_row = np.full(self.batch_size, -1)
         local_row[rows_b] = np.arange(len(rows_b))
         local_n = local_row[placed.row_n]
+        local_task_n = np.where(local_n >= 0, placed.task_n, -1)
         segments = {
             feature: Segments.empty(len(rows_b), length)
             for feature, length in self._lengths.items()
         }
-        for task, examples in enumerate(self._examples):
-            own = np.flatnonzero((placed.task_n == task) & (local_n >= 0))
-            if not len(own):
-                continue
+        for task in np.unique(local_task_n[local_n >= 0]):
+            own, examples = np.flatnonzero(local_task_n == task), self._examples[task]
             features = examples.features(placed.epoch_n[own], placed.index_n[own])
             for column, feature in enumerate(FEATURES):
                 if self._pack:
