@@ -11,15 +11,22 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.data import kernels
+from t5x_lite.data.rows import (
+    EOS_ID,
+    FEATURES,
+    append_eos,
+    corrupt_spans,
+    gather,
+    gather_with_eos,
+    has_compiled,
+    read_only,
+)
 from t5x_lite.errors import ConfigError
-from t5x_lite.objectives import philox, spans
-from t5x_lite.objectives.denoising import Objective, PairObjective, SpanCorruption
+from t5x_lite.objectives import philox
+from t5x_lite.objectives.denoising import Objective, PairObjective
 from t5x_lite.objectives.features import check_sentinels
 from t5x_lite.objectives.spans import Rows, Sentinels
 
-EOS_ID = 1
-FEATURES = ("inputs", "targets")
 _OFFSETS_PER_READ = 1 << 20
 _OTHER_PIECE = 0x4F544852  # folded into an example's key to draw the piece beside it
 
@@ -113,7 +120,7 @@ class PairExamples:
     def __init__(self, store: Store, feature_lengths: Mapping[str, int]):
         self.size = store.num_examples
         self._lengths = {feature: feature_lengths[feature] for feature in FEATURES}
-        self._tokens = {feature: _read_only(store.tokens(feature)) for feature in FEATURES}
+        self._tokens = {feature: read_only(store.tokens(feature)) for feature in FEATURES}
         self._offsets = {feature: store.offsets(feature).view(np.ndarray) for feature in FEATURES}
 
     def lengths(
@@ -130,7 +137,7 @@ class PairExamples:
         """Return "inputs" and "targets", each as wide as its feature length."""
         del epochs_n
         return {
-            feature: _gather_with_eos(
+            feature: gather_with_eos(
                 self._tokens[feature], *self._spans(feature, indices_n), length
             )
             for feature, length in self._lengths.items()
@@ -175,14 +182,10 @@ class TextExamples:
         self._lengths = {feature: feature_lengths[feature] for feature in FEATURES}
         self._raw_length = objective.raw_length(feature_lengths)
         check_sentinels(objective.sentinels_needed(feature_lengths), sentinels)
-        self._tokens = _read_only(store.tokens("targets"))
+        self._tokens = read_only(store.tokens("targets"))
         self._offsets = store.offsets("targets").view(np.ndarray)
         self._eos_after_documents = objective.eos_after == "documents"
-        self._is_compiled = (
-            kernels.compiled() is not None
-            and type(objective) is SpanCorruption
-            and not objective.random_roll
-        )
+        self._is_compiled = has_compiled(objective)
         self._first_documents = group_documents(self._offsets, objective.documents_per_group)
         self._group_starts = self._offsets[self._first_documents]
         groups = np.arange(len(self._group_starts) - 1)
@@ -212,48 +215,30 @@ class TextExamples:
         """Return "inputs" and "targets", each as wide as its feature length."""
         keys_n2 = self._keys(epochs_n, indices_n)
         if self._is_compiled:
-            return self._compiled_features(keys_n2, indices_n)
-        rows = self._pieces(indices_n)
+            group_n, starts_n, lengths_n = self._spans(indices_n)
+            return corrupt_spans(
+                self._tokens,
+                self._group_starts[group_n] + starts_n,
+                lengths_n,
+                objective=self._objective,
+                keys_n2=keys_n2,
+                sentinels=self._sentinels,
+                feature_lengths=self._lengths,
+            )
+        pieces = self._pieces(indices_n)
         if isinstance(self._objective, PairObjective):
             others = self._pieces(self._others(keys_n2, indices_n))
-            made = self._objective.pair(rows, others, keys_n2, self._sentinels)
+            made = self._objective.pair(pieces, others, keys_n2, self._sentinels)
         else:
-            made = self._objective(rows, keys_n2, self._sentinels)
-        end = _cut if self._eos_after_documents else _append_eos
+            made = self._objective(pieces, keys_n2, self._sentinels)
+        end = _cut if self._eos_after_documents else append_eos
         return {name: end(made[name], length) for name, length in self._lengths.items()}
-
-    def _compiled_features(
-        self, keys_n2: NDArray[np.uint32], indices_n: NDArray[np.int64]
-    ) -> dict[str, Rows]:
-        """Return the same for `SpanCorruption` in one compiled pass over the tokens."""
-        compiled, objective = kernels.compiled(), self._objective
-        assert compiled is not None and isinstance(objective, SpanCorruption)
-        group_n, starts_n, lengths_n = self._spans(indices_n)
-        noise_n, spans_n = spans.noise_counts(
-            np.maximum(lengths_n, 2), objective.noise_density, objective.mean_noise_span_length
-        )
-        count = len(indices_n)
-        tokens = [np.zeros((count, self._lengths[name]), np.int32) for name in FEATURES]
-        made_2n = np.empty((2, count), np.int32)
-        compiled.corrupt_spans(
-            self._tokens,
-            self._group_starts[group_n] + starts_n,
-            lengths_n,
-            noise_n,
-            spans_n,
-            keys_n2,
-            self._sentinels.first,
-            EOS_ID,
-            *tokens,
-            made_2n,
-        )
-        return {name: Rows(tokens[i], made_2n[i]) for i, name in enumerate(FEATURES)}
 
     def _pieces(self, indices_n: NDArray[np.int64]) -> Rows:
         group_n, starts_n, lengths_n = self._spans(indices_n)
         if self._eos_after_documents:
             return self._gather_with_eos(group_n, starts_n, lengths_n)
-        return _gather(self._tokens, self._group_starts[group_n] + starts_n, lengths_n)
+        return gather(self._tokens, self._group_starts[group_n] + starts_n, lengths_n)
 
     def _others(
         self, keys_n2: NDArray[np.uint32], indices_n: NDArray[np.int64]
@@ -344,48 +329,6 @@ def group_documents(offsets: NDArray[np.int64], documents_per_group: int) -> NDA
         parts.append(documents[-seen % documents_per_group :: documents_per_group])
         seen += len(documents)
     return np.concatenate([*parts, [len(offsets) - 1]]).astype(np.int64)
-
-
-def _gather(
-    tokens: NDArray[np.integer], starts_n: NDArray[np.int64], lengths_n: NDArray[np.int64]
-) -> Rows:
-    """Return the stretches of a long token array as rows, as wide as the longest."""
-    place_l = np.arange(lengths_n.max(initial=0))
-    rows_nl = tokens.take(starts_n[:, None] + place_l, mode="clip").astype(np.int32)
-    short_s = np.flatnonzero(lengths_n < len(place_l))
-    rows_nl[short_s] *= place_l < lengths_n[short_s, None]
-    return Rows(rows_nl, lengths_n.astype(np.int32))
-
-
-def _gather_with_eos(
-    tokens: NDArray[np.integer],
-    starts_n: NDArray[np.int64],
-    lengths_n: NDArray[np.int64],
-    length: int,
-) -> Rows:
-    """Return the stretches, below `length` tokens each, followed by EOS, as rows of that width."""
-    if (compiled := kernels.compiled()) is None:
-        return _append_eos(_gather(tokens, starts_n, lengths_n), length)
-    rows_nl = np.zeros((len(lengths_n), length), np.int32)
-    compiled.gather_with_eos(tokens, starts_n, lengths_n, EOS_ID, rows_nl)
-    return Rows(rows_nl, (lengths_n + 1).astype(np.int32))
-
-
-def _read_only(array: NDArray) -> NDArray:
-    """Return a plain array that cannot be written, however it came: compiled loops know one kind."""
-    array = array.view(np.ndarray)
-    array.flags.writeable = False
-    return array
-
-
-def _append_eos(rows: Rows, length: int) -> Rows:
-    """Cut rows to length - 1 tokens and append EOS: rows of width `length`, zero at the end."""
-    lengths_n = np.minimum(rows.lengths, length - 1)
-    tokens_nl = np.zeros((len(lengths_n), length), np.int32)
-    width = min(length, rows.tokens.shape[1])
-    tokens_nl[:, :width] = rows.tokens[:, :width]
-    tokens_nl[np.arange(len(lengths_n)), lengths_n] = EOS_ID
-    return Rows(tokens_nl, lengths_n + 1)
 
 
 def _cut(rows: Rows, length: int) -> Rows:

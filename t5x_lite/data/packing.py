@@ -86,7 +86,13 @@ def best_fit_decreasing(
     if (compiled := kernels.compiled()) is not None:
         row_n = np.empty(len(order), np.int64)
         compiled.best_fit(
-            np.ascontiguousarray(lengths_n2, np.int64), order, *capacities, smallest, smallest_other, row_n)
+            np.ascontiguousarray(lengths_n2, np.int64),
+            order,
+            *capacities,
+            smallest,
+            smallest_other,
+            row_n,
+        )
         return row_n
     rows_by_free: list[list[int]] = [[] for _ in range(capacities[0] + 1)]
     free_other: list[int] = []

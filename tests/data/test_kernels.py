@@ -22,7 +22,7 @@ SENTINELS = Sentinels(31_999, 30_000)
 
 @contextlib.contextmanager
 def numpy_alone():
-    with mock.patch.object(kernels, "compiled", lambda: None):
+    with mock.patch.object(kernels, "compiled", return_value=None):
         yield
 
 
@@ -62,7 +62,7 @@ def test_span_corruption_is_the_same_compiled(
     tokens = store.tokens("targets").astype(kind)
 
     def make():
-        with mock.patch.object(type(store), "tokens", lambda self, name: tokens):
+        with mock.patch.object(type(store), "tokens", return_value=tokens):
             text = TextExamples("t", store, objective, lengths, sentinels=SENTINELS, seed=seed)
         index = np.arange(text.size)
         return text.features(np.full(text.size, epoch), index)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from t5x_lite.data import corpora, tasks
-from t5x_lite.data.token_store import TokenStore, build_token_store, describe_store
+from t5x_lite.data.caching import build_token_store
+from t5x_lite.data.token_store import TokenStore, describe_store
 from t5x_lite.data.vocabularies import Vocabulary, train_vocabulary
 from t5x_lite.errors import ConfigError
 

@@ -1,0 +1,99 @@
+"""Stretches of a long array of tokens as rows that end in EOS; compiled where it can be."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t5x_lite.data import kernels
+from t5x_lite.objectives import spans
+from t5x_lite.objectives.denoising import Objective, SpanCorruption
+from t5x_lite.objectives.spans import Rows, Sentinels
+
+EOS_ID = 1
+FEATURES = ("inputs", "targets")
+
+
+def has_compiled(objective: Objective) -> bool:
+    """Tell whether `corrupt_spans` takes the place of an objective here."""
+    is_plain = type(objective) is SpanCorruption and not objective.random_roll
+    return is_plain and kernels.compiled() is not None
+
+
+def corrupt_spans(
+    tokens: NDArray[np.integer],
+    starts_n: NDArray[np.int64],
+    lengths_n: NDArray[np.int64],
+    *,
+    objective: Objective,
+    keys_n2: NDArray[np.uint32],
+    sentinels: Sentinels,
+    feature_lengths: Mapping[str, int],
+) -> dict[str, Rows]:
+    """Return the features that `SpanCorruption` makes of stretches, cut and with EOS.
+
+    One compiled pass over the tokens, for objectives of which `has_compiled` is true.
+    """
+    compiled = kernels.compiled()
+    assert compiled is not None
+    assert isinstance(objective, SpanCorruption)
+    noise_n, spans_n = spans.noise_counts(
+        np.maximum(lengths_n, 2), objective.noise_density, objective.mean_noise_span_length
+    )
+    made = [np.zeros((len(lengths_n), feature_lengths[name]), np.int32) for name in FEATURES]
+    made_lengths_2n = np.empty((2, len(lengths_n)), np.int32)
+    compiled.corrupt_spans(
+        tokens,
+        starts_n,
+        lengths_n,
+        noise_n,
+        spans_n,
+        keys_n2,
+        sentinels.first,
+        EOS_ID,
+        *made,
+        made_lengths_2n,
+    )
+    return {name: Rows(made[i], made_lengths_2n[i]) for i, name in enumerate(FEATURES)}
+
+
+def gather(
+    tokens: NDArray[np.integer], starts_n: NDArray[np.int64], lengths_n: NDArray[np.int64]
+) -> Rows:
+    """Return the stretches of a long token array as rows, as wide as the longest."""
+    place_l = np.arange(lengths_n.max(initial=0))
+    rows_nl = tokens.take(starts_n[:, None] + place_l, mode="clip").astype(np.int32)
+    short_s = np.flatnonzero(lengths_n < len(place_l))
+    rows_nl[short_s] *= place_l < lengths_n[short_s, None]
+    return Rows(rows_nl, lengths_n.astype(np.int32))
+
+
+def gather_with_eos(
+    tokens: NDArray[np.integer],
+    starts_n: NDArray[np.int64],
+    lengths_n: NDArray[np.int64],
+    length: int,
+) -> Rows:
+    """Return the stretches, below `length` tokens each, followed by EOS, as rows of that width."""
+    if (compiled := kernels.compiled()) is None:
+        return append_eos(gather(tokens, starts_n, lengths_n), length)
+    rows_nl = np.zeros((len(lengths_n), length), np.int32)
+    compiled.gather_with_eos(tokens, starts_n, lengths_n, EOS_ID, rows_nl)
+    return Rows(rows_nl, (lengths_n + 1).astype(np.int32))
+
+
+def read_only(array: NDArray) -> NDArray:
+    """Return a plain array that cannot be written, the one kind compiled loops are made for."""
+    array = array.view(np.ndarray)
+    array.flags.writeable = False
+    return array
+
+
+def append_eos(rows: Rows, length: int) -> Rows:
+    """Cut rows to length - 1 tokens and append EOS: rows of width `length`, zero at the end."""
+    lengths_n = np.minimum(rows.lengths, length - 1)
+    tokens_nl = np.zeros((len(lengths_n), length), np.int32)
+    width = min(length, rows.tokens.shape[1])
+    tokens_nl[:, :width] = rows.tokens[:, :width]
+    tokens_nl[np.arange(len(lengths_n)), lengths_n] = EOS_ID
+    return Rows(tokens_nl, lengths_n + 1)
