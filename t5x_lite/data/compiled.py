@@ -15,8 +15,8 @@ _WEYL_0, _WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _SCRAMBLING_0, _SCRAMBLING_1 = np.uint64(0x3EC8F720), np.uint64(0x02461E29)
 _SIGN, _ZERO = np.uint64(31), np.uint64(0)
 _MANTISSA = np.uint32(0x7FFFFF)
-_BINS, _BIN_SHIFT = 256, 15  # a mantissa has 23 bits
-_SMALL = 48  # numbers that insertion sorts faster
+_MOST = np.uint32(0xFFFFFFFF)
+_FEW = 128  # cuts for which counting is faster than sorting
 
 
 @_compile
@@ -33,63 +33,82 @@ def _philox(c0, c1, c2, c3, k0, k1):
 
 @_compile
 def _draw_mantissas(k0, k1, count, words):
-    """Write `objectives.philox.mantissas` of one key, rounded up to blocks, into `words`."""
+    """Write `objectives.philox.mantissas` of one key into `words`, as four rows of blocks.
+
+    Number i stands at [i % 4, i // 4] of them; what the last block has beyond `count` is the
+    largest number. Round by round over all blocks, which becomes vector instructions.
+    """
+    blocks = (count + 3) // 4
+    c0, c1 = words[:blocks], words[blocks : 2 * blocks]
+    c2, c3 = words[2 * blocks : 3 * blocks], words[3 * blocks : 4 * blocks]
     high_0 = _LOW if k0 >> _SIGN else _ZERO
     high_1 = _LOW if k1 >> _SIGN else _ZERO
-    key_0, key_1, c2, c3 = _philox(k0, high_0, k1, high_1, _SCRAMBLING_0, _SCRAMBLING_1)
-    for block in range((count + 3) // 4):
-        w0, w1, w2, w3 = _philox(np.uint64(block), _ZERO, c2, c3, key_0, key_1)
-        words[4 * block] = np.uint32(w0) & _MANTISSA
-        words[4 * block + 1] = np.uint32(w1) & _MANTISSA
-        words[4 * block + 2] = np.uint32(w2) & _MANTISSA
-        words[4 * block + 3] = np.uint32(w3) & _MANTISSA
+    key_0, key_1, upper_0, upper_1 = _philox(
+        k0, high_0, k1, high_1, _SCRAMBLING_0, _SCRAMBLING_1
+    )
+    for i in range(blocks):
+        c0[i], c1[i], c2[i], c3[i] = np.uint32(i), 0, np.uint32(upper_0), np.uint32(upper_1)
+    for _ in range(10):
+        small_0, small_1 = np.uint32(key_0), np.uint32(key_1)
+        for i in range(blocks):
+            product_0 = np.uint64(c0[i]) * _MULTIPLIER_0
+            product_1 = np.uint64(c2[i]) * _MULTIPLIER_1
+            c0[i] = np.uint32(product_1 >> _HALF) ^ c1[i] ^ small_0
+            c2[i] = np.uint32(product_0 >> _HALF) ^ c3[i] ^ small_1
+            c1[i], c3[i] = np.uint32(product_1), np.uint32(product_0)
+        key_0, key_1 = (key_0 + _WEYL_0) & _LOW, (key_1 + _WEYL_1) & _LOW
+    for i in range(blocks):
+        c0[i] &= _MANTISSA
+        c1[i] &= _MANTISSA
+        c2[i] &= _MANTISSA
+        c3[i] &= _MANTISSA
+    for i in range(count, 4 * blocks):
+        words[i % 4 * blocks + i // 4] = _MOST
 
 
 @_compile
-def _sort(values, count):
-    if count > _SMALL:
-        values[:count] = np.sort(values[:count])
-        return
-    for i in range(1, count):
-        value = values[i]
-        j = i - 1
-        while j >= 0 and values[j] > value:
-            values[j + 1] = values[j]
-            j -= 1
-        values[j + 1] = value
+def _below(words, bound):
+    """Return how many numbers are smaller than another."""
+    count = np.uint32(0)
+    for i in range(len(words)):
+        count += np.uint32(words[i] < bound)
+    return np.int64(count)
 
 
 @_compile
-def _cut(items, parts, k0, k1, words, cuts, below, first_in_bin, ends):
+def _cut(items, parts, k0, k1, words, cuts, ends):
     """Write the ends of `objectives.spans._random_composition` of one row.
 
-    A cut is where one of the first parts - 1 numbers stands once all are sorted. So only those are
-    sorted; of the others it is enough to know between which two of them each falls. (Equal numbers
-    keep their order, so one of the others always comes after its equals.)
+    A cut is where one of the first parts - 1 numbers stands once all are sorted. Nothing needs to
+    be sorted for that: it stands behind as many as are smaller, and equal numbers keep their order.
     """
-    count, gaps = parts - 1, items - 1
+    count, blocks = parts - 1, (items + 2) // 4
     ends[count] = items
     if count == 0:
         return
-    _draw_mantissas(k0, k1, gaps, words)
+    _draw_mantissas(k0, k1, items - 1, words)
     for i in range(count):
-        cuts[i] = words[i]
-        below[i] = 0
-    below[count] = 0
-    _sort(cuts, count)
-    lower = 0
-    for number in range(_BINS):
-        while lower < count and (cuts[lower] >> _BIN_SHIFT) < number:
-            lower += 1
-        first_in_bin[number] = lower
-    for place in range(count, gaps):
-        word = words[place]
-        after = first_in_bin[word >> _BIN_SHIFT]
-        while after < count and cuts[after] <= word:
-            after += 1
-        below[after] += 1
+        place = i % 4 * blocks + i // 4
+        cuts[i] = words[place]
+        words[place] = _MOST
+    if count > _FEW:
+        _place_many(words[: 4 * blocks], cuts[:count], ends)
+        return
+    for i in range(count):
+        cut = cuts[i]
+        place = _below(cuts[:i], cut + np.uint32(1)) + _below(cuts[i + 1 : count], cut)
+        ends[place] = _below(words[: 4 * blocks], cut) + place + 1
+
+
+@_compile
+def _place_many(words, cuts, ends):
+    """Write the ends of many cuts: sorted, then found for every number, then counted."""
+    cuts.sort()
+    below = np.zeros(len(cuts) + 1, np.int64)
+    for i in range(len(words)):
+        below[np.searchsorted(cuts, words[i], side="right")] += 1
     before = 0
-    for i in range(count):
+    for i in range(len(cuts)):
         before += below[i]
         ends[i] = before + i + 1
 
@@ -108,8 +127,6 @@ def corrupt_spans(
         most = max(most, lengths[n])
     words = np.empty(most + 4, np.uint32)
     cuts = np.empty(most, np.uint32)
-    below = np.empty(most + 1, np.int64)
-    first_in_bin = np.empty(_BINS, np.int64)
     noise_ends = np.empty(most + 1, np.int64)
     kept_ends = np.empty(most + 1, np.int64)
     room_inputs, room_targets = inputs.shape[1] - 1, targets.shape[1] - 1
@@ -121,8 +138,8 @@ def corrupt_spans(
         high_1 = _LOW if k1 >> _SIGN else _ZERO
         a0, a1, c2, c3 = _philox(k0, high_0, k1, high_1, _SCRAMBLING_0, _SCRAMBLING_1)
         n0, n1, p0, p1 = _philox(_ZERO, _ZERO, c2, c3, a0, a1)  # philox.split(key, 2)
-        _cut(noise[n], spans[n], n0, n1, words, cuts, below, first_in_bin, noise_ends)
-        _cut(total - noise[n], spans[n], p0, p1, words, cuts, below, first_in_bin, kept_ends)
+        _cut(noise[n], spans[n], n0, n1, words, cuts, noise_ends)
+        _cut(total - noise[n], spans[n], p0, p1, words, cuts, kept_ends)
         at_inputs, at_targets, place = 0, 0, 0
         for span in range(spans[n]):
             kept_end = kept_ends[span] + (noise_ends[span - 1] if span else 0)
@@ -150,6 +167,16 @@ def corrupt_spans(
         inputs[n, at_inputs] = eos
         targets[n, at_targets] = eos
         made_lengths[0, n], made_lengths[1, n] = at_inputs + 1, at_targets + 1
+
+
+@_compile
+def example_keys(seed, stream, epochs, indices, keys):
+    """Write `objectives.philox.example_keys` of examples into [n, 2]."""
+    k0, k1 = seed & _LOW, seed >> _HALF
+    for n in range(len(indices)):
+        index, epoch = np.uint64(indices[n]), np.uint64(epochs[n])
+        w0, w1, _, _ = _philox(index & _LOW, index >> _HALF, epoch & _LOW, stream, k0, k1)
+        keys[n, 0], keys[n, 1] = np.uint32(w0), np.uint32(w1)
 
 
 @_compile

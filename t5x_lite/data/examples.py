@@ -16,6 +16,7 @@ from t5x_lite.data.rows import (
     FEATURES,
     append_eos,
     corrupt_spans,
+    example_keys,
     gather,
     gather_with_eos,
     has_compiled,
@@ -250,7 +251,7 @@ class TextExamples:
     def _keys(
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> NDArray[np.uint32]:
-        return philox.example_keys(self._seed, self._stream, epochs_n, indices_n)
+        return example_keys(self._seed, self._stream, epochs_n, indices_n)
 
     def _spans(
         self, indices_n: NDArray[np.int64]

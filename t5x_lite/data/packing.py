@@ -33,7 +33,11 @@ class Segments(NamedTuple):
         return cls(*(np.zeros((batch, length), np.int32) for _ in cls._fields))
 
     def fill(self, rows: Rows, row_n: NDArray[np.int64]) -> None:
-        """Write each example to a row of its own; several times faster than `write`."""
+        """Write each example to a row of its own; in NumPy several times faster than `write`."""
+        if kernels.compiled() is not None:
+            first_n = np.zeros_like(row_n)
+            self.write(rows, row_n=row_n, start_n=first_n, segment_n=first_n + 1)
+            return
         place_l = np.arange(rows.tokens.shape[1], dtype=np.int32)
         used_nl = place_l < rows.lengths[:, None]
         self.tokens[row_n, : len(place_l)] = rows.tokens

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t5x_lite.data import kernels
-from t5x_lite.objectives import spans
+from t5x_lite.objectives import philox, spans
 from t5x_lite.objectives.denoising import Objective, SpanCorruption
 from t5x_lite.objectives.spans import Rows, Sentinels
 
@@ -18,6 +18,18 @@ def has_compiled(objective: Objective) -> bool:
     """Tell whether `corrupt_spans` takes the place of an objective here."""
     is_plain = type(objective) is SpanCorruption and not objective.random_roll
     return is_plain and kernels.compiled() is not None
+
+
+def example_keys(
+    seed: int, stream: int, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
+) -> NDArray[np.uint32]:
+    """Return `philox.example_keys`, compiled where it can be."""
+    if (compiled := kernels.compiled()) is None:
+        return philox.example_keys(seed, stream, epochs_n, indices_n)
+    keys_n2 = np.empty((len(indices_n), 2), np.uint32)
+    words = np.uint64(seed & 0xFFFFFFFFFFFFFFFF), np.uint64(stream & 0xFFFFFFFF)
+    compiled.example_keys(*words, epochs_n, indices_n, keys_n2)
+    return keys_n2
 
 
 def corrupt_spans(

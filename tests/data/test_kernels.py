@@ -7,12 +7,13 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from t5x_lite.data import kernels
 from t5x_lite.data.examples import PairExamples, TextExamples
 from t5x_lite.data.packing import Segments, best_fit_decreasing
+from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.denoising import SpanCorruption
 from t5x_lite.objectives.spans import Rows, Sentinels
 
@@ -67,7 +68,11 @@ def test_span_corruption_is_the_same_compiled(
         index = np.arange(text.size)
         return text.features(np.full(text.size, epoch), index)
 
-    assert_same_rows(*both_ways(make))
+    try:
+        found, expected = both_ways(make)
+    except ConfigError:  # the inputs cannot hold so much noise
+        reject()
+    assert_same_rows(found, expected)
 
 
 @needs_numba
