@@ -43,9 +43,7 @@ def _draw_mantissas(k0, k1, count, words):
     c2, c3 = words[2 * blocks : 3 * blocks], words[3 * blocks : 4 * blocks]
     high_0 = _LOW if k0 >> _SIGN else _ZERO
     high_1 = _LOW if k1 >> _SIGN else _ZERO
-    key_0, key_1, upper_0, upper_1 = _philox(
-        k0, high_0, k1, high_1, _SCRAMBLING_0, _SCRAMBLING_1
-    )
+    key_0, key_1, upper_0, upper_1 = _philox(k0, high_0, k1, high_1, _SCRAMBLING_0, _SCRAMBLING_1)
     for i in range(blocks):
         c0[i], c1[i], c2[i], c3[i] = np.uint32(i), 0, np.uint32(upper_0), np.uint32(upper_1)
     for _ in range(10):

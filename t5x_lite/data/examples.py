@@ -11,11 +11,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from t5x_lite.data import seqio_order
 from t5x_lite.data.rows import (
     EOS_ID,
     FEATURES,
     append_eos,
     corrupt_spans,
+    cut,
     example_keys,
     gather,
     gather_with_eos,
@@ -86,8 +88,11 @@ def open_examples(
     feature_lengths: Mapping[str, int],
     sentinels: Sentinels,
     seed: int,
+    like_seqio: bool = False,
 ) -> Examples:
     """Return the examples of a task: pieces of text if there is an objective, else stored pairs.
+
+    `like_seqio` takes the noise from where seqio's unshuffled pipeline does (`data.seqio_order`).
 
     Raises ConfigError for a store without examples, and for features that are not stored, that
     have no length, or that are too short for the objective.
@@ -108,7 +113,15 @@ def open_examples(
     examples: Examples = (
         PairExamples(store, feature_lengths)
         if objective is None
-        else TextExamples(name, store, objective, feature_lengths, sentinels=sentinels, seed=seed)
+        else TextExamples(
+            name,
+            store,
+            objective,
+            feature_lengths,
+            sentinels=sentinels,
+            seed=seed,
+            like_seqio=like_seqio,
+        )
     )
     if not examples.size:
         raise ConfigError(f"the token store of task {name!r} holds no example", "DATA_DIR")
@@ -177,8 +190,9 @@ class TextExamples:
         *,
         sentinels: Sentinels,
         seed: int,
+        like_seqio: bool = False,
     ):
-        self._stream, self._seed = task_number(name), seed
+        self._stream, self._seed, self._like_seqio = task_number(name), seed, like_seqio
         self._objective, self._sentinels = objective, sentinels
         self._lengths = {feature: feature_lengths[feature] for feature in FEATURES}
         self._raw_length = objective.raw_length(feature_lengths)
@@ -232,7 +246,7 @@ class TextExamples:
             made = self._objective.pair(pieces, others, keys_n2, self._sentinels)
         else:
             made = self._objective(pieces, keys_n2, self._sentinels)
-        end = _cut if self._eos_after_documents else append_eos
+        end = cut if self._eos_after_documents else append_eos
         return {name: end(made[name], length) for name, length in self._lengths.items()}
 
     def _pieces(self, indices_n: NDArray[np.int64]) -> Rows:
@@ -251,6 +265,8 @@ class TextExamples:
     def _keys(
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> NDArray[np.uint32]:
+        if self._like_seqio:
+            return seqio_order.noise_keys(self._seed, epochs_n * self.size + indices_n)
         return example_keys(self._seed, self._stream, epochs_n, indices_n)
 
     def _spans(
@@ -330,13 +346,3 @@ def group_documents(offsets: NDArray[np.int64], documents_per_group: int) -> NDA
         parts.append(documents[-seen % documents_per_group :: documents_per_group])
         seen += len(documents)
     return np.concatenate([*parts, [len(offsets) - 1]]).astype(np.int64)
-
-
-def _cut(rows: Rows, length: int) -> Rows:
-    """Cut rows to `length` tokens; an empty row becomes EOS alone, that there be something."""
-    lengths_n = np.minimum(rows.lengths, length)
-    tokens_nl = np.zeros((len(lengths_n), length), np.int32)
-    width = min(length, rows.tokens.shape[1])
-    tokens_nl[:, :width] = rows.tokens[:, :width]
-    tokens_nl[lengths_n == 0, 0] = EOS_ID
-    return Rows(tokens_nl, np.maximum(lengths_n, 1))

@@ -5,11 +5,15 @@ place of a run of any length is reached at once, on any host.
 """
 
 import math
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from t5x_lite.objectives import philox
+
+# What a mixture does about a task that has no more examples: begin it anew, end, go on without it.
+Exhaustion = Literal["repeat", "stop", "renormalise"]
 
 # What a key is folded with, so that no two uses of one seed share random numbers.
 _MIXTURE, _ROWS, _EPOCH = 1, 2, 3
@@ -17,18 +21,41 @@ _ROUNDS = 8
 
 
 def draw_tasks(
-    shares: NDArray[np.floating], window: int, *, seed: int, count: int
+    shares: NDArray[np.floating],
+    window: int,
+    *,
+    seed: int,
+    count: int,
+    left: NDArray[np.int64] | None = None,
+    exhaustion: Exhaustion = "repeat",
 ) -> NDArray[np.int64]:
     """Return the task of each of a window's `count` examples: numbers in [0, len(shares)).
 
-    `shares` are the tasks' rates in any unit; each example is drawn by itself:
+    `shares` are the tasks' rates in any unit; each example is drawn by itself. `left` is how many
+    more examples each task has to give. Where one without any is drawn, the window ends ("stop"),
+    or the draws from there on are made among the others ("renormalise"):
 
-        shares [3, 1], count 8   ->   e.g. 0 0 1 0 0 0 1 0
+        shares [3, 1], count 8   ->   e.g.              0 0 1 0 0 0 1 0
+        left [4, 9]              ->   "stop"            0 0 1 0 0
+                                      "renormalise"     0 0 1 0 0 1 1 1
     """
+    if len(shares) == 1:
+        return np.zeros(count if left is None else min(count, left[0]), np.int64)
     key_12 = philox.fold_in(_window_key(window, seed), _MIXTURE)
     uniforms = philox.random_bits(key_12, count)[0] * 2.0**-32
-    ends = np.cumsum(shares, dtype=np.float64)
-    return np.searchsorted(ends / ends[-1], uniforms, side="right")
+    shares = np.array(shares, np.float64)
+    task_n = _pick(shares, uniforms)
+    if left is None or exhaustion == "repeat":
+        return task_n
+    while True:
+        ended = [np.flatnonzero(task_n == task)[most:][:1] for task, most in enumerate(left)]
+        if not (places := np.concatenate(ended)).size:
+            return task_n
+        first = int(places.min())
+        shares[task_n[first]] = 0
+        if exhaustion == "stop" or not shares.any():
+            return task_n[:first]
+        task_n[first:] = _pick(shares, uniforms[first:])
 
 
 def shuffle_rows(count: int, window: int, *, seed: int) -> NDArray[np.int64]:
@@ -56,6 +83,12 @@ def visit(
     bits_ur = philox.random_bits(philox.fold_in(keys_u2, _EPOCH), 2 * _ROUNDS).astype(np.uint64)
     round_keys_ur = bits_ur[:, ::2] << np.uint64(32) | bits_ur[:, 1::2]
     return epochs_n, permute(places_n, size, round_keys_nr=round_keys_ur[epoch_of_n])
+
+
+def _pick(shares: NDArray[np.float64], uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the task in whose part of [0, 1) each number lies."""
+    ends = np.cumsum(shares)
+    return np.searchsorted(ends / ends[-1], uniforms, side="right")
 
 
 def permute(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from t5x_lite.data import files
 from t5x_lite.data.caching import MakeParts, build_token_store
+from t5x_lite.data.order import Exhaustion
 from t5x_lite.data.quiet_import import import_seqio
 from t5x_lite.data.reading import Tokenizer
 from t5x_lite.data.registered import check_name, is_text, registered_tasks
@@ -55,6 +56,8 @@ class Data:
     tokenizer: what tokenises tasks that only rename and tokenise fields: "seqio", or, several times
         faster, "sentencepiece" (`data.reading` tells how they differ).
     pack: put several short examples in one row.
+    exhaustion, num_epochs: what becomes of a task that was gone through so often: "repeat" it for
+        ever, "stop" the run, or "renormalise": go on with the others until all were.
     seed: of the order of examples, the draws among tasks and the noise.
     """
 
@@ -67,6 +70,8 @@ class Data:
     vocabulary: AnyVocabulary | None = None
     tokenizer: Tokenizer = "seqio"
     pack: bool = True
+    exhaustion: Exhaustion = "repeat"
+    num_epochs: int = 1
     seed: int = 0
 
 
@@ -111,9 +116,7 @@ class Plan:
     def stores(self) -> list[tuple[PlannedTask, str, TokenStore]]:
         """Open every store: its task, its split, itself."""
         return [
-            (task, split, self._store(task, split))
-            for task in self.tasks
-            for split in task.stores
+            (task, split, self._store(task, split)) for task in self.tasks for split in task.stores
         ]
 
     def _open(self, task: PlannedTask, split: str) -> StreamTask:

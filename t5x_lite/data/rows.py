@@ -109,3 +109,13 @@ def append_eos(rows: Rows, length: int) -> Rows:
     tokens_nl[:, :width] = rows.tokens[:, :width]
     tokens_nl[np.arange(len(lengths_n)), lengths_n] = EOS_ID
     return Rows(tokens_nl, lengths_n + 1)
+
+
+def cut(rows: Rows, length: int) -> Rows:
+    """Cut rows to `length` tokens; an empty row becomes EOS alone, that there be something."""
+    lengths_n = np.minimum(rows.lengths, length)
+    tokens_nl = np.zeros((len(lengths_n), length), np.int32)
+    width = min(length, rows.tokens.shape[1])
+    tokens_nl[:, :width] = rows.tokens[:, :width]
+    tokens_nl[lengths_n == 0, 0] = EOS_ID
+    return Rows(tokens_nl, np.maximum(lengths_n, 1))

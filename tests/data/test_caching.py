@@ -1,11 +1,10 @@
-"""How stores are made: by files, by several processes, and by whoever comes after one was killed."""
+"""How stores are made: by files, by processes, and by whoever comes after one was killed."""
 
 import errno
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,6 +131,7 @@ def test_a_builder_killed_at_every_file_operation_ends_in_the_same_bytes(tmp_pat
     assert int(done.stdout) > 50  # moments at which it was killed
 
 
+@pytest.mark.slow  # every process imports TensorFlow
 @pytest.mark.parametrize("tokenizer", ["seqio", "sentencepiece"])
 def test_several_processes_write_the_bytes_of_one(declared, task, tmp_path, tokenizer):
     build_token_store(task, "train", tmp_path / "one", tokenizer=tokenizer)
