@@ -65,12 +65,12 @@ def plain_records(task: "seqio.Task") -> PlainRecords | None:
     steps = list(task.preprocessors)
     if len(steps) < 3 or not isinstance(steps[2], seqio.CacheDatasetPlaceholder) or not source:
         return None
-    rekey, tokenize = steps[:2]
-    is_rekey = isinstance(rekey, functools.partial) and rekey.func is seqio.preprocessors.rekey
-    if not is_rekey or tokenize is not seqio.preprocessors.tokenize:
+    rekey: Any = steps[0]
+    tokenize = steps[1]
+    if not isinstance(rekey, functools.partial) or rekey.func is not seqio.preprocessors.rekey:
         return None
     fields = rekey.keywords.get("key_map", {})
-    if rekey.args or set(fields) != set(task.output_features):
+    if tokenize is not seqio.preprocessors.tokenize or set(fields) != set(task.output_features):
         return None
     vocabularies = {
         name: to_vocabulary(feature.vocabulary) for name, feature in task.output_features.items()

@@ -87,8 +87,8 @@ class Beam:
         """Return what makes the parts of a store by one pipeline."""
 
         def make(numbers: Sequence[int], partial: Path) -> Sequence[int]:
-            import apache_beam as beam
-            from apache_beam.options.pipeline_options import PipelineOptions
+            import apache_beam as beam  # pyright: ignore
+            from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore
 
             tokenise = functools.partial(_tokenise_number, data, task, split, partial)
             with beam.Pipeline(options=PipelineOptions(self._flags)) as pipeline:

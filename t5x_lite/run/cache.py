@@ -1,5 +1,6 @@
 """`t5x_lite cache`: tokenise a task or mixture once, before it is trained on."""
 
+import os
 from collections.abc import Callable, Sequence
 
 from t5x_lite.data.plan import Data, prepare
@@ -34,9 +35,9 @@ def cache(
             f"{store.num_examples:,}",
             f"{sum(each['tokens'] for each in store.manifest['features'].values()):,}",
             store.manifest["tokenizer"],
-            str(store.directory),
         )
         for task, split, store in plan.stores()
     ]
-    columns = ("task", "split", "examples", "tokens", "tokenised by", "directory")
+    columns = ("task", "split", "examples", "tokens", "tokenised by")
     console.table(data.mixture_or_task_name, columns, rows)
+    console.note(f"token stores are in {os.path.join(data.data_dir, 'stores')}")

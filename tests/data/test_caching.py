@@ -53,6 +53,7 @@ class Opened:
         self.directory = directory
 
 caching.describe_store, caching.read_groups = describe, read
+os.fsync = lambda descriptor: None  # what a killed process wrote is not lost with it
 caching.TokenStore.open = Opened
 
 def build(directory):
@@ -120,6 +121,11 @@ def task(declared):
     return seqio.TaskRegistry.get("cached_text")
 
 
+def build(task, directory, **settings):
+    """Without TensorFlow, which is slow to begin."""
+    build_token_store(task, "train", directory, tokenizer="sentencepiece", **settings)
+
+
 def contents(directory):
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
@@ -148,8 +154,8 @@ def test_parts_may_come_in_any_order(task, tmp_path):
     def backwards(numbers, partial):
         return (write_part(task, "train", number, partial) for number in reversed(numbers))
 
-    build_token_store(task, "train", tmp_path / "one")
-    build_token_store(task, "train", tmp_path / "two", make_parts=backwards)
+    build(task, tmp_path / "one")
+    build(task, tmp_path / "two", make_parts=backwards)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
@@ -163,14 +169,14 @@ def test_what_is_done_is_not_done_again(task, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_token_store(task, "train", tmp_path / "store", make_parts=stop_after_two)
+        build(task, tmp_path / "store", make_parts=stop_after_two)
     assert not (tmp_path / "store").exists()
 
     def rest(numbers, partial):
         made.extend(numbers)
         return (write_part(task, "train", number, partial) for number in numbers)
 
-    build_token_store(task, "train", tmp_path / "store", make_parts=rest)
+    build(task, tmp_path / "store", make_parts=rest)
     assert made == [0, 1, 2, 3, 4]
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
@@ -181,11 +187,11 @@ def test_parts_of_another_description_are_not_gone_on_with(task, declared, corpu
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_token_store(task, "train", tmp_path / "store", make_parts=stop_after_one)
+        build(task, tmp_path / "store", make_parts=stop_after_one)
     add_task("cached_text", declared_source(declared), text_steps(), ByteVocabulary())
     other = seqio.TaskRegistry.get("cached_text")
-    build_token_store(other, "train", tmp_path / "store")
-    build_token_store(other, "train", tmp_path / "fresh")
+    build(other, tmp_path / "store")
+    build(other, tmp_path / "fresh")
     assert contents(tmp_path / "store") == contents(tmp_path / "fresh")
 
 
@@ -196,7 +202,7 @@ def declared_source(declared):
 
 
 def test_sentencepiece_alone_writes_what_its_own_library_says(task, corpus, tmp_path):
-    build_token_store(task, "train", tmp_path / "store", tokenizer="sentencepiece")
+    build(task, tmp_path / "store")
     store = TokenStore.open(tmp_path / "store")
     assert store.manifest["tokenizer"] == "sentencepiece"
     vocabulary = Vocabulary(str(corpus / "unigram.model"))
@@ -219,7 +225,7 @@ def test_only_tasks_that_rename_and_tokenise_can_do_without_tensorflow(task, dec
 
 
 def test_a_full_disk_is_said_and_what_is_done_stays(task, tmp_path, monkeypatch):
-    build_token_store(task, "train", tmp_path / "whole")
+    build(task, tmp_path / "whole")
     real, calls = os.fsync, []
 
     def full(descriptor):
@@ -230,10 +236,10 @@ def test_a_full_disk_is_said_and_what_is_done_stays(task, tmp_path, monkeypatch)
 
     monkeypatch.setattr(caching.os, "fsync", full)
     with pytest.raises(ConfigError, match="no space left on the device of") as caught:
-        build_token_store(task, "train", tmp_path / "store")
+        build(task, tmp_path / "store")
     assert caught.value.names == ("DATA_DIR",)
     assert not (tmp_path / "store").exists()
-    build_token_store(task, "train", tmp_path / "store")
+    build(task, tmp_path / "store")
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
@@ -243,14 +249,14 @@ def test_a_file_that_went_missing_is_named(task, corpus, tmp_path):
     lost.unlink()
     try:
         with pytest.raises(ConfigError, match=r"c4-train\.00003-of-00005\.json cannot be read"):
-            build_token_store(task, "train", tmp_path / "store")
+            build(task, tmp_path / "store")
     finally:
         lost.write_bytes(kept)
     assert not (tmp_path / "store").exists()
 
 
 def test_a_change_of_a_file_is_seen_and_a_mere_touch_is_not(task, corpus, tmp_path):
-    build_token_store(task, "train", tmp_path / "store")
+    build(task, tmp_path / "store")
     manifest = TokenStore.open(tmp_path / "store").manifest
     assert changed_shards(manifest) == []
     shard = corpus / "c4-train.00002-of-00005.json"
@@ -281,13 +287,13 @@ with caching._alone(Path({str(tmp_path)!r}, ".store.lock"), lambda line: print(l
         assert second.stdout.readline() == "waiting for the process that makes store ...\n"
         return (write_part(task, "train", number, partial) for number in numbers)
 
-    build_token_store(task, "train", tmp_path / "store", make_parts=meanwhile)
+    build(task, tmp_path / "store", make_parts=meanwhile)
     second.stdout.close()
     assert second.wait() == 0
 
 
 def test_offsets_are_the_file_that_numpy_would_write(task, tmp_path):
-    build_token_store(task, "train", tmp_path / "store")
+    build(task, tmp_path / "store")
     store = TokenStore.open(tmp_path / "store")
     np.save(tmp_path / "again.npy", np.array(store.offsets("targets")))
     written = (tmp_path / "store" / "targets.offsets.npy").read_bytes()

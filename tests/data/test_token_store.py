@@ -214,25 +214,6 @@ def test_a_store_cut_short_is_never_picked_up(tmp_path):
         TokenStore.open(tmp_path / "store")
 
 
-def test_a_killed_builder_leaves_no_store_and_does_not_stop_the_next(tmp_path):
-    program = f"""
-import os
-from t5x_lite.data import token_store
-def die(*arguments):
-    (arguments[3] / "targets.tokens.bin").write_bytes(b"half")
-    os._exit(9)
-token_store._write_features = die
-token_store.describe_store = lambda task, split: {{"vocabularies": {{}}}}
-token_store.build_token_store(None, "train", {str(tmp_path / "store")!r})
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 9, done.stderr
-    leftover = list(tmp_path.iterdir())
-    assert [path.name for path in leftover] != ["store"]
-    build_token_store(number_task("numbers", [[7]], size=50), "train", tmp_path / "store")
-    assert examples_of(TokenStore.open(tmp_path / "store"), "targets") == [[7]]
-
-
 def test_of_two_builders_the_first_one_wins(tmp_path):
     first = number_task("numbers", [[1]], size=50)
     second = number_task("numbers", [[2]], size=50)
