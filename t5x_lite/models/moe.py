@@ -16,7 +16,7 @@ from flax import nnx
 
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.layers import ACTIVATION_FUNCTIONS, drop, split_key, weight
-from t5x_lite.partitioning import shard
+from t5x_lite.partitioning import batch_parts, shard
 
 
 class RouterLosses(NamedTuple):
@@ -62,7 +62,8 @@ class SwitchMLP(nnx.Module):
         """Return the layer's output and the router's losses; padding is routed nowhere."""
         jitter_key, dropout_key = split_key(key, 2)
         tokens = x_ble.shape[0] * x_ble.shape[1]
-        groups = tokens // _group_size(tokens, self.moe.group_size)
+        parts = batch_parts(jax.sharding.get_abstract_mesh())
+        groups = tokens // _group_size(tokens, self.moe.group_size, parts)
         x_gte = shard(x_ble.reshape(groups, -1, x_ble.shape[-1]), "batch", None, None)
         real_gt = real_bl.reshape(groups, -1)
         routing = self._route(x_gte, real_gt, training=key is not None, key=jitter_key)
@@ -121,8 +122,21 @@ class SwitchMLP(nnx.Module):
         return RouterLosses(self.moe.load_balance_loss * balance, self.moe.router_z_loss * z_loss)
 
 
-def _group_size(tokens: int, wanted: int) -> int:
-    """The largest divisor of `tokens` that is not above `wanted`."""
-    if tokens <= wanted:
-        return tokens
-    return next(size for size in range(wanted, 0, -1) if tokens % size == 0)
+def _group_size(tokens: int, wanted: int, parts: int) -> int:
+    """The largest divisor of `tokens` that is not above `wanted`.
+
+    If its groups cannot be shared out evenly among the `parts` of the mesh that hold the tokens,
+    the largest that divides one part: otherwise every device would compute every group. Only then
+    does the mesh decide which tokens compete for an expert's places (as in Mesh TensorFlow).
+
+    >>> _group_size(48, 20, 1), _group_size(48, 20, 2), _group_size(64, 32, 8)
+    (16, 12, 8)
+    """
+    size = _largest_divisor(tokens, wanted)
+    if tokens % parts or tokens // size % parts == 0:
+        return size
+    return _largest_divisor(tokens // parts, wanted)
+
+
+def _largest_divisor(number: int, at_most: int) -> int:
+    return next(size for size in range(min(number, at_most), 0, -1) if number % size == 0)

@@ -26,6 +26,7 @@ from t5x_lite.run.meter import Meter, stopping
 from t5x_lite.run.program import Program, build
 from t5x_lite.run.record import check_model_dir, write_launch
 from t5x_lite.run.results import Results, TaskResult, read_results, show_results, write_results
+from t5x_lite.run.start import InitFrom, check_init_from, start
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.step import Loss
@@ -45,19 +46,21 @@ def train(
     loss: Loss,
     evaluation: Evaluation,
     checkpoints: CheckpointPolicy,
+    init_from: InitFrom | None = None,
     loss_on_inputs: bool = False,
     log_every_steps: int = 20,
     seed: int = 0,
     cpu_devices: int | None = None,
     describe_config: Callable[[], str] = str,
 ) -> None:
-    """Train until `steps` steps are done, from scratch or the newest checkpoint of `model_dir`.
+    """Train until `steps` steps are done; the newest checkpoint of `model_dir` is gone on from.
 
     batch_size: rows of the global batch, over all devices. mesh: sizes of mesh axes, -1 for the
     rest. seed: of the initial weights and of dropout; the order of the data has `data.seed`.
-    loss_on_inputs: a decoder without an encoder learns its inputs too.
-    cpu_devices: simulate so many devices on a CPU. describe_config: gives the text that is saved
-    beside the checkpoints as the operative configuration.
+    init_from: whose weights a run without checkpoints starts with. loss_on_inputs: a decoder
+    without an encoder learns its inputs too. cpu_devices: simulate so many devices on a CPU.
+    describe_config: gives the text that is saved beside the checkpoints as the operative
+    configuration.
 
     Raises ConfigError, before anything expensive, for settings that cannot work together.
     """
@@ -77,6 +80,8 @@ def train(
     program = build(
         model, optimizer, learning_rate, loss, mesh=mesh, batch_size=batch_size, seed=seed
     )
+    if init_from is not None and not (directory / "checkpoints").exists():
+        check_init_from(init_from, program.abstract.params)
     console = Console(silent=jax.process_index() != 0)
     plan = prepare(data, report=console.note)
     check_vocabulary(plan, model)
@@ -104,7 +109,7 @@ def train(
             f"model: {transformer.num_parameters(model):,} parameters in {directory}; mesh: "
             + ", ".join(f"{name} {size}" for name, size in program.mesh.shape.items() if size > 1)
         )
-        run.restore_or_start(steps)
+        run.begin(init_from, steps)
         write_launch(directory, model, start_step=run.step, describe_config=describe_config)
         if run.step < steps:
             run.train(steps, evaluation.every_steps, log_every_steps)
@@ -157,21 +162,15 @@ class Run:
         self.step = 0
         self._seconds = 0.0  # of training, over all launches
 
-    def restore_or_start(self, steps: int) -> None:
-        """Take up the newest checkpoint, or make fresh weights."""
-        latest = self._saved.latest_step
-        if latest is None:
-            self._position = self._stream.start()
-            with self._console.waiting("initialising weights"):
-                self._state = jax.block_until_ready(self._program.initial())
-            return
-        with self._console.waiting(f"restoring step {latest:,}"):
-            self._state, progress = self._saved.restore(latest, self._program.abstract)
-        self.step, self._position = latest, progress["position"]
-        self._seconds = progress["seconds"]
+    def begin(self, init_from: InitFrom | None, steps: int) -> None:
+        """Take up the newest checkpoint, another run's weights, or fresh ones."""
+        self._state, self.step, position, self._seconds = start(
+            self._program, self._saved, init_from, self._console
+        )
+        self._position = self._stream.start() if position is None else position
         if self.step >= steps:
             self._console.note(f"the run is finished: {self.step:,} of {steps:,} steps are done")
-        else:
+        elif self.step:
             epochs = ", ".join(
                 f"{name} {value:.2f}" for name, value in self._stream.epochs(self._position).items()
             )
