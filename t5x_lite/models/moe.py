@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from t5x_lite.models.config import TransformerConfig
+from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
 from t5x_lite.models.layers import ACTIVATION_FUNCTIONS, drop, split_key, weight
 from t5x_lite.partitioning import shard
 
@@ -62,7 +62,7 @@ class SwitchMLP(nnx.Module):
         """Return the layer's output and the router's losses; padding is routed nowhere."""
         jitter_key, dropout_key = split_key(key, 2)
         tokens = x_ble.shape[0] * x_ble.shape[1]
-        groups = tokens // _group_size(tokens, self.moe.group_size)
+        groups, _, _ = expert_places(self.moe, tokens, training=key is not None)
         x_gte = shard(x_ble.reshape(groups, -1, x_ble.shape[-1]), "batch", None, None)
         real_gt = real_bl.reshape(groups, -1)
         routing = self._route(x_gte, real_gt, training=key is not None, key=jitter_key)
@@ -99,9 +99,7 @@ class SwitchMLP(nnx.Module):
         probabilities_gtx = jax.nn.softmax(logits_gtx, axis=-1)
         real_gt1 = real_gt[..., None].astype(jnp.float32)
         chosen_gtx = jax.nn.one_hot(jnp.argmax(probabilities_gtx, axis=-1), experts) * real_gt1
-        factor = moe.train_capacity_factor if training else moe.eval_capacity_factor
-        size = x_gte.shape[1]
-        capacity = min(max(round(factor * size / experts), moe.min_capacity), size)
+        capacity = expert_places(moe, real_gt.size, training=training)[2]
         place_gtx = (jnp.cumsum(chosen_gtx, axis=1) * chosen_gtx - 1.0).astype(jnp.int32)
         dispatch_gtxc = jax.nn.one_hot(place_gtx, capacity)  # no place, or none left: all zeros
         gate_gt = jnp.sum(probabilities_gtx * chosen_gtx, axis=-1)
@@ -119,6 +117,14 @@ class SwitchMLP(nnx.Module):
         squares_gt1 = jnp.square(jax.nn.logsumexp(logits_gtx, axis=-1, keepdims=True))
         z_loss = jnp.sum(squares_gt1 * real_gt1) / jnp.maximum(jnp.sum(real_gt1), 1.0)
         return RouterLosses(self.moe.load_balance_loss * balance, self.moe.router_z_loss * z_loss)
+
+
+def expert_places(moe: MixtureOfExperts, tokens: int, *, training: bool) -> tuple[int, int, int]:
+    """Groups of a batch of so many tokens, tokens of a group, and places of an expert in it."""
+    size = _group_size(tokens, moe.group_size)
+    factor = moe.train_capacity_factor if training else moe.eval_capacity_factor
+    capacity = min(max(round(factor * size / moe.num_experts), moe.min_capacity), size)
+    return tokens // size, size, capacity
 
 
 def _group_size(tokens: int, wanted: int) -> int:
