@@ -109,7 +109,8 @@ class EndedPairs(PairExamples):
     def _start(self, epoch: np.int64, index: np.int64, length: int) -> int:
         assert self._place_n is not None
         key = philox.example_keys(self._seed, self._stream, np.array([epoch]), np.array([index]))
-        answer = int(np.diff(self._offsets["targets"][self.stored(index) :][:2])[0])
+        first, last = self._offsets["targets"][self.stored(np.array([index]))[0] :][:2]
+        answer = int(last - first)
         return stretch_start(
             int(self._place_n[index]), answer, length, room=self.widths["inputs"], key_12=key
         )

@@ -134,7 +134,7 @@ class Denoise:
         documents = documents.filter(lambda tokens: tf.size(tokens) > 0)
         if objective.eos_after == "documents":
             documents = documents.map(lambda tokens: tf.concat([tokens, [EOS_ID]], 0))
-        groups = documents.ragged_batch(objective.documents_per_group)
+        groups: Any = documents.ragged_batch(objective.documents_per_group)
         groups = groups.map(lambda group: group.flat_values)
         if random_pieces is None:
             groups = groups.map(lambda group: (group, np.int64(raw_length)))

@@ -58,7 +58,7 @@ class RandomLengths:
                 "RandomLengths.shortest",
                 "TASK_FEATURE_LENGTHS",
             )
-        low, high = np.log(np.float32([self.shortest, longest]))
+        low, high = np.log(np.array([self.shortest, longest], np.float32))
         drawn_b = np.exp(low + philox.uniform(keys_b2, 1)[:, 0] * (high - low))
         # The logarithm of 8 and back is a little less than 8.
         return np.clip(drawn_b.astype(np.int64), self.shortest, longest)

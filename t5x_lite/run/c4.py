@@ -63,13 +63,12 @@ def c4(
 
 def show(console: Console, recipe: C4Recipe, counts: Counts) -> None:
     """Print what every rule took and left out, in the order of the rules."""
-    stages = [
+    stages = (
         *("read", "length", "news", "address", "addresses", "clean", "duplicates"),
         *("language", "words", "written"),
-    ]
-    found = [(*name.split(": ", 1), count) for name, count in counts.items()]
-    found.sort(key=lambda row: (stages.index(row[0]), -row[2]))
-    rows = [(f"{stage}: {what}", f"{count:,}") for stage, what, count in found]
+    )
+    ordered = sorted(counts, key=lambda name: (stages.index(name.split(":")[0]), -counts[name]))
+    rows = [(name, f"{counts[name]:,}") for name in ordered]
     duplicates = "three sentences" if recipe.unit == "three_sentences" else "lines"
-    title = f"{recipe.variant}" + (f", duplicates by {duplicates}" if recipe.is_cleaned else "")
+    title = recipe.variant + (f", duplicates by {duplicates}" if recipe.is_cleaned else "")
     console.table(title, ("rule", "count"), rows)

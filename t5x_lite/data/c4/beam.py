@@ -5,6 +5,7 @@ take `--runner=...` and what else they ask for. Needs the extra `beam`.
 """
 
 import functools
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,30 +32,14 @@ def build_with_beam(
     Shards of None are as many as the runner likes. Returns what every rule took and left out.
     """
     beam = _beam()
-    from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
-
-    settings = PipelineOptions(list(options))
-    settings.view_as(SetupOptions).save_main_session = False
+    settings = beam.options.pipeline_options.PipelineOptions(list(options))
     pipeline = beam.Pipeline(options=settings)
     files = pipeline | beam.io.fileio.MatchFiles(wet) | beam.Reshuffle()
     read = functools.partial(_read, recipe=recipe, bad_pages=bad_pages)
     pages = files | "read" >> beam.FlatMap(_counting(read))
     pages = pages_of_c4(pages, recipe)
     for split, shards in (("train", train_shards), ("validation", validation_shards)):
-        (
-            pages
-            | f"only {split}" >> beam.Filter(_is_of, split=split)
-            | f"as JSON, {split}" >> beam.Map(lambda page: as_line(page).rstrip("\n"))
-            | f"write {split}"
-            >> beam.io.WriteToText(
-                f"{out.rstrip('/')}/c4-{split}",
-                file_name_suffix=".json.gz",
-                shard_name_template=".SSSSS-of-NNNNN",
-                num_shards=shards or 0,
-                compression_type=beam.io.filesystem.CompressionTypes.GZIP,
-                skip_if_empty=True,
-            )
-        )
+        _write(pages, split, out, shards)
     result = pipeline.run()
     result.wait_until_finish()
     counters = result.metrics().query()["counters"]
@@ -85,6 +70,25 @@ def pages_of_c4(pages: Any, recipe: C4Recipe) -> Any:
             >> beam.FlatMap(_counting(functools.partial(_without_duplicates, recipe=recipe)))
         )
     return pages | "last" >> beam.FlatMap(_counting(functools.partial(_last, recipe=recipe)))
+
+
+def _write(pages: Any, split: str, out: str, shards: int | None) -> Any:
+    """Write the pages of a split as gzipped JSON lines."""
+    beam = _beam()
+    write = beam.io.WriteToText(
+        f"{out.rstrip('/')}/c4-{split}",
+        file_name_suffix=".json.gz",
+        shard_name_template=".SSSSS-of-NNNNN",
+        num_shards=shards or 0,
+        compression_type=beam.io.filesystem.CompressionTypes.GZIP,
+        skip_if_empty=True,
+    )
+    return (
+        pages
+        | f"only {split}" >> beam.Filter(_is_of, split=split)
+        | f"as JSON, {split}" >> beam.Map(lambda page: as_line(page).rstrip("\n"))
+        | f"write {split}" >> write
+    )
 
 
 def _read(file: Any, counts: Counts, *, recipe: C4Recipe, bad_pages: BadLines) -> Iterator[Page]:
@@ -152,10 +156,10 @@ def _counting(function: Callable[..., Iterator[Page]]) -> Callable[[Any], Iterat
 
 def _beam() -> Any:
     try:
-        import apache_beam
-        import apache_beam.io.fileio
+        for module in ("io.fileio", "io.filesystem", "io.filesystems", "options.pipeline_options"):
+            importlib.import_module(f"apache_beam.{module}")
+        return importlib.import_module("apache_beam")
     except ImportError as error:
         raise ConfigError(
             f"Beam is not installed: it comes with the extra 'beam' ({error})", "c4.runner"
         ) from None
-    return apache_beam
