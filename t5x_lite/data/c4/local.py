@@ -39,7 +39,7 @@ def build(job: Job, *, processes: int, report: Report) -> Counts:
     order = [
         ("reading WET files", stages.read, range(len(job.wet))),
         ("cleaning pages", stages.clean, every_bucket),
-        ("comparing lines", stages.choose, every_bucket if job.recipe.is_cleaned else range(0)),
+        *([("comparing lines", stages.choose, every_bucket)] if job.recipe.is_cleaned else []),
         ("telling languages", stages.finish, every_bucket),
     ]
     total = Counts()

@@ -23,7 +23,7 @@ EDGES = {
         'A line may end in what somebody "says."',
         "A line must not end in a comma,",
         "A mark hides the end of this line.[3]",
-        "Or the end of that line.[citation needed] [edit]",
+        "Or the end of that line.[citation needed][edit]",
         "Empty brackets are marks too.[]",
     ),
     "https://edge.invalid/policy": (
