@@ -28,7 +28,7 @@ from t5x_lite.run.record import check_model_dir, write_launch
 from t5x_lite.run.results import Results, TaskResult, read_results, show_results, write_results
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
-from t5x_lite.training.step import Loss
+from t5x_lite.training.step import Loss, Update
 from t5x_lite.training.writers import Writers
 
 
@@ -43,6 +43,7 @@ def train(
     steps: int,
     mesh: Mapping[str, int],
     loss: Loss,
+    update: Update,
     evaluation: Evaluation,
     checkpoints: CheckpointPolicy,
     loss_on_inputs: bool = False,
@@ -75,7 +76,7 @@ def train(
     if cpu_devices not in (None, jax.config.jax_num_cpu_devices):  # pyright: ignore
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     program = build(
-        model, optimizer, learning_rate, loss, mesh=mesh, batch_size=batch_size, seed=seed
+        model, optimizer, learning_rate, loss, update, mesh=mesh, batch_size=batch_size, seed=seed
     )
     console = Console(silent=jax.process_index() != 0)
     plan = prepare(data, report=console.note)
@@ -221,7 +222,7 @@ class Run:
     def results(self, baselines: Mapping[str, Any]) -> Results:
         """Held-out losses beside their baselines, and samples."""
         with self._console.waiting("decoding held-out examples"):
-            samples = self._held_out.samples(self._state.params)
+            samples = self._held_out.samples(self._state.evaluated)
         tasks = {
             name: TaskResult(
                 loss=numbers["loss"],
@@ -229,7 +230,7 @@ class Run:
                 tokens=int(numbers["tokens"]),
                 **baselines[name]._asdict(),
             )
-            for name, numbers in self._held_out.losses(self._state.params).items()
+            for name, numbers in self._held_out.losses(self._state.evaluated).items()
         }
         return Results(step=self.step, seconds=self._seconds, tasks=tasks, samples=samples)
 
@@ -252,7 +253,7 @@ class Run:
         writers.write(self.step, "train", numbers)
 
     def _evaluate(self, writers: Writers) -> None:
-        losses = self._held_out.losses(self._state.params)
+        losses = self._held_out.losses(self._state.evaluated)
         for name, numbers in losses.items():
             writers.write(self.step, f"validation/{name}", numbers)
         shown = ", ".join(f"{name} {numbers['loss']:.3f}" for name, numbers in losses.items())
