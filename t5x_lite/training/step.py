@@ -97,7 +97,9 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, sums, extra = _gradients(graphdef, loss, update, state.params, batch, key)
+        grads, sums, extra = _gradients(
+            graphdef, loss, update, optimizer.trained, state.params, batch, key
+        )
         grad_norms = norms("grad_norm", grads)
         grad_norm = grad_norms["grad_norm"]
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums.loss)
@@ -143,7 +145,7 @@ def make_eval_step(graphdef: nnx.GraphDef) -> Callable[..., LossSums]:
     return eval_step
 
 
-def _gradients(graphdef, loss: Loss, update: Update, params, batch: Batch, key):
+def _gradients(graphdef, loss: Loss, update: Update, trained, params, batch: Batch, key):
     """Gradient, sums and extra losses of a batch, whole or in microbatches."""
     side = _side(batch)
     segments_bl = batch.get(f"{side}_segment_ids")
@@ -159,7 +161,7 @@ def _gradients(graphdef, loss: Loss, update: Update, params, batch: Batch, key):
 
     def part(batch, key):
         grads, (sums, extra) = jax.grad(objective, has_aux=True)(params, batch, key)
-        return grads, sums, extra
+        return trained(grads), sums, extra
 
     if parts == 1:
         return part(batch, key)
