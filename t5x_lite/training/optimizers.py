@@ -276,6 +276,4 @@ def _without(items: tuple, gone: tuple[int, ...]) -> tuple:
 def _check(config: Any, name: str, fine: bool, wanted: str) -> None:
     if not fine:
         kind = type(config).__name__
-        raise ConfigError(
-            f"{name} must be {wanted}; got {getattr(config, name)}", f"{kind}.{name}"
-        )
+        raise ConfigError(f"{name} must be {wanted}; got {getattr(config, name)}", f"{kind}.{name}")

@@ -163,13 +163,16 @@ class Factors:
     NAMES: ClassVar[dict[str, Callable[["Factors", jax.Array], Any]]] = {
         "constant": lambda self, step: self.base_learning_rate,
         "linear_warmup": lambda self, step: jnp.minimum(1.0, step / self.warmup_steps),
-        "linear_decay": lambda self, step: self.base_learning_rate
-        * jnp.minimum(
-            step / self.warmup_steps, 1.0 + self.decay_factor * (self.warmup_steps - step)
+        "linear_decay": lambda self, step: (
+            self.base_learning_rate
+            * jnp.minimum(
+                step / self.warmup_steps, 1.0 + self.decay_factor * (self.warmup_steps - step)
+            )
         ),
         "rsqrt_decay": lambda self, step: jax.lax.rsqrt(jnp.maximum(step, self.warmup_steps)),
-        "rsqrt_normalized_decay": lambda self, step: math.sqrt(self.warmup_steps)
-        * jax.lax.rsqrt(jnp.maximum(step, self.warmup_steps)),
+        "rsqrt_normalized_decay": lambda self, step: (
+            math.sqrt(self.warmup_steps) * jax.lax.rsqrt(jnp.maximum(step, self.warmup_steps))
+        ),
         "decay_every": lambda self, step: (
             self.decay_factor ** jnp.floor(step / self.steps_per_decay)
         ),

@@ -1,8 +1,8 @@
 """What an optimizer is here: a rule for one weight of one layer, bound to all weights of a model.
 
 Weights stacked over "layers" (or experts) are updated as that many separate weights: a rule sees
-one of them, and `jax.vmap` runs it over the stack. State is a nested dict like the weights', sharded
-by the same table of logical axes.
+one of them, and `jax.vmap` runs it over the stack. State is a nested dict like the weights', and
+sharded by the same table of logical axes.
 """
 
 from collections.abc import Callable, Mapping
