@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "show examples of a task or mixture as a model reads them, and the mixing rates",
     "cache": "tokenise a task or mixture once, resumably and in parallel",
     "vocab": "train a SentencePiece vocabulary on files of text",
+    "c4": "build C4 or a variant of it from the WET files of Common Crawl",
     "import": "make a run directory of a Hugging Face model",
     "export": "make a Hugging Face model of a run directory",
 }

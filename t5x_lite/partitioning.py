@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t5x_lite.errors import ConfigError
 
@@ -136,10 +136,19 @@ def check_divisible(mesh: Mesh, shapes_tree: Any, axes_tree: Any) -> None:
                 )
 
 
-def batch_parts(mesh: Mesh) -> int:
-    """Into how many parts the mesh splits a global batch."""
-    axes = LOGICAL_TO_MESH["batch"]
-    return math.prod(mesh.shape[name] for name in (axes or ()))
+def mesh_axes(axis: str) -> tuple[str, ...]:
+    """The mesh axes that split a logical axis.
+
+    >>> mesh_axes("embed")
+    ('fsdp',)
+    """
+    entry = LOGICAL_TO_MESH[axis]
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
+
+
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts the mesh splits a global batch; 1 outside a mesh."""
+    return 1 if mesh.empty else math.prod(mesh.shape[name] for name in mesh_axes("batch"))
 
 
 def shard(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -15,16 +15,18 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t5x_lite.data import files
 from t5x_lite.data.caching import MakeParts, build_token_store
 from t5x_lite.data.order import Exhaustion
+from t5x_lite.data.pair_endings import PairEnding
 from t5x_lite.data.quiet_import import import_seqio
 from t5x_lite.data.reading import Tokenizer
-from t5x_lite.data.registered import check_name, is_text, registered_tasks
+from t5x_lite.data.registered import check_name, registered_tasks
+from t5x_lite.data.steps import Denoise, EndPairs, late_step, to_vocabulary
 from t5x_lite.data.stream import StreamTask
-from t5x_lite.data.tasks import Declaration, to_vocabulary
+from t5x_lite.data.tasks import Declaration
 from t5x_lite.data.token_store import (
     TOKENISING_PACKAGES,
     TokenStore,
@@ -40,7 +42,7 @@ from t5x_lite.objectives.features import check_sentinels
 if TYPE_CHECKING:
     import seqio
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,18 @@ PartMaker = Callable[[Data, str, str], MakeParts]
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """A task's rate, whether it is text for the objective, and the store of each split it has."""
+    """A task's rate, the store of each split it has, and what becomes of what is stored.
+
+    is_text: it is text for an objective, the task's own or, if it has none, the run's. ending: of
+    pairs that are not simply cut.
+    """
 
     name: str
     rate: float
     is_text: bool
     stores: Mapping[str, str]
+    objective: Objective | None = None
+    ending: PairEnding | None = None
 
 
 @dataclass(frozen=True)
@@ -120,8 +128,9 @@ class Plan:
         ]
 
     def _open(self, task: PlannedTask, split: str) -> StreamTask:
-        objective = self.objective if task.is_text else None
-        return StreamTask(task.name, self._store(task, split), task.rate, objective)
+        objective = (task.objective or self.objective) if task.is_text else None
+        store = self._store(task, split)
+        return StreamTask(task.name, store, task.rate, objective, task.ending)
 
     def _store(self, task: PlannedTask, split: str) -> TokenStore:
         return TokenStore.open(os.path.join(self.data_dir, task.stores[split]))
@@ -170,11 +179,13 @@ def _make_plan(
             "MIXTURE_OR_TASK_NAME",
         )
     vocabulary = min(vocabularies, key=lambda each: each.path)
-    text = {task.name: is_text(task) for task, _ in rates}
-    if any(text.values()):
-        data.objective.raw_length(data.feature_lengths)
-        needed = data.objective.sentinels_needed(data.feature_lengths)
-        check_sentinels(needed, vocabulary.sentinels)
+    late_steps = {task.name: late_step(task) for task, _ in rates}
+    for step in late_steps.values():
+        if isinstance(step, Denoise):
+            objective = step.objective or data.objective
+            objective.raw_length(data.feature_lengths)
+            needed = objective.sentinels_needed(data.feature_lengths)
+            check_sentinels(needed, vocabulary.sentinels)
     return Plan(
         data_dir=data.data_dir,
         objective=data.objective,
@@ -184,11 +195,13 @@ def _make_plan(
             PlannedTask(
                 task.name,
                 rate,
-                text[task.name],
+                isinstance(step := late_steps[task.name], Denoise),
                 {
                     split: _store(task, split, data, report, make_parts)
                     for split in _splits(task, rate)
                 },
+                step.objective if isinstance(step, Denoise) else None,
+                step.ending if isinstance(step, EndPairs) else None,
             )
             for task, rate in rates
         ),
@@ -263,7 +276,10 @@ def _read_plan(path: Path, data: Data) -> Plan | None:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
-    tasks = tuple(PlannedTask(**task) for task in content["tasks"])
+    try:
+        tasks = tuple(_planned(task, _objectives(data)) for task in content["tasks"])
+    except KeyError:
+        return None
     plan = Plan(
         data_dir=data.data_dir,
         objective=data.objective,
@@ -287,6 +303,30 @@ def _read_plan(path: Path, data: Data) -> Plan | None:
     return plan
 
 
+def _objectives(data: Data) -> dict[str, Objective]:
+    """Return the objectives that tasks have of their own, as far as the declarations tell."""
+    found: dict[str, Objective] = {}
+    for declaration in data.declarations:
+        found |= getattr(declaration, "objectives", {})
+    return found
+
+
+def _planned(content: Mapping[str, Any], objectives: Mapping[str, Objective]) -> PlannedTask:
+    """Read a task of a plan; raises KeyError where only registering it would tell its objective."""
+    own, ending = content["own_objective"], content["ending"]
+    return PlannedTask(
+        **{name: content[name] for name in ("name", "rate", "is_text", "stores")},
+        objective=objectives[content["name"]] if own else None,
+        ending=ending and PairEnding(**ending),
+    )
+
+
+def _written(task: PlannedTask) -> dict[str, Any]:
+    content = dataclasses.asdict(dataclasses.replace(task, objective=None))
+    del content["objective"]
+    return content | {"own_objective": task.objective is not None}
+
+
 def _located(data_dir: str, path: str) -> str:
     """Return where a path in a plan leads: an address and "bytes" are not below `data_dir`."""
     return path if path == BYTES or files.is_address(path) else os.path.join(data_dir, path)
@@ -300,7 +340,7 @@ def _write_plan(path: Path, plan: Plan) -> None:
         "vocabulary_path": os.path.relpath(path_of_model, base) if is_below else path_of_model,
         "extra_ids": plan.extra_ids,
         "fingerprint": plan.vocabulary().fingerprint,
-        "tasks": [dataclasses.asdict(task) for task in plan.tasks],
+        "tasks": [_written(task) for task in plan.tasks],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from t5x_lite.data.records import Tally, read_records
 from t5x_lite.data.sources import JsonLinesSource
-from t5x_lite.data.tasks import to_vocabulary
+from t5x_lite.data.steps import to_vocabulary
 from t5x_lite.data.vocabularies import AnyVocabulary
 from t5x_lite.errors import ConfigError
 

@@ -6,7 +6,6 @@ import importlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from t5x_lite.data.tasks import Denoise
 from t5x_lite.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,29 +37,6 @@ def registered_tasks(
         return rates
     pieces = data.vocabulary.to_seqio()
     return [(_with_vocabulary(task, pieces), rate) for task, rate in rates]
-
-
-def is_text(task: "seqio.Task") -> bool:
-    """Tell text tasks from pair tasks by what follows the cache placeholder; refuse all others.
-
-    `append_eos` counts as `append_eos_after_trim`: an example too long for its row keeps its EOS.
-    """
-    import seqio
-
-    steps = list(task.preprocessors)
-    places = [i for i, s in enumerate(steps) if isinstance(s, seqio.CacheDatasetPlaceholder)]
-    steps = steps[places[0] + 1 :] if places else steps
-    endings = seqio.preprocessors.append_eos_after_trim, seqio.preprocessors.append_eos
-    found = bool(steps) and isinstance(steps[0], Denoise)
-    if list(steps[found:]) not in ([endings[0]], [endings[1]]):
-        names = [getattr(step, "__name__", None) or repr(step) for step in steps]
-        raise ConfigError(
-            f"task {task.name!r} has {', '.join(names) or 'nothing'} after its "
-            "seqio.CacheDatasetPlaceholder: a token store serves tasks with append_eos_after_trim "
-            "there, with t5x_lite.data.tasks.Denoise before it where they are text",
-            "MIXTURE_OR_TASK_NAME",
-        )
-    return found
 
 
 def check_name(data: "Data", names: Iterable[str]) -> None:

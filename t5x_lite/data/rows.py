@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t5x_lite.data import kernels
+from t5x_lite.data.finishing import EOS_ID, FEATURES, append
 from t5x_lite.objectives import philox, spans
 from t5x_lite.objectives.denoising import Objective, SpanCorruption
 from t5x_lite.objectives.spans import Rows, Sentinels
 
-EOS_ID = 1
-FEATURES = ("inputs", "targets")
+_OFFSETS_PER_READ = 1 << 20
 
 
 def has_compiled(objective: Objective) -> bool:
@@ -40,7 +40,7 @@ def corrupt_spans(
     objective: Objective,
     keys_n2: NDArray[np.uint32],
     sentinels: Sentinels,
-    feature_lengths: Mapping[str, int],
+    widths: Mapping[str, int],
 ) -> dict[str, Rows]:
     """Return the features that `SpanCorruption` makes of stretches, cut and with EOS.
 
@@ -52,7 +52,7 @@ def corrupt_spans(
     noise_n, spans_n = spans.noise_counts(
         np.maximum(lengths_n, 2), objective.noise_density, objective.mean_noise_span_length
     )
-    made = [np.zeros((len(lengths_n), feature_lengths[name]), np.int32) for name in FEATURES]
+    made = [np.zeros((len(lengths_n), widths[name]), np.int32) for name in FEATURES]
     made_lengths_2n = np.empty((2, len(lengths_n)), np.int32)
     compiled.corrupt_spans(
         tokens,
@@ -88,7 +88,7 @@ def gather_with_eos(
 ) -> Rows:
     """Return the stretches, below `length` tokens each, followed by EOS, as rows of that width."""
     if (compiled := kernels.compiled()) is None:
-        return append_eos(gather(tokens, starts_n, lengths_n), length)
+        return append(gather(tokens, starts_n, lengths_n), length)
     rows_nl = np.zeros((len(lengths_n), length), np.int32)
     compiled.gather_with_eos(tokens, starts_n, lengths_n, EOS_ID, rows_nl)
     return Rows(rows_nl, (lengths_n + 1).astype(np.int32))
@@ -101,21 +101,16 @@ def read_only(array: NDArray) -> NDArray:
     return array
 
 
-def append_eos(rows: Rows, length: int) -> Rows:
-    """Cut rows to length - 1 tokens and append EOS: rows of width `length`, zero at the end."""
-    lengths_n = np.minimum(rows.lengths, length - 1)
-    tokens_nl = np.zeros((len(lengths_n), length), np.int32)
-    width = min(length, rows.tokens.shape[1])
-    tokens_nl[:, :width] = rows.tokens[:, :width]
-    tokens_nl[np.arange(len(lengths_n)), lengths_n] = EOS_ID
-    return Rows(tokens_nl, lengths_n + 1)
+def group_documents(offsets: NDArray[np.int64], documents_per_group: int) -> NDArray[np.int64]:
+    """Return the first document of each group and, last, how many documents there are.
 
-
-def cut(rows: Rows, length: int) -> Rows:
-    """Cut rows to `length` tokens; an empty row becomes EOS alone, that there be something."""
-    lengths_n = np.minimum(rows.lengths, length)
-    tokens_nl = np.zeros((len(lengths_n), length), np.int32)
-    width = min(length, rows.tokens.shape[1])
-    tokens_nl[:, :width] = rows.tokens[:, :width]
-    tokens_nl[lengths_n == 0, 0] = EOS_ID
-    return Rows(tokens_nl, np.maximum(lengths_n, 1))
+    A group is that many documents with tokens; empty documents count for nothing. The offsets are
+    read a megatoken of documents at a time, so memory stays flat.
+    """
+    parts, seen = [], 0
+    for low in range(0, len(offsets) - 1, _OFFSETS_PER_READ):
+        bounds = np.asarray(offsets[low : low + _OFFSETS_PER_READ + 1])
+        documents = low + np.flatnonzero(np.diff(bounds) > 0)
+        parts.append(documents[-seen % documents_per_group :: documents_per_group])
+        seen += len(documents)
+    return np.concatenate([*parts, [len(offsets) - 1]]).astype(np.int64)

@@ -13,7 +13,8 @@ from t5x_lite.data import caching
 from t5x_lite.data.caching import build_token_store, write_part
 from t5x_lite.data.plan import Data
 from t5x_lite.data.reading import plain_records
-from t5x_lite.data.tasks import JsonLinesText, add_task, text_steps
+from t5x_lite.data.steps import text_steps
+from t5x_lite.data.tasks import JsonLinesText, add_task
 from t5x_lite.data.token_store import TokenStore, changed_shards
 from t5x_lite.data.vocabularies import ByteVocabulary, Vocabulary, train_vocabulary
 from t5x_lite.data.workers import Processes
