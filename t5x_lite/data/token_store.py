@@ -204,7 +204,7 @@ def token_dtype(vocab_size: int) -> str:
 
 def _describe_vocabulary(vocabulary: "seqio.Vocabulary") -> dict[str, Any]:
     model_file = getattr(vocabulary, "sentencepiece_model_file", None)
-    model = files.read_bytes(model_file) if model_file else str(vocabulary).encode()
+    model = files.read_bytes(model_file) if model_file else _describe_value(vocabulary).encode()
     return {
         "size": vocabulary.vocab_size,
         "extra_ids": vocabulary.extra_ids,

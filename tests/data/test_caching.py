@@ -17,7 +17,7 @@ from t5x_lite.data.steps import text_steps
 from t5x_lite.data.tasks import JsonLinesText, add_task
 from t5x_lite.data.token_store import TokenStore, changed_shards
 from t5x_lite.data.vocabularies import ByteVocabulary, Vocabulary, train_vocabulary
-from t5x_lite.data.workers import Processes
+from t5x_lite.data.workers import Beam, Processes
 from t5x_lite.errors import ConfigError
 
 seqio = pytest.importorskip("seqio")
@@ -149,6 +149,22 @@ def test_several_processes_write_the_bytes_of_one(declared, task, tmp_path, toke
             task, "train", tmp_path / "two", tokenizer=tokenizer, make_parts=make_parts
         )
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+@pytest.mark.filterwarnings("default")
+def test_beam_writes_the_bytes_of_one_process(tmp_path):
+    pytest.importorskip("apache_beam")
+    for number in range(3):
+        text = json.dumps({"text": f"text number {number}"}) + "\n"
+        (tmp_path / f"c4-train.{number:05d}-of-00003.json").write_text(text * 5)
+    declared = JsonLinesText("beam_text", str(tmp_path), ByteVocabulary())
+    declared.register("", print)
+    data = Data("beam_text", {}, str(tmp_path), declarations=(declared,))
+    make_parts = Beam(["--runner=DirectRunner"]).make_parts(data, "beam_text", "train")
+    task = seqio.TaskRegistry.get("beam_text")
+    build_token_store(task, "train", tmp_path / "one")
+    build_token_store(task, "train", tmp_path / "beam", make_parts=make_parts)
+    assert contents(tmp_path / "one") == contents(tmp_path / "beam")
 
 
 def test_parts_may_come_in_any_order(task, tmp_path):

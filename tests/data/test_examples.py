@@ -5,6 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from t5x_lite.data import examples
 from t5x_lite.data.examples import open_examples
 from t5x_lite.data.rows import group_documents
 from t5x_lite.errors import ConfigError

@@ -10,7 +10,7 @@ import pytest
 from t5x_lite.data import corpora, tasks
 from t5x_lite.data.caching import build_token_store
 from t5x_lite.data.token_store import TokenStore, describe_store
-from t5x_lite.data.vocabularies import Vocabulary, train_vocabulary
+from t5x_lite.data.vocabularies import ByteVocabulary, Vocabulary, train_vocabulary
 from t5x_lite.errors import ConfigError
 
 seqio = pytest.importorskip("seqio")
@@ -112,6 +112,15 @@ def test_the_manifest_says_what_the_store_was_made_from(store, task, corpus):
 def test_a_description_is_the_same_in_every_process(store, task):
     assert "0x" not in json.dumps(describe_store(task, "train"))
     TokenStore.open(store.directory, describe_store(task, "train"))
+
+
+def test_vocabularies_without_a_file_are_described_alike_by_every_process(corpus):
+    source = tasks.JsonLinesSource(str(corpus / "shards"))
+    described = []
+    for _ in range(2):
+        tasks.add_task("store_bytes", source, tasks.text_steps(), ByteVocabulary())
+        described.append(describe_store(seqio.TaskRegistry.get("store_bytes"), "train"))
+    assert described[0] == described[1]
 
 
 def test_a_store_made_from_something_else_is_refused_by_what_differs(store, register):
