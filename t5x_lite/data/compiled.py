@@ -178,6 +178,20 @@ def example_keys(seed, stream, epochs, indices, keys):
 
 
 @_compile
+def window_bits(seed, window, purpose, count, bits):
+    """Write `objectives.philox.random_bits` of a window's key, folded with a purpose."""
+    a0, a1, _, _ = _philox(window & _LOW, window >> _HALF, _ZERO, _ZERO, seed & _LOW, seed >> _HALF)
+    b0, b1, _, _ = _philox(purpose, _ZERO, _ZERO, _ZERO, a0, a1)
+    high_0 = _LOW if b0 >> _SIGN else _ZERO
+    high_1 = _LOW if b1 >> _SIGN else _ZERO
+    k0, k1, c2, c3 = _philox(b0, high_0, b1, high_1, _SCRAMBLING_0, _SCRAMBLING_1)
+    for block in range((count + 3) // 4):
+        w0, w1, w2, w3 = _philox(np.uint64(block), _ZERO, c2, c3, k0, k1)
+        bits[4 * block], bits[4 * block + 1] = np.uint32(w0), np.uint32(w1)
+        bits[4 * block + 2], bits[4 * block + 3] = np.uint32(w2), np.uint32(w3)
+
+
+@_compile
 def gather_with_eos(tokens, starts, lengths, eos, rows):
     """Fill rows of zeros with stretches of tokens, EOS after each; they must have room for both."""
     for n in range(len(lengths)):

@@ -4,12 +4,14 @@ Everything is addressed by number: nothing is shuffled in a buffer and no state 
 place of a run of any length is reached at once, on any host.
 """
 
+import functools
 import math
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from t5x_lite.data import kernels
 from t5x_lite.objectives import philox
 
 # What a mixture does about a task that has no more examples: begin it anew, end, go on without it.
@@ -41,8 +43,7 @@ def draw_tasks(
     """
     if len(shares) == 1:
         return np.zeros(count if left is None else min(count, left[0]), np.int64)
-    key_12 = philox.fold_in(_window_key(window, seed), _MIXTURE)
-    uniforms = philox.random_bits(key_12, count)[0] * 2.0**-32
+    uniforms = _window_bits(window, seed, _MIXTURE, count) * 2.0**-32
     shares = np.array(shares, np.float64)
     task_n = _pick(shares, uniforms)
     if left is None or exhaustion == "repeat":
@@ -60,8 +61,7 @@ def draw_tasks(
 
 def shuffle_rows(count: int, window: int, *, seed: int) -> NDArray[np.int64]:
     """Return a random order of a window's `count` rows."""
-    key_12 = philox.fold_in(_window_key(window, seed), _ROWS)
-    return np.argsort(philox.random_bits(key_12, count)[0], kind="stable")
+    return np.argsort(_window_bits(window, seed, _ROWS, count), kind="stable")
 
 
 def visit(
@@ -79,9 +79,11 @@ def visit(
     """
     epochs_n, places_n = np.divmod(np.asarray(draws_n, np.int64), size)
     epochs_u, epoch_of_n = np.unique(epochs_n, return_inverse=True)
-    keys_u2 = philox.example_keys(seed, stream, epochs_u, np.zeros_like(epochs_u))
-    bits_ur = philox.random_bits(philox.fold_in(keys_u2, _EPOCH), 2 * _ROUNDS).astype(np.uint64)
-    round_keys_ur = bits_ur[:, ::2] << np.uint64(32) | bits_ur[:, 1::2]
+    if len(epochs_u) <= 2:
+        keys = [_epoch_keys(seed, stream, epoch) for epoch in epochs_u.tolist()]
+        round_keys_ur = np.array(keys, np.uint64).reshape(len(keys), _ROUNDS)
+    else:
+        round_keys_ur = _round_keys(seed, stream, epochs_u)
     return epochs_n, permute(places_n, size, round_keys_nr=round_keys_ur[epoch_of_n])
 
 
@@ -133,5 +135,25 @@ def _mix(values_n: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return (values_n ^ values_n >> np.uint64(31)) >> np.uint64(1)
 
 
-def _window_key(window: int, seed: int) -> NDArray[np.uint32]:
-    return philox.example_keys(seed, 0, np.zeros(1, np.int64), np.array([window]))
+def _round_keys(seed: int, stream: int, epochs_u: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return the keys of the rounds of each epoch's permutation: [u, rounds]."""
+    keys_u2 = philox.example_keys(seed, stream, epochs_u, np.zeros_like(epochs_u))
+    bits_ur = philox.random_bits(philox.fold_in(keys_u2, _EPOCH), 2 * _ROUNDS).astype(np.uint64)
+    return bits_ur[:, ::2] << np.uint64(32) | bits_ur[:, 1::2]
+
+
+@functools.lru_cache(4096)
+def _epoch_keys(seed: int, stream: int, epoch: int) -> NDArray[np.uint64]:
+    """Return the same for one epoch, which a task is in for many windows."""
+    return _round_keys(seed, stream, np.array([epoch]))[0]
+
+
+def _window_bits(window: int, seed: int, purpose: int, count: int) -> NDArray[np.uint32]:
+    """Return a window's random words for one of its purposes."""
+    if (compiled := kernels.compiled()) is None:
+        key_12 = philox.example_keys(seed, 0, np.zeros(1, np.int64), np.array([window]))
+        return philox.random_bits(philox.fold_in(key_12, purpose), count)[0]
+    bits_n = np.empty(count + 3, np.uint32)  # it writes whole blocks of four
+    numbers = (np.uint64(each & 0xFFFFFFFFFFFFFFFF) for each in (seed, window, purpose))
+    compiled.window_bits(*numbers, count, bits_n)
+    return bits_n[:count]

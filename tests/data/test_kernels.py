@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from t5x_lite.data import kernels
+from t5x_lite.data import kernels, order
 from t5x_lite.data.examples import PairExamples, TextExamples
 from t5x_lite.data.packing import Segments, best_fit_decreasing
+from t5x_lite.data.rows import example_keys
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.denoising import SpanCorruption
 from t5x_lite.objectives.spans import Rows, Sentinels
@@ -123,6 +124,32 @@ def test_segments_are_written_the_same_compiled(lengths):
 
     for found, expected in zip(*both_ways(make), strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+@needs_numba
+@given(seed=st.integers(0, 2**64 - 1), window=st.integers(0, 2**40), count=st.integers(1, 90))
+def test_the_order_is_the_same_compiled(seed, window, count):
+    def make():
+        return (
+            order.draw_tasks(np.array([1.0, 2.0, 0.5]), window, seed=seed, count=count),
+            order.shuffle_rows(count, window, seed=seed),
+        )
+
+    for found, expected in zip(*both_ways(make), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@needs_numba
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    stream=st.integers(0, 2**32 - 1),
+    epoch=st.integers(0, 2**31),
+    index=st.integers(0, 2**50),
+)
+def test_the_keys_of_examples_are_the_same_compiled(seed, stream, epoch, index):
+    numbers = np.array([epoch, 0]), np.array([index, 3])
+    found, expected = both_ways(lambda: example_keys(seed, stream, *numbers))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_without_numba_numpy_takes_its_place():
