@@ -15,6 +15,7 @@ _WEYL_0, _WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _SCRAMBLING_0, _SCRAMBLING_1 = np.uint64(0x3EC8F720), np.uint64(0x02461E29)
 _SIGN, _ZERO = np.uint64(31), np.uint64(0)
 _MANTISSA = np.uint32(0x7FFFFF)
+_MIX_0, _MIX_1 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _MOST = np.uint32(0xFFFFFFFF)
 _FEW = 128  # cuts for which counting is faster than sorting
 
@@ -189,6 +190,30 @@ def window_bits(seed, window, purpose, count, bits):
         w0, w1, w2, w3 = _philox(np.uint64(block), _ZERO, c2, c3, k0, k1)
         bits[4 * block], bits[4 * block + 1] = np.uint32(w0), np.uint32(w1)
         bits[4 * block + 2], bits[4 * block + 3] = np.uint32(w2), np.uint32(w3)
+
+
+@_compile
+def _mix(value):
+    """As `order._mix`."""
+    value = (value ^ value >> np.uint64(30)) * _MIX_0
+    value = (value ^ value >> np.uint64(27)) * _MIX_1
+    return (value ^ value >> np.uint64(31)) >> np.uint64(1)
+
+
+@_compile
+def permute(places, size, left_size, right_size, round_keys, moved):
+    """Write where `order.permute` takes each place."""
+    for n in range(len(places)):
+        value = np.uint64(places[n])
+        while True:
+            left, right = value // right_size, value % right_size
+            for number in range(0, round_keys.shape[1], 2):
+                left = (left + _mix(right + round_keys[n, number])) % left_size
+                right = (right + _mix(left + round_keys[n, number + 1])) % right_size
+            value = left * right_size + right
+            if value < size:
+                break
+        moved[n] = value
 
 
 @_compile

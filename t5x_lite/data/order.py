@@ -104,6 +104,11 @@ def permute(
     """
     left_size = math.isqrt(size - 1) + 1
     right_size = -(-size // left_size)
+    if (compiled := kernels.compiled()) is not None:
+        moved_n = np.empty(len(places_n), np.int64)
+        sizes = (np.uint64(each) for each in (size, left_size, right_size))
+        compiled.permute(places_n, *sizes, round_keys_nr, moved_n)
+        return moved_n
     result_n = _feistel(places_n.astype(np.uint64), left_size, right_size, round_keys_nr)
     while len(outside := np.flatnonzero(result_n >= size)):
         result_n[outside] = _feistel(

@@ -133,6 +133,7 @@ def test_the_order_is_the_same_compiled(seed, window, count):
         return (
             order.draw_tasks(np.array([1.0, 2.0, 0.5]), window, seed=seed, count=count),
             order.shuffle_rows(count, window, seed=seed),
+            *order.visit(np.arange(window, window + 60), count, seed=seed, stream=5),
         )
 
     for found, expected in zip(*both_ways(make), strict=True):
