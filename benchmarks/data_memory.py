@@ -20,20 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-WORDS = [
-    "trees",
-    "grow",
-    "slowly",
-    "without",
-    "being",
-    "asked",
-    "for",
-    "it",
-    "while",
-    "rivers",
-    "run",
-    "quickly",
-]
+WORDS = "trees grow slowly and quickly without being asked".split()
 
 
 def held_mib() -> float:
@@ -56,7 +43,7 @@ def tokenise(directory: Path, megabytes: int) -> None:
                 text = " ".join(random.choice(WORDS, 250))
                 file.write(json.dumps({"text": text}) + "\n")
     model = directory / "unigram.model"
-    train_vocabulary((" ".join(random.choice(WORDS, 20)) for _ in range(400)), model, vocab_size=40)
+    train_vocabulary((" ".join(random.choice(WORDS, 20)) for _ in range(400)), model, vocab_size=30)
     import_seqio()
     import seqio
 

@@ -67,8 +67,8 @@ def main(store: Path) -> None:
     )
     dataset = seqio.get_dataset(
         "peer",
-        {"inputs": 512, "targets": 114},
-        "train",
+        task_feature_lengths={"inputs": 512, "targets": 114},
+        dataset_split="train",
         shuffle=True,
         num_epochs=None,
         feature_converter=seqio.EncDecFeatureConverter(pack=False),

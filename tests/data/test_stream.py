@@ -196,6 +196,34 @@ def test_an_exhaustion_that_is_none_is_refused(tasks, changed):
     assert "Data.exhaustion" in caught.value.names
 
 
+def test_no_two_hosts_tasks_or_epochs_share_noise(memory_store):
+    """Seqio corrupts the k-th example of every host, and of every task of a mixture, alike."""
+    same = [np.arange(100, 160).tolist()] * 64
+    longer = {"feature_lengths": {"inputs": 80, "targets": 30}, "pack": False}
+    tasks = [
+        StreamTask(name, memory_store(targets=same), 1.0, SpanCorruption(documents_per_group=1))
+        for name in ("one", "other")
+    ]
+    whole = _stream(tasks, **longer, batch_size=128, window_examples=128)
+    rows = list(_noise(whole, epochs=2))
+    hosts = np.array_split(np.array(rows, object), 4)
+    for one, other in itertools.combinations(hosts, 2):
+        assert np.mean(one[: len(other)] == other[: len(one)]) < 0.05
+    by_task = {task.name: list(_noise(_stream([task], **longer), epochs=2)) for task in tasks}
+    assert np.mean(np.array(by_task["one"]) == np.array(by_task["other"])) < 0.05
+    first, second = np.array_split(np.array(by_task["one"]), 2)
+    assert np.mean(first == second) < 0.05
+    assert len(set(rows)) > 0.8 * len(rows)
+
+
+def _noise(stream, epochs):
+    """The inputs of all rows of the first epochs."""
+    for batch, position in stream.batches(stream.start()):
+        yield from (row.tobytes() for row in batch["encoder_input_tokens"])
+        if min(stream.epochs(position).values()) >= epochs:
+            return
+
+
 def test_packing_loses_and_invents_nothing(tasks):
     one_row_each = _stream(tasks, pack=False, batch_size=32)
     packed = _stream(tasks, pack=True, batch_size=1)
