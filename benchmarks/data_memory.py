@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-WORDS = "trees grow slowly and quickly without being asked".split()
+WORDS = ["trees", "grow", "slowly", "and", "quickly", "without", "being", "asked"]
 
 
 def held_mib() -> float:

@@ -87,7 +87,7 @@ def visit(
     return epochs_n, permute(places_n, size, round_keys_nr=round_keys_ur[epoch_of_n])
 
 
-def _pick(shares: NDArray[np.float64], uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
+def _pick(shares: NDArray[np.float64], uniforms: NDArray[np.floating]) -> NDArray[np.int64]:
     """Return the task in whose part of [0, 1) each number lies."""
     ends = np.cumsum(shares)
     return np.searchsorted(ends / ends[-1], uniforms, side="right")
