@@ -15,7 +15,6 @@ parts before it give: whoever is killed, at whatever moment, the next goes on to
 
 import contextlib
 import errno
-import fcntl
 import io
 import json
 import os
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from t5x_lite.data.locks import alone
 from t5x_lite.data.reading import Tokenizer, read_groups
 from t5x_lite.data.token_store import TokenStore, describe_store, differences, token_dtype
 from t5x_lite.errors import ConfigError
@@ -40,6 +40,7 @@ MakeParts = Callable[[Sequence[int], Path], Iterable[int]]
 _KINDS = ("tokens.bin", "offsets.npy")
 _BYTES_PER_COPY = 1 << 24
 _LENGTHS_PER_READ = 1 << 20
+_TOLD = 20  # lines about the files that are done, some more where they do not divide
 _HEADER_BYTES = 128  # of NumPy's file of one array of integers, however long it is
 
 
@@ -63,14 +64,17 @@ def build_token_store(
     description, directory = describe_store(task, split, tokenizer), Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_directory(directory)
-    with _alone(directory.with_name(f".{directory.name}.lock"), report), _space_on(partial):
+    with alone(directory.with_name(f".{directory.name}.lock"), report), _space_on(partial):
         if not directory.exists():
             if differences(description, _read_json(partial / "manifest.json") or {}):
                 growing = GrowingFiles(partial, description)
                 try:
                     growing.append()
-                    for _ in (make_parts or _in_turn(task, split))(growing.missing(), partial):
+                    missing = growing.missing()
+                    made = (make_parts or _in_turn(task, split))(missing, partial)
+                    for done, _ in enumerate(made, start=1):
                         growing.append()
+                        growing.tell(len(missing) - done, report)
                     growing.finish(report)
                 except ConfigError:
                     growing.forget_if_empty()
@@ -125,6 +129,12 @@ class GrowingFiles:
     def missing(self) -> list[int]:
         """Return the files of the source that are still to be tokenised."""
         return [n for n in range(len(self._shards)) if not self._part(n).exists()]
+
+    def tell(self, left: int, report: Report) -> None:
+        """Say, some twenty times in all, how many files are done; not where there are few."""
+        count = len(self._shards)
+        if count >= _TOLD and (count - left) % (count // _TOLD) == 0:
+            report(f"  {count - left:,} of {count:,} files")
 
     def append(self) -> None:
         """Append the parts that come next, as far as they are finished."""
@@ -289,28 +299,6 @@ def _at(path: Path, place: int) -> Iterator[Any]:
         yield file
         file.flush()
         os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _alone(path: Path, report: Report) -> Iterator[None]:
-    """Hold the lock of a path, which ends with the process; wait while another one holds it."""
-    while True:
-        with open(path, "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                report(f"waiting for the process that makes {path.name[1:-5]} ...")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError:  # a file system without locks
-                yield
-                return
-            # Whoever held it removed the file; another one may have made and locked it anew.
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                try:
-                    yield
-                finally:
-                    path.unlink()
-                return
 
 
 @contextlib.contextmanager

@@ -198,6 +198,15 @@ def test_what_is_done_is_not_done_again(task, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
+def test_of_many_files_it_is_said_how_many_are_done(tmp_path):
+    for number in range(40):
+        (tmp_path / f"c4-train.{number:05d}-of-00040.json").write_text('{"text": "a"}\n')
+    JsonLinesText("many_files", str(tmp_path), ByteVocabulary()).register("", print)
+    lines = []
+    build(seqio.TaskRegistry.get("many_files"), tmp_path / "store", report=lines.append)
+    assert lines == [f"  {n} of 40 files" for n in range(2, 41, 2)]
+
+
 def test_parts_of_another_description_are_not_gone_on_with(task, declared, corpus, tmp_path):
     def stop_after_one(numbers, partial):
         yield write_part(task, "train", numbers[0], partial)
@@ -291,8 +300,8 @@ def test_of_two_at_once_the_second_waits_and_uses_what_the_first_made(task, tmp_
     program = f"""
 import sys
 from pathlib import Path
-from t5x_lite.data import caching
-with caching._alone(Path({str(tmp_path)!r}, ".store.lock"), lambda line: print(line, flush=True)):
+from t5x_lite.data.locks import alone
+with alone(Path({str(tmp_path)!r}, ".store.lock"), lambda line: print(line, flush=True)):
     sys.exit(0 if Path({str(tmp_path)!r}, "store").exists() else 3)
 """
     second = None
