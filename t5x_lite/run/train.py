@@ -29,7 +29,7 @@ from t5x_lite.run.start import InitFrom, check_init_from
 from t5x_lite.run.startup import Startup
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
-from t5x_lite.training.step import Loss
+from t5x_lite.training.step import Loss, Update
 from t5x_lite.training.writers import EVENTS
 
 
@@ -44,6 +44,7 @@ def train(
     steps: int,
     mesh: Mapping[str, int],
     loss: Loss,
+    update: Update,
     evaluation: Evaluation,
     checkpoints: CheckpointPolicy,
     init_from: InitFrom | None = None,
@@ -75,7 +76,7 @@ def train(
     if cpu_devices not in (None, jax.config.jax_num_cpu_devices):  # pyright: ignore
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     program = build(
-        model, optimizer, learning_rate, loss, mesh=mesh, batch_size=batch_size, seed=seed
+        model, optimizer, learning_rate, loss, update, mesh=mesh, batch_size=batch_size, seed=seed
     )
     if init_from is not None and not (directory / "checkpoints").exists():
         check_init_from(init_from, program.abstract.params)
