@@ -206,6 +206,19 @@ def test_bad_files_stop_a_build_unless_they_are_allowed(job, tmp_path, caplog):
     assert "cut.warc.wet.gz, page" in caplog.text
 
 
+def test_a_full_disk_is_told_and_the_same_command_goes_on(job, monkeypatch):
+    def full(path, array):
+        raise OSError(28, "No space left on device")
+
+    built = job(variant="en.noclean", bad_words=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(spill, "write_array", full)
+        with pytest.raises(ConfigError, match="No space left on device: what is done is kept"):
+            local.build(built, processes=1, report=silent)
+    local.build(built, processes=1, report=silent)
+    assert written(built.out)
+
+
 def test_another_build_in_the_directory_is_refused(job, tmp_path):
     done = job()
     local.build(done, processes=1, report=silent)
