@@ -177,9 +177,7 @@ class Peer:
 def compare(directory: Path, arguments: argparse.Namespace, options: list[str]) -> None:
     """Alternate steps and print the table."""
     roles = {"t5x_lite": (sys.executable, "ours"), "PyTorch": (arguments.torch_python, "torch")}
-    peers = {
-        name: Peer(python, role, directory, options) for name, (python, role) in roles.items()
-    }
+    peers = {name: Peer(python, role, directory, options) for name, (python, role) in roles.items()}
     records = {name: [] for name in peers}
     for number in range(arguments.warmup + arguments.steps):
         for name, peer in peers.items():

@@ -69,7 +69,7 @@ def split_key(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:
 
 @jax.custom_vjp
 def project(x: jax.Array, kernel_io: jax.Array) -> jax.Array:
-    """x @ kernel over the last dimension, with a kernel gradient that suits every backend.
+    """Multiply by a kernel, over the last dimension, with a gradient that suits every backend.
 
     XLA's CPU backend turns one operand of that gradient's product around, and does the element-wise
     work before it in the turned order, which is slow: here it is always the narrower operand.
