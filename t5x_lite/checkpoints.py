@@ -3,15 +3,21 @@
 Order in which a run looks for its start:
 
 1. the newest checkpoint of its own model directory;
-2. scratch.
+2. weights of another run, if it is given one (`run.start.InitFrom`);
+3. scratch.
 """
 
+import contextlib
 import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
+from t5x_lite import checksums
 from t5x_lite.errors import ConfigError
 
 Json = dict[str, Any]
@@ -48,21 +54,28 @@ class Checkpoints:
     Saving copies the arrays and goes on in the background; a step directory counts only once it
     holds its commit marker, which is written last, so neither a killed save nor half of a copy is
     ever mistaken for a checkpoint, on any kind of file system.
+
+    Once a step is complete, a thread records its files' checksums in it. `damage` tells of a step
+    whose files are not what they were, and `set_aside` moves it out of the way.
+
+    Without a policy it is for reading: nothing is saved, and what another process is saving stays.
     """
 
-    def __init__(self, model_dir: str | Path, policy: CheckpointPolicy):
-        self.policy = policy
+    def __init__(self, model_dir: str | Path, policy: CheckpointPolicy | None = None):
+        for_reading = policy is None
+        policy = policy or CheckpointPolicy(keep_latest=None)
+        self.model_dir = Path(model_dir)
+        self._sealing = ThreadPoolExecutor(1, thread_name_prefix="checksums")
+        self._unsealed: list[int] = []  # steps saved by this process
         saving, keeping = ocp.training.save_decision_policies, ocp.training.preservation_policies
         keep = keeping.PreserveAll() if policy.keep_latest is None else None
-        context = ocp.Context()
-        context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE
         self._checkpointer = ocp.training.Checkpointer(
-            str(Path(model_dir).absolute() / "checkpoints"),
-            context=context,
+            str(self.model_dir.absolute() / "checkpoints"),
+            context=_context(),
             # orbax types these two by its new protocols and its policies by the old ones.
             save_decision_policy=saving.FixedIntervalPolicy(policy.every_steps),  # pyright: ignore
             preservation_policy=keep or keeping.LatestN(policy.keep_latest),  # pyright: ignore
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not for_reading,
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -70,6 +83,8 @@ class Checkpoints:
 
     def __exit__(self, *_):
         self._checkpointer.close()
+        self._seal_complete_steps()
+        self._sealing.shutdown()
 
     @property
     def latest_step(self) -> int | None:
@@ -77,12 +92,31 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
+    @property
+    def steps(self) -> list[int]:
+        """All complete steps, in order."""
+        return sorted(found.step for found in self._checkpointer.checkpoints)
+
     def save(self, step: int, state: NamedTuple, progress: Json, *, force: bool = False) -> bool:
         """Save in the background if the policy says so; `progress` is JSON: position and clock."""
+        self._seal_complete_steps()
         if self.latest_step == step:
             return False
         parts = {"state": state._asdict(), "progress": progress}
-        return self._checkpointer.save_checkpointables_async(step, parts, force=force) is not None
+        saving = self._checkpointer.save_checkpointables_async(step, parts, force=force) is not None
+        if saving and jax.process_index() == 0:
+            self._unsealed.append(step)
+        return saving
+
+    def progress(self, step: int) -> Json:
+        """What was saved beside a step's state, without reading the state."""
+        return self._checkpointer.load_checkpointables(step, {"progress": None})["progress"]
+
+    def saved_weights(self, step: int) -> Any:
+        """Shapes and types of a step's weights, as nested dicts of descriptions; no numbers."""
+        with _context():
+            found = ocp.checkpointables_metadata(self._checkpointer.directory / str(step))
+        return found.metadata["state"]["params"]
 
     def restore(self, step: int, abstract: State) -> tuple[State, Json]:
         """The state of a step, placed as `abstract` says, and its progress."""
@@ -93,10 +127,7 @@ class Checkpoints:
 
     def restore_weights(self, step: int, abstract: Any) -> Any:
         """The weights of a step alone, placed as `abstract` says, whatever else was saved."""
-        context = ocp.Context()
-        context.pytree.loading.partial_load = True
-        context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE
-        with context:
+        with _context(partial_load=True):
             path = self._checkpointer.directory / str(step)
             parts = ocp.load_checkpointables(path, {"state": {"params": abstract}})
         return parts["state"]["params"]
@@ -104,3 +135,39 @@ class Checkpoints:
     def wait(self) -> None:
         """Return once everything saved so far is safely on disk."""
         self._checkpointer.wait()
+        self._seal_complete_steps()
+
+    def damage(self, step: int) -> str | None:
+        """What is wrong with the files of a step, or None; reads all of them."""
+        return checksums.damage(self._directory(step))
+
+    def set_aside(self, step: int) -> Path:
+        """Move a step out of the way, where a person may look at it; returns its new place."""
+        place = self.model_dir / "damaged" / f"{step}.{time.time_ns()}"
+        place.parent.mkdir(exist_ok=True)
+        self._directory(step).rename(place)
+        self._checkpointer.reload()
+        return place
+
+    def _directory(self, step: int) -> Path:
+        return Path(self._checkpointer.directory) / str(step)
+
+    def _seal_complete_steps(self) -> None:
+        """Record checksums of what this process saved; called after every step, so cheap."""
+        if self._unsealed and not self._checkpointer.is_saving_in_progress():
+            for step in self._unsealed:
+                self._sealing.submit(_seal_if_there, self._directory(step))
+            self._unsealed = []
+
+
+def _seal_if_there(directory: Path) -> None:
+    # The step may be deleted meanwhile, and a full disk is no reason to end a run.
+    with contextlib.suppress(OSError):
+        checksums.seal(directory)
+
+
+def _context(*, partial_load: bool = False) -> ocp.Context:
+    context = ocp.Context()
+    context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE
+    context.pytree.loading.partial_load = partial_load
+    return context

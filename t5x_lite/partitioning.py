@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t5x_lite.errors import ConfigError
 
@@ -146,9 +146,9 @@ def mesh_axes(axis: str) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
-def batch_parts(mesh: Mesh) -> int:
-    """Into how many parts the mesh splits a global batch."""
-    return math.prod(mesh.shape[name] for name in mesh_axes("batch"))
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts the mesh splits a global batch; 1 outside a mesh."""
+    return 1 if mesh.empty else math.prod(mesh.shape[name] for name in mesh_axes("batch"))
 
 
 def shard(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from t5x_lite.models.config import TransformerConfig
+from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
 from t5x_lite.models.layers import ACTIVATION_FUNCTIONS, drop, split_key, weight
-from t5x_lite.partitioning import shard
+from t5x_lite.partitioning import batch_parts, shard
 
 
 class RouterLosses(NamedTuple):
@@ -62,7 +62,7 @@ class SwitchMLP(nnx.Module):
         """Return the layer's output and the router's losses; padding is routed nowhere."""
         jitter_key, dropout_key = split_key(key, 2)
         tokens = x_ble.shape[0] * x_ble.shape[1]
-        groups = tokens // _group_size(tokens, self.moe.group_size)
+        groups, _, _ = expert_places(self.moe, tokens, training=key is not None)
         x_gte = shard(x_ble.reshape(groups, -1, x_ble.shape[-1]), "batch", None, None)
         real_gt = real_bl.reshape(groups, -1)
         routing = self._route(x_gte, real_gt, training=key is not None, key=jitter_key)
@@ -99,9 +99,7 @@ class SwitchMLP(nnx.Module):
         probabilities_gtx = jax.nn.softmax(logits_gtx, axis=-1)
         real_gt1 = real_gt[..., None].astype(jnp.float32)
         chosen_gtx = jax.nn.one_hot(jnp.argmax(probabilities_gtx, axis=-1), experts) * real_gt1
-        factor = moe.train_capacity_factor if training else moe.eval_capacity_factor
-        size = x_gte.shape[1]
-        capacity = min(max(round(factor * size / experts), moe.min_capacity), size)
+        capacity = expert_places(moe, real_gt.size, training=training)[2]
         place_gtx = (jnp.cumsum(chosen_gtx, axis=1) * chosen_gtx - 1.0).astype(jnp.int32)
         dispatch_gtxc = jax.nn.one_hot(place_gtx, capacity)  # no place, or none left: all zeros
         gate_gt = jnp.sum(probabilities_gtx * chosen_gtx, axis=-1)
@@ -121,8 +119,22 @@ class SwitchMLP(nnx.Module):
         return RouterLosses(self.moe.load_balance_loss * balance, self.moe.router_z_loss * z_loss)
 
 
-def _group_size(tokens: int, wanted: int) -> int:
-    """The largest divisor of `tokens` that is not above `wanted`."""
-    if tokens <= wanted:
-        return tokens
-    return next(size for size in range(wanted, 0, -1) if tokens % size == 0)
+def expert_places(moe: MixtureOfExperts, tokens: int, *, training: bool) -> tuple[int, int, int]:
+    """Groups of a batch of so many tokens, tokens of a group, and places of an expert in it.
+
+    A group is as large as the largest divisor of `tokens` up to `moe.group_size`. If such groups
+    cannot be shared out evenly among the parts of the current mesh that hold the tokens, it is the
+    largest that divides one part: otherwise every device would compute every group. Only then does
+    the mesh decide which tokens compete for an expert's places (as in Mesh TensorFlow).
+    """
+    parts = batch_parts(jax.sharding.get_abstract_mesh())
+    size = _largest_divisor(tokens, moe.group_size)
+    if tokens % parts == 0 and tokens // size % parts:
+        size = _largest_divisor(tokens // parts, moe.group_size)
+    factor = moe.train_capacity_factor if training else moe.eval_capacity_factor
+    capacity = min(max(round(factor * size / moe.num_experts), moe.min_capacity), size)
+    return tokens // size, size, capacity
+
+
+def _largest_divisor(number: int, at_most: int) -> int:
+    return next(size for size in range(min(number, at_most), 0, -1) if number % size == 0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 # Metrics that add up over steps, and those of which the latest counts; the others are averaged.
-_SUMS = ("loss", "z_loss", "correct", "weight", "tokens")
+_SUMS = ("loss", "z_loss", "correct", "weight", "input_tokens", "target_tokens")
 _LATEST = ("learning_rate", "skipped_steps")
 
 
@@ -33,8 +33,8 @@ def summarize(window: Sequence[Mapping[str, jax.Array]]) -> dict[str, float]:
     """Numbers of a window of steps: per target token where that makes sense.
 
     Returns loss and z_loss (nats per target token), accuracy, learning_rate and skipped_steps as
-    they are now, the mean of every other metric, and `tokens`, the total of real positions.
-    Waits for the steps of the window.
+    they are now, the mean of every other metric, and the totals of real positions, `input_tokens`
+    and `target_tokens`. Waits for the steps of the window.
     """
     host = jax.device_get(list(window))
     total = {name: float(np.sum([m[name] for m in host], dtype=np.float64)) for name in _SUMS}
@@ -49,6 +49,7 @@ def summarize(window: Sequence[Mapping[str, jax.Array]]) -> dict[str, float]:
         "z_loss": total["z_loss"] / weight,
         "accuracy": total["correct"] / weight,
         **{name: float(host[-1][name]) for name in _LATEST if name in host[-1]},
-        "tokens": total["tokens"],
+        "input_tokens": total["input_tokens"],
+        "target_tokens": total["target_tokens"],
         **means,
     }

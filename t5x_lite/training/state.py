@@ -81,12 +81,30 @@ def initial_state(
     """
 
     def make(key: jax.Array) -> TrainState:
-        params = transformer.initialize(config, key)
-        zero = jnp.zeros((), jnp.int32)
-        average = None if placed.average is None else jax.tree.map(jnp.copy, params)
-        return TrainState(zero, params, optimizer.init(params), zero, average)
+        return _with_new_optimizer(transformer.initialize(config, key), optimizer, placed, step=0)
 
     return jax.jit(make, out_shardings=placed)(jax.random.key(seed))
+
+
+def state_from_weights(
+    params: Any, optimizer: Optimizer, placed: TrainState, *, step: int
+) -> TrainState:
+    """A state that goes on from given weights, with the optimizer as new."""
+
+    def make(params: Any) -> TrainState:
+        return _with_new_optimizer(params, optimizer, placed, step=step)
+
+    return jax.jit(make, out_shardings=placed)(params)
+
+
+def _with_new_optimizer(
+    params: Any, optimizer: Optimizer, placed: TrainState, *, step: int
+) -> TrainState:
+    average = None if placed.average is None else jax.tree.map(jnp.copy, params)
+    none_skipped = jnp.zeros((), jnp.int32)
+    return TrainState(
+        jnp.asarray(step, jnp.int32), params, optimizer.init(params), none_skipped, average
+    )
 
 
 def abstract_state(

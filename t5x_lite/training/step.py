@@ -129,7 +129,7 @@ def make_train_step(
             **norms("update_norm", change),
             "learning_rate": rate,
             "skipped_steps": skipped,
-            "tokens": _real_tokens(batch),
+            **_real_tokens(batch),
         }
         return TrainState(state.step + 1, params, opt_state, skipped, average), metrics
 
@@ -229,13 +229,17 @@ def _side(batch: Batch) -> str:
     return "decoder" if "decoder_target_tokens" in batch else "encoder"
 
 
-def _real_tokens(batch: Batch) -> jax.Array:
-    """How many positions of the batch, of inputs and targets together, are not padding."""
-    real = jnp.zeros((), jnp.int32)
-    for side, tokens in (("encoder", "input_tokens"), ("decoder", "target_tokens")):
+def _real_tokens(batch: Batch) -> Metrics:
+    """How many positions of either side are not padding; a decoder's text counts as targets."""
+    real = {}
+    for name, side, tokens in (
+        ("input_tokens", "encoder", "input_tokens"),
+        ("target_tokens", "decoder", "target_tokens"),
+    ):
+        real[name] = jnp.zeros((), jnp.int32)
         if f"{side}_{tokens}" in batch:
             used = batch.get(f"{side}_segment_ids", batch[f"{side}_{tokens}"])
-            real += jnp.sum(used > 0)
+            real[name] = jnp.sum(used > 0)
     return real
 
 
