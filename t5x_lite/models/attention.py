@@ -152,9 +152,9 @@ class Attention(nnx.Module):
 
         def weigh(item):
             q_bchd, mask_bhck, bias_bhck, number = item
-            # One mask for all queries is the same in every chunk; otherwise each has its own.
-            shared = key is None or self.config.dropout_shared_along_length
-            own = key if shared else jax.random.fold_in(key, number)
+            own = key  # one mask for all queries is the same in every chunk
+            if key is not None and not self.config.dropout_shared_along_length:
+                own = jax.random.fold_in(key, number)
             return self._weigh(q_bchd, kv, mask_bhck, bias_bhck, own)
 
         chunks = (split(q_bqhd, 1), split(mask_bhqk, 2), split(bias_bhqk, 2), jnp.arange(count))
