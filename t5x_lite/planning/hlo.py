@@ -1,0 +1,327 @@
+"""A compiled program as data: XLA's scheduled HLO text, parsed as far as its costs need.
+
+Everything here is a fact the compiler wrote down. What it means is in `costs` and `memory`.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+_BITS = {"pred": 8, "token": 0, "opaque": 0}
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
+_TILE = re.compile(r"T\(([\d,]+)\)")
+
+
+class Shape(NamedTuple):
+    """An array's element type, dimensions, and how it lies in memory.
+
+    order: dimensions from minor to major. tile: sizes the minor dimensions are padded to multiples
+    of. space: 0 is main memory (HBM); on a TPU 1 is on-chip memory, 2 a semaphore, 5 the host's.
+    """
+
+    dtype: str
+    dims: tuple[int, ...]
+    order: tuple[int, ...]
+    tile: tuple[int, ...]
+    space: int
+
+    @property
+    def bytes(self) -> int:
+        """Size in memory, the padding of tiles included."""
+        physical = [self.dims[i] for i in reversed(self.order)]
+        physical = [1] * (len(self.tile) - len(physical)) + physical
+        for i, size in enumerate(reversed(self.tile)):
+            physical[-1 - i] = -(-physical[-1 - i] // size) * size
+        return math.prod(physical) * _element_bits(self.dtype) // 8
+
+
+class Frame(NamedTuple):
+    """A place in a program's text."""
+
+    file: str
+    function: str
+    line: int
+
+
+class Instruction(NamedTuple):
+    """One line of a computation. shapes: its result, or the arrays of a tuple in order."""
+
+    name: str
+    opcode: str
+    shapes: tuple[Shape, ...]
+    operands: tuple[str, ...]
+    attributes: str
+    is_root: bool
+
+    @property
+    def op_name(self) -> str:
+        """The path of JAX names this instruction came from."""
+        found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
+        return found[1] if found else ""
+
+    @property
+    def cycles(self) -> int:
+        """The compiler's own estimate, 0 where it makes none."""
+        found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
+        return int(found[1]) if found else 0
+
+    def called(self, attribute: str) -> str | None:
+        """The computation named by an attribute: calls, body, condition, to_apply."""
+        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
+        return found[1] if found else None
+
+
+class Computation(NamedTuple):
+    """Instructions in the order they run."""
+
+    name: str
+    instructions: tuple[Instruction, ...]
+
+    @property
+    def root(self) -> Instruction:
+        """The instruction whose result is the computation's."""
+        return next(i for i in self.instructions if i.is_root)
+
+    def by_name(self) -> Mapping[str, Instruction]:
+        """Instructions by their names."""
+        return {instruction.name: instruction for instruction in self.instructions}
+
+    def parameter(self, number: int) -> Instruction | None:
+        """The parameter with this number."""
+        found = (i for i in self.instructions if i.opcode == "parameter")
+        return next((i for i in found if i.operands == (str(number),)), None)
+
+
+class Module:
+    """A whole program."""
+
+    def __init__(self, text: str):
+        self.computations: dict[str, Computation] = {}
+        self.entry = ""
+        self._text = text
+        self._parse(text)
+
+    def __getitem__(self, name: str) -> Computation:
+        return self.computations[name]
+
+    def _parse(self, text: str) -> None:
+        name, instructions = "", []
+        for line in text.splitlines():
+            if line.startswith("}"):
+                self.computations[name] = Computation(name, tuple(instructions))
+                name, instructions = "", []
+            elif name:
+                if parsed := _instruction(line):
+                    instructions.append(parsed)
+            elif found := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+                name = found[2]
+                self.entry = name if found[1] else self.entry
+
+    @functools.cached_property
+    def _frames(self) -> dict[int, tuple[Frame, int]]:
+        """Stack frames by number, each with its caller's number (0: none)."""
+        head = self._text.split("\n%", 1)[0]
+        files = dict(re.findall(r'^(\d+) "(.*)"$', _section(head, "FileNames"), re.MULTILINE))
+        functions = dict(
+            re.findall(r'^(\d+) "(.*)"$', _section(head, "FunctionNames"), re.MULTILINE)
+        )
+        places = {
+            number: Frame(files.get(file, ""), functions.get(function, ""), int(line))
+            for number, file, function, line in re.findall(
+                r"^(\d+) \{file_name_id=(\d+) function_name_id=(\d+) line=(\d+)",
+                _section(head, "FileLocations"),
+                re.MULTILINE,
+            )
+        }
+        frames = re.findall(
+            r"^(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?",
+            _section(head, "StackFrames"),
+            re.MULTILINE,
+        )
+        # The file counts parents from 1 beyond their number: 1 means that there is none.
+        return {int(n): (places[at], int(parent or 1) - 1) for n, at, parent in frames}
+
+    def stack(self, instruction: Instruction) -> list[Frame]:
+        """Where in the program's text the instruction comes from, innermost first."""
+        found = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
+        number, frames = int(found[1]) if found else 0, []
+        while number in self._frames and len(frames) < 100:
+            frame, number = self._frames[number]
+            frames.append(frame)
+        return frames
+
+    def trip_count(self, loop: Instruction) -> int:
+        """How often a `while` runs its body; ValueError where the text does not say.
+
+        The compiler notes it, or the condition compares a counter that starts at 0 with a constant.
+        """
+        if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
+            return int(found[1])
+        condition, body = (self[loop.called(a) or ""] for a in ("condition", "body"))
+        limits = [int(c) for c in self._constants(condition)]
+        if not limits:
+            raise ValueError(f"the text does not say how often {loop.name} repeats")
+        return max(1, -(-max(limits) // self._increment(condition, body)))
+
+    def _constants(self, computation: Computation) -> Iterator[str]:
+        for instruction in computation.instructions:
+            if instruction.opcode == "constant" and instruction.shapes[0].dtype in ("s32", "u32"):
+                yield instruction.operands[0]
+            if called := instruction.called("calls"):
+                yield from self._constants(self[called])
+
+    def _increment(self, condition: Computation, body: Computation) -> int:
+        """What the body adds to the counter that the condition reads."""
+        reads = [i for i in condition.instructions if i.opcode == "get-tuple-element"]
+        inside, root = body.by_name(), body.root
+        for read in reads:
+            index = int((re.search(r"index=(\d+)", read.attributes) or [0, 0])[1])
+            if root.opcode != "tuple" or index >= len(root.operands):
+                continue
+            step = inside.get(root.operands[index])
+            if step is None or step.opcode != "add":
+                continue
+            for operand in step.operands:
+                constant = inside.get(operand)
+                if constant is not None and constant.opcode == "constant":
+                    return max(1, int(constant.operands[0]))
+        return 1
+
+
+def _section(head: str, title: str) -> str:
+    found = re.search(rf"^{title}\n(.*?)(?:\n\n|\Z)", head, re.MULTILINE | re.DOTALL)
+    return found[1] if found else ""
+
+
+def _instruction(line: str) -> Instruction | None:
+    found = re.match(r"\s*(ROOT )?%?([\w.\-]+) = ", line)
+    if not found:
+        return None
+    rest = line[found.end() :]
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    shapes, rest = parse_shapes(rest[:end]), rest[end:].lstrip()
+    opcode, _, _ = rest.partition("(")
+    close = _closing(rest, len(opcode))
+    inside = rest[len(opcode) + 1 : close]
+    if opcode in ("constant", "parameter"):
+        operands = (inside.strip(),)
+    else:
+        operands = tuple(re.findall(r"%([\w.\-]+)", inside))
+    return Instruction(found[2], opcode, shapes, operands, rest[close + 1 :], bool(found[1]))
+
+
+def _closing(text: str, opening: int) -> int:
+    """The index of the parenthesis that closes the one at `opening`."""
+    depth = 0
+    for found in re.compile(r"[()]").finditer(text, opening):
+        depth += 1 if found[0] == "(" else -1
+        if depth == 0:
+            return found.start()
+    return len(text)
+
+
+@functools.lru_cache(maxsize=100_000)
+def parse_shapes(text: str) -> tuple[Shape, ...]:
+    """The arrays of a shape or of a tuple of shapes, in order."""
+    shapes = []
+    for dtype, dims, order, layout in _ARRAY.findall(text):
+        sizes = tuple(int(d.lstrip("<=")) for d in dims.split(",") if d)
+        minor_to_major = tuple(int(d) for d in order.split(",") if d)
+        if len(minor_to_major) != len(sizes):
+            minor_to_major = tuple(reversed(range(len(sizes))))
+        tile = _TILE.search(layout)
+        space = re.search(r"S\((\d+)\)", layout)
+        tiles = tuple(int(t) for t in tile[1].split(",")) if tile else ()
+        shapes.append(Shape(dtype, sizes, minor_to_major, tiles, int(space[1]) if space else 0))
+    return tuple(shapes)
+
+
+@functools.lru_cache(maxsize=1000)
+def _element_bits(dtype: str) -> int:
+    if dtype in _BITS:
+        return _BITS[dtype]
+    found = re.match(r"[a-z]+(\d+)", dtype)
+    return int(found[1]) if found else 8
+
+
+# ------------------------------------------------------------------------------- matrix products
+
+
+def product_flops(instruction: Instruction, operands: Mapping[str, Instruction]) -> int:
+    """FLOPs of a dot or convolution (two for a multiplication and its addition), else 0.
+
+    On TPUs matrix products are convolutions, their batch dimensions spatial ones: only pairs of
+    elements that meet count.
+    """
+    if instruction.opcode not in ("dot", "convolution"):
+        return 0
+    left, right = (operands[name].shapes[0].dims for name in instruction.operands[:2])
+    out = instruction.shapes[0].dims
+    if instruction.opcode == "dot":
+        found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
+        contracted = [int(d) for d in found[1].split(",") if d] if found else []
+        return 2 * math.prod(out) * math.prod(left[d] for d in contracted)
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    assert labels is not None
+    of_left, of_right, of_out = labels[1], labels[2], labels[3]
+    pairs = math.prod(
+        _meeting(left[of_left.index(d)], right[of_right.index(d)], out[of_out.index(d)], window)
+        for d, window in zip(
+            sorted(c for c in of_out if c.isdigit()), _windows(instruction), strict=True
+        )
+    )
+    batch_groups = re.search(r"batch_group_count=(\d+)", instruction.attributes)
+    batch = out[of_out.index("b")]
+    features = out[of_out.index("f")] * right[of_right.index("i")]
+    return 2 * pairs * batch * features // (1 if batch_groups is None else int(batch_groups[1]))
+
+
+class _Window(NamedTuple):
+    size: int
+    stride: int
+    pad: int
+    base_dilation: int
+    window_dilation: int
+    reversed: bool
+
+
+def _windows(instruction: Instruction) -> list[_Window]:
+    found = re.search(r"window=\{([^}]*)\}", instruction.attributes)
+    if not found:
+        return []
+    fields = dict(field.split("=") for field in found[1].split())
+    count = len(fields["size"].split("x"))
+
+    def values(name: str, default: str) -> list[str]:
+        return fields.get(name, "x".join([default] * count)).split("x")
+
+    return [
+        _Window(
+            int(size), int(stride), int(pad.split("_")[0]), int(base), int(dilation), flip == "1"
+        )
+        for size, stride, pad, base, dilation, flip in zip(
+            values("size", "1"),
+            values("stride", "1"),
+            values("pad", "0_0"),
+            values("lhs_dilate", "1"),
+            values("rhs_dilate", "1"),
+            values("rhs_reversal", "0"),
+            strict=True,
+        )
+    ]
+
+
+@functools.lru_cache(maxsize=10_000)
+def _meeting(left: int, right: int, out: int, window: _Window) -> int:
+    """How many (output, window) places along a dimension meet an element of the left operand."""
+    places = (
+        np.arange(out)[:, None] * window.stride
+        + np.arange(right)[None, :] * window.window_dilation
+        - window.pad
+    )
+    inside = (places >= 0) & (places < (left - 1) * window.base_dilation + 1)
+    return int(np.sum(inside & (places % window.base_dilation == 0)))
