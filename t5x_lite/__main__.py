@@ -33,6 +33,8 @@ SHORT_FLAGS = {
         "topology": "plan.topology_name",
         "slices": "plan.slices",
         "what": "plan.what",
+        "explain": "plan.explain",
+        "search": "plan.search",
         "output": "plan.output",
     }
 }
@@ -98,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
             "--gin_search_paths", default="", metavar="DIR,DIR", help="where else to look for files"
         )
         for flag, parameter in SHORT_FLAGS.get(name, {}).items():
-            command.add_argument(f"--{flag}", metavar="VALUE", help=f"sets {parameter}")
+            command.add_argument(
+                f"--{flag}", metavar="VALUE", nargs="?", const="True", help=f"sets {parameter}"
+            )
         command.add_argument(
             "--gin.NAME=VALUE",
             dest="_",

@@ -72,7 +72,7 @@ def _argument_kind(op_name: str) -> str:
 
 def _scaled(live: Sequence[Buffer], total: int) -> dict[str, int]:
     """Sizes by kind that add up to `total`."""
-    kinds = dict.fromkeys((GRADIENTS, ACTIVATIONS, COPIES, WORKING), 0)
+    kinds: dict[str, int] = dict.fromkeys((GRADIENTS, ACTIVATIONS, COPIES, WORKING), 0)
     for buffer in live:
         kinds[buffer.kind] += buffer.bytes
     found = sum(kinds.values())

@@ -195,7 +195,7 @@ def group_of(attributes: str, devices: int) -> list[int]:
 def axes_of(group: Sequence[int], layout: Layout) -> str:
     """The mesh axes along which the devices of a group differ, such as "data+fsdp"."""
     strides, stride = {}, 1
-    for name, size in reversed(layout.axes.items()):
+    for name, size in reversed(list(layout.axes.items())):
         strides[name] = (stride, size)
         stride *= size
     return "+".join(

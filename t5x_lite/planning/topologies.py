@@ -80,7 +80,7 @@ def topology(name: str, slices: int = 1) -> Topology:
         )
     shape = tuple(int(size) for size in sizes.split("x"))
     if not chip.torus:
-        if len(shape) > 1 or not shape[0]:
+        if len(shape) > 1 or not sum(shape):
             raise ConfigError(
                 f"topology {name!r}: GPUs are counted, as in {chip.name}:8", "plan.topology"
             )

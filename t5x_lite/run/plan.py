@@ -1,60 +1,25 @@
 """`t5x_lite plan`: what a step would need on a machine that nobody has rented yet."""
 
-import contextlib
-import importlib.metadata
 import json
-import math
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.partitioning import MESH_AXES, resolve_mesh_shape
-from t5x_lite.planning import analytic
-from t5x_lite.planning.compilation import Compiled, compiled
-from t5x_lite.planning.costs import Cost
-from t5x_lite.planning.estimate import analyse, check_schema, estimate, roofline_part
-from t5x_lite.planning.flops import TRAINING, forward_flops
-from t5x_lite.planning.network import Layout, Place
-from t5x_lite.planning.report import duration, markdown
-from t5x_lite.planning.topologies import Topology, topology, tpu_devices
+from t5x_lite.planning.explanation import draw, explanation
+from t5x_lite.planning.report import markdown
+from t5x_lite.planning.topologies import Topology, topology
 from t5x_lite.run.console import Console
-from t5x_lite.run.program import Program, build
-from t5x_lite.run.shapes import batch_shapes, summed_loss
+from t5x_lite.run.plan_search import search as search_settings
+from t5x_lite.run.plan_step import STEPS, Planned, Setting, plan_step
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
-from t5x_lite.training.step import Loss, make_eval_step
+from t5x_lite.training.step import Loss
 
 _T5_TOKENS = 2.0**35  # T5's pretraining: 524,288 steps of 65,536 tokens
-_STEPS = {"train": "training step", "eval": "evaluation step"}
-
-
-class Setting(NamedTuple):
-    """What decides about a step: the arguments of `run.program.build`, and the rows' lengths."""
-
-    model: TransformerConfig
-    optimizer: OptimizerConfig
-    learning_rate: Schedule
-    loss: Loss
-    mesh: Mapping[str, int]
-    batch_size: int
-    lengths: Mapping[str, int]
-    packed: bool
-    what: str
-    compiler_options: Mapping[str, Any]
-
-
-class Planned(NamedTuple):
-    """A plan, and the costs of every instruction behind it (none without a compiler)."""
-
-    plan: dict[str, Any]
-    costs: Sequence[Cost]
 
 
 def plan(
@@ -72,6 +37,9 @@ def plan(
     training_tokens: float = _T5_TOKENS,
     packed: bool = True,
     compiler_options: Mapping[str, Any] | None = None,
+    explain: bool = False,
+    search: bool = False,
+    search_compiles: int = 4,
     output: str = "plan",
     cache: str = "~/.cache/t5x_lite/plans",
     describe_config: Callable[[], str] = str,
@@ -81,11 +49,14 @@ def plan(
     mesh, batch_size, lengths: as for training; no data is read. topology_name: "v5e:4x4",
     "v5p:4x4x4", or GPUs, "h200:8", which get the analytic part alone. what: "train" or "eval".
     training_tokens: how many the days and chip-hours are for. compiler_options: XLA's, by name.
-    output: a directory for plan.json and plan.md. cache: a directory of what was compiled before.
+    explain: also list the dearest places of the program, and draw plan.png. search: try meshes,
+    remat policies and batches around the given ones, compile the `search_compiles` most promising,
+    and plan the best. output: a directory for plan.json and plan.md. cache: a directory of what was
+    compiled before.
     """
     jax.config.update("jax_platforms", "cpu")  # shapes alone: leave accelerators to others
-    if what not in _STEPS:
-        raise ConfigError(f"plan.what is {what!r}; wanted one of {sorted(_STEPS)}", "plan.what")
+    if what not in STEPS:
+        raise ConfigError(f"plan.what is {what!r}; wanted one of {sorted(STEPS)}", "plan.what")
     wanted = topology(topology_name, slices)
     setting = Setting(
         model,
@@ -100,230 +71,40 @@ def plan(
         compiler_options or {},
     )
     console = Console()
-    planned = plan_step(
-        setting, wanted, training_tokens, Path(cache).expanduser(), report=console.note
-    )
-    directory = Path(output)
+    directory, compiled = Path(output), Path(cache).expanduser()
+    found = ""
+    if search:
+        if not wanted.chip.torus:
+            raise ConfigError(f"a search needs a compiler: wanted a TPU, not {wanted.name}")
+        found, best = search_settings(
+            setting,
+            wanted,
+            training_tokens,
+            compiled,
+            compile_best=search_compiles,
+            report=console.note,
+        )
+        setting = best.setting
+    planned = plan_step(setting, wanted, training_tokens, compiled, report=console.note)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "plan.json").write_text(json.dumps(planned.plan, indent=1) + "\n")
     text = markdown(planned.plan)
+    if explain:
+        text += f"\n{_explained(planned, wanted, directory / 'plan.png')}"
+    text = f"{text}\n{found}" if found else text
     (directory / "plan.md").write_text(text)
     console.note(text)
-    console.note(f"written to {directory}/plan.json and plan.md")
+    console.note(
+        f"written to {directory}: {', '.join(sorted(p.name for p in directory.iterdir()))}"
+    )
 
 
-def plan_step(
-    setting: Setting,
-    wanted: Topology,
-    training_tokens: float,
-    cache: Path,
-    *,
-    report: Callable[[str], None],
-) -> Planned:
-    """Plan one setting on one topology; ConfigError where the two do not go together."""
-    shape = fitting_mesh(setting.mesh, wanted)
-    numbers = _analytic(setting, wanted, shape)
-    if wanted.chip.torus:
-        found, parts = _compile(setting, wanted, cache, report)
-    else:
-        found, parts = [], _without_compiler(numbers, wanted)
-    made = {
-        "version": 1,
-        "what": _STEPS[setting.what],
-        "topology": {
-            "name": wanted.name,
-            "chip": wanted.chip.name,
-            "chips": wanted.chips,
-            "devices": wanted.devices,
-            "slices": wanted.slices,
-        },
-        "mesh": shape,
-        **numbers["facts"],
-        "roofline": roofline_part(numbers["roofline"]),
-        **parts,
-    }
-    fits = made["memory"]["fits"]
-    made["estimate"] = estimate(made, wanted, training_tokens) if fits else None
-    check_schema(made)
-    return Planned(made, found)
-
-
-def fitting_mesh(mesh: Mapping[str, int], wanted: Topology) -> dict[str, int]:
-    """The sizes of all mesh axes on a topology."""
-    try:
-        return resolve_mesh_shape(mesh, wanted.devices)
-    except ConfigError as error:
-        if set(mesh) - set(MESH_AXES):
-            raise
+def _explained(planned: Planned, wanted: Topology, picture: Path) -> str:
+    if not planned.costs:
         raise ConfigError(
-            f"the mesh {dict(mesh)} does not fit the {wanted.devices} devices of {wanted.name}: "
-            f"its sizes must multiply to that, -1 taking the rest",
-            "MESH",
-            "plan.topology_name",
-        ) from error
-
-
-def _analytic(setting: Setting, wanted: Topology, shape: Mapping[str, int]) -> dict[str, Any]:
-    """What arithmetic says: facts for the plan, state, activations, roofline."""
-    model, rows = setting.model, setting.batch_size
-    batch = batch_shapes(model, setting.lengths, rows, packed=setting.packed)
-    tokens = sum(
-        math.prod(leaf.shape) for name, leaf in batch.items() if name.endswith("input_tokens")
-    )
-    forward = forward_flops(model, batch_size=rows, lengths=setting.lengths).total
-    training = setting.what == "train"
-    flops = forward * (TRAINING if training else 1)
-    state = analytic.state_bytes(model, setting.optimizer, shape)
-    activations = 0
-    if training:
-        activations = analytic.activation_bytes(model, batch, shape, summed_loss(model))
-    else:
-        state = {"weights": state["weights"]}
-    return {
-        "facts": {
-            "model": {
-                "parameters": transformer.num_parameters(model),
-                "dtype": model.dtype,
-                "remat": model.remat if isinstance(model.remat, str) else "+".join(model.remat),
-            },
-            "batch": {
-                "rows": rows,
-                "rows_per_chip": rows / wanted.chips,
-                "lengths": dict(setting.lengths),
-                "tokens": tokens,
-            },
-            "flops": {
-                "model_per_step": flops,
-                "source": "analytic: matrix products, recomputation not counted",
-            },
-        },
-        "state": state,
-        "activations": activations,
-        "roofline": analytic.roofline(
-            wanted.chip,
-            model,
-            mesh=shape,
-            step_flops=flops,
-            tokens=tokens,
-            state=state,
-            activations=activations,
-        ),
-    }
-
-
-def _without_compiler(numbers: Mapping[str, Any], wanted: Topology) -> dict[str, Any]:
-    """The parts of a plan where there is no compiler to ask."""
-    split = {**numbers["state"], "activations": numbers["activations"]}
-    limit = wanted.chip.hbm / wanted.chip.devices
-    total = sum(split.values())
-    return {
-        "memory": {
-            "source": "analytic: state exact, activations what differentiation keeps, no "
-            "working memory",
-            "limit": limit,
-            "total": total,
-            "fits": total <= limit,
-            "split": split,
-            "largest": [],
-        },
-        "compute": None,
-        "collectives": None,
-        "compiler": None,
-        "notes": [
-            f"{wanted.chip.name} has no compiler that works without the chip: this is the analytic "
-            f"part alone, memory and roofline"
-        ],
-    }
-
-
-# ---------------------------------------------------------------------------- with the compiler
-
-
-def _compile(
-    setting: Setting, wanted: Topology, cache: Path, report: Callable[[str], None]
-) -> tuple[Sequence[Cost], dict[str, Any]]:
-    devices = tpu_devices(wanted)
-    program, lowered = lower(setting, devices)
-    order = ",".join(str(device.id) for device in program.mesh.devices.flat)
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
-    with _progress(f"compiling for {wanted.name}", report):
-        made = compiled(
-            lowered,
-            target=f"{wanted.name} {order} {versions}",
-            directory=cache,
-            options=setting.compiler_options,
+            f"there is nothing to explain on {wanted.name}: wanted a TPU slice on which the step "
+            f"fits",
+            "plan.explain",
         )
-    layout = layout_of(program, wanted)
-    _, found, parts = analyse(made, layout)
-    parts["compiler"] = {**versions, "seconds": made.seconds, "cached": made.cached}
-    parts["notes"] = _notes(parts, made)
-    return found, parts
-
-
-def lower(setting: Setting, devices: Sequence[Any]) -> tuple[Program, Any]:
-    """Trace the step of `train` (or of its evaluation) for these devices, from shapes alone."""
-    # Source locations carry the whole way from the step to the layer.
-    jax.config.update("jax_traceback_in_locations_limit", 100)
-    program = build(
-        setting.model,
-        setting.optimizer,
-        setting.learning_rate,
-        setting.loss,
-        mesh=setting.mesh,
-        batch_size=setting.batch_size,
-        seed=0,
-        devices=devices,
-    )
-    batch = batch_shapes(
-        setting.model,
-        setting.lengths,
-        setting.batch_size,
-        packed=setting.packed,
-        sharding=program.batch_sharding,
-    )
-    with jax.set_mesh(program.mesh):
-        if setting.what == "train":
-            return program, program.step.lower(program.abstract, batch)
-        step = jax.jit(make_eval_step(program.graphdef), out_shardings=program.replicated)
-        return program, step.lower(program.abstract.params, batch)
-
-
-def layout_of(program: Program, wanted: Topology) -> Layout:
-    """The program's mesh, with the place of each of its devices."""
-    places = [
-        # Devices of a single slice do not know that they are in one.
-        Place(getattr(device, "slice_index", 0) or 0, tuple(device.coords))
-        for device in program.mesh.devices.flat
-    ]
-    return Layout(wanted, dict(program.mesh.shape), places)
-
-
-def _notes(parts: Mapping[str, Any], made: Compiled) -> list[str]:
-    notes = []
-    if made.too_large is not None:
-        notes.append("the compiler stops at a program that does not fit: no time is estimated")
-    elif kernels := parts["compute"]["kernels_without_estimate"]:
-        notes.append(
-            f"{kernels} hand-written kernels carry no estimate: their time is missing above"
-        )
-    return notes
-
-
-@contextlib.contextmanager
-def _progress(what: str, report: Callable[[str], None]) -> Iterator[None]:
-    """Say what is going on, and every half minute for how long already."""
-    report(f"{what} ...")
-    began, done = time.perf_counter(), threading.Event()
-
-    def speak() -> None:
-        while not done.wait(30.0):
-            report(f"{what} ... {duration(time.perf_counter() - began)}")
-
-    thread = threading.Thread(target=speak, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-    report(f"{what}: {duration(time.perf_counter() - began)}")
+    draw(planned.plan, picture)
+    return explanation(planned.costs, wanted.chip)

@@ -9,7 +9,8 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.planning.estimate import check_schema
 from t5x_lite.planning.topologies import topology
-from t5x_lite.run.plan import Setting, plan, plan_step
+from t5x_lite.run.plan import plan
+from t5x_lite.run.plan_step import Setting, plan_step
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.schedules import InverseSquareRoot
 from t5x_lite.training.step import Loss
