@@ -5,10 +5,11 @@ own estimate in cycles, FLOPs of matrix products, and bytes that pass through ma
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from t5x_lite.planning.hlo import Computation, Instruction, Module, Shape, product_flops
+from t5x_lite.planning.hlo import Computation, Instruction, Module, Shape, collective_inside, runs
+from t5x_lite.planning.products import product_flops
 
 FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "conditional"}
 _PARTS = ("encoder", "decoder")
@@ -60,29 +61,18 @@ def costs(module: Module) -> list[Cost]:
     return found
 
 
-def runs(module: Module, instruction: Instruction) -> Iterator[tuple[Computation, int]]:
-    """The computations an instruction runs one after the other, and how often."""
-    if instruction.opcode == "while":
-        yield module[instruction.called("body") or ""], module.trip_count(instruction)
-    elif instruction.opcode == "call":
-        yield module[instruction.called("to_apply") or ""], 1
-    elif instruction.opcode == "conditional":
-        # The dearest branch would have to be found; a training step's only conditional has one.
-        branches = re.search(r"branch_computations=\{%?([\w.\-]+)", instruction.attributes)
-        name = branches[1] if branches else instruction.called("true_computation")
-        if name:
-            yield module[name], 1
-
-
 def _cost(
     module: Module, instruction: Instruction, names: Mapping[str, Instruction], repeats: int
 ) -> Cost:
     frames = module.stack(instruction)
     own = [frame for frame in frames if "/t5x_lite/" in frame.file]
     # A dense layer says little about where one is: its caller does.
-    caller = own[1:2] if own and own[0].function == "Dense.__call__" else own[:1]
-    module_name = caller[0].function.replace(".<locals>", "") if caller else ""
-    line = f"{caller[0].file.rpartition('/t5x_lite/')[2]}:{caller[0].line}" if caller else ""
+    is_dense = len(own) > 1 and own[0].function == "Dense.__call__"
+    place = own[1] if is_dense else next(iter(own), None)
+    module_name, line = "", ""
+    if place is not None:
+        module_name = place.function.replace(".<locals>", "") + (" > Dense" if is_dense else "")
+        line = f"{place.file.rpartition('/t5x_lite/')[2]}:{place.line}"
     files = {frame.file.rpartition("/")[2] for frame in own}
     return Cost(
         part=part_of(instruction.op_name, files),
@@ -127,7 +117,7 @@ def _flops(module: Module, instruction: Instruction, names: Mapping[str, Instruc
 
 def _traffic(module: Module, instruction: Instruction, names: Mapping[str, Instruction]) -> int:
     """Bytes an instruction reads from and writes to main memory."""
-    if instruction.opcode.endswith(("-done", "-update")) or _is_collective(module, instruction):
+    if instruction.opcode.endswith(("-done", "-update")) or collective_inside(module, instruction):
         return 0  # the start counted; collectives are counted against the network
     reads = 0
     for number, name in enumerate(instruction.operands):
@@ -136,12 +126,6 @@ def _traffic(module: Module, instruction: Instruction, names: Mapping[str, Instr
             continue
         reads += _read(module, instruction, number, operand.shapes[0])
     return reads + _written(module, instruction, names)
-
-
-def _is_collective(module: Module, instruction: Instruction) -> bool:
-    from t5x_lite.planning.network import collective_inside
-
-    return collective_inside(module, instruction) is not None
 
 
 def _main_memory(shapes: Sequence[Shape]) -> int:

@@ -10,8 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from t5x_lite.planning.costs import runs
-from t5x_lite.planning.hlo import Computation, Instruction, Module, Shape
+from t5x_lite.planning.hlo import Computation, Instruction, Module, Shape, runs
 
 _ALIASES = {"bitcast", "get-tuple-element", "tuple", "while", "optimization-barrier"}
 GRADIENTS, ACTIVATIONS = "gradients", "activations"

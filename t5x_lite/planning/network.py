@@ -11,10 +11,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from t5x_lite.planning.hlo import Instruction, Module
+from t5x_lite.planning.hlo import (
+    Computation,
+    Instruction,
+    Module,
+    collective_inside,
+    collective_kind,
+    runs,
+)
 from t5x_lite.planning.topologies import Topology
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # How often the whole array crosses a ring, in units of (n - 1) / n of its bytes.
 _PASSES = {"all-gather": 1, "reduce-scatter": 1, "all-reduce": 2}
 
@@ -55,17 +61,6 @@ class _Flight(NamedTuple):
     ends: float
 
 
-def collective_inside(module: Module, instruction: Instruction) -> Instruction | None:
-    """The collective an instruction is, or that the fusion it is carries out; else None."""
-    if _kind(instruction.opcode):
-        return instruction
-    if instruction.opcode == "fusion":
-        name = instruction.called("calls") or ""
-        is_one = "kind=kCustom" in instruction.attributes
-        return next((i for i in module[name].instructions if is_one and _kind(i.opcode)), None)
-    return None
-
-
 def exposed_seconds(
     module: Module, layout: Layout, *, clock: float
 ) -> tuple[list[Collective], float]:
@@ -77,13 +72,12 @@ def exposed_seconds(
     """
     found: list[Collective] = []
 
-    def visit(name: str, repeats: int) -> float:
+    def visit(computation: Computation, repeats: int) -> float:
         now, free, waited = 0.0, 0.0, 0.0
         flying: dict[str, _Flight] = {}
-        for instruction in module[name].instructions:
-            if instruction.opcode == "while":
-                times = module.trip_count(instruction)
-                waited += times * visit(instruction.called("body") or "", repeats * times)
+        for instruction in computation.instructions:
+            for inside, times in runs(module, instruction):
+                waited += times * visit(inside, repeats * times)
             inner = collective_inside(module, instruction)
             now += instruction.cycles / clock
             if inner is None:
@@ -107,12 +101,7 @@ def exposed_seconds(
         found.extend(flight.collective for flight in flying.values())
         return waited
 
-    return found, visit(module.entry, 1)
-
-
-def _kind(opcode: str) -> str | None:
-    plain = opcode.removesuffix("-start").removesuffix("-done")
-    return plain if plain in KINDS else None
+    return found, visit(module[module.entry], 1)
 
 
 def _is_start(instruction: Instruction) -> bool:
@@ -140,7 +129,7 @@ def _identity(instruction: Instruction, inner: Instruction) -> str:
 def _describe(
     instruction: Instruction, inner: Instruction, layout: Layout, repeats: int
 ) -> Collective:
-    kind = _kind(inner.opcode) or ""
+    kind = collective_kind(inner.opcode) or ""
     shapes = inner.shapes
     if inner.opcode == "collective-permute-start":
         shapes = shapes[1:2]  # operand, result, and what the wires need
