@@ -160,7 +160,8 @@ def _sources(plan: Mapping[str, Any]) -> str:
     if plan["compute"] is not None:
         lines.append(
             f"- known bias: the one published run held against the compiler's estimate took "
-            f"{KNOWN_BIAS} of it (large matrix products; short rows and small heads are untested)"
+            f"{KNOWN_BIAS[0]} to {KNOWN_BIAS[1]} of it (large matrix products; short rows and "
+            f"small heads are untested)"
         )
     if (compiler := plan["compiler"]) is not None:
         how = "found in the cache" if compiler["cached"] else f"{compiler['seconds']:.0f} s"
