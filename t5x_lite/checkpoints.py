@@ -3,7 +3,8 @@
 Order in which a run looks for its start:
 
 1. the newest checkpoint of its own model directory;
-2. scratch.
+2. weights of another run, if it is given one (`run.start.InitFrom`);
+3. scratch.
 """
 
 import dataclasses
@@ -48,21 +49,23 @@ class Checkpoints:
     Saving copies the arrays and goes on in the background; a step directory counts only once it
     holds its commit marker, which is written last, so neither a killed save nor half of a copy is
     ever mistaken for a checkpoint, on any kind of file system.
+
+    Without a policy it is for reading: nothing is saved, and what another process is saving stays.
     """
 
-    def __init__(self, model_dir: str | Path, policy: CheckpointPolicy):
-        self.policy = policy
+    def __init__(self, model_dir: str | Path, policy: CheckpointPolicy | None = None):
+        for_reading = policy is None
+        policy = policy or CheckpointPolicy(keep_latest=None)
+        self.model_dir = Path(model_dir)
         saving, keeping = ocp.training.save_decision_policies, ocp.training.preservation_policies
         keep = keeping.PreserveAll() if policy.keep_latest is None else None
-        context = ocp.Context()
-        context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE
         self._checkpointer = ocp.training.Checkpointer(
-            str(Path(model_dir).absolute() / "checkpoints"),
-            context=context,
+            str(self.model_dir.absolute() / "checkpoints"),
+            context=_context(),
             # orbax types these two by its new protocols and its policies by the old ones.
             save_decision_policy=saving.FixedIntervalPolicy(policy.every_steps),  # pyright: ignore
             preservation_policy=keep or keeping.LatestN(policy.keep_latest),  # pyright: ignore
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not for_reading,
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -77,12 +80,27 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
+    @property
+    def steps(self) -> list[int]:
+        """All complete steps, in order."""
+        return sorted(found.step for found in self._checkpointer.checkpoints)
+
     def save(self, step: int, state: NamedTuple, progress: Json, *, force: bool = False) -> bool:
         """Save in the background if the policy says so; `progress` is JSON: position and clock."""
         if self.latest_step == step:
             return False
         parts = {"state": state._asdict(), "progress": progress}
         return self._checkpointer.save_checkpointables_async(step, parts, force=force) is not None
+
+    def progress(self, step: int) -> Json:
+        """What was saved beside a step's state, without reading the state."""
+        return self._checkpointer.load_checkpointables(step, {"progress": None})["progress"]
+
+    def saved_weights(self, step: int) -> Any:
+        """Shapes and types of a step's weights, as nested dicts of descriptions; no numbers."""
+        with _context():
+            found = ocp.checkpointables_metadata(self._checkpointer.directory / str(step))
+        return found.metadata["state"]["params"]
 
     def restore(self, step: int, abstract: State) -> tuple[State, Json]:
         """The state of a step, placed as `abstract` says, and its progress."""
@@ -93,10 +111,7 @@ class Checkpoints:
 
     def restore_weights(self, step: int, abstract: Any) -> Any:
         """The weights of a step alone, placed as `abstract` says, whatever else was saved."""
-        context = ocp.Context()
-        context.pytree.loading.partial_load = True
-        context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE
-        with context:
+        with _context(partial_load=True):
             path = self._checkpointer.directory / str(step)
             parts = ocp.load_checkpointables(path, {"state": {"params": abstract}})
         return parts["state"]["params"]
@@ -104,3 +119,10 @@ class Checkpoints:
     def wait(self) -> None:
         """Return once everything saved so far is safely on disk."""
         self._checkpointer.wait()
+
+
+def _context(*, partial_load: bool = False) -> ocp.Context:
+    context = ocp.Context()
+    context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE
+    context.pytree.loading.partial_load = partial_load
+    return context

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t5x_lite.errors import ConfigError
 
@@ -151,8 +151,10 @@ def check_divisible(mesh: Mesh, shapes_tree: Any, axes_tree: Any) -> None:
                 )
 
 
-def batch_parts(mesh: Mesh) -> int:
-    """Into how many parts the mesh splits a global batch."""
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts the mesh splits a global batch; 1 outside a mesh."""
+    if mesh.empty:
+        return 1
     axes = LOGICAL_TO_MESH["batch"]
     return math.prod(mesh.shape[name] for name in (axes or ()))
 

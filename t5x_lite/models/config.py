@@ -12,6 +12,7 @@ CHOICES = {
 }
 ACTIVATIONS = ("gelu", "gelu_exact", "linear", "relu", "silu")
 REMAT_POLICIES = ("none", "minimal", "full")
+SAVED_NAMES = ("attention", "mlp_hidden")  # activations that a remat tuple may keep
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,8 @@ class MixtureOfExperts:
 
     every: one layer in so many is sparse, the last of each group (T5X; 1 makes all sparse).
     group_size: tokens that compete for an expert's places; the largest divisor of the batch's
-        tokens up to it is taken. An expert takes capacity_factor * group / experts tokens of a
+        tokens up to it is taken (of a device's tokens, where the mesh could not share the groups
+        out). An expert takes capacity_factor * group / experts tokens of a
         group, at least `min_capacity`; the others skip the layer.
     load_balance_loss, router_z_loss: weights of the auxiliary losses, per sparse layer.
     jitter: router inputs are multiplied by uniform noise in [1 - jitter, 1 + jitter] in training.
@@ -197,8 +199,9 @@ class TransformerConfig:
                 self._reject(name, f"one of {choices}")
         if not self.mlp_activations or set(self.mlp_activations) - set(ACTIVATIONS):
             self._reject("mlp_activations", f"names out of {ACTIVATIONS}, at least one")
-        if isinstance(self.remat, str) and self.remat not in REMAT_POLICIES:
-            self._reject("remat", f"one of {REMAT_POLICIES}, or a tuple of names")
+        by_name = isinstance(self.remat, str)
+        if (self.remat not in REMAT_POLICIES) if by_name else set(self.remat) - set(SAVED_NAMES):
+            self._reject("remat", f"one of {REMAT_POLICIES}, or a tuple out of {SAVED_NAMES}")
 
     def _reject(self, name: str, wanted: str):
         raise ConfigError(

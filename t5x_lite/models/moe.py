@@ -16,7 +16,7 @@ from flax import nnx
 
 from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
 from t5x_lite.models.layers import ACTIVATION_FUNCTIONS, drop, split_key, weight
-from t5x_lite.partitioning import shard
+from t5x_lite.partitioning import batch_parts, shard
 
 
 class RouterLosses(NamedTuple):
@@ -120,15 +120,21 @@ class SwitchMLP(nnx.Module):
 
 
 def expert_places(moe: MixtureOfExperts, tokens: int, *, training: bool) -> tuple[int, int, int]:
-    """Groups of a batch of so many tokens, tokens of a group, and places of an expert in it."""
-    size = _group_size(tokens, moe.group_size)
+    """Groups of a batch of so many tokens, tokens of a group, and places of an expert in it.
+
+    A group is as large as the largest divisor of `tokens` up to `moe.group_size`. If such groups
+    cannot be shared out evenly among the parts of the current mesh that hold the tokens, it is the
+    largest that divides one part: otherwise every device would compute every group. Only then does
+    the mesh decide which tokens compete for an expert's places (as in Mesh TensorFlow).
+    """
+    parts = batch_parts(jax.sharding.get_abstract_mesh())
+    size = _largest_divisor(tokens, moe.group_size)
+    if tokens % parts == 0 and tokens // size % parts:
+        size = _largest_divisor(tokens // parts, moe.group_size)
     factor = moe.train_capacity_factor if training else moe.eval_capacity_factor
     capacity = min(max(round(factor * size / moe.num_experts), moe.min_capacity), size)
     return tokens // size, size, capacity
 
 
-def _group_size(tokens: int, wanted: int) -> int:
-    """The largest divisor of `tokens` that is not above `wanted`."""
-    if tokens <= wanted:
-        return tokens
-    return next(size for size in range(wanted, 0, -1) if tokens % size == 0)
+def _largest_divisor(number: int, at_most: int) -> int:
+    return next(size for size in range(min(number, at_most), 0, -1) if number % size == 0)

@@ -252,7 +252,7 @@ def abstract(config: TransformerConfig) -> tuple[nnx.GraphDef, Params, Any]:
         return ("layers", *axes) if variable.get_value().ndim == len(axes) + 1 else axes
 
     flat = {path: axes_of(variable) for path, variable in nnx.to_flat_state(state)}
-    return graphdef, nnx.to_pure_dict(state), _nested(flat)
+    return graphdef, nnx.to_pure_dict(state), nested(flat)
 
 
 def initialize(config: TransformerConfig, key: jax.Array) -> Params:
@@ -270,7 +270,8 @@ def num_parameters(config: TransformerConfig) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(abstract(config)[1]))
 
 
-def _nested(flat: Mapping[tuple, Any]) -> dict[str, Any]:
+def nested(flat: Mapping[tuple, Any]) -> dict[str, Any]:
+    """Nested dicts from leaves by their paths: `{("a", "b"): 1}` is `{"a": {"b": 1}}`."""
     tree: dict[str, Any] = {}
     for (*parents, name), value in flat.items():
         node = tree

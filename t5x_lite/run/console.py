@@ -82,10 +82,11 @@ class Console:
 
 def training_line(step: int, steps: int, numbers: Mapping[str, float], eta: float) -> str:
     """The live line: where the run is, how well it learns, how fast, and for how long yet."""
+    mfu = f" | MFU {numbers['mfu']:.1%}" if "mfu" in numbers else ""
     return (
         f"step {step:,}/{steps:,} | loss {numbers['loss']:.3f}"
         f" | accuracy {numbers['accuracy']:.1%} | lr {numbers['learning_rate']:.2e}"
-        f" | {numbers['tokens_per_second']:,.0f} tokens/s | padding {numbers['padding']:.1%}"
+        f" | {numbers['tokens_per_second']:,.0f} tokens/s{mfu} | padding {numbers['padding']:.1%}"
         f" | data wait {numbers['data_wait']:.1%} | {duration(eta)} left"
     )
 

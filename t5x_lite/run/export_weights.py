@@ -6,13 +6,14 @@ from pathlib import Path
 
 import jax
 
-from t5x_lite.checkpoints import CheckpointPolicy, Checkpoints
+from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.convert.huggingface import export_checkpoint
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
 from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
 from t5x_lite.run.console import Console
 from t5x_lite.run.record import MODEL
+from t5x_lite.run.start import chosen_step
 
 
 def export_weights(
@@ -38,10 +39,8 @@ def export_weights(
     abstract = jax.tree.map(
         lambda leaf: leaf.update(sharding=place), transformer.abstract(config)[1]
     )
-    with Checkpoints(directory, CheckpointPolicy()) as saved:
-        step = saved.latest_step if step is None else step
-        if step is None:
-            raise ConfigError(f"{directory} holds no checkpoint", "MODEL_DIR")
+    with Checkpoints(directory) as saved:
+        step = chosen_step(saved, step, "MODEL_DIR", "export_weights.step")
         params = saved.restore_weights(step, abstract)
     family = export_checkpoint(
         destination,

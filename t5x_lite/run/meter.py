@@ -4,20 +4,67 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
+from t5x_lite.models.config import TransformerConfig
+from t5x_lite.planning.chips import peak_flops
+from t5x_lite.planning.flops import TokenFlops, token_flops, train_step_flops
 from t5x_lite.training.metrics import summarize
 
 IN_FLIGHT = 2  # steps that may be under way at once
 
 
+class Work(NamedTuple):
+    """What a step is worth in model FLOPs, and what the devices could do.
+
+    per_step: on a full batch. per_token: on one token of either side. devices: how many. peak:
+    FLOP/s of one, None where it is not known (a CPU).
+    """
+
+    per_step: float
+    per_token: TokenFlops
+    devices: int
+    peak: float | None
+
+    @classmethod
+    def of(
+        cls,
+        model: TransformerConfig,
+        mesh: jax.sharding.Mesh,
+        batch_size: int,
+        lengths: Mapping[str, int],
+    ) -> "Work":
+        """Count a run's work; `lengths` of its features."""
+        return cls(
+            train_step_flops(model, batch_size=batch_size, lengths=lengths),
+            token_flops(model, batch_size=batch_size, lengths=lengths),
+            mesh.size,
+            peak_flops(mesh.devices.flat[0].device_kind),
+        )
+
+    def rates(self, seconds_per_step: float, inputs: float, targets: float) -> dict[str, float]:
+        """TFLOP/s of a device and, where its peak is known, MFU and effective MFU.
+
+        inputs, targets: real tokens a step. MFU counts all positions, the effective one real ones.
+        """
+        each = 1.0 / (seconds_per_step * self.devices)
+        rates = {"tflops_per_device": self.per_step * each / 1e12}
+        if self.peak is not None:
+            real = inputs * self.per_token.inputs + targets * self.per_token.targets
+            rates |= {
+                "mfu": self.per_step * each / self.peak,
+                "effective_mfu": real * each / self.peak,
+            }
+        return rates
+
+
 class Meter:
     """Metrics of the steps since the last line, and the time they took."""
 
-    def __init__(self, seconds_before: float, batches: Any):
-        self._batches = batches
+    def __init__(self, seconds_before: float, batches: Any, work: Work):
+        self._batches, self._work = batches, work
         self._seconds_before = seconds_before
         self._began = self._last = time.perf_counter()
         self._waited = batches.waited
@@ -45,13 +92,17 @@ class Meter:
         """The numbers since the last reading, which then start afresh."""
         numbers = summarize(self._window)
         now, waited = time.perf_counter(), self._batches.waited
-        elapsed = now - self._last
-        tokens = numbers.pop("tokens")
+        elapsed, steps = now - self._last, len(self._window)
+        inputs, targets = numbers.pop("input_tokens"), numbers.pop("target_tokens")
+        tokens = inputs + targets
         numbers |= {
             "tokens_per_second": tokens / elapsed,
+            "tokens_per_second_per_device": tokens / elapsed / self._work.devices,
             "padding": 1.0 - tokens / self._positions,
             "data_wait": (waited - self._waited) / elapsed,
-            "seconds_per_step": elapsed / len(self._window),
+            "seconds_per_step": elapsed / steps,
+            **self._work.rates(elapsed / steps, inputs / steps, targets / steps),
+            **device_memory(),
         }
         self._window, self._positions, self._last, self._waited = [], 0, now, waited
         return numbers
@@ -64,6 +115,13 @@ class Meter:
         away = time.perf_counter() - began
         self._began, self._last = self._began + away, self._last + away
         self._waited += self._batches.waited - waited
+
+
+def device_memory() -> dict[str, float]:
+    """GiB in use on this process's first device, now and at most so far; a CPU counts none."""
+    counted = jax.local_devices()[0].memory_stats() or {}
+    names = {"bytes_in_use": "device_memory_gib", "peak_bytes_in_use": "device_memory_peak_gib"}
+    return {name: counted[key] / 2**30 for key, name in names.items() if key in counted}
 
 
 @contextlib.contextmanager

@@ -12,7 +12,13 @@ from t5x_lite.models.config import TransformerConfig
 from t5x_lite.partitioning import batch_parts, make_mesh, named_sharding
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
-from t5x_lite.training.state import TrainState, abstract_state, initial_state, state_shardings
+from t5x_lite.training.state import (
+    TrainState,
+    abstract_state,
+    initial_state,
+    state_from_weights,
+    state_shardings,
+)
 from t5x_lite.training.step import Loss, make_train_step
 
 
@@ -26,6 +32,7 @@ class Program(NamedTuple):
     batch_sharding: jax.sharding.NamedSharding
     replicated: jax.sharding.NamedSharding
     initial: Callable[[], TrainState]
+    from_weights: Callable[[Any, int], TrainState]  # (weights, step): the optimizer is as new
     step: Any  # jitted; donates the state
 
 
@@ -62,5 +69,6 @@ def build(
         batch_sharding=named_sharding(device_mesh, ("batch", "length")),
         replicated=replicated,
         initial=lambda: initial_state(model, bound, placed, seed=seed),
+        from_weights=lambda params, step: state_from_weights(params, bound, placed, step=step),
         step=jax.jit(step, donate_argnums=0, out_shardings=(placed, replicated)),
     )

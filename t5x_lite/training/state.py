@@ -42,6 +42,17 @@ def initial_state(
     return jax.jit(make, out_shardings=placed)(jax.random.key(seed))
 
 
+def state_from_weights(
+    params: Any, optimizer: Optimizer, placed: TrainState, *, step: int
+) -> TrainState:
+    """A state that goes on from given weights, with the optimizer as new."""
+
+    def make(params: Any) -> TrainState:
+        return TrainState(jnp.asarray(step, jnp.int32), params, optimizer.init(params))
+
+    return jax.jit(make, out_shardings=placed)(params)
+
+
 def abstract_state(
     config: TransformerConfig, optimizer: Optimizer, placed: TrainState
 ) -> TrainState:

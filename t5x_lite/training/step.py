@@ -75,7 +75,7 @@ def make_train_step(
             "learning_rate": rate,
             "grad_norm": grad_norm,
             "param_norm": global_norm(params),
-            "tokens": _real_tokens(batch),
+            **_real_tokens(batch),
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -121,11 +121,15 @@ def _extra_losses(predictions: Predictions, batch: Batch) -> Metrics:
     return extra
 
 
-def _real_tokens(batch: Batch) -> jax.Array:
-    """How many positions of the batch, of inputs and targets together, are not padding."""
-    real = jnp.zeros((), jnp.int32)
-    for side, tokens in (("encoder", "input_tokens"), ("decoder", "target_tokens")):
+def _real_tokens(batch: Batch) -> Metrics:
+    """How many positions of either side are not padding; a decoder's text counts as targets."""
+    real = {}
+    for name, side, tokens in (
+        ("input_tokens", "encoder", "input_tokens"),
+        ("target_tokens", "decoder", "target_tokens"),
+    ):
+        real[name] = jnp.zeros((), jnp.int32)
         if f"{side}_{tokens}" in batch:
             used = batch.get(f"{side}_segment_ids", batch[f"{side}_{tokens}"])
-            real += jnp.sum(used > 0)
+            real[name] = jnp.sum(used > 0)
     return real

@@ -12,6 +12,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 RECORDS = "metrics.jsonl"
+EVENTS = "tensorboard"
 
 
 class Writers:
@@ -25,7 +26,7 @@ class Writers:
         temporary.replace(self._path)
         self._lines = self._path.open("a", buffering=1)
         self._events = SummaryWriter(
-            str(Path(model_dir) / "tensorboard"), purge_step=start_step + 1 if start_step else None
+            str(Path(model_dir) / EVENTS), purge_step=start_step + 1 if start_step else None
         )
 
     def __enter__(self) -> "Writers":

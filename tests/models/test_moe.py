@@ -8,6 +8,7 @@ from flax import nnx
 
 from t5x_lite.models.config import MixtureOfExperts
 from t5x_lite.models.moe import SwitchMLP
+from t5x_lite.partitioning import make_mesh
 
 EXPERTS, EMBED, HIDDEN = 4, 8, 12
 ALPHA, Z = 0.01, 0.001
@@ -185,4 +186,14 @@ def test_tokens_of_a_batch_are_grouped_without_leaving_one_out(tiny_config, toke
     layer = switch(tiny_config, group_size=20, eval_capacity_factor=2.0)
     y, _ = run(layer, x, real)
     expected, *_ = by_definition(layer, x, real, capacity=8, group=16)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_groups_are_shared_out_evenly_over_the_mesh(tiny_config, tokens):
+    """Three groups of 16 do not divide among four devices; four of 12 do."""
+    x, real = tokens
+    layer = switch(tiny_config, group_size=20, eval_capacity_factor=2.0)
+    with jax.set_mesh(make_mesh({"data": 4}, jax.devices()[:4])):
+        y, _ = jax.jit(lambda layer, x: layer(x, real))(layer, x)
+    expected, *_ = by_definition(layer, x, real, capacity=6, group=12)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)

@@ -35,6 +35,7 @@ def test_every_weight_is_float32_and_declares_an_axis_for_each_dimension(tiny_co
         (dict(relpos_max_distance=16), "relpos_max_distance"),
         (dict(dtype="float16"), "dtype"),
         (dict(remat="some"), "remat"),
+        (dict(remat=("attention", "mlp")), "remat"),
     ],
 )
 def test_impossible_sizes_are_named(tiny_config, changes, name):
@@ -147,6 +148,7 @@ VARIANTS = {
     "unrolled": dict(scan_layers=False),
     "minimal": dict(remat="minimal"),
     "full": dict(remat="full"),
+    "named": dict(remat=("attention", "mlp_hidden")),
 }
 
 
@@ -177,6 +179,26 @@ def test_how_layers_are_run_changes_no_number(variant, loss_and_gradients):
     assert loss == loss_of
     for ours, theirs in zip(*map(jax.tree.leaves, (gradients, gradients_of)), strict=True):
         assert np.abs(ours - theirs).max() <= 2e-6 * np.abs(ours).max()
+
+
+def test_the_less_is_kept_for_the_backward_pass_the_less_memory_it_takes(tiny_config):
+    """By XLA's own accounting of temporaries, on layers wide enough for activations to count."""
+    kept = ["full", ("attention",), ("attention", "mlp_hidden"), "none"]
+    temporaries = []
+    for remat in (*kept, "minimal"):
+        config = tiny_config(remat=remat, num_encoder_layers=0, num_decoder_layers=4)
+        graphdef, shapes, _ = abstract(config)
+        tokens = jax.ShapeDtypeStruct((8, 64), jnp.int32)
+        names = ("decoder_input_tokens", "decoder_target_tokens")
+
+        def total(params, batch, graphdef=graphdef):
+            return jnp.sum(bind(graphdef, params)(batch).logits)
+
+        compiled = jax.jit(jax.grad(total)).lower(shapes, dict.fromkeys(names, tokens)).compile()
+        temporaries.append(compiled.memory_analysis().temp_size_in_bytes)
+    *by_names, minimal = temporaries
+    assert by_names == sorted(set(by_names))
+    assert temporaries[0] < minimal < temporaries[-2]
 
 
 def test_every_weight_has_a_gradient(loss_and_gradients):

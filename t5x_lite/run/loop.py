@@ -1,0 +1,171 @@
+"""A run under way: the loop around the step, and what happens beside it."""
+
+import math
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from t5x_lite.checkpoints import Checkpoints
+from t5x_lite.data.batches import prefetch, process_rows, to_devices
+from t5x_lite.data.stream import Stream
+from t5x_lite.run.console import Console, training_line
+from t5x_lite.run.held_out import HeldOut
+from t5x_lite.run.meter import Meter, Work, stopping
+from t5x_lite.run.profiling import Profiler
+from t5x_lite.run.program import Program
+from t5x_lite.run.results import Results, TaskResult
+from t5x_lite.run.start import InitFrom, start
+from t5x_lite.run.startup import Startup
+from t5x_lite.training.writers import Writers
+
+
+class Run:
+    """A run under way: state, position and clock, and what happens to them."""
+
+    def __init__(
+        self,
+        program: Program,
+        stream: Stream,
+        held_out: HeldOut,
+        saved: Checkpoints,
+        console: Console,
+        directory: Path,
+        startup: Startup,
+    ):
+        self._program, self._stream, self._held_out = program, stream, held_out
+        self._saved, self._console, self._directory = saved, console, directory
+        self._startup = startup
+        self.step = 0
+        self._seconds = 0.0  # of training, over all launches
+
+    def begin(self, init_from: InitFrom | None, steps: int) -> None:
+        """Take up the newest checkpoint, another run's weights, or fresh ones.
+
+        Meanwhile a thread compiles the step, which needs no more than shapes.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            compiled = None
+            if (self._saved.latest_step or 0) < steps:
+                compiled = pool.submit(self._compile)
+            self._state, self.step, position, self._seconds = start(
+                self._program, self._saved, init_from, self._console
+            )
+            self._startup.lap("weights")
+            self._step = compiled and compiled.result()
+            self._startup.lap("compiling beyond that")
+        self._position = self._stream.start() if position is None else position
+        if self.step >= steps:
+            self._console.note(f"the run is finished: {self.step:,} of {steps:,} steps are done")
+        elif self.step:
+            epochs = ", ".join(
+                f"{name} {value:.2f}" for name, value in self._stream.epochs(self._position).items()
+            )
+            self._console.note(
+                f"going on after step {self.step:,} of {steps:,}, with the next example "
+                f"(epochs seen: {epochs})"
+            )
+
+    def train(
+        self, steps: int, evaluate_every: int, log_every: int, work: Work, profiler: Profiler
+    ) -> None:
+        """Run the steps that are left, reporting, evaluating and saving on the way."""
+        assert self._step is not None
+        with (
+            Writers(self._directory, start_step=self.step) as writers,
+            self._batches() as batches,
+            stopping() as stop_signal,
+            self._console.line(),
+        ):
+            meter = Meter(self._seconds, batches, work)
+            while self.step < steps and stop_signal() is None:
+                batch, self._position = next(batches)
+                profiler.before_step(self.step + 1, self._state)
+                self._state, metrics = self._step(self._state, batch)
+                self.step += 1
+                profiler.after_step(self.step, self._state)
+                meter.add(metrics, batch)
+                if self._startup.open:
+                    self._first_step_done(metrics)
+                if self.step % log_every == 0 or self.step == steps:
+                    self._log(meter, writers, steps)
+                if self.step % evaluate_every == 0 or self.step == steps:
+                    with meter.paused():
+                        self._evaluate(writers)
+                self._save(meter, force=self.step == steps or stop_signal() is not None)
+        with self._console.waiting(f"saving step {self.step:,}"):
+            self._saved.wait()
+        if (signal_number := stop_signal()) is not None:
+            self._console.note(
+                f"stopped after step {self.step:,}; the same command goes on from here"
+            )
+            sys.exit(128 + signal_number)
+
+    def results(self, baselines: Mapping[str, Any]) -> Results:
+        """Held-out losses beside their baselines, and samples."""
+        with self._console.waiting("decoding held-out examples"):
+            samples = self._held_out.samples(self._state.params)
+        tasks = {
+            name: TaskResult(
+                loss=numbers["loss"],
+                accuracy=numbers["accuracy"],
+                tokens=int(numbers["tokens"]),
+                **baselines[name]._asdict(),
+            )
+            for name, numbers in self._held_out.losses(self._state.params).items()
+        }
+        return Results(step=self.step, seconds=self._seconds, tasks=tasks, samples=samples)
+
+    def _compile(self) -> Any:
+        """The step for this run's shapes; safe in a thread."""
+        size, sharding = self._stream.batch_size, self._program.batch_sharding
+        first, _ = next(self._stream.batches(self._stream.start(), process_rows(size, sharding)))
+        batch = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            to_devices(first, sharding, batch_size=size),
+        )
+        with (
+            self._console.waiting("compiling the training step"),
+            jax.set_mesh(self._program.mesh),
+        ):
+            return self._program.step.lower(self._program.abstract, batch).compile()
+
+    def _first_step_done(self, metrics: Any) -> None:
+        jax.block_until_ready(metrics)
+        self._startup.lap("first step")
+        self._startup.open = False
+        self._console.note(self._startup.line())
+
+    def _batches(self):
+        size = self._stream.batch_size
+        sharding = self._program.batch_sharding
+        rows = process_rows(size, sharding)
+        return prefetch(
+            self._stream.batches(self._position, rows),
+            lambda item: (to_devices(item[0], sharding, batch_size=size), item[1]),
+        )
+
+    def _log(self, meter: "Meter", writers: Writers, steps: int) -> None:
+        numbers = meter.read()
+        self._seconds = meter.seconds
+        if not math.isfinite(numbers["loss"]):
+            self._console.note(f"the loss is {numbers['loss']} near step {self.step:,}")
+        eta = (steps - self.step) * numbers["seconds_per_step"]
+        self._console.update(training_line(self.step, steps, numbers, eta))
+        writers.write(self.step, "train", numbers)
+        writers.write(self.step, "epochs", self._stream.epochs(self._position))
+
+    def _evaluate(self, writers: Writers) -> None:
+        losses = self._held_out.losses(self._state.params)
+        for name, numbers in losses.items():
+            writers.write(self.step, f"validation/{name}", numbers)
+        shown = ", ".join(f"{name} {numbers['loss']:.3f}" for name, numbers in losses.items())
+        self._console.note(f"held-out loss after step {self.step:,}: {shown}")
+
+    def _save(self, meter: "Meter", *, force: bool) -> None:
+        self._seconds = meter.seconds
+        progress = {"position": self._position, "seconds": self._seconds}
+        self._saved.save(self.step, self._state, progress, force=force)

@@ -1,0 +1,150 @@
+"""Where a run begins: at its own newest checkpoint, with another run's weights, or from scratch."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from t5x_lite.checkpoints import Checkpoints
+from t5x_lite.data.stream import Position
+from t5x_lite.errors import ConfigError
+from t5x_lite.models.transformer import nested
+from t5x_lite.run.console import Console
+from t5x_lite.run.program import Program
+from t5x_lite.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InitFrom:
+    """The run, or import, whose weights a new run starts with; once it has saved, its own count.
+
+    model_dir: its directory. step: of its checkpoint; None is the newest. only: a regular
+    expression for the paths of the weights to take ("encoder/.*"); the others start fresh.
+    keep_step: the new run counts on from that checkpoint's step, as T5's fine-tuning does, instead
+    of from 0. The optimizer starts as new.
+    """
+
+    model_dir: str
+    step: int | None = None
+    only: str = ".*"
+    keep_step: bool = False
+
+    def __post_init__(self):
+        try:
+            re.compile(self.only)
+        except re.error as error:
+            raise ConfigError(
+                f"only={self.only!r} is not a regular expression: {error}", "InitFrom.only"
+            ) from error
+
+
+class Start(NamedTuple):
+    """What the first step of this launch is given. position: None for the stream's beginning."""
+
+    state: TrainState
+    step: int
+    position: Position | None
+    seconds: float  # of training before this launch
+
+
+def start(
+    program: Program, saved: Checkpoints, init_from: InitFrom | None, console: Console
+) -> Start:
+    """The newest checkpoint of `saved`, else the weights of `init_from`, else fresh weights.
+
+    An imported directory's own checkpoint holds weights alone: the optimizer and the stream begin.
+    """
+    latest = saved.latest_step
+    if latest is not None:
+        with console.waiting(f"restoring step {latest:,}"):
+            return _go_on(program, saved, latest)
+    if init_from is None:
+        with console.waiting("initialising weights"):
+            return Start(jax.block_until_ready(program.initial()), 0, None, 0.0)
+    with console.waiting(f"reading weights from {init_from.model_dir}"):
+        return _from_weights(program, init_from)
+
+
+def check_init_from(init_from: InitFrom, shapes: Any) -> int:
+    """The step whose weights will be taken; ConfigError if it is not there or does not fit."""
+    directory = Path(init_from.model_dir)
+    if not (directory / "checkpoints").is_dir():
+        raise ConfigError(
+            f"{directory} holds no checkpoints; wanted the model directory of a run or an import",
+            "InitFrom.model_dir",
+        )
+    with Checkpoints(directory) as other:
+        step = chosen_step(other, init_from.step, "InitFrom.model_dir", "InitFrom.step")
+        there = _by_path(other.saved_weights(step))
+    wanted = _taken(init_from, shapes)
+    if not wanted:
+        raise ConfigError(
+            f"only={init_from.only!r} matches none of the weights ({', '.join(_by_path(shapes))})",
+            "InitFrom.only",
+        )
+    wrong = [
+        f"{path} {list(leaf.shape)} (there: {list(there[path].shape) if path in there else 'none'})"
+        for path, leaf in wanted.items()
+        if path not in there or tuple(there[path].shape) != leaf.shape
+    ]
+    if wrong:
+        raise ConfigError(
+            f"step {step:,} of {directory} does not have the weights of this model: "
+            f"{', '.join(wrong)}; wanted the same model, or InitFrom.only without these",
+            "InitFrom.model_dir",
+            "InitFrom.only",
+        )
+    return step
+
+
+def chosen_step(saved: Checkpoints, step: int | None, *names: str) -> int:
+    """`step`, or the newest for None; ConfigError, naming the steps there are, if it is missing."""
+    steps = saved.steps
+    if not steps or step not in (None, *steps):
+        raise ConfigError(
+            f"{saved.model_dir} has no checkpoint{'' if step is None else f' of step {step:,}'}; "
+            f"the steps there: {', '.join(f'{n:,}' for n in steps) or 'none'}",
+            *names,
+        )
+    return steps[-1] if step is None else step
+
+
+def _go_on(program: Program, saved: Checkpoints, step: int) -> Start:
+    if "position" not in (progress := saved.progress(step)):
+        params = saved.restore_weights(step, program.abstract.params)
+        return Start(program.from_weights(params, step), step, None, 0.0)
+    state, progress = saved.restore(step, program.abstract)
+    return Start(state, step, progress["position"], progress["seconds"])
+
+
+def _from_weights(program: Program, init_from: InitFrom) -> Start:
+    step = check_init_from(init_from, program.abstract.params)
+    taken = _taken(init_from, program.abstract.params)
+    with Checkpoints(init_from.model_dir) as other:
+        params = other.restore_weights(
+            step, nested({tuple(path.split("/")): leaf for path, leaf in taken.items()})
+        )
+    if len(taken) < len(_by_path(program.abstract.params)):
+        params = _merged(program.initial().params, params)
+    first = step if init_from.keep_step else 0
+    return Start(program.from_weights(params, first), first, None, 0.0)
+
+
+def _taken(init_from: InitFrom, shapes: Any) -> dict[str, Any]:
+    return {k: v for k, v in _by_path(shapes).items() if re.fullmatch(init_from.only, k)}
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    """Leaves of nested dicts by paths such as "encoder/layers/mlp/wo"."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
+
+
+def _merged(below: Any, above: Any) -> Any:
+    """The tree `below` with those leaves that `above` has."""
+    if not isinstance(above, Mapping):
+        return above
+    return {k: _merged(v, above[k]) if k in above else v for k, v in below.items()}
