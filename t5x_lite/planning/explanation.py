@@ -34,17 +34,17 @@ def explanation(found: Sequence[Cost], chip: Chip) -> str:
     total = sum(cost.cycles for cost in found) or 1.0
     rows = [
         (
+            f"{module} {line}".strip() or "the compiler's own (copies, layouts)",
             f"{part}, {direction}",
             f"{1e3 * cost.cycles / chip.clock:.3g}",
             f"{cost.cycles / total:.1%}",
             f"{1e3 * bounds[part, direction, module, line]:.3g}",
             f"{cost.flops / 1e9:,.0f}",
             f"{cost.bytes / 1e9:.3g}",
-            f"{module} {line}".strip() or "the compiler's own (copies, layouts)",
         )
         for (part, direction, module, line), cost in list(places.items())[:_ROWS]
     ]
-    columns = ("part", "estimated ms", "share", "at the peaks, ms", "GFLOP", "GB", "place")
+    columns = ("place", "part", "estimated ms", "share", "at the peaks, ms", "GFLOP", "GB")
     return "## The dearest places\n\n" + table(columns, rows) + "\n"
 
 
