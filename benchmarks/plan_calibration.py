@@ -20,7 +20,7 @@ from t5x_lite.planning.topologies import topology
 from t5x_lite.run.plan_step import Planned, Setting, plan_step
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.schedules import InverseSquareRoot
-from t5x_lite.training.step import Loss
+from t5x_lite.training.step import Loss, Update
 
 PUBLISHED = 132e12  # FLOP/s a chip
 CACHE = Path("~/.cache/t5x_lite/plans").expanduser()
@@ -39,6 +39,7 @@ SETTING = Setting(
     optimizer=Adafactor(),
     learning_rate=InverseSquareRoot(base=1.0, warmup_steps=10_000),
     loss=Loss(),
+    update=Update(),
     mesh={"fsdp": 256},
     batch_size=256,
     lengths={"inputs": 0, "targets": 2048},

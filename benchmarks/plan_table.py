@@ -27,7 +27,7 @@ from t5x_lite.planning.topologies import Topology, topology
 from t5x_lite.run.plan_step import Setting, plan_step
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.schedules import InverseSquareRoot
-from t5x_lite.training.step import Loss
+from t5x_lite.training.step import Loss, Update
 
 HERE = Path(__file__).parent
 RESULTS, TABLE = HERE / "plan_table.json", HERE.parent / "docs" / "planning_table.md"
@@ -73,6 +73,7 @@ def setting_of(model: TransformerConfig, wanted: Topology) -> Setting:
         optimizer=Adafactor(),
         learning_rate=InverseSquareRoot(base=1.0, warmup_steps=10_000),
         loss=Loss(),
+        update=Update(),
         mesh={name: size for name, size in mesh.items() if size > 1},
         batch_size=wanted.devices * (16 if weights < 2e9 else 8),
         lengths={"inputs": 512, "targets": 114},

@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "pretrain or fine-tune a model, or go on with a run that was stopped",
     "inspect": "show examples of a task or mixture as a model reads them, and the mixing rates",
     "vocab": "train a SentencePiece vocabulary on files of text",
+    "c4": "build C4 or a variant of it from the WET files of Common Crawl",
     "import": "make a run directory of a Hugging Face model",
     "export": "make a Hugging Face model of a run directory",
     "plan": "compile a step for a TPU slice from here: memory, time, collectives",

@@ -151,12 +151,19 @@ def check_divisible(mesh: Mesh, shapes_tree: Any, axes_tree: Any) -> None:
                 )
 
 
+def mesh_axes(axis: str) -> tuple[str, ...]:
+    """The mesh axes that split a logical axis.
+
+    >>> mesh_axes("embed")
+    ('fsdp',)
+    """
+    entry = LOGICAL_TO_MESH[axis]
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
+
+
 def batch_parts(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the mesh splits a global batch; 1 outside a mesh."""
-    if mesh.empty:
-        return 1
-    axes = LOGICAL_TO_MESH["batch"]
-    return math.prod(mesh.shape[name] for name in (axes or ()))
+    return 1 if mesh.empty else math.prod(mesh.shape[name] for name in mesh_axes("batch"))
 
 
 def shard(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -14,7 +14,8 @@ GIN_CONFIGS = Path(__file__).resolve().parents[1] / "gin_configs"
 
 def pytest_collection_finish(session):
     """Set up the devices once all test modules are imported and before anything computes."""
-    folders = {item.path.parent.name for item in session.items}
+    tests = Path(__file__).parent
+    folders = {item.path.relative_to(tests).parts[0] for item in session.items}
     if "jax" not in sys.modules and folders <= MAY_DO_WITHOUT_JAX:
         return
     import jax

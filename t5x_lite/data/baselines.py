@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -48,15 +47,24 @@ def target_baselines(
 
     Raises ConfigError for a store with ids beyond the vocabulary.
     """
-    reader = partial(open_examples, feature_lengths=feature_lengths, sentinels=sentinels, seed=seed)
-    train_examples = reader(train.name, train.store, objective=train.objective)
+    train_examples, examples = (
+        open_examples(
+            task.name,
+            task.store,
+            objective=task.objective,
+            ending=task.ending,
+            feature_lengths=feature_lengths,
+            sentinels=sentinels,
+            seed=seed,
+        )
+        for task in (train, validation)
+    )
     train_draws = np.arange(min(train_limit, train_examples.size))
     _, train_indices = order.visit(
         train_draws, train_examples.size, seed=seed, stream=task_number(train.name)
     )
     train_v = _count_targets(train_examples, train_indices, vocabulary_size)
 
-    examples = reader(validation.name, validation.store, objective=validation.objective)
     indices = np.arange(examples.size)[:validation_limit]
     validation_v = _count_targets(examples, indices, vocabulary_size)
 
@@ -72,8 +80,13 @@ def _count_targets(
     counts_v = np.zeros(vocabulary_size, np.int64)
     for first in range(0, len(indices_n), _EXAMPLES_PER_READ):
         part_n = indices_n[first : first + _EXAMPLES_PER_READ]
-        rows = examples.features(np.zeros_like(part_n), part_n)["targets"]
+        features = examples.features(np.zeros_like(part_n), part_n)
+        rows = features["targets"]
         used_nl = np.arange(rows.tokens.shape[1]) < rows.lengths[:, None]
+        if "weights" in features:  # targets may be wider: they are as long as the inputs
+            width = features["weights"].tokens.shape[1]
+            used_nl = used_nl[:, :width] & (features["weights"].tokens > 0)
+            rows = rows._replace(tokens=rows.tokens[:, :width])
         found_v = np.bincount(rows.tokens[used_nl], minlength=vocabulary_size)
         if len(found_v) > vocabulary_size:
             raise ConfigError(

@@ -41,13 +41,23 @@ def process_rows(batch_size: int, sharding: jax.sharding.Sharding) -> slice:
 def to_devices(
     batch: Mapping[str, NDArray], sharding: jax.sharding.Sharding, *, batch_size: int
 ) -> dict[str, jax.Array]:
-    """Return the global arrays, of `batch_size` rows, of which `batch` holds `process_rows`."""
+    """Return the global arrays, of `batch_size` rows, of which `batch` holds `process_rows`.
+
+    `sharding` is that of arrays [batch, length]; those of one number a row are split by row alone.
+    """
     return {
         name: jax.make_array_from_process_local_data(
-            sharding, array, (batch_size, *array.shape[1:])
+            _sharding_of(array, sharding), array, (batch_size, *array.shape[1:])
         )
         for name, array in batch.items()
     }
+
+
+def _sharding_of(array: NDArray, sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    if array.ndim == 2:
+        return sharding
+    assert isinstance(sharding, jax.sharding.NamedSharding)
+    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*sharding.spec[:1]))
 
 
 def prefetch(

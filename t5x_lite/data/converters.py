@@ -98,6 +98,41 @@ def decoder_only(
     return batch
 
 
+def encoder_only(
+    features: Mapping[str, Segments],
+    *,
+    packed: bool,
+    token_types: bool = False,
+    next_sentence: bool = False,
+) -> dict[str, NDArray]:
+    """Return the batch of an encoder that predicts tokens where they stand.
+
+        inputs   2 7 M 5 1 0    encoder_input_tokens   2 7 M 5 1 0
+        targets  2 7 8 5 1 0    encoder_target_tokens  2 7 8 5 1 0
+        weights  0 0 1 0 0 0    encoder_loss_weights   0 0 1 0 0 0
+
+    Packed rows have segment ids and positions. `token_types` adds which of an example's two
+    stretches a token is of, as encoder_token_types (BERT's segments); `next_sentence`, where the
+    objective tells, whether the second follows the first, as next_sentence_labels [batch].
+    """
+    inputs, width = features["inputs"], features["inputs"].tokens.shape[1]
+    batch: dict[str, NDArray] = {
+        "encoder_input_tokens": inputs.tokens,
+        "encoder_target_tokens": features["targets"].tokens[:, :width],
+        "encoder_loss_weights": features["weights"].tokens.astype(np.float32),
+    }
+    if packed:
+        batch |= {
+            "encoder_segment_ids": inputs.segment_ids,
+            "encoder_positions": inputs.positions,
+        }
+    if token_types and "segments" in features:
+        batch["encoder_token_types"] = features["segments"].tokens
+    if next_sentence and "next_sentence" in features:
+        batch["next_sentence_labels"] = features["next_sentence"].tokens[:, 0]
+    return batch
+
+
 def _shifted(targets: Segments, *, packed: bool) -> NDArray[np.int32]:
     """Move tokens one place right; each example, or each row, begins with 0."""
     shifted_bl = np.zeros_like(targets.tokens)

@@ -11,16 +11,16 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from t5x_lite.data.finishing import EOS_ID, FEATURES, append, feature_widths, finish
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import philox
-from t5x_lite.objectives.denoising import Objective, PairObjective
+from t5x_lite.objectives.denoising import Objective, PairObjective, RandomPieces
 from t5x_lite.objectives.features import check_sentinels
 from t5x_lite.objectives.spans import Rows, Sentinels
 
-EOS_ID = 1
-FEATURES = ("inputs", "targets")
 _OFFSETS_PER_READ = 1 << 20
 _OTHER_PIECE = 0x4F544852  # folded into an example's key to draw the piece beside it
+_PIECE_LENGTH = 0x504C454E  # folded into a group's key to draw how long its pieces are
 
 
 class Store(Protocol):
@@ -56,6 +56,11 @@ class Examples(Protocol):
         """How many examples an epoch has."""
         ...
 
+    @property
+    def widths(self) -> Mapping[str, int]:
+        """The features, of which two are "inputs" and "targets", and how wide their rows are."""
+        ...
+
     def lengths(
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> NDArray[np.int64]:
@@ -65,7 +70,17 @@ class Examples(Protocol):
     def features(
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> dict[str, Rows]:
-        """Return "inputs" and "targets", each as wide as its feature length."""
+        """Return the features, each as wide as `widths` says."""
+        ...
+
+
+class Ending(Protocol):
+    """How the pairs of a task end where they are too long, if not by losing their last tokens."""
+
+    def open(
+        self, name: str, store: Store, feature_lengths: Mapping[str, int], *, seed: int
+    ) -> Examples:
+        """Return the examples of a task's store."""
         ...
 
 
@@ -74,6 +89,7 @@ def open_examples(
     store: Store,
     *,
     objective: Objective | None,
+    ending: Ending | None = None,
     feature_lengths: Mapping[str, int],
     sentinels: Sentinels,
     seed: int,
@@ -96,11 +112,15 @@ def open_examples(
             "which take 1 token or more",
             "TASK_FEATURE_LENGTHS",
         )
-    examples: Examples = (
-        PairExamples(store, feature_lengths)
-        if objective is None
-        else TextExamples(name, store, objective, feature_lengths, sentinels=sentinels, seed=seed)
-    )
+    examples: Examples
+    if objective is not None:
+        examples = TextExamples(
+            name, store, objective, feature_lengths, sentinels=sentinels, seed=seed
+        )
+    elif ending is not None:
+        examples = ending.open(name, store, feature_lengths, seed=seed)
+    else:
+        examples = PairExamples(store, feature_lengths)
     if not examples.size:
         raise ConfigError(f"the token store of task {name!r} holds no example", "DATA_DIR")
     return examples
@@ -111,7 +131,7 @@ class PairExamples:
 
     def __init__(self, store: Store, feature_lengths: Mapping[str, int]):
         self.size = store.num_examples
-        self._lengths = {feature: feature_lengths[feature] for feature in FEATURES}
+        self.widths = {feature: feature_lengths[feature] for feature in FEATURES}
         self._tokens = {feature: store.tokens(feature).view(np.ndarray) for feature in FEATURES}
         self._offsets = {feature: store.offsets(feature).view(np.ndarray) for feature in FEATURES}
 
@@ -129,10 +149,10 @@ class PairExamples:
         """Return "inputs" and "targets", each as wide as its feature length."""
         del epochs_n
         return {
-            feature: _append_eos(
+            feature: append(
                 _gather(self._tokens[feature], *self._spans(feature, indices_n)), length
             )
-            for feature, length in self._lengths.items()
+            for feature, length in self.widths.items()
         }
 
     def _spans(
@@ -140,7 +160,7 @@ class PairExamples:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         starts_n = self._offsets[feature][indices_n]
         lengths_n = self._offsets[feature][indices_n + 1] - starts_n
-        return starts_n, np.minimum(lengths_n, self._lengths[feature] - 1)
+        return starts_n, np.minimum(lengths_n, self.widths[feature] - 1)
 
 
 class TextExamples:
@@ -171,8 +191,8 @@ class TextExamples:
     ):
         self._stream, self._seed = task_number(name), seed
         self._objective, self._sentinels = objective, sentinels
-        self._lengths = {feature: feature_lengths[feature] for feature in FEATURES}
-        self._raw_length = objective.raw_length(feature_lengths)
+        self.widths = feature_widths(objective, feature_lengths)
+        raw_length = objective.raw_length(feature_lengths)
         check_sentinels(objective.sentinels_needed(feature_lengths), sentinels)
         self._tokens = store.tokens("targets").view(np.ndarray)
         self._offsets = store.offsets("targets").view(np.ndarray)
@@ -180,7 +200,11 @@ class TextExamples:
         self._first_documents = group_documents(self._offsets, objective.documents_per_group)
         self._group_starts = self._offsets[self._first_documents]
         groups = np.arange(len(self._group_starts) - 1)
-        pieces = -(-self._group_lengths(groups) // self._raw_length)
+        self._piece_lengths = np.broadcast_to(np.int64(raw_length), len(groups))
+        if isinstance(objective, RandomPieces):
+            keys_g2 = philox.fold_in(self._keys(np.zeros_like(groups), groups), _PIECE_LENGTH)
+            self._piece_lengths = objective.piece_lengths(raw_length, keys_g2)
+        pieces = -(-self._group_lengths(groups) // self._piece_lengths)
         self._first_pieces = np.concatenate([[0], np.cumsum(pieces)])
         self.size = int(self._first_pieces[-1])
 
@@ -194,26 +218,26 @@ class TextExamples:
             made = self._objective.pair_lengths(lengths_n, others_n, keys_n2)
         else:
             made = self._objective.lengths(lengths_n, keys_n2)
+        made_n2 = np.stack([made[name] for name in FEATURES], axis=1)
+        widths = np.array([self.widths[name] for name in FEATURES])
         if self._eos_after_documents:
-            kept = [np.clip(made[name], 1, length) for name, length in self._lengths.items()]
-            return np.stack(kept, axis=1)
-        kept = [np.minimum(made[name], length - 1) for name, length in self._lengths.items()]
-        return np.stack(kept, axis=1) + 1
+            return np.clip(made_n2, 1, widths)
+        return np.minimum(made_n2, widths - 1) + 1
 
     def features(
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> dict[str, Rows]:
-        """Return "inputs" and "targets", each as wide as its feature length."""
-        rows, keys_n2 = self._pieces(indices_n), self._keys(epochs_n, indices_n)
+        """Return the features, each as wide as `widths` says."""
+        rows, keys_n2 = self.pieces(indices_n), self._keys(epochs_n, indices_n)
         if isinstance(self._objective, PairObjective):
-            others = self._pieces(self._others(keys_n2, indices_n))
+            others = self.pieces(self._others(keys_n2, indices_n))
             made = self._objective.pair(rows, others, keys_n2, self._sentinels)
         else:
             made = self._objective(rows, keys_n2, self._sentinels)
-        end = _cut if self._eos_after_documents else _append_eos
-        return {name: end(made[name], length) for name, length in self._lengths.items()}
+        return finish(made, self._objective, self.widths)
 
-    def _pieces(self, indices_n: NDArray[np.int64]) -> Rows:
+    def pieces(self, indices_n: NDArray[np.int64]) -> Rows:
+        """Return the text before the objective, EOS in it where documents have one."""
         group_n, starts_n, lengths_n = self._spans(indices_n)
         if self._eos_after_documents:
             return self._gather_with_eos(group_n, starts_n, lengths_n)
@@ -236,12 +260,9 @@ class TextExamples:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Return the group of each piece, where in the group it starts, and its length."""
         group_n = np.searchsorted(self._first_pieces, indices_n, side="right") - 1
-        starts_n = (indices_n - self._first_pieces[group_n]) * self._raw_length
-        return (
-            group_n,
-            starts_n,
-            np.minimum(self._group_lengths(group_n) - starts_n, self._raw_length),
-        )
+        longest_n = self._piece_lengths[group_n]
+        starts_n = (indices_n - self._first_pieces[group_n]) * longest_n
+        return group_n, starts_n, np.minimum(self._group_lengths(group_n) - starts_n, longest_n)
 
     def _group_lengths(self, group_n: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return how many tokens a group has, the EOS of its documents included if they get one."""
@@ -319,23 +340,3 @@ def _gather(
     short_s = np.flatnonzero(lengths_n < len(place_l))
     rows_nl[short_s] *= place_l < lengths_n[short_s, None]
     return Rows(rows_nl, lengths_n.astype(np.int32))
-
-
-def _append_eos(rows: Rows, length: int) -> Rows:
-    """Cut rows to length - 1 tokens and append EOS: rows of width `length`, zero at the end."""
-    lengths_n = np.minimum(rows.lengths, length - 1)
-    tokens_nl = np.zeros((len(lengths_n), length), np.int32)
-    width = min(length, rows.tokens.shape[1])
-    tokens_nl[:, :width] = rows.tokens[:, :width]
-    tokens_nl[np.arange(len(lengths_n)), lengths_n] = EOS_ID
-    return Rows(tokens_nl, lengths_n + 1)
-
-
-def _cut(rows: Rows, length: int) -> Rows:
-    """Cut rows to `length` tokens; an empty row becomes EOS alone, that there be something."""
-    lengths_n = np.minimum(rows.lengths, length)
-    tokens_nl = np.zeros((len(lengths_n), length), np.int32)
-    width = min(length, rows.tokens.shape[1])
-    tokens_nl[:, :width] = rows.tokens[:, :width]
-    tokens_nl[lengths_n == 0, 0] = EOS_ID
-    return Rows(tokens_nl, np.maximum(lengths_n, 1))

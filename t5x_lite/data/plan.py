@@ -16,12 +16,14 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t5x_lite.data import files
+from t5x_lite.data.pair_endings import PairEnding
 from t5x_lite.data.quiet_import import import_seqio
+from t5x_lite.data.steps import Denoise, EndPairs, late_step, to_vocabulary
 from t5x_lite.data.stream import StreamTask
-from t5x_lite.data.tasks import Declaration, Denoise, to_vocabulary
+from t5x_lite.data.tasks import Declaration
 from t5x_lite.data.token_store import (
     TOKENISING_PACKAGES,
     TokenStore,
@@ -36,7 +38,7 @@ from t5x_lite.objectives.features import check_sentinels
 if TYPE_CHECKING:
     import seqio
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,18 @@ class Data:
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """A task's rate, whether it is text for the objective, and the store of each split it has."""
+    """A task's rate, the store of each split it has, and what becomes of what is stored.
+
+    is_text: it is text for an objective, the task's own or, if it has none, the run's. ending: of
+    pairs that are not simply cut.
+    """
 
     name: str
     rate: float
     is_text: bool
     stores: Mapping[str, str]
+    objective: Objective | None = None
+    ending: PairEnding | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,8 @@ class Plan:
 
     def _open(self, task: PlannedTask, split: str) -> StreamTask:
         store = TokenStore.open(os.path.join(self.data_dir, task.stores[split]))
-        return StreamTask(task.name, store, task.rate, self.objective if task.is_text else None)
+        objective = (task.objective or self.objective) if task.is_text else None
+        return StreamTask(task.name, store, task.rate, objective, task.ending)
 
 
 def prepare(data: Data, report: Callable[[str], None] = lambda line: None) -> Plan:
@@ -136,11 +145,13 @@ def _make_plan(data: Data, report: Callable[[str], None]) -> Plan:
             "MIXTURE_OR_TASK_NAME",
         )
     vocabulary = min(vocabularies, key=lambda each: each.path)
-    is_text = {task.name: _is_text(task) for task, _ in rates}
-    if any(is_text.values()):
-        data.objective.raw_length(data.feature_lengths)
-        needed = data.objective.sentinels_needed(data.feature_lengths)
-        check_sentinels(needed, vocabulary.sentinels)
+    late_steps = {task.name: late_step(task) for task, _ in rates}
+    for step in late_steps.values():
+        if isinstance(step, Denoise):
+            objective = step.objective or data.objective
+            objective.raw_length(data.feature_lengths)
+            needed = objective.sentinels_needed(data.feature_lengths)
+            check_sentinels(needed, vocabulary.sentinels)
     return Plan(
         data_dir=data.data_dir,
         objective=data.objective,
@@ -150,11 +161,13 @@ def _make_plan(data: Data, report: Callable[[str], None]) -> Plan:
             PlannedTask(
                 task.name,
                 rate,
-                is_text[task.name],
+                isinstance(step := late_steps[task.name], Denoise),
                 {
                     split: _store(task, split, data.data_dir, report)
                     for split in _splits(task, rate)
                 },
+                step.objective if isinstance(step, Denoise) else None,
+                step.ending if isinstance(step, EndPairs) else None,
             )
             for task, rate in rates
         ),
@@ -206,29 +219,6 @@ def _store(task: "seqio.Task", split: str, data_dir: str, report: Callable[[str]
         build_token_store(task, split, directory, report)
     TokenStore.open(directory, description)
     return name
-
-
-def _is_text(task: "seqio.Task") -> bool:
-    """Tell text tasks from pair tasks by what follows the cache placeholder; refuse all others.
-
-    `append_eos` counts as `append_eos_after_trim`: an example too long for its row keeps its EOS.
-    """
-    import seqio
-
-    steps = list(task.preprocessors)
-    places = [i for i, s in enumerate(steps) if isinstance(s, seqio.CacheDatasetPlaceholder)]
-    steps = steps[places[0] + 1 :] if places else steps
-    endings = seqio.preprocessors.append_eos_after_trim, seqio.preprocessors.append_eos
-    is_text = bool(steps) and isinstance(steps[0], Denoise)
-    if list(steps[is_text:]) not in ([endings[0]], [endings[1]]):
-        names = [getattr(step, "__name__", None) or repr(step) for step in steps]
-        raise ConfigError(
-            f"task {task.name!r} has {', '.join(names) or 'nothing'} after its "
-            "seqio.CacheDatasetPlaceholder: a token store serves tasks with append_eos_after_trim "
-            "there, with t5x_lite.data.tasks.Denoise before it where they are text",
-            "MIXTURE_OR_TASK_NAME",
-        )
-    return is_text
 
 
 def _with_vocabulary(task: "seqio.Task", vocabulary: "seqio.Vocabulary") -> "seqio.Task":
@@ -285,7 +275,10 @@ def _read_plan(path: Path, data: Data) -> Plan | None:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
-    tasks = tuple(PlannedTask(**task) for task in content["tasks"])
+    try:
+        tasks = tuple(_planned(task, _objectives(data)) for task in content["tasks"])
+    except KeyError:
+        return None
     plan = Plan(
         data_dir=data.data_dir,
         objective=data.objective,
@@ -310,6 +303,30 @@ def _read_plan(path: Path, data: Data) -> Plan | None:
     return plan
 
 
+def _objectives(data: Data) -> dict[str, Objective]:
+    """Return the objectives that tasks have of their own, as far as the declarations tell."""
+    found: dict[str, Objective] = {}
+    for declaration in data.declarations:
+        found |= getattr(declaration, "objectives", {})
+    return found
+
+
+def _planned(content: Mapping[str, Any], objectives: Mapping[str, Objective]) -> PlannedTask:
+    """Read a task of a plan; raises KeyError where only registering it would tell its objective."""
+    own, ending = content["own_objective"], content["ending"]
+    return PlannedTask(
+        **{name: content[name] for name in ("name", "rate", "is_text", "stores")},
+        objective=objectives[content["name"]] if own else None,
+        ending=ending and PairEnding(**ending),
+    )
+
+
+def _written(task: PlannedTask) -> dict[str, Any]:
+    content = dataclasses.asdict(dataclasses.replace(task, objective=None))
+    del content["objective"]
+    return content | {"own_objective": task.objective is not None}
+
+
 def _located(data_dir: str, path: str) -> str:
     """Return where a path in a plan leads: an address and "bytes" are not below `data_dir`."""
     return path if path == BYTES or files.is_address(path) else os.path.join(data_dir, path)
@@ -323,7 +340,7 @@ def _write_plan(path: Path, plan: Plan) -> None:
         "vocabulary_path": os.path.relpath(path_of_model, base) if is_below else path_of_model,
         "extra_ids": plan.extra_ids,
         "fingerprint": plan.vocabulary().fingerprint,
-        "tasks": [dataclasses.asdict(task) for task in plan.tasks],
+        "tasks": [_written(task) for task in plan.tasks],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:

@@ -119,6 +119,19 @@ def read_records(
         )
 
 
+def check_tally(tally: Tally, path: str, bad_lines: BadLines) -> None:
+    """Warn of what could not be used of a file; raises ConfigError past the allowed share of it."""
+    if not tally.bad:
+        return
+    if tally.bad.total() > bad_lines.allowed_share * tally.lines:
+        raise ConfigError(
+            f"{path}: {tally.describe()}; allowed is a share of {bad_lines.allowed_share:g}",
+            "BadLines.allowed_share",
+        )
+    for message in tally.first:
+        _LOGGER.warning("left out: %s", message)
+
+
 def _lines(path: str, max_bytes: int) -> Iterator[bytes | _BadLineError]:
     """Yield the lines of a file without their ends, and what is no line as the error it is."""
     number = 0

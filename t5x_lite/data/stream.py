@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from t5x_lite.data import converters, order
 from t5x_lite.data.converters import Converter
-from t5x_lite.data.examples import FEATURES, Examples, Store, open_examples, task_number
+from t5x_lite.data.examples import Ending, Examples, Store, open_examples, task_number
 from t5x_lite.data.packing import Segments, best_fit_decreasing
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.denoising import Objective
@@ -25,12 +25,16 @@ Batch = dict[str, NDArray]
 
 
 class StreamTask(NamedTuple):
-    """A task of a mixture: its store, its rate in any unit, its objective (None for pairs)."""
+    """A task of a mixture: its store, its rate in any unit, its objective (None for pairs).
+
+    ending: of pairs that are not simply cut where they are too long.
+    """
 
     name: str
     store: Store
     rate: float
     objective: Objective | None
+    ending: Ending | None = None
 
 
 class Position(TypedDict):
@@ -94,13 +98,16 @@ class Stream:
                 task.name,
                 task.store,
                 objective=task.objective,
+                ending=task.ending,
                 feature_lengths=feature_lengths,
                 sentinels=sentinels,
                 seed=seed,
             )
             for task in tasks
         ]
-        self._lengths = {feature: feature_lengths[feature] for feature in FEATURES}
+        self._lengths = _shared_widths(self._examples)
+        if pack:
+            _check_packable(tasks)
         self._seed, self._pack, self._window_examples = seed, pack, window_examples
         self._converter = converter
 
@@ -221,7 +228,8 @@ class Stream:
             if not len(own):
                 continue
             features = examples.features(placed.epoch_n[own], placed.index_n[own])
-            for column, feature in enumerate(FEATURES):
+            for feature in segments:
+                column = int(feature == "targets")  # all others lie where the inputs are
                 if self._pack:
                     segments[feature].write(
                         features[feature],
@@ -255,13 +263,13 @@ def evaluation_batches(
         task.name,
         task.store,
         objective=task.objective,
+        ending=task.ending,
         feature_lengths=feature_lengths,
         sentinels=sentinels,
         seed=seed,
     )
     return _evaluation_batches(
         examples,
-        {feature: feature_lengths[feature] for feature in FEATURES},
         batch_size,
         np.arange(batch_size)[rows],
         examples.size if limit is None else min(limit, examples.size),
@@ -271,7 +279,6 @@ def evaluation_batches(
 
 def _evaluation_batches(
     examples: Examples,
-    lengths: Mapping[str, int],
     batch_size: int,
     rows_b: NDArray[np.int64],
     size: int,
@@ -280,14 +287,31 @@ def _evaluation_batches(
     for first in range(0, size, batch_size):
         count = min(batch_size, size - first)
         segments = {
-            feature: Segments.empty(len(rows_b), length) for feature, length in lengths.items()
+            feature: Segments.empty(len(rows_b), width)
+            for feature, width in examples.widths.items()
         }
         row_n = np.flatnonzero(rows_b < count)
         if len(row_n):
             features = examples.features(np.zeros_like(row_n), first + rows_b[row_n])
-            for feature in FEATURES:
+            for feature in segments:
                 segments[feature].fill(features[feature], row_n)
         yield converter(segments, packed=False), count
+
+
+def _check_packable(tasks: Sequence[StreamTask]) -> None:
+    for task in tasks:
+        if labels := getattr(task.objective, "labels", ()):
+            raise ConfigError(
+                f"{' and '.join(labels)} of task {task.name!r} is one number a row: wanted pack = "
+                "False, so that no two examples share one",
+                "Data.pack",
+            )
+
+
+def _shared_widths(examples: Sequence[Examples]) -> dict[str, int]:
+    """Return the features that the examples of every task have, and their widths."""
+    first, *others = (each.widths for each in examples)
+    return {name: width for name, width in first.items() if all(name in w for w in others)}
 
 
 def _cut(placed: _Placed, low: int, high: int, *, to: int) -> _Placed:

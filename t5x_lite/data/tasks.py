@@ -4,35 +4,22 @@ A declaration is a frozen value that registers tasks with seqio when it is asked
 TensorFlow are imported then, not before: a run that finds its token stores ready never does.
 """
 
-import functools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Protocol
 
 from t5x_lite.data import corpora
 from t5x_lite.data.mixtures import examples_proportional_rates
 from t5x_lite.data.records import STRICT, BadLines
 from t5x_lite.data.sources import JsonLinesSource, Source
-from t5x_lite.data.vocabularies import AnyVocabulary, ByteVocabulary, Vocabulary, train_vocabulary
-from t5x_lite.errors import ConfigError
-from t5x_lite.objectives.denoising import Objective, SpanCorruption
-from t5x_lite.objectives.spans import Rows
+from t5x_lite.data.steps import Document, Pair, pair_steps, text_steps
+from t5x_lite.data.vocabularies import AnyVocabulary, Vocabulary, train_vocabulary
+from t5x_lite.objectives.denoising import Objective
 
-if TYPE_CHECKING:
-    import seqio
-    import tensorflow as tf
-
-Document = Mapping[str, str]
-Pair = tuple[str, str]
 Report = Callable[[str], None]
 
-_DOCUMENTS_PER_READ = 256
-_FEATURES = ("inputs", "targets")
 _MIN_HEADLINE_WORDS = 3
 _MIN_BODY_CHARACTERS = 80
 
@@ -64,18 +51,25 @@ class JsonLinesText:
     patterns: Mapping[str, str] | None = None
     text_field: str = "text"
     bad_lines: BadLines = STRICT
+    objective: Objective | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """The name of the one task."""
         return (self.name,)
 
+    @property
+    def objectives(self) -> Mapping[str, Objective]:
+        """The task's own objective, if it has one."""
+        return {} if self.objective is None else {self.name: self.objective}
+
     def register(self, data_dir: str, report: Report) -> None:
         """Register the task."""
         source = JsonLinesSource(
             self.directory, self.patterns, fields=(self.text_field,), bad_lines=self.bad_lines
         )
-        add_task(self.name, source, text_steps(field=self.text_field), self.vocabulary)
+        steps = text_steps(self.objective, field=self.text_field)
+        add_task(self.name, source, steps, self.vocabulary)
 
 
 @dataclass(frozen=True)
@@ -168,59 +162,6 @@ def add_task(
     seqio.TaskRegistry.add_provider(name, task)
 
 
-def text_steps(objective: Objective | None = None, *, field: str = "text") -> list[Callable]:
-    """Return the preprocessors of a text task: documents to tokens, cache point, objective, EOS."""
-    import seqio
-
-    return [
-        functools.partial(seqio.preprocessors.rekey, key_map={"inputs": None, "targets": field}),
-        seqio.preprocessors.tokenize,
-        seqio.CacheDatasetPlaceholder(),
-        Denoise(objective or SpanCorruption()),
-        seqio.preprocessors.append_eos_after_trim,
-    ]
-
-
-def pair_steps(make_pair: Callable[[Document], Pair | None]) -> list[Callable]:
-    """Return the preprocessors of a task whose inputs and targets are both made from a document."""
-    import seqio
-
-    return [
-        functools.partial(documents_to_pairs, make_pair=make_pair),
-        seqio.preprocessors.tokenize,
-        seqio.CacheDatasetPlaceholder(),
-        seqio.preprocessors.append_eos_after_trim,
-    ]
-
-
-def documents_to_pairs(
-    dataset: "tf.data.Dataset", make_pair: Callable[[Document], Pair | None]
-) -> "tf.data.Dataset":
-    """Turn documents into "inputs" and "targets", leaving out those of which no pair is made."""
-    import tensorflow as tf
-
-    def pairs(texts: NDArray, urls: NDArray) -> tuple[NDArray, NDArray]:
-        documents = [
-            {"text": text.decode(), "url": url.decode()}
-            for text, url in zip(texts, urls, strict=True)
-        ]
-        made = [pair for document in documents if (pair := make_pair(document)) is not None]
-        columns = zip(*made, strict=True) if made else ((), ())
-        inputs, targets = (np.array([cell.encode() for cell in cells], object) for cells in columns)
-        return inputs, targets
-
-    def features(documents: Mapping[str, "tf.Tensor"]) -> dict[str, "tf.Tensor"]:
-        columns = tf.numpy_function(
-            pairs, (documents["text"], documents["url"]), (tf.string, tf.string)
-        )
-        return {
-            name: tf.ensure_shape(column, [None])
-            for name, column in zip(("inputs", "targets"), columns, strict=True)
-        }
-
-    return dataset.batch(_DOCUMENTS_PER_READ).map(features).unbatch()
-
-
 def summary_pair(document: Document) -> Pair | None:
     """Make a summarisation pair of a docstring: its other paragraphs to its first line.
 
@@ -251,66 +192,6 @@ def name_pair(document: Document) -> Pair | None:
     if headline is None or not re.fullmatch(r"[A-Za-z]\w{2,}", name):
         return None
     return f"name: {headline}", name
-
-
-@dataclass(frozen=True)
-class Denoise:
-    """An objective as a seqio preprocessor.
-
-    The token stores' stream recognises it and calls the objective itself, for whole batches; seqio
-    runs the same function example by example, with its own seeds.
-    """
-
-    objective: Objective
-    sequence_length: Mapping[str, int] | None = None  # seqio sets this and the next at run time
-    output_features: Mapping[str, Any] | None = None
-
-    def __call__(self, dataset: "tf.data.Dataset") -> "tf.data.Dataset":
-        """Join documents in groups, cut them into pieces and make inputs and targets of each."""
-        import seqio
-        import tensorflow as tf
-
-        raw_length = self.objective.raw_length(self.sequence_length or {})
-        sentinels = to_vocabulary((self.output_features or {})["targets"].vocabulary).sentinels
-
-        def features(tokens: NDArray, seed: NDArray) -> list[NDArray]:
-            rows = Rows(tokens[None].astype(np.int32), np.array([len(tokens)], np.int32))
-            made = self.objective(rows, seed[None].astype(np.uint32), sentinels)
-            return [made[name].tokens[0, : made[name].lengths[0]] for name in _FEATURES]
-
-        def denoise(piece: Any, seed: Any) -> dict[str, Any]:
-            made = tf.numpy_function(features, (piece, tf.stack(seed)), (tf.int32, tf.int32))
-            return {
-                name: tf.ensure_shape(tokens, [None])
-                for name, tokens in zip(_FEATURES, made, strict=True)
-            }
-
-        def pieces(group: Any) -> Any:
-            starts = tf.range(0, tf.size(group.flat_values), raw_length)
-            cuts = tf.data.Dataset.from_tensor_slices(starts)
-            return cuts.map(lambda start: group.flat_values[start : start + raw_length])
-
-        documents = dataset.map(lambda document: document["targets"])
-        groups = documents.filter(lambda tokens: tf.size(tokens) > 0).ragged_batch(
-            self.objective.documents_per_group
-        )
-        denoise_all: Any = seqio.map_over_dataset(denoise, num_seeds=1)
-        return denoise_all(groups.flat_map(pieces))
-
-
-def to_vocabulary(vocabulary: "seqio.Vocabulary") -> AnyVocabulary:
-    """Return our form of a seqio vocabulary; raises ConfigError for one of neither form."""
-    import seqio
-
-    if isinstance(vocabulary, seqio.ByteVocabulary):
-        return ByteVocabulary(extra_ids=vocabulary.extra_ids)
-    model_file = getattr(vocabulary, "sentencepiece_model_file", None)
-    if model_file is None:
-        raise ConfigError(
-            f"{type(vocabulary).__name__} is neither a SentencePiece nor a byte vocabulary",
-            "MIXTURE_OR_TASK_NAME",
-        )
-    return Vocabulary(model_file, vocabulary.extra_ids)
 
 
 def _headline(text: str) -> tuple[str | None, str]:

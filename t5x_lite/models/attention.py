@@ -50,6 +50,29 @@ def causal_mask(length: int, prefix_bl: jax.Array | None = None) -> jax.Array:
     return causal | (inside_bl[:, None, :, None] & inside_bl[:, None, None, :])
 
 
+@jax.custom_vjp
+def add_bias(scores_bhqk: jax.Array, bias_1hqk: jax.Array) -> jax.Array:
+    """Scores plus a bias that all rows of the batch share, with a quick gradient on every backend.
+
+    XLA's CPU backend takes 30 times as long for a sum over the first axis as for the same sum
+    written as a matrix product.
+    """
+    return scores_bhqk + bias_1hqk
+
+
+def _add_bias_backward(_: None, slopes_bhqk: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def product(x_bhqk):
+        return jnp.einsum("b,bhqk->hqk", jnp.ones(len(x_bhqk), x_bhqk.dtype), x_bhqk)[None]
+
+    def plain(x_bhqk):
+        return jnp.sum(x_bhqk, axis=0, keepdims=True)
+
+    return slopes_bhqk, jax.lax.platform_dependent(slopes_bhqk, cpu=product, default=plain)
+
+
+add_bias.defvjp(lambda scores, bias: (scores + bias, None), _add_bias_backward)
+
+
 class Attention(nnx.Module):
     """Multi-head attention, with grouped keys and values if the config has fewer heads of them.
 
@@ -98,7 +121,7 @@ class Attention(nnx.Module):
         if self.config.scale_attention:
             scores_bhqk *= self.config.head_dim**-0.5
         if bias_bhqk is not None:
-            scores_bhqk += bias_bhqk
+            scores_bhqk = add_bias(scores_bhqk, bias_bhqk)
         scores_bhqk = jnp.where(mask_bhqk, scores_bhqk, MASKED)
         weights_bhqk = jax.nn.softmax(scores_bhqk, axis=-1).astype(x_bqe.dtype)
         weights_bhqk = drop(weights_bhqk, self.config, key, self.config.attention_dropout_rate)

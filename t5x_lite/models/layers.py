@@ -3,6 +3,7 @@
 Initialisers are those of T5X unless `config.init_std` asks for plain normals.
 """
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Sequence
@@ -154,12 +155,6 @@ class Embedding(nnx.Module):
         table_ve = shard(self.embedding[...].astype(self.config.dtype), "vocab", None)
         return jnp.take(table_ve, tokens_bl, axis=0)
 
-    def attend(self, x_ble: jax.Array) -> jax.Array:
-        """Logits through the tied embedding, float32 [b, l, v]."""
-        table_ve = self.embedding[...].astype(x_ble.dtype)
-        logits_blv = jnp.einsum("ble,ve->blv", x_ble, table_ve, preferred_element_type=jnp.float32)
-        return logits_blv * (x_ble.shape[-1] ** -0.5 if self.config.scale_tied_logits else 1.0)
-
 
 class PlaceEmbedding(nnx.Module):
     """What one stack adds to its token embeddings, and what it does to the sum.
@@ -192,10 +187,41 @@ class PlaceEmbedding(nnx.Module):
         return self.norm(x_ble) if self.config.embedding_norm else x_ble
 
 
-class Head(nnx.Module):
-    """From hidden states to scores of the vocabulary, tied to the embedding or not.
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("kernel", "bias"),
+    meta_fields=("vocab_first", "scale"),
+)
+@dataclasses.dataclass(frozen=True)
+class OutputLayer:
+    """The last linear map, from hidden states to scores of the vocabulary; weights in float32.
 
-    Untied: standard deviation emb_dim**-0.5, truncated normal, no scaling of logits (T5X).
+    The kernel is [vocab, embed] if `vocab_first` (a tied embedding), else [embed, vocab]; logits
+    are scale * (hidden @ kernel) + bias.
+    """
+
+    kernel: jax.Array
+    bias: jax.Array | None
+    vocab_first: bool
+    scale: float
+
+    def __call__(self, hidden_ble: jax.Array) -> jax.Array:
+        """Logits, float32 [batch, length, vocab]."""
+        letters = "ve" if self.vocab_first else "ev"
+        kernel = self.kernel.astype(hidden_ble.dtype)
+        logits_blv = jnp.einsum(
+            f"ble,{letters}->blv", hidden_ble, kernel, preferred_element_type=jnp.float32
+        )
+        logits_blv = logits_blv if self.scale == 1.0 else logits_blv * self.scale
+        logits_blv = logits_blv if self.bias is None else logits_blv + self.bias
+        return shard(logits_blv, "batch", "length", "vocab")
+
+
+class Head(nnx.Module):
+    """From a stack's output to scores of the vocabulary, tied to the embedding or not.
+
+    Untied: standard deviation emb_dim**-0.5, truncated normal, no scaling of logits (T5X). Tied
+    logits are multiplied by emb_dim**-0.5 where the configuration asks for it (T5 1.0).
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
@@ -212,17 +238,20 @@ class Head(nnx.Module):
         if config.head_bias:
             self.bias = weight(zeros, [config.vocab_size], ("vocab",), rngs)
 
-    def __call__(self, x_ble: jax.Array, embedding: Embedding) -> jax.Array:
-        if self.config.head_transform:
-            activation = ACTIVATION_FUNCTIONS[self.config.mlp_activations[0]]
-            x_ble = self.norm(activation(self.transform(x_ble)))
-        if self.config.logits_via_embedding:
-            logits_blv = embedding.attend(x_ble)
-        else:
-            kernel_ev = self.kernel[...].astype(x_ble.dtype)
-            logits_blv = jnp.einsum(
-                "ble,ev->blv", x_ble, kernel_ev, preferred_element_type=jnp.float32
-            )
-        if self.config.head_bias:
-            logits_blv += self.bias[...]
-        return shard(logits_blv, "batch", "length", "vocab")
+    def transformed(self, x_ble: jax.Array) -> jax.Array:
+        """What the output layer reads: BERT's head has a layer of its own before it."""
+        if not self.config.head_transform:
+            return x_ble
+        activation = ACTIVATION_FUNCTIONS[self.config.mlp_activations[0]]
+        return self.norm(activation(self.transform(x_ble)))
+
+    def output(self, embedding: Embedding) -> OutputLayer:
+        """The linear map to the vocabulary, whichever weights it has."""
+        tied = self.config.logits_via_embedding
+        scaled = tied and self.config.scale_tied_logits
+        return OutputLayer(
+            kernel=(embedding.embedding if tied else self.kernel)[...],
+            bias=self.bias[...] if self.config.head_bias else None,
+            vocab_first=tied,
+            scale=self.config.emb_dim**-0.5 if scaled else 1.0,
+        )

@@ -1,4 +1,4 @@
-"""The model: batch in, float32 logits out; the same weights train, score and decode."""
+"""The model: batch in, hidden states and logits out; the same weights train, score and decode."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,7 +9,14 @@ from flax import nnx
 
 from t5x_lite.models.attention import KeyValue, causal_mask, segment_mask
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.layers import Dense, Embedding, Head, PlaceEmbedding, split_key
+from t5x_lite.models.layers import (
+    Dense,
+    Embedding,
+    Head,
+    OutputLayer,
+    PlaceEmbedding,
+    split_key,
+)
 from t5x_lite.models.moe import RouterLosses
 from t5x_lite.models.stack import CrossAttention, LayerCache, Stack, Surroundings, stacked
 from t5x_lite.partitioning import LogicalAxes, shard
@@ -19,15 +26,23 @@ Batch = Mapping[str, jax.Array]
 
 
 class Predictions(NamedTuple):
-    """What a forward pass says: logits [batch, length, vocab], and what some families add.
+    """What a forward pass says: hidden states and how they become logits, and what families add.
 
+    hidden: [batch, length, embed], all that the output layer reads. A loss can take logits from it
+    in chunks; `logits` makes them all.
     router: auxiliary losses of a mixture of experts, summed over its layers.
     next_sentence: logits [batch, 2] of BERT's second head.
     """
 
-    logits: jax.Array
+    hidden: jax.Array
+    output: OutputLayer
     router: RouterLosses | None = None
     next_sentence: jax.Array | None = None
+
+    @property
+    def logits(self) -> jax.Array:
+        """Scores of the vocabulary, float32 [batch, length, vocab]."""
+        return self.output(self.hidden)
 
 
 class Text(NamedTuple):
@@ -70,7 +85,7 @@ class Transformer(nnx.Module):
             self.next_sentence = Dense(config, (config.emb_dim, 2), ("embed", "classes"), rngs=rngs)
 
     def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> Predictions:
-        """Logits of every target position of a batch of seqio's feature names.
+        """Predict every target position of a batch of seqio's feature names.
 
         Segment ids and positions are optional: without them a row is one segment, and token 0 is
         padding. A prefix LM's batch marks its inputs in decoder_causal_attention; BERT's has
@@ -79,15 +94,15 @@ class Transformer(nnx.Module):
         encoder_key, decoder_key = split_key(key, 2)
         if self.config.decoder_only:
             hidden_ble, router = self._decode(batch, None, None, decoder_key)
-            return Predictions(self.logits(hidden_ble), router)
+            return self._predictions(hidden_ble, router)
         inputs = _text(batch, "encoder", batch["encoder_input_tokens"])
         types_bl = batch.get("encoder_token_types")
         encoded_bke, router = self.encode(inputs, types_bl, key=encoder_key)
         if self.config.encoder_only:
-            return Predictions(self.logits(encoded_bke), router, self._next_sentence(encoded_bke))
+            return self._predictions(encoded_bke, router, self._next_sentence(encoded_bke))
         hidden_ble, decoder_router = self._decode(batch, encoded_bke, inputs, decoder_key)
         router = jax.tree.map(jnp.add, router, decoder_router)
-        return Predictions(self.logits(hidden_ble), router)
+        return self._predictions(hidden_ble, router)
 
     @jax.named_scope("encoder")
     def encode(
@@ -130,7 +145,11 @@ class Transformer(nnx.Module):
 
     def logits(self, hidden_ble: jax.Array) -> jax.Array:
         """Scores of the vocabulary, float32 [batch, length, vocab]."""
-        return self.head(hidden_ble, self.token_embedder)
+        return self._predictions(hidden_ble).logits
+
+    def _predictions(self, hidden_ble: jax.Array, *others: Any) -> Predictions:
+        output = self.head.output(self.token_embedder)
+        return Predictions(self.head.transformed(hidden_ble), output, *others)
 
     def _next_sentence(self, encoded_ble: jax.Array) -> jax.Array | None:
         if not self.config.next_sentence_head:

@@ -3,7 +3,8 @@
 Their targets are as long as the inputs, and a third feature, "weights", is 1 where a prediction
 counts. A model of inputs and targets alone may take the first two: it then predicts the whole text.
 
-Sources: Devlin et al. 2019 (BERT), section 3.1 and appendix A; Joshi et al. 2020 (SpanBERT).
+Sources: Devlin et al. 2019 (BERT), section 3.1 and appendix A; Joshi et al. 2020 (SpanBERT); Clark
+et al. 2020 (ELECTRA), section 3.4.
 """
 
 from collections.abc import Mapping
@@ -37,6 +38,8 @@ class MaskedLM:
     documents_per_group: int = 128
 
     eos_after: ClassVar[EosAfter] = "pieces"
+    beside_inputs: ClassVar[Mapping[str, int]] = {"weights": 0}
+    labels: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
         """Refuse settings that no text could be corrupted by."""
@@ -121,6 +124,34 @@ class SpanBert(MaskedLM):
 
 
 @dataclass(frozen=True)
+class ReplacedTokens(MaskedLM):
+    """What ELECTRA's encoder reads, where no generator is trained beside it: tokens replaced.
+
+        inputs    Thank you lamp nine me to your party me week .
+        targets   Thank you for inviting me to your party last week .
+        weights   .     .   1    1        .  .  .    .   1    .    .
+
+    15 % of the tokens give way to tokens from elsewhere in the piece, so that they are drawn as
+    often as they occur (a generator that knows only frequencies), and the encoder restores them:
+    the "Replace MLM" of Clark et al. 2020 (ELECTRA), section 3.4. `everywhere` weighs all tokens,
+    so that the encoder must find them too ("All-Tokens MLM").
+    """
+
+    everywhere: bool = False
+
+    def _features(
+        self, rows: Rows, mask_bl: NDArray[np.bool_], keys_b2: Keys, sentinels: Sentinels
+    ) -> dict[str, Rows]:
+        del sentinels
+        weights_bl = noise.valid(rows) if self.everywhere else mask_bl
+        return {
+            "inputs": noise.noise_to_gathered_token(rows, mask_bl, philox.split(keys_b2, 4)[:, 2]),
+            "targets": rows,
+            "weights": rows._replace(tokens=weights_bl.astype(np.int32)),
+        }
+
+
+@dataclass(frozen=True)
 class Bert(MaskedLM):
     """BERT's own pretraining: two stretches of masked text; the second may follow the first.
 
@@ -136,6 +167,9 @@ class Bert(MaskedLM):
     """
 
     cls_id: int | None = None
+
+    beside_inputs: ClassVar[Mapping[str, int]] = {"weights": 0, "segments": 1}
+    labels: ClassVar[tuple[str, ...]] = ("next_sentence",)
 
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
         """Return how many tokens of text fill the inputs beside <CLS> and two <SEP>."""

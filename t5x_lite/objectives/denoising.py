@@ -81,6 +81,28 @@ class PairObjective(Protocol):
         ...
 
 
+@runtime_checkable
+class PredictsInPlace(Protocol):
+    """An objective of encoders, which gives more than "inputs" and "targets".
+
+    beside_inputs: features with one number for each token of the inputs, and the number each has at
+    the EOS that ends them; one is "weights", 1 where a prediction counts. labels: features of one
+    number for a whole example.
+    """
+
+    beside_inputs: ClassVar[Mapping[str, int]]
+    labels: ClassVar[tuple[str, ...]]
+
+
+@runtime_checkable
+class RandomPieces(Protocol):
+    """An objective whose pieces have a length of their own in every group of documents."""
+
+    def piece_lengths(self, longest: int, keys_b2: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """Return how long the pieces of each group are, at most `longest` tokens: [b]."""
+        ...
+
+
 @dataclass(frozen=True)
 class SpanCorruption:
     """T5's objective: random spans are cut out of the inputs and spelt out in the targets.

@@ -11,7 +11,7 @@ from flax import nnx
 from t5x_lite.data.batches import process_rows, to_devices
 from t5x_lite.data.stream import StreamTask, evaluation_batches
 from t5x_lite.data.vocabularies import AnyVocabulary
-from t5x_lite.decoding.sampling import greedy
+from t5x_lite.decoding.sampling import decode
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.transformer import Params, bind
 from t5x_lite.run.results import Sample
@@ -119,13 +119,13 @@ class HeldOut:
 def make_greedy(graphdef: nnx.GraphDef, max_length: int) -> Callable[..., jax.Array]:
     """A pure function (weights, input tokens [batch, length]) -> tokens [batch, max_length]."""
 
-    def decode(params: Params, input_tokens_bk: jax.Array) -> jax.Array:
+    def greedy(params: Params, input_tokens_bk: jax.Array) -> jax.Array:
         model = bind(graphdef, params)
-        return greedy(
+        return decode(
             model.decode_token,
             model.start_decoding(input_tokens_bk, max_length),
             batch_size=input_tokens_bk.shape[0],
             max_length=max_length,
-        )
+        ).tokens
 
-    return decode
+    return greedy

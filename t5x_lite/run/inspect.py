@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from t5x_lite.data.examples import FEATURES, Examples, open_examples
+from t5x_lite.data.examples import Examples, TextExamples, open_examples
+from t5x_lite.data.finishing import EOS_ID, FEATURES
+from t5x_lite.data.pair_endings import EndedPairs
 from t5x_lite.data.plan import Data, prepare
 from t5x_lite.data.stream import Stream, StreamTask
 from t5x_lite.data.vocabularies import AnyVocabulary, ByteVocabulary
@@ -13,7 +15,6 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.run.console import Console
 
 _ROWS = 64  # of the batches whose padding is measured
-_DOCUMENTS = 100_000  # among which the first examples of running text are
 _MEASURED = 2000  # examples whose lengths are averaged
 _SEGMENTS = ("encoder_segment_ids", "decoder_segment_ids")
 _SENTINEL = r"<extra_id_\d+>"
@@ -43,7 +44,10 @@ def inspect(
     trained = plan.train_tasks()
     shown = trained + [task for task in plan.validation_tasks() if task.rate == 0]
     opened = [
-        open_examples(task.name, task.store, objective=task.objective, **settings) for task in shown
+        open_examples(
+            task.name, task.store, objective=task.objective, ending=task.ending, **settings
+        )
+        for task in shown
     ]
     _show_table(console, data.mixture_or_task_name, shown, opened)
     if trained:
@@ -51,7 +55,7 @@ def inspect(
     for task, held in zip(shown, opened, strict=True):
         for number in range(min(examples, held.size)):
             console.note(f"\n{task.name}, example {number + 1:,} of {held.size:,}")
-            raw = _raw_text(task, data.feature_lengths, number, vocabulary)
+            raw = _raw_text(task, held, number, vocabulary)
             console.marked("text", raw, _SENTINEL)
             rows = held.features(np.zeros(1, np.int64), np.array([number]))
             for feature in FEATURES:
@@ -90,28 +94,29 @@ def _show_padding(
     )
 
 
-def _raw_text(
-    task: StreamTask, lengths: Mapping[str, int], number: int, vocabulary: AnyVocabulary
-) -> str:
-    """Return the text of an example as it is stored, before the objective and before cutting."""
-    if task.objective is None:
-        parts = []
-        for feature in FEATURES:
-            first, last = task.store.offsets(feature)[number : number + 2]
-            parts.append(vocabulary.decode(task.store.tokens(feature)[first:last].tolist()))
-        return " -> ".join(parts)
-    bounds = np.asarray(task.store.offsets("targets")[: _DOCUMENTS + 1])
-    starts = bounds[:-1][np.diff(bounds) > 0][:: task.objective.documents_per_group]
-    starts = np.append(starts, bounds[-1])
-    raw_length = task.objective.raw_length(lengths)
-    pieces = np.concatenate([[0], np.cumsum(-(-np.diff(starts) // raw_length))])
-    group = int(np.searchsorted(pieces, number, side="right")) - 1
-    first = int(starts[group]) + (number - int(pieces[group])) * raw_length
-    last = min(first + raw_length, int(starts[group + 1]))
-    return vocabulary.decode(task.store.tokens("targets")[first:last].tolist())
+def _raw_text(task: StreamTask, held: Examples, number: int, vocabulary: AnyVocabulary) -> str:
+    """Return the text of an example before the objective, or a pair as it is stored."""
+    if isinstance(held, TextExamples):
+        piece = held.pieces(np.array([number]))
+        return _readable(piece.tokens[0, : piece.lengths[0]].tolist(), vocabulary)
+    if isinstance(held, EndedPairs):
+        number = int(held.stored(np.array([number]))[0])
+    parts = []
+    for feature in FEATURES:
+        first, last = task.store.offsets(feature)[number : number + 2]
+        parts.append(vocabulary.decode(task.store.tokens(feature)[first:last].tolist()))
+    return " -> ".join(parts)
 
 
 def _readable(tokens: Sequence[int], vocabulary: AnyVocabulary) -> str:
+    """Return the text of tokens, with "</s>" between documents that end inside it."""
+    ends = [place for place, token in enumerate(tokens[:-1]) if token == EOS_ID]
+    bounds = zip([0, *(end + 1 for end in ends)], [*ends, len(tokens)], strict=True)
+    texts = [_with_sentinels(tokens[first:last], vocabulary) for first, last in bounds]
+    return " </s> ".join(texts).strip()
+
+
+def _with_sentinels(tokens: Sequence[int], vocabulary: AnyVocabulary) -> str:
     """Return the text of tokens with sentinels as <extra_id_0>, also where they are bytes."""
     if not isinstance(vocabulary, ByteVocabulary):
         return vocabulary.decode(tokens)

@@ -107,7 +107,7 @@ class Run:
     def results(self, baselines: Mapping[str, Any]) -> Results:
         """Held-out losses beside their baselines, and samples."""
         with self._console.waiting("decoding held-out examples"):
-            samples = self._held_out.samples(self._state.params)
+            samples = self._held_out.samples(self._state.evaluated)
         tasks = {
             name: TaskResult(
                 loss=numbers["loss"],
@@ -115,7 +115,7 @@ class Run:
                 tokens=int(numbers["tokens"]),
                 **baselines[name]._asdict(),
             )
-            for name, numbers in self._held_out.losses(self._state.params).items()
+            for name, numbers in self._held_out.losses(self._state.evaluated).items()
         }
         return Results(step=self.step, seconds=self._seconds, tasks=tasks, samples=samples)
 
@@ -159,7 +159,7 @@ class Run:
         writers.write(self.step, "epochs", self._stream.epochs(self._position))
 
     def _evaluate(self, writers: Writers) -> None:
-        losses = self._held_out.losses(self._state.params)
+        losses = self._held_out.losses(self._state.evaluated)
         for name, numbers in losses.items():
             writers.write(self.step, f"validation/{name}", numbers)
         shown = ", ".join(f"{name} {numbers['loss']:.3f}" for name, numbers in losses.items())

@@ -17,7 +17,7 @@ from t5x_lite.run.plan_search import search as search_settings
 from t5x_lite.run.plan_step import STEPS, Planned, Setting, plan_step
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
-from t5x_lite.training.step import Loss
+from t5x_lite.training.step import Loss, Update
 
 _T5_TOKENS = 2.0**35  # T5's pretraining: 524,288 steps of 65,536 tokens
 
@@ -28,6 +28,7 @@ def plan(
     optimizer: OptimizerConfig,
     learning_rate: Schedule,
     loss: Loss,
+    update: Update,
     mesh: Mapping[str, int],
     batch_size: int,
     lengths: Mapping[str, int],
@@ -63,6 +64,7 @@ def plan(
         optimizer,
         learning_rate,
         loss,
+        update,
         mesh,
         batch_size,
         lengths,

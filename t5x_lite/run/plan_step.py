@@ -27,7 +27,7 @@ from t5x_lite.run.program import Program, build
 from t5x_lite.run.shapes import batch_shapes, summed_loss
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
-from t5x_lite.training.step import Loss, make_eval_step
+from t5x_lite.training.step import Loss, Update, make_eval_step
 
 STEPS = {"train": "training step", "eval": "evaluation step"}
 
@@ -39,6 +39,7 @@ class Setting(NamedTuple):
     optimizer: OptimizerConfig
     learning_rate: Schedule
     loss: Loss
+    update: Update
     mesh: Mapping[str, int]
     batch_size: int
     lengths: Mapping[str, int]
@@ -211,6 +212,7 @@ def lower(setting: Setting, devices: Sequence[Any]) -> tuple[Program, Any]:
         setting.optimizer,
         setting.learning_rate,
         setting.loss,
+        setting.update,
         mesh=setting.mesh,
         batch_size=setting.batch_size,
         seed=0,

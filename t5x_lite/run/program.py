@@ -9,7 +9,7 @@ from flax import nnx
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.partitioning import batch_parts, make_mesh, named_sharding
+from t5x_lite.partitioning import batch_parts, make_mesh, named_sharding, shardings
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.state import (
@@ -19,7 +19,7 @@ from t5x_lite.training.state import (
     state_from_weights,
     state_shardings,
 )
-from t5x_lite.training.step import Loss, make_train_step
+from t5x_lite.training.step import Loss, Update, make_train_step
 
 
 class Program(NamedTuple):
@@ -41,6 +41,7 @@ def build(
     optimizer: OptimizerConfig,
     learning_rate: Schedule,
     loss: Loss,
+    update: Update = Update(),  # noqa: B008  (frozen)
     *,
     mesh: Mapping[str, int],
     batch_size: int,
@@ -56,11 +57,34 @@ def build(
             "BATCH_SIZE",
             "MESH",
         )
+    if batch_size % (batch_parts(device_mesh) * update.microbatches):
+        raise ConfigError(
+            f"a batch of {batch_size} rows does not divide into {update.microbatches} microbatches "
+            f"for each of the {batch_parts(device_mesh)} parts of the mesh {dict(mesh)}",
+            "Update.microbatches",
+            "BATCH_SIZE",
+        )
     graphdef, shapes, axes = transformer.abstract(model)
     bound = optimizer.for_weights(shapes, axes)
-    placed = state_shardings(device_mesh, model, bound)
+    placed = state_shardings(
+        device_mesh,
+        model,
+        bound,
+        average=update.ema_decay is not None,
+        offload_optimizer=update.offload_optimizer,
+    )
     replicated = named_sharding(device_mesh, ())
-    step = make_train_step(graphdef, bound, learning_rate, loss, seed=seed)
+    step = make_train_step(
+        graphdef,
+        bound,
+        learning_rate,
+        loss,
+        update,
+        seed=seed,
+        optimizer_memory=shardings(device_mesh, bound.state_axes)
+        if update.offload_optimizer
+        else None,
+    )
     return Program(
         mesh=device_mesh,
         graphdef=graphdef,

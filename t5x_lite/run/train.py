@@ -29,7 +29,7 @@ from t5x_lite.run.start import InitFrom, check_init_from
 from t5x_lite.run.startup import Startup
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
-from t5x_lite.training.step import Loss
+from t5x_lite.training.step import Loss, Update
 from t5x_lite.training.writers import EVENTS
 
 
@@ -44,6 +44,7 @@ def train(
     steps: int,
     mesh: Mapping[str, int],
     loss: Loss,
+    update: Update,
     evaluation: Evaluation,
     checkpoints: CheckpointPolicy,
     init_from: InitFrom | None = None,
@@ -72,15 +73,10 @@ def train(
             "steps and log_every_steps must be at least 1", "train.steps", "TRAIN_STEPS"
         )
     check_model_dir(directory, model)
-    if model.encoder_only:
-        raise ConfigError(
-            "`train` has no data for a model without a decoder; wanted num_decoder_layers >= 1",
-            "TransformerConfig.num_decoder_layers",
-        )
     if cpu_devices not in (None, jax.config.jax_num_cpu_devices):  # pyright: ignore
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     program = build(
-        model, optimizer, learning_rate, loss, mesh=mesh, batch_size=batch_size, seed=seed
+        model, optimizer, learning_rate, loss, update, mesh=mesh, batch_size=batch_size, seed=seed
     )
     if init_from is not None and not (directory / "checkpoints").exists():
         check_init_from(init_from, program.abstract.params)
@@ -88,6 +84,7 @@ def train(
     startup.lap("import")
     plan = prepare(data, report=console.note)
     check_vocabulary(plan, model)
+    check_tasks(plan, model)
     settings = {
         "feature_lengths": data.feature_lengths,
         "batch_size": batch_size,
@@ -135,6 +132,19 @@ def check_vocabulary(plan: Plan, model: TransformerConfig) -> None:
         )
 
 
+def check_tasks(plan: Plan, model: TransformerConfig) -> None:
+    """Raise ConfigError if a model without a decoder is to learn what it cannot say."""
+    for task in [*plan.train_tasks(), *plan.validation_tasks()] if model.encoder_only else ():
+        if "weights" not in getattr(task.objective, "beside_inputs", ()):
+            has = "no objective" if task.objective is None else type(task.objective).__name__
+            raise ConfigError(
+                f"a model without a decoder predicts masked tokens where they stand, and task "
+                f"{task.name!r} has {has}: wanted text under one of objectives/bert*.gin",
+                "MIXTURE_OR_TASK_NAME",
+                "OBJECTIVE",
+            )
+
+
 def _held_out(
     program: Program, plan: Plan, evaluation: Evaluation, settings: dict[str, Any]
 ) -> HeldOut:
@@ -151,6 +161,12 @@ def _held_out(
 
 def _converter(model: TransformerConfig, *, loss_on_inputs: bool) -> Converter:
     """How features become what this kind of model takes."""
+    if model.encoder_only:
+        return partial(
+            converters.encoder_only,
+            token_types=model.num_token_types > 1,
+            next_sentence=model.next_sentence_head,
+        )
     if not model.decoder_only:
         return converters.encoder_decoder
     visible = model.prefix_attention

@@ -1,4 +1,10 @@
-"""mC4 and the tasks of the mT5 paper, as one declaration."""
+"""mC4 and the tasks of the mT5 paper, as one declaration.
+
+Names, data sets, languages and mixtures are those of google-research/multilingual-t5 (tasks.py of
+2022); left out are its evaluations over all languages at once (".all_langs"), its older PAWS-X
+translations ("_original"), and what is GLUE, SuperGLUE, CNN/DailyMail or Wikipedia under mT5's
+vocabulary, for which `plan.Data.vocabulary` serves.
+"""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -131,12 +137,12 @@ _PAWS_TRANSLATED = [
 ]
 _SQUAD = _questions("mt5_squad_train_dev", "squad/v1.1:3.0.0", TRAIN_AND_VALIDATION)
 _XQUAD = [
-    _questions(f"mt5_xquad_test.{lang}", f"xquad/{lang}:2.0.0", TEST) for lang in XQUAD_LANGUAGES
+    _questions(f"mt5_xquad_test.{lang}", f"xquad/{lang}:3.0.0", TEST) for lang in XQUAD_LANGUAGES
 ]
 _XQUAD_TRANSLATED = [
     _questions(
         f"mt5_xquad_translate_train_dev.{lang}",
-        f"xquad/{lang}:2.0.0",
+        f"xquad/{lang}:3.0.0",
         {"train": "translate-train", "validation": "translate-dev"},
     )
     for lang in XQUAD_LANGUAGES

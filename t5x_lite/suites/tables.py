@@ -6,11 +6,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from t5x_lite.data.formatting import Kind, MakeExamples, format_examples
+from t5x_lite.data.pair_endings import PairEnding
 from t5x_lite.data.sources import TfdsSource
-from t5x_lite.data.tasks import add_task, text_steps, to_vocabulary
+from t5x_lite.data.steps import EndPairs, text_steps, to_vocabulary
+from t5x_lite.data.tasks import add_task
 from t5x_lite.data.vocabularies import AnyVocabulary
 from t5x_lite.evaluation import postprocessors
 from t5x_lite.evaluation.metrics import Metric
+from t5x_lite.objectives.denoising import Objective
 
 Splits = Mapping[str, str]
 ALL: Splits = {"train": "train", "validation": "validation", "test": "test"}
@@ -40,7 +43,7 @@ class SupervisedTask:
 
     tfds: the data set with its version. fields: what the format reads. extras: what it gives for
     evaluation. sentinels: how many are appended to inputs and put before targets, which helps
-    models that have only ever filled gaps.
+    models that have only ever filled gaps. ending: of pairs that are not simply cut.
     """
 
     name: str
@@ -52,6 +55,7 @@ class SupervisedTask:
     postprocess: Callable[..., Any] | None = None
     metrics: Sequence[Metric] = ()
     sentinels: int = 0
+    ending: PairEnding | None = None
 
     def register(self, vocabulary: AnyVocabulary, tfds_data_dir: str | None) -> None:
         """Add the task to seqio's registry, in the place of one of that name."""
@@ -64,7 +68,7 @@ class SupervisedTask:
             seqio.preprocessors.tokenize,
             *([functools.partial(add_sentinels, count=self.sentinels)] if self.sentinels else []),
             seqio.CacheDatasetPlaceholder(),
-            seqio.preprocessors.append_eos_after_trim,
+            EndPairs(self.ending) if self.ending else seqio.preprocessors.append_eos_after_trim,
         ]
         source = TfdsSource(self.tfds, self.splits, tfds_data_dir)
         add_task(
@@ -86,25 +90,39 @@ class SupervisedTask:
             postprocessors.after_sentinels, count=1, postprocess=self.postprocess
         )
         return replace(
-            self, name=f"{stem}_1_sentinel{ending}", sentinels=1, postprocess=postprocess
+            self,
+            name=f"{stem}_1_sentinel{ending}",
+            sentinels=1,
+            ending=PairEnding(keep_last=1),
+            postprocess=postprocess,
         )
 
 
 @dataclass(frozen=True)
 class TextTask:
-    """A task of text for the objective, made of a TFDS data set with a feature `text`."""
+    """A task of text, made of a TFDS data set with a feature `text`.
+
+    objective: None is the run's, which all tasks without one of their own share.
+    """
 
     name: str
     tfds: str
     splits: Splits = field(default_factory=lambda: TRAIN_AND_VALIDATION)
+    objective: Objective | None = None
 
     def register(self, vocabulary: AnyVocabulary, tfds_data_dir: str | None) -> None:
         """Add the task to seqio's registry, in the place of one of that name."""
         source = TfdsSource(self.tfds, self.splits, tfds_data_dir)
-        add_task(self.name, source, text_steps(), vocabulary)
+        add_task(self.name, source, text_steps(self.objective), vocabulary)
 
 
 Table = Sequence[SupervisedTask | TextTask]
+
+
+def own_objectives(table: Table) -> dict[str, Objective]:
+    """Return the objectives of those tasks that do not take the run's."""
+    texts = [task for task in table if isinstance(task, TextTask)]
+    return {task.name: task.objective for task in texts if task.objective is not None}
 
 
 def add_mixtures(mixtures: Mapping[str, Iterable[tuple[str, Any]]]) -> None:

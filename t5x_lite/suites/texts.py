@@ -7,9 +7,14 @@ from typing import Any
 from t5x_lite.data.formats import generation
 from t5x_lite.data.formats import questions as formats
 from t5x_lite.data.formatting import Kind
+from t5x_lite.data.pair_endings import PairEnding
 from t5x_lite.evaluation import metrics, postprocessors, questions
+from t5x_lite.objectives.denoising import SpanCorruption
+from t5x_lite.objectives.language_models import FullLM, LMAdaptation
+from t5x_lite.objectives.study import PrefixLM, ReplaceSpans
 from t5x_lite.suites.tables import ALL, TRAIN, TRAIN_AND_VALIDATION, SupervisedTask, TextTask
 
+_C4 = "c4/en:2.2.0"
 _TRIVIA_TEXTS = ("entity_pages/wiki_context", "search_results/search_context")
 _SQUAD_FIELDS = ("id", "question", "context", "answers/text")
 QUESTION_EXTRAS: Mapping[str, Kind] = {
@@ -67,6 +72,7 @@ QUESTIONS: Sequence[SupervisedTask] = (
         ALL,
         formats.trivia_qa,
         fields=("question", "answer/normalized_aliases", *_TRIVIA_TEXTS),
+        ending=PairEnding(around_answer=True),
     ),
 )
 
@@ -91,8 +97,14 @@ TRANSLATIONS: Sequence[SupervisedTask] = (
 )
 
 C4: Sequence[TextTask] = (
-    TextTask("c4_v220_span_corruption", "c4/en:2.2.0"),
-    TextTask("c4_v020_unsupervised", "c4/en:2.2.0"),
+    TextTask("c4_v220_span_corruption", _C4, objective=SpanCorruption()),
+    TextTask("c4_v220_iid_denoising", _C4, objective=ReplaceSpans()),
+    TextTask("c4_v220_prefix_lm", _C4, objective=PrefixLM()),
+    TextTask("c4_v220_full_lm", _C4, objective=FullLM()),
+    # T5's fill a row with two pieces whose prefixes complement one another; here packing does.
+    TextTask("c4_prefix_lm_objective_encoder_decoder_architecture", _C4, objective=LMAdaptation()),
+    TextTask("c4_prefix_lm_objective_decoder_architecture", _C4, objective=LMAdaptation()),
+    TextTask("c4_v020_unsupervised", _C4),
     TextTask("c4_noclean_v020_unsupervised", "c4/en.noclean:2.2.0"),
     TextTask("c4_realnewslike_v020_unsupervised", "c4/realnewslike:2.2.0"),
     TextTask("c4_webtextlike_v020_unsupervised", "c4/webtextlike:2.2.0"),

@@ -1,20 +1,40 @@
 """Step metrics stay on the devices until a line is due; then a window of them becomes numbers."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-# Metrics that add up over steps; the others are averaged, the learning rate is the latest.
+# Metrics that add up over steps, and those of which the latest counts; the others are averaged.
 _SUMS = ("loss", "z_loss", "correct", "weight", "input_tokens", "target_tokens")
+_LATEST = ("learning_rate", "skipped_steps")
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """Root of the sum of all squares of all arrays of a tree, in float32."""
+    return jnp.sqrt(_sum_of_squares(tree))
+
+
+def norms(name: str, tree: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The norm of all weights, and of each part of the model: name/encoder, name/decoder ..."""
+    squares = {part: _sum_of_squares(below) for part, below in tree.items()}
+    total = jnp.sqrt(jnp.sum(jnp.stack(list(squares.values()))))
+    return {name: total, **{f"{name}/{part}": jnp.sqrt(x) for part, x in squares.items()}}
+
+
+def _sum_of_squares(tree: Any) -> jax.Array:
+    squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)]
+    return jnp.sum(jnp.stack(squares))
 
 
 def summarize(window: Sequence[Mapping[str, jax.Array]]) -> dict[str, float]:
     """Numbers of a window of steps: per target token where that makes sense.
 
-    Returns loss and z_loss (nats per target token), accuracy, learning_rate, the mean of every
-    other metric, and the totals of real positions, `input_tokens` and `target_tokens`. Waits for
-    the steps of the window.
+    Returns loss and z_loss (nats per target token), accuracy, learning_rate and skipped_steps as
+    they are now, the mean of every other metric, and the totals of real positions, `input_tokens`
+    and `target_tokens`. Waits for the steps of the window.
     """
     host = jax.device_get(list(window))
     total = {name: float(np.sum([m[name] for m in host], dtype=np.float64)) for name in _SUMS}
@@ -22,13 +42,13 @@ def summarize(window: Sequence[Mapping[str, jax.Array]]) -> dict[str, float]:
     means = {
         name: float(np.mean([m[name] for m in host]))
         for name in host[-1]
-        if name not in _SUMS and name != "learning_rate"
+        if name not in _SUMS + _LATEST
     }
     return {
         "loss": total["loss"] / weight,
         "z_loss": total["z_loss"] / weight,
         "accuracy": total["correct"] / weight,
-        "learning_rate": float(host[-1]["learning_rate"]),
+        **{name: float(host[-1][name]) for name in _LATEST if name in host[-1]},
         "input_tokens": total["input_tokens"],
         "target_tokens": total["target_tokens"],
         **means,

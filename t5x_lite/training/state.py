@@ -6,25 +6,70 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.partitioning import check_divisible, shardings
 from t5x_lite.training.optimizers import Optimizer
 
+HOST = "pinned_host"  # the memory of the host that devices read and write without the CPU
+
 
 class TrainState(NamedTuple):
-    """Step (int32 scalar), weights and optimizer state: plain nested dicts of arrays."""
+    """Plain nested dicts of arrays.
+
+    step: int32 scalar. skipped: how many steps were left out for not being finite, int32 scalar.
+    average: a moving average of the weights, empty where none is kept.
+    """
 
     step: Any
     params: Any
     opt_state: Any
+    skipped: Any = 0
+    average: Any = None
+
+    @property
+    def evaluated(self) -> Any:
+        """The weights to evaluate and decode with: their average where there is one."""
+        return self.average or self.params
 
 
-def state_shardings(mesh: Mesh, config: TransformerConfig, optimizer: Optimizer) -> TrainState:
-    """The sharding of every array; ConfigError if the mesh does not divide a weight."""
+def state_shardings(
+    mesh: Mesh,
+    config: TransformerConfig,
+    optimizer: Optimizer,
+    *,
+    average: bool = False,
+    offload_optimizer: bool = False,
+) -> TrainState:
+    """The sharding of every array; ConfigError if the mesh does not divide a weight.
+
+    average: the state has a moving average of the weights. offload_optimizer: between steps the
+    optimizer's state lies in pinned memory of the host.
+    """
     _, shapes, axes = transformer.abstract(config)
     check_divisible(mesh, shapes, axes)
-    return shardings(mesh, TrainState(step=(), params=axes, opt_state=optimizer.state_axes))
+    placed = shardings(
+        mesh,
+        TrainState(
+            step=(),
+            params=axes,
+            opt_state=optimizer.state_axes,
+            skipped=(),
+            average=axes if average else None,
+        ),
+    )
+    if not offload_optimizer:
+        return placed
+    kinds = sorted(memory.kind for memory in mesh.devices.flat[0].addressable_memories())
+    if HOST not in kinds:
+        raise ConfigError(
+            f"offload_optimizer needs devices that reach {HOST} memory; these have {kinds}",
+            "Update.offload_optimizer",
+        )
+    return placed._replace(
+        opt_state=jax.tree.map(lambda place: place.with_memory_kind(HOST), placed.opt_state)
+    )
 
 
 def initial_state(
@@ -36,8 +81,7 @@ def initial_state(
     """
 
     def make(key: jax.Array) -> TrainState:
-        params = transformer.initialize(config, key)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        return _with_new_optimizer(transformer.initialize(config, key), optimizer, placed, step=0)
 
     return jax.jit(make, out_shardings=placed)(jax.random.key(seed))
 
@@ -48,9 +92,19 @@ def state_from_weights(
     """A state that goes on from given weights, with the optimizer as new."""
 
     def make(params: Any) -> TrainState:
-        return TrainState(jnp.asarray(step, jnp.int32), params, optimizer.init(params))
+        return _with_new_optimizer(params, optimizer, placed, step=step)
 
     return jax.jit(make, out_shardings=placed)(params)
+
+
+def _with_new_optimizer(
+    params: Any, optimizer: Optimizer, placed: TrainState, *, step: int
+) -> TrainState:
+    average = None if placed.average is None else jax.tree.map(jnp.copy, params)
+    none_skipped = jnp.zeros((), jnp.int32)
+    return TrainState(
+        jnp.asarray(step, jnp.int32), params, optimizer.init(params), none_skipped, average
+    )
 
 
 def abstract_state(
@@ -58,8 +112,13 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, types and shardings, nothing allocated: what a checkpoint restores into."""
     _, shapes, _ = transformer.abstract(config)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32), shapes, jax.eval_shape(optimizer.init, shapes)
+        step=number,
+        params=shapes,
+        opt_state=jax.eval_shape(optimizer.init, shapes),
+        skipped=number,
+        average=None if placed.average is None else shapes,
     )
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,17 @@ from flax import nnx
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.transformer import Predictions, bind
-from t5x_lite.training.losses import LossSums, cross_entropy
+from t5x_lite.partitioning import shard
+from t5x_lite.training.chunked_loss import OutputForm, chunked_cross_entropy
+from t5x_lite.training.losses import NORMALIZERS, LossSums, TokenLoss, cross_entropy, shares
+from t5x_lite.training.metrics import norms
 from t5x_lite.training.optimizers import Optimizer
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.state import TrainState
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
+_SHARES = "loss_shares"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,61 +28,110 @@ class Loss:
     """What is minimised: the sum of token losses over a normalizer.
 
     z_loss: weight of (log Z)². loss_normalizing_factor: a constant (T5's is batch size times target
-    length), or None for the number of real target tokens of the batch.
-    clip_norm: gradients are scaled down to this global norm; None leaves them (T5).
+    length), None for the plain sum, or one of T5X's names: "NUM_REAL_TARGET_TOKENS",
+    "NUM_TOTAL_TARGET_TOKENS", "AVERAGE_PER_SEQUENCE".
+    logits_chunk: the logits of so many tokens a device are in memory at once; None keeps them all.
     """
 
     z_loss: float = 1e-4
     label_smoothing: float = 0.0
-    loss_normalizing_factor: float | None = None
-    clip_norm: float | None = None
+    loss_normalizing_factor: float | str | None = "NUM_REAL_TARGET_TOKENS"
+    logits_chunk: int | None = 1024
 
     def __post_init__(self):
-        for name in ("loss_normalizing_factor", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} must be None or positive; got {value}", f"Loss.{name}")
+        factor, chunk = self.loss_normalizing_factor, self.logits_chunk
+        if isinstance(factor, str) and factor not in NORMALIZERS:
+            _reject(self, "loss_normalizing_factor", f"None, a number or one of {NORMALIZERS}")
+        if isinstance(factor, int | float) and factor <= 0:
+            _reject(self, "loss_normalizing_factor", "None, a name or positive")
         if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(
-                f"label_smoothing must be in [0, 1); got {self.label_smoothing}",
-                "Loss.label_smoothing",
-            )
+            _reject(self, "label_smoothing", "in [0, 1)")
+        if chunk is not None and chunk < 1:
+            _reject(self, "logits_chunk", "None or positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Update:
+    """How a batch becomes new weights.
+
+    microbatches: the batch is worked through in so many parts, whose gradients are added up.
+    clip_norm: gradients are scaled down to this global norm; None leaves them (T5).
+    skip_nonfinite: a step whose gradient or loss is not finite leaves weights and optimizer as they
+        were, and is counted in the state.
+    ema_decay: keep a moving average of the weights, average = decay * average + (1 - decay) *
+        weights, which evaluation then uses; None keeps none.
+    offload_optimizer: between steps the optimizer's state lies in pinned memory of the host.
+    """
+
+    microbatches: int = 1
+    clip_norm: float | None = None
+    skip_nonfinite: bool = True
+    ema_decay: float | None = None
+    offload_optimizer: bool = False
+
+    def __post_init__(self):
+        if self.microbatches < 1:
+            _reject(self, "microbatches", "1 or more")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            _reject(self, "clip_norm", "None or positive")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            _reject(self, "ema_decay", "None or in (0, 1)")
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, optimizer: Optimizer, schedule: Schedule, loss: Loss, *, seed: int
+    graphdef: nnx.GraphDef,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    loss: Loss,
+    update: Update = Update(),
+    *,
+    seed: int,
+    optimizer_memory: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The update as a pure function, to be jitted with the state donated.
 
     Dropout's key is a function of seed and step, so a step gives the same result whenever run.
+    optimizer_memory: where on the devices the optimizer's state is worked on, if it lives elsewhere
+    between steps (a tree of shardings).
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-
-        def objective(params):
-            predictions = bind(graphdef, params)(batch, key=key)
-            sums = _sums(predictions.logits, batch, loss)
-            normalizer = loss.loss_normalizing_factor or jnp.maximum(sums.weight, 1.0)
-            extra = _extra_losses(predictions, batch)
-            return sums.loss / normalizer + sum(extra.values()), (sums, extra)
-
-        grads, (sums, extra) = jax.grad(objective, has_aux=True)(state.params)
-        grad_norm = global_norm(grads)
-        if loss.clip_norm is not None:
-            shrink = jnp.minimum(1.0, loss.clip_norm / grad_norm)
+        grads, sums, extra = _gradients(
+            graphdef, loss, update, optimizer.trained, state.params, batch, key
+        )
+        grad_norms = norms("grad_norm", grads)
+        grad_norm = grad_norms["grad_norm"]
+        finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums.loss)
+        if update.clip_norm is not None:
+            shrink = jnp.minimum(1.0, update.clip_norm / grad_norm)
             grads = jax.tree.map(lambda g: g * shrink, grads)
         rate = schedule(state.step)
-        params, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step, rate)
+        before = state.opt_state
+        if optimizer_memory is not None:
+            before = jax.device_put(before, optimizer_memory)
+        params, opt_state = optimizer.update(grads, before, state.params, state.step, rate)
+        skipped = state.skipped
+        average = _moving_average(state.average, params, update.ema_decay)
+        if update.skip_nonfinite:
+            keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+            params, opt_state, average = jax.tree.map(
+                keep, (params, opt_state, average), (state.params, before, state.average)
+            )
+            sums = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), sums)
+            skipped += 1 - finite.astype(jnp.int32)
+        change = jax.tree.map(jnp.subtract, params, state.params)
         metrics = {
             **sums._asdict(),
             **extra,
+            **grad_norms,
+            **norms("param_norm", params),
+            **norms("update_norm", change),
             "learning_rate": rate,
-            "grad_norm": grad_norm,
-            "param_norm": global_norm(params),
+            "skipped_steps": skipped,
             **_real_tokens(batch),
         }
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, skipped, average), metrics
 
     return train_step
 
@@ -86,25 +140,68 @@ def make_eval_step(graphdef: nnx.GraphDef) -> Callable[..., LossSums]:
     """Plain cross-entropy sums of a batch, without dropout, z-loss or smoothing."""
 
     def eval_step(params, batch: Batch) -> LossSums:
-        return _sums(bind(graphdef, params)(batch).logits, batch, Loss(z_loss=0.0))
+        return _losses(bind(graphdef, params)(batch), batch, Loss(z_loss=0.0))[1]
 
     return eval_step
 
 
-def global_norm(tree) -> jax.Array:
-    """Root of the sum of all squares of all arrays of a tree, in float32."""
-    squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)]
-    return jnp.sqrt(jnp.sum(jnp.stack(squares)))
+def _gradients(graphdef, loss: Loss, update: Update, trained, params, batch: Batch, key):
+    """Gradient, sums and extra losses of a batch, whole or in microbatches."""
+    side = _side(batch)
+    segments_bl = batch.get(f"{side}_segment_ids")
+    weights_bl = batch[f"{side}_loss_weights"]
+    batch = {**batch, _SHARES: shares(weights_bl, segments_bl, loss.loss_normalizing_factor)}
+    parts = update.microbatches
+
+    def objective(params, batch, key):
+        predictions = bind(graphdef, params)(batch, key=key)
+        value, sums = _losses(predictions, batch, loss)
+        extra = jax.tree.map(lambda x: x / parts, _extra_losses(predictions, batch))
+        return value + sum(extra.values()), (sums, extra)
+
+    def part(batch, key):
+        grads, (sums, extra) = jax.grad(objective, has_aux=True)(params, batch, key)
+        return trained(grads), sums, extra
+
+    if parts == 1:
+        return part(batch, key)
+
+    def body(total, item):
+        return jax.tree.map(jnp.add, total, part(*item)), None
+
+    items = (jax.tree.map(lambda x: _split_rows(x, parts), batch), jax.random.split(key, parts))
+    shapes = jax.eval_shape(part, *jax.tree.map(lambda x: x[0], items))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(body, zeros, items)[0]
 
 
-def _sums(logits_blv: jax.Array, batch: Batch, loss: Loss) -> LossSums:
-    side = "decoder" if "decoder_target_tokens" in batch else "encoder"
-    return cross_entropy(
-        logits_blv,
-        batch[f"{side}_target_tokens"],
-        batch[f"{side}_loss_weights"],
-        z_loss=loss.z_loss,
-        label_smoothing=loss.label_smoothing,
+def _split_rows(x: jax.Array, parts: int) -> jax.Array:
+    """[rows, ...] as [parts, rows / parts, ...], every device keeping rows that it has."""
+    x = jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
+    return shard(x, None, "batch", *("length",)[: x.ndim - 2], *(None,) * (x.ndim - 3))
+
+
+def _losses(predictions: Predictions, batch: Batch, loss: Loss) -> tuple[jax.Array, LossSums]:
+    """What is to be minimised, and sums per token, of a batch or a part of it."""
+    side = _side(batch)
+    targets_bl, weights_bl = batch[f"{side}_target_tokens"], batch[f"{side}_loss_weights"]
+    shares_bl = batch.get(_SHARES, weights_bl)
+    wanted = TokenLoss(loss.z_loss, loss.label_smoothing)
+    if loss.logits_chunk is None:
+        logits_blv = predictions.logits
+        value = cross_entropy(logits_blv, targets_bl, shares_bl, **wanted._asdict()).loss
+        return value, cross_entropy(logits_blv, targets_bl, weights_bl, **wanted._asdict())
+    output = predictions.output
+    return chunked_cross_entropy(
+        predictions.hidden,
+        output.kernel,
+        output.bias,
+        targets_bl,
+        weights_bl,
+        shares_bl,
+        form=OutputForm(output.vocab_first, output.scale),
+        wanted=wanted,
+        chunk=loss.logits_chunk,
     )
 
 
@@ -121,6 +218,17 @@ def _extra_losses(predictions: Predictions, batch: Batch) -> Metrics:
     return extra
 
 
+def _moving_average(average: Any, params: Any, decay: float | None) -> Any:
+    if decay is None:
+        return average
+    return jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, params)
+
+
+def _side(batch: Batch) -> str:
+    """Which side's targets are predicted."""
+    return "decoder" if "decoder_target_tokens" in batch else "encoder"
+
+
 def _real_tokens(batch: Batch) -> Metrics:
     """How many positions of either side are not padding; a decoder's text counts as targets."""
     real = {}
@@ -133,3 +241,8 @@ def _real_tokens(batch: Batch) -> Metrics:
             used = batch.get(f"{side}_segment_ids", batch[f"{side}_{tokens}"])
             real[name] = jnp.sum(used > 0)
     return real
+
+
+def _reject(config: Any, name: str, wanted: str):
+    kind = type(config).__name__
+    raise ConfigError(f"{name} must be {wanted}; got {getattr(config, name)}", f"{kind}.{name}")

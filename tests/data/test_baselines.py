@@ -6,6 +6,7 @@ import pytest
 from t5x_lite.data.baselines import target_baselines
 from t5x_lite.data.stream import StreamTask, evaluation_batches
 from t5x_lite.errors import ConfigError
+from t5x_lite.objectives.bert import MaskedLM
 from t5x_lite.objectives.denoising import SpanCorruption
 from t5x_lite.objectives.spans import Sentinels
 
@@ -27,6 +28,14 @@ def test_the_baselines_are_those_counted_by_hand(memory_store):
     # Trained on 3 3 4 1 3 1, one added to each of 10 counts; held out: 3 5 1.
     assert found.uniform == pytest.approx(math.log(10))
     assert found.unigram == pytest.approx(-(math.log(4 / 16 * 1 / 16 * 3 / 16)) / 3)
+
+
+def test_only_what_an_encoder_is_to_predict_counts(memory_store):
+    store = memory_store(targets=[[3] * 30])
+    settings = SETTINGS | {"feature_lengths": {"inputs": 40, "targets": 44}}
+    task = _task(store, MaskedLM())
+    found = target_baselines(task, task, vocabulary_size=10, **settings)
+    assert found.unigram == pytest.approx(-math.log((4 + 1) / (4 + 10)))  # 4 of 30 tokens, no EOS
 
 
 def test_the_unigram_baseline_is_measured_on_the_targets_of_evaluation(memory_store):

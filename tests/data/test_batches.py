@@ -164,3 +164,7 @@ def test_batches_become_global_arrays_in_their_sharding(spec):
     arrays = to_devices({"tokens": tokens}, sharding, batch_size=12)
     assert arrays["tokens"].sharding.is_equivalent_to(sharding, 2)
     np.testing.assert_array_equal(arrays["tokens"], tokens)
+    labels = np.arange(12, dtype=np.int32)
+    arrays = to_devices({"labels": labels}, sharding, batch_size=12)
+    assert tuple(arrays["labels"].sharding.spec) == tuple(sharding.spec[:1])
+    np.testing.assert_array_equal(arrays["labels"], labels)

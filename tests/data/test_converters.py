@@ -3,7 +3,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from t5x_lite.data.converters import decoder_only, encoder_decoder
+from t5x_lite.data.converters import decoder_only, encoder_decoder, encoder_only
 from t5x_lite.data.packing import Segments
 from t5x_lite.objectives.spans import Rows
 
@@ -91,3 +91,52 @@ def test_a_language_model_learns_inputs_and_targets_alike(packed):
     np.testing.assert_array_equal(whole["decoder_target_tokens"], prefix["decoder_target_tokens"])
     lengths = [sum(len(a) + len(b) for a, b in (PAIRS[n] for n in row)) for row in ROWS]
     assert whole["decoder_loss_weights"].sum(axis=1).tolist() == lengths
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_encoders_batches_equal_those_of_seqios_converter(packed):
+    """Which takes weights from where the inputs hold the mask; positions of padding are 0."""
+    import seqio
+    import tensorflow as tf
+
+    mask = 99
+    texts = [[7, 8, 5, 1], [8, 4, 9, 3, 1], [6, 2, 2, 2, 2, 2, 2, 2, 2, 1]]
+    masked = [[7, mask, 5, 1], [mask, 4, 9, mask, 1], [6, 2, 2, 2, 2, mask, 2, 2, 2, 1]]
+    dataset = tf.data.Dataset.from_generator(
+        lambda: ({"inputs": a, "targets": b} for a, b in zip(masked, texts, strict=True)),
+        output_signature={name: tf.TensorSpec([None], tf.int32) for name in LENGTHS},
+    )
+    lengths = dict.fromkeys(("inputs", "targets"), 10)
+    converter = seqio.EncoderFeatureConverter(mask_id=mask, pack=packed)
+    expected = list(converter(dataset, lengths).as_numpy_iterator())
+    rows = [[0, 1], [2]] if packed else [[0], [1], [2]]
+    features = {
+        name: Segments.empty(len(rows), 10) for name in ("inputs", "targets", "weights", "segments")
+    }
+    weights = [[int(token == mask) for token in text] for text in masked]
+    types = [[0] * 3 + [1] * (len(text) - 3) for text in texts]
+    for name, lists in zip(features, (masked, texts, weights, types), strict=True):
+        for row, numbers in enumerate(rows):
+            start = 0
+            for segment, number in enumerate(numbers, 1):
+                tokens = np.array([lists[number]], np.int32)
+                features[name].write(
+                    Rows(tokens, np.array([tokens.size], np.int32)),
+                    row_n=np.array([row]),
+                    start_n=np.array([start]),
+                    segment_n=np.array([segment]),
+                )
+                start += tokens.size
+    batch = encoder_only(features, packed=packed)
+    for number, row in enumerate(expected):
+        assert batch.keys() == row.keys()
+        for name, array in row.items():
+            np.testing.assert_array_equal(batch[name][number], array, err_msg=name)
+    assert batch["encoder_loss_weights"].dtype == np.float32
+    typed = encoder_only(features, packed=packed, token_types=True, next_sentence=True)
+    assert typed.keys() - batch.keys() == {"encoder_token_types"}
+    assert typed["encoder_token_types"][0, :4].tolist() == [0, 0, 0, 1]
+    features["next_sentence"] = Segments(*(np.arange(len(rows))[:, None],) * 3)
+    labelled = encoder_only(features, packed=packed, next_sentence=True)
+    assert labelled["next_sentence_labels"].tolist() == list(range(len(rows)))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from t5x_lite.data import examples
 from t5x_lite.data.examples import open_examples
 from t5x_lite.errors import ConfigError
-from t5x_lite.objectives.bert import Bert
+from t5x_lite.objectives.bert import Bert, MaskedLM
 from t5x_lite.objectives.denoising import SpanCorruption
 from t5x_lite.objectives.language_models import FullLM, LMAdaptation
 from t5x_lite.objectives.spans import Rows, Sentinels
@@ -265,3 +265,46 @@ def test_pairs_of_pieces_are_planned_and_read_alike(memory_store):
         first, second = "".join(map(chr, targets[1:-1])).split(chr(examples.EOS_ID))
         mixed += len(set(first + second)) > 1
     assert 0 < mixed < opened.size
+
+
+def test_what_stands_beside_the_inputs_ends_where_they_end(memory_store):
+    lengths = {"inputs": 16, "targets": 20}
+    documents = [[10 + n] * length for n, length in enumerate((30, 4, 77, 1, 12, 50))]
+    store = memory_store(targets=documents)
+    for objective in (MaskedLM(documents_per_group=1), Bert(documents_per_group=1)):
+        opened = _open(store, objective, lengths=lengths)
+        made = _all(opened)
+        assert {name: rows.tokens.shape[1] for name, rows in made.items()} == opened.widths
+        assert opened.widths.keys() >= {"inputs", "targets", "weights"}
+        for inputs, targets, weights in zip(
+            *(_lists(made[name]) for name in ("inputs", "targets", "weights")), strict=True
+        ):
+            assert len(inputs) == len(targets) == len(weights) <= 16
+            assert (inputs[-1], targets[-1], weights[-1]) == (examples.EOS_ID, examples.EOS_ID, 0)
+            assert sum(weights) >= 1
+            differing = [w for i, t, w in zip(inputs, targets, weights, strict=True) if i != t]
+            assert all(differing)
+    assert [row[-1] for row in _lists(made["segments"])] == [1] * opened.size
+    assert made["next_sentence"].tokens.shape == (opened.size, 1)
+    assert 0 < made["next_sentence"].tokens.mean() < 1
+
+
+def test_groups_have_pieces_of_a_length_of_their_own(memory_store):
+    from t5x_lite.objectives.pieces import RandomLengths
+
+    documents = [[10 + n] * 200 for n in range(40)]
+    opened = _open(
+        memory_store(targets=documents),
+        RandomLengths(Identity(30, 1), shortest=3),
+        lengths={"inputs": 31, "targets": 31},
+    )
+    made = _all(opened)["inputs"]
+    by_document = {}
+    for row in _lists(made):
+        by_document.setdefault(row[0], []).append(len(row) - 1)
+    assert len(by_document) == 40
+    for lengths in by_document.values():
+        assert sum(lengths) == 200
+        assert len(set(lengths[:-1])) == 1
+        assert 3 <= lengths[0] <= 30
+    assert len({lengths[0] for lengths in by_document.values()}) > 10

@@ -194,8 +194,3 @@ def test_a_corpus_without_validation_shards_has_one_split(vocabulary, tmp_path):
     [example] = task.get_dataset(LENGTHS, "train", shuffle=False).as_numpy_iterator()
     merged = merge(example["inputs"][:-1], example["targets"][:-1], vocabulary.sentinels.first)
     assert vocabulary.decode(merged) == "Trees grow slowly."
-
-
-def test_a_vocabulary_of_another_form_is_refused():
-    with pytest.raises(ConfigError, match="neither a SentencePiece nor a byte vocabulary"):
-        tasks.to_vocabulary(seqio.PassThroughVocabulary(size=9))

@@ -99,7 +99,7 @@ def test_the_manifest_says_what_the_store_was_made_from(store, task, corpus):
         "fingerprint": Vocabulary(str(corpus / "unigram.model")).fingerprint,
     }
     steps = [step["step"].split(" ")[0] for step in manifest["preprocessors"]]
-    assert steps == ["t5x_lite.data.tasks.documents_to_pairs", "seqio.preprocessors.tokenize"]
+    assert steps == ["t5x_lite.data.steps.documents_to_pairs", "seqio.preprocessors.tokenize"]
     make_pair = manifest["preprocessors"][0]["arguments"]["make_pair"]
     assert make_pair.startswith("t5x_lite.data.tasks.summary_pair (")
     assert list(manifest["source"]["sizes"].values()) == [

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite.decoding.sampling import greedy
+from t5x_lite.decoding.sampling import Sampling, decode
+from t5x_lite.errors import ConfigError
 from t5x_lite.models.transformer import abstract, bind
 
 VOCAB, EOS = 6, 1
@@ -39,8 +40,8 @@ def brute_force(scores, *, eos_id):
 def test_greedy_takes_the_most_likely_token_until_each_rows_eos(eos_id):
     scores = np.random.default_rng(0).normal(size=(9, 40, VOCAB, VOCAB)).astype(np.float32)
     expected = brute_force(scores, eos_id=eos_id)
-    decode = functools.partial(greedy, chain(jnp.asarray(scores)), jnp.int32(0))
-    tokens = jax.jit(lambda: decode(batch_size=40, max_length=9, eos_id=eos_id))()
+    greedy = functools.partial(decode, chain(jnp.asarray(scores)), jnp.int32(0))
+    tokens, _ = jax.jit(lambda: greedy(batch_size=40, max_length=9, eos_id=eos_id))()
     assert tokens.dtype == jnp.int32
     np.testing.assert_array_equal(tokens, expected)
     lengths = np.argmax(expected == eos_id, axis=1)
@@ -57,7 +58,7 @@ def test_decoding_stops_when_the_last_row_has_its_eos(ends, expected_calls):
         token_b = jnp.where(step == jnp.array(ends), EOS, 3)
         return jax.nn.one_hot(token_b, VOCAB), step + 1
 
-    tokens = greedy(next_token, jnp.int32(0), batch_size=len(ends), max_length=8)
+    tokens, _ = decode(next_token, jnp.int32(0), batch_size=len(ends), max_length=8)
     jax.effects_barrier()
     assert len(calls) == expected_calls
     for row, end in zip(tokens.tolist(), ends, strict=True):
@@ -76,7 +77,7 @@ def test_greedy_from_caches_equals_scoring_the_whole_prefix_anew(
     def cached(params):
         model = bind(graphdef, params)
         state = model.start_decoding(inputs, length)
-        return greedy(model.decode_token, state, batch_size=6, max_length=length)
+        return decode(model.decode_token, state, batch_size=6, max_length=length).tokens
 
     @jax.jit
     def score(params, so_far):
@@ -97,3 +98,87 @@ def test_greedy_from_caches_equals_scoring_the_whole_prefix_anew(
         row[ended[0] + 1 if len(ended) else length :] = 0
     np.testing.assert_array_equal(cached(params), expected)
     assert len(np.unique(expected, axis=0)) > 1
+
+
+# One row's scores, the same at every step; token 1 is EOS.
+LOGITS = np.array([0.5, -1.0, 2.0, 1.0, 0.0, -3.0], np.float32)
+
+
+def drawn(sampling, *, rows=20_000, length=2, logits=LOGITS, keys=None, **options):
+    """Tokens and scores of many rows that are all given the same scores."""
+
+    def next_token(last_b, cache):
+        return jnp.broadcast_to(jnp.asarray(logits), (last_b.shape[0], len(logits))), cache
+
+    keys = jax.random.split(jax.random.key(0), rows) if keys is None else keys
+    out = decode(
+        next_token, (), batch_size=len(keys), max_length=length, sampling=sampling, keys_b=keys,
+        **options,
+    )  # fmt: skip
+    return np.asarray(out.tokens), np.asarray(out.scores)
+
+
+def softmax(x):
+    e = np.exp(np.float64(x) - np.max(x))
+    return e / e.sum()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "allowed", "temperature"),
+    [
+        (dict(temperature=1.0), [0, 1, 2, 3, 4, 5], 1.0),
+        (dict(temperature=2.0), [0, 1, 2, 3, 4, 5], 2.0),
+        (dict(temperature=0.7, top_k=3), [0, 2, 3], 0.7),
+        (dict(temperature=1.0, top_k=100), [0, 1, 2, 3, 4, 5], 1.0),
+        (dict(temperature=1.0, top_p=0.75), [2, 3], 1.0),  # 0.55 and 0.20 reach it just
+        (dict(temperature=1.0, top_p=0.01), [2], 1.0),
+        (dict(temperature=1.0, top_k=3, top_p=0.8), [2, 3], 1.0),
+    ],
+)
+def test_tokens_are_drawn_by_the_probabilities_that_are_left(sampling, allowed, temperature):
+    tokens, _ = drawn(Sampling(**sampling))
+    expected = np.zeros(len(LOGITS))
+    expected[allowed] = softmax(LOGITS[allowed] / temperature)
+    share = np.bincount(tokens[:, 0], minlength=len(LOGITS)) / len(tokens)
+    assert (share[expected == 0] == 0).all()
+    deviation = np.sqrt(expected * (1 - expected) / len(tokens))
+    assert (np.abs(share - expected) <= 5 * deviation + 1e-12).all()
+
+
+def test_a_rows_text_depends_on_its_own_key_and_not_on_its_neighbours():
+    keys = jax.random.split(jax.random.key(1), 40)
+    sampling = Sampling(temperature=1.0)
+    together, _ = drawn(sampling, keys=keys, length=12)
+    alone, _ = drawn(sampling, keys=keys[17:18], length=12)
+    np.testing.assert_array_equal(together[17], alone[0])
+    assert len(np.unique(together, axis=0)) > 30
+
+
+def test_a_texts_score_is_its_log_probability_up_to_its_eos():
+    tokens, scores = drawn(Sampling(temperature=3.0, top_k=4), rows=50, length=6)
+    log_p = np.log(softmax(LOGITS))
+    for row, score in zip(tokens, scores, strict=True):
+        ended = np.flatnonzero(row == EOS)
+        length = ended[0] + 1 if len(ended) else 6
+        assert score == pytest.approx(log_p[row[:length]].sum(), rel=1e-5)
+
+
+def test_no_text_ends_before_its_least_length():
+    likely_eos = np.array([0.0, 9.0, 1.0, 0.0, 0.0, 0.0], np.float32)
+    for sampling in (Sampling(), Sampling(temperature=1.0)):
+        tokens, _ = drawn(sampling, rows=200, length=5, logits=likely_eos, min_length=4)
+        assert (tokens[:, :3] != EOS).all()
+        assert (tokens[:, 3] == EOS).mean() > 0.9
+
+
+@pytest.mark.parametrize("changes", [dict(temperature=-1.0), dict(top_p=0.0), dict(top_k=-1)])
+def test_impossible_settings_are_refused(changes):
+    with pytest.raises(ConfigError, match="top_p a number in"):
+        Sampling(**changes)
+
+
+def test_drawing_without_keys_is_refused():
+    with pytest.raises(ValueError, match="needs keys_b"):
+        decode(
+            lambda t, c: (t, c), (), batch_size=1, max_length=1, sampling=Sampling(temperature=1.0)
+        )

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.objectives.bert import Bert, MaskedLM, SpanBert
+from t5x_lite.objectives.bert import Bert, MaskedLM, ReplacedTokens, SpanBert
 from t5x_lite.objectives.spans import Sentinels
 
 SENTINELS = Sentinels(first=999, count=100)
@@ -13,7 +13,7 @@ MASK_OF_MANY = 31_999  # of a vocabulary so large that no random token is the ma
 TEXTS = st.lists(st.lists(st.integers(3, 800), max_size=40), min_size=1, max_size=4)
 
 
-@pytest.mark.parametrize("objective", [MaskedLM(), SpanBert()])
+@pytest.mark.parametrize("objective", [MaskedLM(), SpanBert(), ReplacedTokens()])
 @settings(max_examples=25)
 @given(TEXTS, st.integers(0, 2**32))
 def test_weights_stand_where_tokens_are_to_be_predicted(
@@ -97,6 +97,20 @@ def test_a_piece_alone_is_followed_by_itself(rows_of, lists_of, keys_of):
     made = Bert(cls_id=2)(rows, keys, SENTINELS)
     assert lists_of(made["targets"]) == [[2, 5, 6, 7, SEP, 8, 9]]
     assert Bert().lengths(rows.lengths, keys)["inputs"].tolist() == [7]
+
+
+def test_replaced_tokens_come_from_elsewhere_in_the_piece(rows_of, keys_of):
+    text = [5] * 300 + [6] * 100
+    rows, keys = rows_of(*[text] * 100), keys_of(100)
+    made = ReplacedTokens()(rows, keys, SENTINELS)
+    chosen = made["weights"].tokens == 1
+    assert chosen.sum(axis=1).tolist() == [60] * 100
+    put = made["inputs"].tokens[chosen]
+    assert set(put) == {5, 6}
+    assert (put == 5).mean() == pytest.approx(0.75, abs=4 * 0.5 / np.sqrt(len(put)))
+    found = ReplacedTokens(everywhere=True)(rows, keys, SENTINELS)
+    np.testing.assert_array_equal(found["inputs"].tokens, made["inputs"].tokens)
+    assert found["weights"].tokens.all()
 
 
 def test_features_must_hold_text_and_special_tokens():

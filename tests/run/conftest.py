@@ -49,7 +49,7 @@ def train_small(small_data):
     from t5x_lite.run.train import train
     from t5x_lite.training.optimizers import Adafactor
     from t5x_lite.training.schedules import InverseSquareRoot
-    from t5x_lite.training.step import Loss
+    from t5x_lite.training.step import Loss, Update
 
     def run(model_dir, *, steps, model=None, data=None, **changes):
         sizes = dict(vocab_size=512, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64)
@@ -62,6 +62,7 @@ def train_small(small_data):
             batch_size=8,
             mesh={"data": 2, "fsdp": 2, "tensor": 2},
             loss=Loss(),
+            update=Update(),
             evaluation=Evaluation(every_steps=4, max_examples=16, samples=1),
             checkpoints=CheckpointPolicy(every_steps=4, keep_latest=None),
             log_every_steps=1,

@@ -79,6 +79,25 @@ def test_a_mixture_is_shown_as_a_person_reads_it(corpus, tmp_path, capsys):
     assert f"text {text}" in first
 
 
+def test_documents_that_end_inside_a_piece_are_shown_apart(corpus, tmp_path, capsys):
+    from t5x_lite.objectives.language_models import LMAdaptation
+
+    (tmp_path / "c4-train.00000-of-00001.json").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in ("One.", "Two.", "Three."))
+    )
+    data = Data(
+        mixture_or_task_name="inspected_stream",
+        feature_lengths={"inputs": 12, "targets": 12},
+        data_dir=str(tmp_path),
+        objective=LMAdaptation(),
+        declarations=(JsonLinesText("inspected_stream", str(tmp_path), ByteVocabulary()),),
+    )
+    inspect(data=data, examples=2)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "text One. </s> Two. </s> Th" in said
+    assert "text ree." in said
+
+
 def test_pairs_are_shown_with_their_mixing_rates(corpus, tmp_path, capsys):
     from t5x_lite.data.mixtures import Mixture
 

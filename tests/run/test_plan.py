@@ -13,7 +13,7 @@ from t5x_lite.run.plan import plan
 from t5x_lite.run.plan_step import Setting, plan_step
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.schedules import InverseSquareRoot
-from t5x_lite.training.step import Loss
+from t5x_lite.training.step import Loss, Update
 
 MODEL = TransformerConfig(
     vocab_size=512,
@@ -35,6 +35,7 @@ def _setting(**changes):
         optimizer=Adafactor(),
         learning_rate=SCHEDULE,
         loss=Loss(),
+        update=Update(),
         mesh={"fsdp": -1},
         batch_size=32,
         lengths=LENGTHS,

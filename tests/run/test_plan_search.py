@@ -12,7 +12,7 @@ from t5x_lite.run.plan_search import meshes, search
 from t5x_lite.run.plan_step import Planned, Setting
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.schedules import InverseSquareRoot
-from t5x_lite.training.step import Loss
+from t5x_lite.training.step import Loss, Update
 
 SIZES = dict(vocab_size=512, emb_dim=128, num_heads=4, head_dim=32, mlp_dim=256)
 MODEL = TransformerConfig(**SIZES, num_encoder_layers=2, num_decoder_layers=2)
@@ -24,6 +24,7 @@ def _setting(**changes):
         optimizer=Adafactor(),
         learning_rate=InverseSquareRoot(base=1.0, warmup_steps=10),
         loss=Loss(),
+        update=Update(),
         mesh={"fsdp": -1},
         batch_size=32,
         lengths={"inputs": 64, "targets": 32},

@@ -1,89 +1,30 @@
 """The registered names and rates are those of the paper, and registering them costs nothing."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from t5x_lite.data.mixtures import ByExamples
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError
+from t5x_lite.objectives.denoising import SpanCorruption
+from t5x_lite.objectives.language_models import FullLM, LMAdaptation
+from t5x_lite.objectives.study import PrefixLM, ReplaceSpans
 from t5x_lite.suites import study
 from t5x_lite.suites.multilingual import MC4, MIXTURES, Multilingual
 from t5x_lite.suites.study import GLUE_EXAMPLES, SUPER_GLUE_EXAMPLES, Study
+from t5x_lite.suites.tables import TextTask
 
-GLUE_NAMES = [
-    "glue_cola_v002",
-    "glue_sst2_v002",
-    "glue_mrpc_v002",
-    "glue_qqp_v002",
-    "glue_stsb_v002",
-    "glue_mnli_v002",
-    "glue_mnli_matched_v002",
-    "glue_mnli_mismatched_v002",
-    "glue_qnli_v002",
-    "glue_rte_v002",
-    "glue_wnli_v002",
-    "glue_wnli_v002_simple_eval",
-    "glue_ax_v002",
-]
-SUPER_GLUE_NAMES = [
-    "super_glue_boolq_v102",
-    "super_glue_cb_v102",
-    "super_glue_copa_v102",
-    "super_glue_multirc_v102",
-    "super_glue_record_v102",
-    "super_glue_rte_v102",
-    "super_glue_wic_v102",
-    "super_glue_axb_v102",
-    "super_glue_axg_v102",
-    "super_glue_wsc_v102_simple_train",
-    "super_glue_wsc_v102_simple_eval",
-    "dpr_v001_simple",
-]
-OTHER_NAMES = [
-    "squad_v010_allanswers",
-    "squad_v010_context_free",
-    "squad_v010_allanswers_span",
-    "squad_v010",
-    "trivia_qa_v010",
-    "cnn_dailymail_v002",
-    "wmt_t2t_ende_v003",
-    "wmt15_enfr_v003",
-    "wmt14_ende_v003",
-    "wmt14_enfr_v003",
-    "wmt16_enro_v003",
-    "wmt19_ende_v003",
-    "c4_v220_span_corruption",
-    "c4_v020_unsupervised",
-    "c4_noclean_v020_unsupervised",
-    "c4_realnewslike_v020_unsupervised",
-    "c4_webtextlike_v020_unsupervised",
-    "wikipedia_20190301.en_v003_unsupervised",
-]
-MIXTURE_NAMES = [
-    "glue_v002_proportional",
-    "super_glue_v102_proportional",
-    "super_glue_v102_proportional_sentinel",
-    "glue_mnli_and_dev_v002",
-    "en_mix",
-    "all_equal",
-    "all_proportional",
-    "all_mix",
-    "large_supervised_equal",
-    "large_supervised_proportional",
-    "large_translation_equal",
-    "squad_trivia_qa_equal",
-    "wsc_dpr_simple_proportional",
-]
-LEFT_OUT = [
-    "glue_v002_proportional",
-    "super_glue_v102_proportional",
-    "cnn_dailymail_v002",
-    "squad_v010_allanswers",
-    "wmt_t2t_ende_v003",
-    "wmt15_enfr_v003",
-    "wmt16_enro_v003",
-]
+T5 = json.loads(Path(__file__).with_name("references").joinpath("t5_registry.json").read_text())
+# What T5 calls these two is not their name in TFDS.
+TFDS_NAMES = {
+    "c4/en.realnewslike:2.2.0": "c4/realnewslike:2.2.0",
+    "c4/en.webtextlike:2.2.0": "c4/webtextlike:2.2.0",
+}
+RATES = {"rate_num_examples": ByExamples(2**19), "rate_unsupervised": study.C4_RATES["base"]}
 
 
 TASKS_OF_TEXT = [
@@ -92,18 +33,36 @@ TASKS_OF_TEXT = [
 ]
 
 
-def test_registered_names_are_those_of_the_papers_code():
-    names = Study().names
-    with_sentinel = {name for name in names if "_1_sentinel" in name}
-    assert len(set(names)) == len(names)
-    assert {name.replace("_1_sentinel", "") for name in with_sentinel} == set(SUPER_GLUE_NAMES)
-    assert "super_glue_wsc_v102_simple_1_sentinel_train" in with_sentinel
-    mixtures = [*MIXTURE_NAMES, *(f"leave_one_out_{name}" for name in LEFT_OUT)]
-    assert set(names) - with_sentinel == {
-        *GLUE_NAMES,
-        *SUPER_GLUE_NAMES,
-        *OTHER_NAMES,
-        *mixtures,
+def test_tasks_are_those_that_t5_registers_over_the_same_data():
+    tasks = {task.name: task for task in study.TASKS}
+    assert len(tasks) == len(study.TASKS)
+    assert {name: task.tfds for name, task in tasks.items()} == {
+        name: TFDS_NAMES.get(task["tfds"], task["tfds"]) for name, task in T5["tasks"].items()
+    }
+    for name, task in tasks.items():
+        if not isinstance(task, TextTask):
+            assert len(task.metrics) == T5["tasks"][name]["metrics"], name
+            assert (task.postprocess is not None) == T5["tasks"][name]["postprocess"], name
+
+
+def test_mixtures_and_their_rates_are_those_that_t5_registers():
+    ours = {name: dict(rates) for name, rates in Study().mixtures().items()}
+    theirs = {
+        name: {task: RATES.get(rate, rate) for task, rate in rates.items()}
+        for name, rates in T5["mixtures"].items()
+    }
+    assert ours == theirs
+    assert {*Study().names} == {*T5["tasks"], *T5["mixtures"]}
+
+
+def test_tasks_that_name_an_objective_have_it():
+    assert Study().objectives == {
+        "c4_v220_span_corruption": SpanCorruption(0.15, 3.0),
+        "c4_v220_iid_denoising": ReplaceSpans(noise_density=0.15),
+        "c4_v220_prefix_lm": PrefixLM(noise_density=0.5),
+        "c4_v220_full_lm": FullLM(),
+        "c4_prefix_lm_objective_encoder_decoder_architecture": LMAdaptation(),
+        "c4_prefix_lm_objective_decoder_architecture": LMAdaptation(),
     }
 
 

@@ -9,7 +9,7 @@ from t5x_lite.partitioning import is_axes
 from t5x_lite.training.optimizers import Adafactor
 
 MIN_DIM = 16
-STEPS = 10
+STEPS = 50
 # Weights of every kind: factored or not, of each order of sizes, stacked over layers or not.
 WEIGHTS = {
     "wide": ((20, 36), ("embed", "mlp")),
@@ -23,13 +23,21 @@ WEIGHTS = {
     "stacked_tall": ((4, 36, 20), ("layers", "mlp", "embed")),
     "stacked_thin": ((4, 8, 36), ("layers", "heads", "relpos_buckets")),
     "stacked_vector": ((4, 36), ("layers", "embed_whole")),
+    "experts": ((2, 3, 20, 36), ("layers", "expert", "embed", "mlp")),
 }
 SHAPES = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, (shape, _) in WEIGHTS.items()}
 AXES = {name: axes for name, (_, axes) in WEIGHTS.items()}
 SETTINGS = {
     "t5": dict(),
     "plain": dict(clipping_threshold=None, multiply_by_parameter_scale=False, decay_rate=0.5),
-    "all": dict(momentum=0.5, weight_decay=0.02, clipping_threshold=0.3, step_offset=1000),
+    "all": dict(
+        momentum=0.5,
+        weight_decay=0.02,
+        clipping_threshold=0.3,
+        step_offset=1000,
+        max_parameter_scale=0.05,
+    ),
+    "rate's own decay": dict(weight_decay_lr_exponent=2.0, factored=False),
 }
 
 
@@ -51,7 +59,8 @@ def by_the_book(weight, gradients, first_step, config):
     """
     weight = np.float64(weight)
     by_size = sorted(range(weight.ndim), key=lambda axis: (weight.shape[axis], axis))
-    factored = weight.ndim > 1 and weight.shape[by_size[-2]] >= config.min_dim_size_to_factor
+    factored = config.factored and weight.ndim > 1
+    factored = factored and weight.shape[by_size[-2]] >= config.min_dim_size_to_factor
     rows = columns = full = momentum = 0.0
     for step, gradient in enumerate(np.float64(gradients), start=first_step):
         t = step - config.step_offset + 1
@@ -69,12 +78,16 @@ def by_the_book(weight, gradients, first_step, config):
             update /= max(1.0, np.sqrt(np.mean(update**2)) / config.clipping_threshold)
         scale = rate(step)
         if config.multiply_by_parameter_scale:
-            scale *= max(np.sqrt(np.mean(weight**2)), 1e-3)
+            size = max(np.sqrt(np.mean(weight**2)), 1e-3)
+            scale *= min(size, config.max_parameter_scale or size)
         change = scale * update
         if config.momentum is not None:
             momentum = config.momentum * momentum + (1 - config.momentum) * change
             change = momentum
-        weight = (1 - (config.weight_decay or 0.0)) * weight - change
+        decay = config.weight_decay or 0.0
+        if config.weight_decay_lr_exponent:
+            decay = rate(step) ** config.weight_decay_lr_exponent
+        weight = (1 - decay) * weight - change
     moments = {"v_row": rows, "v_col": columns} if factored else {"v": full}
     if config.momentum is not None:
         moments["m"] = momentum
@@ -121,13 +134,13 @@ def trained(request, initial, gradients):
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_ten_steps_equal_the_formula_in_float64_layer_by_layer(name, trained, initial, gradients):
+def test_fifty_steps_equal_the_formula_in_float64_layer_by_layer(name, trained, initial, gradients):
     config, weights, state = trained
-    stacked = AXES[name][0] == "layers"
-    for layer in range(len(initial[name])) if stacked else [...]:
+    depth = sum(axis in ("layers", "expert") for axis in AXES[name])
+    for layer in np.ndindex(initial[name].shape[:depth]):
         expected, moments = by_the_book(
             initial[name][layer],
-            gradients[name][:, layer] if stacked else gradients[name],
+            gradients[name][:, *layer],
             config.step_offset,
             config,
         )
@@ -229,10 +242,66 @@ def test_a_factored_state_keeps_a_row_and_a_column():
     assert state_axes["square"] == {"v_row": ("vocab",), "v_col": ("embed",)}
     assert state_axes["stacked_wide"] == {"v_row": ("layers", "embed"), "v_col": ("layers", "mlp")}
     assert state_axes["thin"] == {"v": ("heads", "relpos_buckets")}
+    assert state_axes["experts"]["v_row"] == ("layers", "expert", "embed")
+
+
+RULES = {"embed": "row", "mlp": "column", "heads": "column", "relpos_buckets": "none"}
+
+
+def test_factor_rules_say_which_dimensions_are_rows_and_columns():
+    """Whatever the sizes; a weight with an axis that has no role goes by its sizes."""
+    optimizer = Adafactor(factor_rules=RULES, min_dim_size_to_factor=10**6)
+    state_axes = optimizer.for_weights(SHAPES, AXES).state_axes
+    assert state_axes["wide"] == {"v_row": ("embed",), "v_col": ("mlp",)}
+    assert state_axes["stacked_tall"] == {"v_row": ("layers", "embed"), "v_col": ("layers", "mlp")}
+    assert state_axes["thin"] == {"v": ("heads", "relpos_buckets")}
+    assert state_axes["square"] == {"v": ("vocab", "embed")}
+
+
+def test_rules_and_sizes_factor_a_matrix_alike(initial, gradients):
+    """Rows and columns are treated the same but for the order of sums."""
+    names = ["wide", "tall", "stacked_tall"]
+    shapes, axes, weights, pushes = (
+        {name: tree[name] for name in names} for tree in (SHAPES, AXES, initial, gradients)
+    )
+    by_size, _ = run(Adafactor(min_dim_size_to_factor=MIN_DIM), shapes, axes, weights, pushes)
+    by_rule, _ = run(Adafactor(factor_rules=RULES), shapes, axes, weights, pushes)
+    for name in names:
+        np.testing.assert_allclose(by_rule[name], by_size[name], rtol=1e-4, atol=1e-6)
+
+
+def test_half_factored_rules_are_refused():
+    rules = {**RULES, "heads": "row", "kv": "column"}
+    weight = {"w": jax.ShapeDtypeStruct((2, 3, 4), jnp.float32)}
+    with pytest.raises(ConfigError, match="neither") as error:
+        Adafactor(factor_rules=rules).for_weights(weight, {"w": ("heads", "kv", "relpos_buckets")})
+    assert error.value.names == ("Adafactor.factor_rules",)
+
+
+def test_momentum_can_be_kept_in_half_the_bytes(initial, gradients):
+    names = ["wide", "stacked_wide"]
+    shapes, axes, weights, pushes = (
+        {name: tree[name] for name in names} for tree in (SHAPES, AXES, initial, gradients)
+    )
+    moved = {}
+    for kind in ("float32", "bfloat16"):
+        config = Adafactor(min_dim_size_to_factor=MIN_DIM, momentum=0.9, momentum_dtype=kind)
+        after, state = run(config, shapes, axes, weights, pushes)
+        assert state["wide"]["m"].dtype == kind
+        moved[kind] = after["wide"] - weights["wide"]
+    gap = np.linalg.norm(moved["float32"] - moved["bfloat16"])
+    assert 0 < gap < 0.02 * np.linalg.norm(moved["float32"])
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("decay_rate", 0.0), ("decay_rate", 1.5), ("momentum", 1.0)]
+    ("name", "value"),
+    [
+        ("decay_rate", 0.0),
+        ("decay_rate", 1.5),
+        ("momentum", 1.0),
+        ("momentum_dtype", "float16"),
+        ("factor_rules", {"embed": "diagonal"}),
+    ],
 )
 def test_impossible_settings_are_named(name, value):
     with pytest.raises(ConfigError, match=rf"{name} must be .* got {value}") as error:

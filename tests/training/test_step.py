@@ -9,11 +9,13 @@ import pytest
 from flax import nnx
 
 from t5x_lite.errors import ConfigError
+from t5x_lite.models.layers import OutputLayer
 from t5x_lite.models.transformer import Predictions, abstract
+from t5x_lite.training.metrics import global_norm
 from t5x_lite.training.optimizers import Adafactor, Optimizer
 from t5x_lite.training.schedules import Constant, InverseSquareRoot
 from t5x_lite.training.state import TrainState
-from t5x_lite.training.step import Loss, global_norm, make_eval_step, make_train_step
+from t5x_lite.training.step import Loss, Update, make_eval_step, make_train_step
 
 VOCAB = 64
 RATE = 0.5
@@ -26,10 +28,11 @@ class Bigram(nnx.Module):
         self.table = nnx.Param(jnp.zeros((VOCAB, VOCAB)))
 
     def __call__(self, batch, *, key=None):
-        logits_blv = self.table[...][batch["decoder_input_tokens"]]
+        hidden_bll = jax.nn.one_hot(batch["decoder_input_tokens"], VOCAB)
         if key is not None:
-            logits_blv *= jax.random.normal(key)
-        return Predictions(logits_blv)
+            hidden_bll *= jax.random.normal(key)
+        output = OutputLayer(self.table[...], bias=None, vocab_first=False, scale=1.0)
+        return Predictions(hidden_bll, output)
 
 
 class Undisturbed(Bigram):
@@ -59,30 +62,71 @@ def start(table):
 
 
 @functools.cache
-def make_step(model=Undisturbed, *, schedule=Constant(value=RATE), seed=0, **loss):  # noqa: B008
-    return jax.jit(make_train_step(nnx.split(model())[0], SGD, schedule, Loss(**loss), seed=seed))
+def make_step(
+    model=Undisturbed,
+    *,
+    schedule=Constant(value=RATE),  # noqa: B008
+    loss=Loss(),  # noqa: B008
+    seed=0,
+    **update,
+):
+    graphdef = nnx.split(model())[0]
+    step = make_train_step(graphdef, SGD, schedule, loss, Update(**update), seed=seed)
+    return jax.jit(step)
 
 
-def gradient_of_the_sum(table, batch, z_loss):
-    """Float64: sum over tokens of weight * (softmax - target + 2 z log Z softmax), by input."""
+def gradient_of_the_sum(table, batch, z_loss, share=None):
+    """Float64: sum over tokens of share * (softmax - target + 2 z log Z softmax), by input."""
     gradient = np.zeros((VOCAB, VOCAB))
+    share = batch["decoder_loss_weights"] if share is None else share
     for place in np.ndindex(batch["decoder_target_tokens"].shape):
         token = batch["decoder_input_tokens"][place]
         exponentials = np.exp(np.float64(table[token]))
         z = exponentials.sum()
         slope = exponentials / z * (1 + 2 * z_loss * np.log(z))
         slope[batch["decoder_target_tokens"][place]] -= 1
-        gradient[token] += batch["decoder_loss_weights"][place] * slope
+        gradient[token] += share[place] * slope
     return gradient
 
 
-@pytest.mark.parametrize("factor", [None, 100.0])
-def test_a_step_goes_down_the_gradient_of_the_normalized_loss(table, start, random_batch, factor):
+def each_sequence_alike(batch):
+    """The share of each token when every sequence of every row counts the same."""
+    weights, segments = batch["decoder_loss_weights"], batch["decoder_segment_ids"]
+    share, sequences = np.zeros(weights.shape), 0
+    for row in range(len(weights)):
+        for segment in set(segments[row]):
+            here = segments[row] == segment
+            if weights[row][here].sum():
+                share[row][here] = weights[row][here] / weights[row][here].sum()
+                sequences += 1
+    return share / sequences
+
+
+NORMALIZED = {
+    None: lambda batch: batch["decoder_loss_weights"],
+    100.0: lambda batch: batch["decoder_loss_weights"] / 100,
+    "NUM_REAL_TARGET_TOKENS": lambda batch: (
+        batch["decoder_loss_weights"] / batch["decoder_loss_weights"].sum()
+    ),
+    "NUM_TOTAL_TARGET_TOKENS": lambda batch: (
+        batch["decoder_loss_weights"] / batch["decoder_loss_weights"].size
+    ),
+    "AVERAGE_PER_SEQUENCE": each_sequence_alike,
+}
+
+
+@pytest.mark.parametrize("chunk", [5, None])
+@pytest.mark.parametrize("factor", NORMALIZED, ids=str)
+def test_a_step_goes_down_the_gradient_of_the_normalized_loss(
+    table, start, random_batch, factor, chunk
+):
     batch = random_batch(0, rows=4)
-    step = make_step(z_loss=0.01, loss_normalizing_factor=factor)
-    state, metrics = step(start(), batch)
+    batch["decoder_segment_ids"][:2, 3:] *= 2  # two packed rows
+    batch["decoder_loss_weights"][0, 1] = 0.25
+    loss = Loss(z_loss=0.01, loss_normalizing_factor=factor, logits_chunk=chunk)
+    state, metrics = make_step(loss=loss)(start(), batch)
     weight = batch["decoder_loss_weights"].sum()
-    gradient = gradient_of_the_sum(table, batch, 0.01) / (factor or weight)
+    gradient = gradient_of_the_sum(table, batch, 0.01, NORMALIZED[factor](batch))
     np.testing.assert_allclose(state.params["table"], table - RATE * gradient, rtol=1e-5, atol=1e-6)
     assert int(state.step) == 1
     assert float(metrics["grad_norm"]) == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
@@ -94,7 +138,7 @@ def test_a_step_goes_down_the_gradient_of_the_normalized_loss(table, start, rand
 
 def test_the_metrics_are_sums_over_the_weighted_targets(table, start, random_batch):
     batch = random_batch(0, rows=4)
-    _, metrics = make_step(z_loss=0.01)(start(), batch)
+    _, metrics = make_step(loss=Loss(z_loss=0.01))(start(), batch)
     logits = np.float64(table[batch["decoder_input_tokens"]])
     log_z = np.log(np.exp(logits).sum(-1))
     real = batch["decoder_loss_weights"] > 0
@@ -171,7 +215,7 @@ def test_each_step_and_each_seed_has_a_dropout_key_of_its_own(start, random_batc
 def test_evaluation_knows_neither_dropout_nor_z_loss(table, start, random_batch):
     batch = random_batch(0, rows=4)
     sums = jax.jit(make_eval_step(nnx.split(Bigram())[0]))({"table": table}, batch)
-    _, metrics = make_step(z_loss=0.0)(start(), batch)
+    _, metrics = make_step(loss=Loss(z_loss=0.0))(start(), batch)
     assert sums.z_loss == 0
     for name in ("loss", "correct", "weight"):
         assert float(getattr(sums, name)) == pytest.approx(float(metrics[name]), rel=1e-6)
@@ -182,14 +226,114 @@ def test_the_global_norm_is_taken_in_float32():
     assert float(global_norm(tree)) == pytest.approx((9 * 90_000 + 32) ** 0.5, rel=1e-5)
 
 
+@pytest.mark.parametrize("microbatches", [2, 4])
+@pytest.mark.parametrize("factor", [None, "NUM_REAL_TARGET_TOKENS", "AVERAGE_PER_SEQUENCE"])
+def test_a_batch_in_microbatches_is_the_batch(start, random_batch, microbatches, factor):
+    batch = random_batch(0, rows=8)
+    loss = Loss(loss_normalizing_factor=factor)
+    whole, expected = make_step(loss=loss)(start(), batch)
+    parts, metrics = make_step(loss=loss, microbatches=microbatches)(start(), batch)
+    np.testing.assert_allclose(parts.params["table"], whole.params["table"], rtol=1e-5, atol=1e-6)
+    assert metrics.keys() == expected.keys()
+    for name, value in expected.items():
+        assert float(metrics[name]) == pytest.approx(float(value), rel=1e-5), name
+
+
+def test_each_microbatch_has_a_dropout_key_of_its_own(start, random_batch):
+    row = random_batch(0, rows=1)
+    batch = {name: np.repeat(array, 2, axis=0) for name, array in row.items()}
+    loss = Loss(loss_normalizing_factor=None)
+    _, twice = make_step(Bigram, loss=loss, microbatches=2)(start(), batch)
+    _, once = make_step(Bigram, loss=loss)(start(), row)
+    assert twice["weight"] == 2 * once["weight"]
+    assert not np.isclose(twice["loss"], 2 * once["loss"], rtol=1e-3)
+
+
+def one_not_finite(batch):
+    return {**batch, "decoder_loss_weights": np.full_like(batch["decoder_loss_weights"], np.inf)}
+
+
+def test_a_step_that_is_not_finite_changes_only_its_counters(start, random_batch):
+    batch = random_batch(0, rows=4)
+    adafactor = Adafactor(min_dim_size_to_factor=16).for_weights(
+        {"table": jax.ShapeDtypeStruct((VOCAB, VOCAB), jnp.float32)}, {"table": (None, None)}
+    )
+    state = start()._replace(average={"table": jnp.ones((VOCAB, VOCAB))})
+    state = state._replace(opt_state=adafactor.init(state.params))
+    graphdef, schedule = nnx.split(Undisturbed())[0], Constant(value=RATE)
+    update = Update(ema_decay=0.9)
+    step = jax.jit(make_train_step(graphdef, adafactor, schedule, Loss(), update, seed=0))
+    before, _ = step(state, batch)
+    after, metrics = step(before, one_not_finite(batch))
+    for name in ("params", "opt_state", "average"):
+        old, new = getattr(before, name), getattr(after, name)
+        jax.tree.map(np.testing.assert_array_equal, old, new)
+    assert (int(after.step), int(after.skipped)) == (2, 1)
+    assert metrics["skipped_steps"] == 1
+    assert metrics["loss"] == metrics["weight"] == 0  # it is no part of the reported loss
+    assert not np.isfinite(metrics["grad_norm"])
+    again, metrics = step(after, batch)
+    assert int(again.skipped) == metrics["skipped_steps"] == 1
+    assert not np.array_equal(again.params["table"], after.params["table"])
+
+
+def test_without_skipping_what_is_not_finite_goes_through(start, random_batch):
+    step = make_step(skip_nonfinite=False)
+    state, _ = step(start(), one_not_finite(random_batch(0, rows=4)))
+    assert np.isnan(state.params["table"]).any()
+    assert int(state.skipped) == 0
+
+
+def test_the_average_follows_the_weights_and_is_what_is_evaluated(table, start, random_batch):
+    state = start()._replace(average={"table": jnp.asarray(table)})
+    step = make_step(ema_decay=0.75)
+    expected = np.float64(table)
+    for number in range(3):
+        state, _ = step(state, random_batch(number, rows=4))
+        expected = 0.75 * expected + 0.25 * np.float64(state.params["table"])
+    np.testing.assert_allclose(state.average["table"], expected, rtol=1e-5, atol=1e-7)
+    assert state.evaluated is state.average
+    assert start().evaluated["table"] is not None
+
+
+def test_norms_are_told_for_the_whole_and_for_its_parts(tiny_config, random_params, random_batch):
+    graphdef, _, _ = abstract(tiny_config())
+    params = random_params(tiny_config())
+    step = jax.jit(make_train_step(graphdef, SGD, Constant(value=0.5), Loss(), seed=0))
+    state, metrics = step(TrainState(jnp.int32(0), params, {}), random_batch(0, rows=4))
+    parts = {"encoder", "decoder", "token_embedder", "head"}
+    for name, tree in {
+        "param_norm": state.params,
+        "update_norm": jax.tree.map(np.subtract, jax.device_get(state.params), params),
+    }.items():
+        for part in parts:
+            leaves = jax.tree.leaves(tree[part])
+            expected = np.sqrt(sum(np.sum(np.float64(leaf) ** 2) for leaf in leaves))
+            assert float(metrics[f"{name}/{part}"]) == pytest.approx(expected, rel=1e-4)
+    for name in ("grad_norm", "param_norm", "update_norm"):
+        squares = sum(float(metrics[f"{name}/{part}"]) ** 2 for part in parts)
+        assert float(metrics[name]) == pytest.approx(squares**0.5, rel=1e-5)
+    assert float(metrics["update_norm"]) == pytest.approx(
+        0.5 * float(metrics["grad_norm"]), rel=1e-3
+    )
+
+
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("loss_normalizing_factor", 0.0), ("clip_norm", -1.0), ("label_smoothing", 1.0)],
+    ("config", "name", "value"),
+    [
+        (Loss, "loss_normalizing_factor", 0.0),
+        (Loss, "loss_normalizing_factor", "TOKENS"),
+        (Loss, "label_smoothing", 1.0),
+        (Loss, "logits_chunk", 0),
+        (Update, "clip_norm", -1.0),
+        (Update, "microbatches", 0),
+        (Update, "ema_decay", 1.0),
+    ],
 )
-def test_impossible_losses_are_named(name, value):
+def test_impossible_settings_are_named(config, name, value):
     with pytest.raises(ConfigError, match=rf"{name} must be .* got {value}") as error:
-        Loss(**{name: value})
-    assert error.value.names == (f"Loss.{name}",)
+        config(**{name: value})
+    assert error.value.names == (f"{config.__name__}.{name}",)
 
 
 def test_a_bfloat16_transformer_learns_a_batch_by_heart(tiny_config, random_params, random_batch):

@@ -1,0 +1,120 @@
+"""C4 on one machine, in several processes, that a kill only delays.
+
+The work is that of `stages`, part by part; here is the order, and what becomes of the parts: shards
+in C4's layout, c4-train.00000-of-00064.json.gz and so on, none of them empty, and statistics.json.
+"""
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from t5x_lite.data import files
+from t5x_lite.data.c4 import spill, stages
+from t5x_lite.data.c4.stages import Job
+from t5x_lite.data.c4.wet import Counts
+from t5x_lite.errors import ConfigError
+
+Report = Callable[[str], None]
+RunAll = Callable[[Callable[[int], Counts], Iterable[int]], Iterable[Counts]]
+STATISTICS = "statistics.json"
+_VALIDATION_SHARDS = 8
+
+
+def build(job: Job, *, processes: int, report: Report) -> Counts:
+    """Build C4 into `job.out` and return what every rule took and left out.
+
+    The result does not depend on `processes`, nor on how often it was begun. Raises ConfigError for
+    a directory that holds something else, for WET files that cannot be read, and where nothing is
+    left.
+    """
+    _begin(job)
+    every_bucket = range(job.buckets)
+    order = [
+        ("reading WET files", stages.read, range(len(job.wet))),
+        ("cleaning pages", stages.clean, every_bucket),
+        *([("comparing lines", stages.choose, every_bucket)] if job.recipe.is_cleaned else []),
+        ("telling languages", stages.finish, every_bucket),
+    ]
+    total = Counts()
+    with _pool(processes) as run_all:
+        for what, function, numbers in order:
+            report(f"{what}: {len(numbers):,} parts ...")
+            for counts in run_all(partial(function, job), numbers):
+                total += counts
+    _complete(job, total)
+    return total
+
+
+def _begin(job: Job) -> None:
+    """Make the directory, or see that what is there is this job, begun before."""
+    described = {
+        "recipe": dataclasses.asdict(job.recipe),
+        "wet": [[path, files.size(path)] for path in job.wet],
+        "buckets": job.buckets,
+    }
+    described = json.loads(json.dumps(described))
+    path = job.work / "job.json"
+    if path.exists():
+        if json.loads(path.read_text()) != described:
+            raise ConfigError(
+                f"{job.out} holds the beginning of another build: delete it or go on with the same "
+                "WET files, recipe and buckets",
+                "OUT",
+            )
+        return
+    if job.out.exists() and any(job.out.iterdir()):
+        raise ConfigError(f"{job.out} exists and is not empty: give another directory", "OUT")
+    spill.write_json(path, described)
+
+
+def _complete(job: Job, total: Counts) -> None:
+    """Give the parts their names and remove all else; raises ConfigError where nothing is left."""
+    if not total["written: train page"]:
+        raise ConfigError("no page passed all rules: nothing is written", "WET", "C4Recipe.variant")
+    for split, most in (("train", job.buckets), ("validation", _VALIDATION_SHARDS)):
+        parts = [
+            path
+            for path in map(partial(job.shard, split=split), range(job.buckets))
+            if _holds(path)
+        ]
+        groups = [parts[first :: min(most, len(parts))] for first in range(min(most, len(parts)))]
+        for number, group in enumerate(groups):
+            name = f"c4-{split}.{number:05d}-of-{len(groups):05d}.json.gz"
+            _join(group, job.out / name)
+    spill.write_json(job.out / STATISTICS, dict(sorted(total.items())))
+    shutil.rmtree(job.work)
+
+
+def _holds(path: Path) -> bool:
+    """Tell whether a gzipped file holds anything: its last four bytes are how much."""
+    with open(path, "rb") as file:
+        file.seek(-4, os.SEEK_END)
+        return file.read() != b"\0\0\0\0"
+
+
+def _join(parts: Sequence[Path], path: Path) -> None:
+    """Write gzipped files one after another into one, which is a gzipped file too."""
+    partial_path = path.with_name(f".{path.name}.partial")
+    with open(partial_path, "wb") as joined:
+        for part in parts:
+            with open(part, "rb") as file:
+                shutil.copyfileobj(file, joined)
+    os.replace(partial_path, path)
+
+
+@contextlib.contextmanager
+def _pool(processes: int) -> Iterator[RunAll]:
+    """Give a map over several processes, or over this one."""
+    if processes == 1:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as executor:
+        yield executor.map

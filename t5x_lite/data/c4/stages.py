@@ -1,0 +1,255 @@
+"""The four passes of a build on one machine, each over one part; `local` runs them in processes.
+
+    read       WET file   -> pages, in buckets by address
+    clean      bucket     -> the newest page of each address, cleaned; hashes of its lines
+    choose     hashes     -> which page keeps each line
+    finish     bucket     -> pages without duplicates, in English ..., as a shard
+
+A part is a file that appears complete or not at all, and what is there is not made again. Memory
+holds the table of one bucket, not the corpus.
+"""
+
+import contextlib
+import gzip
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t5x_lite.data import files
+from t5x_lite.data.c4 import duplicates, rules, spill
+from t5x_lite.data.c4.recipe import C4Recipe, passes
+from t5x_lite.data.c4.wet import Counts, Page, read_pages
+from t5x_lite.data.records import STRICT, BadLines, Tally, check_tally
+
+# Of a line, and of the address whose page might keep it: two halves of an MD5 each; and its bucket.
+KEY = np.dtype([(name, "u8") for name in ("line_0", "line_1", "page_0", "page_1", "bucket")])
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is built, from what, in which directory."""
+
+    recipe: C4Recipe
+    wet: tuple[str, ...]
+    out: Path
+    buckets: int
+    bad_pages: BadLines = STRICT
+
+    @property
+    def work(self) -> Path:
+        """Where the passes leave their files."""
+        return self.out / ".work"
+
+    def pages(self, number: int) -> Path:
+        """Return the spill of a WET file."""
+        return self.work / f"pages.{number:05d}"
+
+    def cleaned(self, bucket: int) -> Path:
+        """Return the spill of a bucket's cleaned pages."""
+        return self.work / f"cleaned.{bucket:05d}"
+
+    def keys(self, bucket: int) -> Path:
+        """Return the hashes of a bucket's lines."""
+        return self.work / f"keys.{bucket:05d}.npy"
+
+    def kept(self, bucket: int) -> Path:
+        """Return which lines, of those whose hash is in a bucket, are kept by which page."""
+        return self.work / f"kept.{bucket:05d}.npy"
+
+    def shard(self, bucket: int, split: str) -> Path:
+        """Return a bucket's part of a split."""
+        return self.work / f"{split}.{bucket:05d}.json.gz"
+
+    def counts(self, done: Path) -> Path:
+        """Return where the counts of a pass stand; it is what is written last."""
+        return done.with_name(f"{done.name}.counts.json")
+
+
+def read(job: Job, number: int) -> Counts:
+    """Put the pages of a WET file into buckets."""
+
+    def work(counts: Counts) -> None:
+        path, checks, tally = job.wet[number], job.recipe.first_checks(), Tally()
+        with files.open_bytes(path) as file, spill.PageSpill(job.pages(number)) as written:
+            for page in read_pages(file, path, counts, tally):
+                if passes(page, checks, counts):
+                    written.write(page, _bucket(rules.normalized_url(page.url), job.buckets))
+            check_tally(tally, path, job.bad_pages)
+        for reason, count in tally.bad.items():
+            counts[f"read: {reason}"] += count
+
+    return _once(job.counts(job.pages(number)), work)
+
+
+def clean(job: Job, bucket: int) -> Counts:
+    """Keep the newest page of each address, clean it, and hash its lines."""
+
+    def work(counts: Counts) -> None:
+        keys: list[tuple[int, ...]] = []
+        with spill.PageSpill(job.cleaned(bucket)) as written:
+            for page in _newest_pages(job, bucket, counts):
+                if not passes(page, job.recipe.middle_checks(), counts):
+                    continue
+                if (cleaned := job.recipe.cleaned(page, counts)) is None:
+                    continue
+                written.write(cleaned)
+                if job.recipe.is_cleaned:
+                    owner = _halves(duplicates.hashed(page.url))
+                    found = duplicates.keys(cleaned, job.recipe.unit)
+                    keys += [(*_halves(key), *owner, bucket) for key in found]
+        table = np.array(keys, KEY)
+        spill.write_array(job.keys(bucket), table[np.argsort(_bucket_of(table, job.buckets))])
+
+    return _once(job.counts(job.cleaned(bucket)), work)
+
+
+def _newest_pages(job: Job, bucket: int, counts: Counts) -> Iterator[Page]:
+    """Yield the newest page of each address of a bucket, in the order of the first of each.
+
+    Read twice: dates first, so that memory holds addresses and not pages.
+    """
+    best: dict[str, tuple[tuple[str, bytes], int]] = {}
+    number = -1
+    for number, page in enumerate(_bucket_pages(job, bucket)):
+        address, found = rules.normalized_url(page.url), (rules.age(page), number)
+        best[address] = max(best.get(address, found), found)
+    chosen = {number for _, number in best.values()}
+    counts["address: page kept"] += len(chosen)
+    counts["address: older page of one address"] += number + 1 - len(chosen)
+    for number, page in enumerate(_bucket_pages(job, bucket)):
+        if number in chosen:
+            yield page
+
+
+def _bucket_pages(job: Job, bucket: int) -> Iterator[Page]:
+    spills = (spill.read_spill(job.pages(number), bucket) for number in range(len(job.wet)))
+    return itertools.chain.from_iterable(spills)
+
+
+def choose(job: Job, bucket: int) -> Counts:
+    """Choose the page that keeps each line whose hash is in a bucket."""
+
+    def work(counts: Counts) -> None:
+        parts = []
+        for other in range(job.buckets):
+            table = np.load(job.keys(other), mmap_mode="r")
+            first, last = np.searchsorted(_bucket_of(table, job.buckets), [bucket, bucket + 1])
+            parts.append(np.array(table[first:last]))
+        table = np.concatenate(parts)
+        order = np.lexsort([table[name] for name in ("page_1", "page_0", "line_1", "line_0")])
+        table = table[order]
+        is_first = np.ones(len(table), np.bool_)
+        is_first[1:] = (table["line_0"][1:] != table["line_0"][:-1]) | (
+            table["line_1"][1:] != table["line_1"][:-1]
+        )
+        counts["duplicates: hash seen"] += len(table)
+        counts["duplicates: hash seen on several pages"] += len(table) - int(is_first.sum())
+        kept = table[is_first]
+        spill.write_array(job.kept(bucket), kept[np.argsort(kept["bucket"], kind="stable")])
+
+    return _once(job.counts(job.kept(bucket)), work)
+
+
+def finish(job: Job, bucket: int) -> Counts:
+    """Take duplicates out of a bucket's pages, ask for their language, and write them."""
+
+    def work(counts: Counts) -> None:
+        kept, recipe = _kept_lines(job, bucket), job.recipe
+        checks = recipe.last_checks()
+        with (
+            _gzipped(job.shard(bucket, "train")) as train,
+            _gzipped(job.shard(bucket, "validation")) as validation,
+        ):
+            for page in spill.read_spill(job.cleaned(bucket)):
+                if recipe.is_cleaned:
+                    own = _own_lines(kept, page)
+                    page = duplicates.without_duplicates(page, own, recipe.unit, counts)
+                if page is None or not passes(page, checks, counts):
+                    continue
+                is_validation = rules.is_validation(page)
+                counts[f"written: {'validation' if is_validation else 'train'} page"] += 1
+                (validation if is_validation else train).write(as_line(page))
+
+    return _once(job.counts(job.shard(bucket, "train")), work)
+
+
+def as_line(page: Page) -> str:
+    """Return a page as a line of C4's JSON."""
+    return json.dumps({"text": page.text, "timestamp": page.timestamp, "url": page.url}) + "\n"
+
+
+def _once(done: Path, work: Callable[[Counts], None]) -> Counts:
+    """Do a part of a pass unless its counts say that it is done; return them."""
+    if not done.exists():
+        counts = Counts()
+        work(counts)
+        spill.write_json(done, counts)
+    return spill.read_counts(done)
+
+
+def _bucket(address: str, buckets: int) -> int:
+    return int.from_bytes(duplicates.hashed(address)[:8]) % buckets
+
+
+def _bucket_of(keys: NDArray[Any], buckets: int) -> NDArray[np.uint64]:
+    """Return in which bucket lines are compared: by their hash."""
+    return keys["line_1"] % np.uint64(buckets)
+
+
+def _halves(digest: bytes) -> tuple[int, int]:
+    return int.from_bytes(digest[:8]), int.from_bytes(digest[8:])
+
+
+def _kept_lines(job: Job, bucket: int) -> NDArray[Any]:
+    """Return which lines the pages of a bucket keep, sorted by page."""
+    if not job.recipe.is_cleaned:
+        return np.zeros(0, KEY)
+    parts = []
+    for other in range(job.buckets):
+        table = np.load(job.kept(other), mmap_mode="r")
+        first, last = np.searchsorted(table["bucket"], [bucket, bucket + 1])
+        parts.append(np.array(table[first:last]))
+    table = np.concatenate(parts)
+    return table[np.argsort(table["page_0"], kind="stable")]
+
+
+def _own_lines(kept: NDArray[Any], page: Page) -> set[bytes]:
+    """Return the hashes that a page was chosen to keep."""
+    page_0, page_1 = _halves(duplicates.hashed(page.url))
+    first = np.searchsorted(kept["page_0"], np.uint64(page_0))
+    last = np.searchsorted(kept["page_0"], np.uint64(page_0), side="right")
+    own = kept[first:last]
+    own = own[own["page_1"] == np.uint64(page_1)]
+    return {int(row["line_0"]).to_bytes(8) + int(row["line_1"]).to_bytes(8) for row in own}
+
+
+@contextlib.contextmanager
+def _gzipped(path: Path) -> Iterator[Any]:
+    """Open a gzipped file that appears when it is complete; the same text, the same bytes."""
+    file, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with (
+            os.fdopen(file, "wb") as raw,
+            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed,
+        ):
+            yield _Encoded(packed)
+    except BaseException:
+        os.unlink(partial)
+        raise
+    os.replace(partial, path)
+
+
+class _Encoded:
+    def __init__(self, file: Any):
+        self._file = file
+
+    def write(self, text: str) -> None:
+        self._file.write(text.encode())

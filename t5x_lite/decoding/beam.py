@@ -1,0 +1,117 @@
+"""Beam search by T5's rules: Mesh TensorFlow's, as T5X has them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from t5x_lite.decoding.sampling import Cache, Decoded, NextToken
+
+NOTHING = -1e7  # the score of a beam that does not exist
+
+
+class _Search(NamedTuple):
+    """Live beams are beginnings with their log p, best first; finished ones end in EOS."""
+
+    length: jax.Array  # how many tokens the live beams have
+    live_bkl: jax.Array
+    live_log_prob_bk: jax.Array
+    finished_bkl: jax.Array
+    finished_score_bk: jax.Array
+    cache: Cache
+
+
+def beam_search(
+    next_token: NextToken,
+    cache: Cache,
+    take: Callable[[Cache, jax.Array], Cache],
+    *,
+    batch_size: int,
+    num_beams: int,
+    max_length: int,
+    length_penalty: float = 0.6,
+    min_length: int = 0,
+    eos_id: int = 1,
+) -> Decoded:
+    """The best `num_beams` texts of every row, best first: tokens [batch, beams, max_length].
+
+    `next_token` and `cache` are for batch x beams rows, the beams of a row side by side.
+    `take(cache, rows)` gives the cache whose row i was row `rows[i]`.
+
+    A finished text of n tokens (its EOS counts) scores log p / ((5 + n) / 6)**length_penalty. Each
+    step takes the best 2 x beams continuations, so that as many as beams go on even if all others
+    ended. The search is over after `max_length` tokens, or when in every row no live beam could
+    beat the worst finished one, judged by the penalty of the longest text. A row in which nothing
+    finished gives its live beams, with log p as their scores. Where fewer texts finished than beams
+    there are, the rest is zeros and scores `NOTHING`.
+    """
+    shape = (batch_size, num_beams)
+
+    def penalty(length):
+        return ((5.0 + length) / 6.0) ** length_penalty
+
+    def undecided(search: _Search) -> jax.Array:
+        reachable_b = search.live_log_prob_bk[:, 0] / penalty(max_length + 1)
+        settled = jnp.all(search.finished_score_bk[:, -1] > reachable_b)
+        return (search.length < max_length) & ~settled
+
+    def step(search: _Search) -> _Search:
+        last_bk = jax.lax.dynamic_index_in_dim(
+            search.live_bkl, jnp.maximum(search.length - 1, 0), axis=2, keepdims=False
+        )
+        logits_nv, cache = next_token(last_bk.reshape(-1), search.cache)
+        log_prob_bkv = jax.nn.log_softmax(logits_nv.astype(jnp.float32)).reshape(*shape, -1)
+        early = (jnp.arange(log_prob_bkv.shape[-1]) == eos_id) & (search.length + 1 < min_length)
+        log_prob_bkv = jnp.where(early, NOTHING, log_prob_bkv)
+        total_bkv = search.live_log_prob_bk[..., None] + log_prob_bkv
+        log_prob_bc, choice_bc = jax.lax.top_k(total_bkv.reshape(batch_size, -1), 2 * num_beams)
+        beam_bc, token_bc = jnp.divmod(choice_bc, log_prob_bkv.shape[-1])
+        texts_bcl = jnp.take_along_axis(search.live_bkl, beam_bc[..., None], axis=1)
+        texts_bcl = jax.lax.dynamic_update_index_in_dim(texts_bcl, token_bc, search.length, axis=2)
+        ends_bc = token_bc == eos_id
+
+        score_bc = jnp.where(ends_bc, log_prob_bc / penalty(search.length + 1.0), NOTHING)
+        finished_score_bk, kept_bk = jax.lax.top_k(
+            jnp.concatenate([search.finished_score_bk, score_bc], axis=1), num_beams
+        )
+        finished_bkl = _pick(jnp.concatenate([search.finished_bkl, texts_bcl], axis=1), kept_bk)
+
+        live_log_prob_bk, live_bk = jax.lax.top_k(
+            jnp.where(ends_bc, log_prob_bc + NOTHING, log_prob_bc), num_beams
+        )
+        rows_bk = jnp.arange(batch_size)[:, None] * num_beams
+        rows_bk += jnp.take_along_axis(beam_bc, live_bk, axis=1)
+        return _Search(
+            search.length + 1,
+            _pick(texts_bcl, live_bk),
+            live_log_prob_bk,
+            finished_bkl,
+            finished_score_bk,
+            take(cache, rows_bk.reshape(-1)),
+        )
+
+    empty_bkl = jnp.zeros((*shape, max_length), jnp.int32)
+    nothing_bk = jnp.full(shape, NOTHING, jnp.float32)
+    end = jax.lax.while_loop(
+        undecided,
+        step,
+        # One beam begins; the others would be copies of it.
+        _Search(
+            jnp.zeros((), jnp.int32),
+            empty_bkl,
+            nothing_bk.at[:, 0].set(0.0),
+            empty_bkl,
+            nothing_bk,
+            cache,
+        ),
+    )
+    any_b1 = end.finished_score_bk[:, :1] > NOTHING
+    return Decoded(
+        jnp.where(any_b1[..., None], end.finished_bkl, end.live_bkl),
+        jnp.where(any_b1, end.finished_score_bk, end.live_log_prob_bk),
+    )
+
+
+def _pick(texts_bnl: jax.Array, which_bk: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(texts_bnl, which_bk[..., None], axis=1)
