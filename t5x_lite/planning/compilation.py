@@ -17,11 +17,11 @@ MEMORY = ("argument", "output", "alias", "temp", "generated_code")
 class TooLarge(NamedTuple):
     """The compiler's word that a program does not fit: bytes it needs and what it may have.
 
-    buffers: the largest, as (bytes, what it is).
+    None where it does not say. buffers: the largest that it names, as (bytes, what it is).
     """
 
-    used: float
-    limit: float
+    used: float | None
+    limit: float | None
     buffers: tuple[tuple[float, str], ...]
 
 
@@ -86,7 +86,10 @@ def _from_facts(facts: Mapping[str, Any], text: str, *, cached: bool) -> Compile
 
 def parse_too_large(message: str) -> TooLarge:
     """What the TPU compiler says when a program exceeds the chip's memory."""
-    used = re.search(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm", message)
+    size = r"([\d.]+[KMGT]?)"
+    used = re.search(rf"Used {size} of {size} hbm", message) or re.search(
+        rf"\({size}\) exceeds available HBM \({size}\)", message
+    )
     buffers = []
     for block in re.split(r"\n\s*\d+\. Size: ", message)[1:]:
         size = re.match(r"([\d.]+[KMGT]?)", block)
@@ -95,8 +98,8 @@ def parse_too_large(message: str) -> TooLarge:
         name = " ".join(found[1] for found in (shape, operator) if found)
         if size:
             buffers.append((_bytes(size[1]), name))
-    limits = (_bytes(used[1]), _bytes(used[2])) if used else (float("nan"), float("nan"))
-    return TooLarge(*limits, tuple(buffers))
+    needed, limit = (_bytes(used[1]), _bytes(used[2])) if used else (None, None)
+    return TooLarge(needed, limit, tuple(buffers))
 
 
 def _bytes(text: str) -> float:

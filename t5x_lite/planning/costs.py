@@ -16,6 +16,8 @@ _PARTS = ("encoder", "decoder")
 _BY_FILE = {
     "optimizers.py": "optimizer",
     "losses.py": "loss",
+    "chunked_loss.py": "loss",
+    "metrics.py": "metrics",
     "transformer.py": "loss",  # outside both stacks it is the output layer
     "layers.py": "loss",
 }
@@ -24,9 +26,9 @@ _BY_FILE = {
 class Cost(NamedTuple):
     """An instruction's cost over a whole step on one device.
 
-    part: encoder, decoder, loss (output layer included), optimizer, other. direction: forward,
-    backward, recomputed, update. module, line: the innermost place in this package. kernel: the
-    instruction is a hand-written kernel, for which the compiler has no estimate.
+    part: encoder, decoder, loss (output layer included), optimizer, metrics, other. direction:
+    forward, backward, recomputed, update. module, line: the innermost place in this package. kernel:
+    the instruction is a hand-written kernel, for which the compiler has no estimate.
     """
 
     part: str

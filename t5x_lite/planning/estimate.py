@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from t5x_lite.planning.analytic import Roofline
-from t5x_lite.planning.compilation import Compiled
+from t5x_lite.planning.compilation import Compiled, TooLarge
 from t5x_lite.planning.costs import Cost, costs, summed
 from t5x_lite.planning.hlo import Module
 from t5x_lite.planning.memory import memory
@@ -93,21 +93,29 @@ SCHEMA: dict[str, Any] = {
 }
 
 
+def too_much_memory(
+    found: TooLarge, limit: float, split: Mapping[str, int], arrays: Sequence[tuple[float, str]]
+) -> dict[str, Any]:
+    """What is known of a program that the compiler refuses for its size.
+
+    Its own word comes first; what it leaves open comes from the analytic `split`, and the largest
+    of the state's `arrays` (bytes, name).
+    """
+    used = found.used or max(float(sum(split.values())), limit)
+    return {
+        "source": "TPU compiler, which stopped at temporaries or all of its arrays; split analytic",
+        "limit": found.limit or limit,
+        "total": used,
+        "fits": False,
+        "split": dict(split),
+        "largest": [
+            {"bytes": size, "kind": "", "name": name} for size, name in found.buffers or arrays
+        ],
+    }
+
+
 def compiled_memory(module: Module, program: Compiled, limit: float) -> dict[str, Any]:
     """The compiler's account of a device's memory."""
-    if program.too_large is not None:
-        used, limit = program.too_large.used, program.too_large.limit
-        return {
-            "source": "TPU compiler, which gave up",
-            "limit": limit,
-            "total": used,
-            "fits": False,
-            "split": {},
-            "largest": [
-                {"bytes": size, "kind": "", "name": name}
-                for size, name in program.too_large.buffers
-            ],
-        }
     found = memory(module, program.memory)
     return {
         "source": "TPU compiler; kinds of temporary arrays from a replay of its schedule",
@@ -167,26 +175,18 @@ def compiled_collectives(found: Sequence[Collective], exposed: float) -> dict[st
     }
 
 
-def analyse(program: Compiled, layout: Layout) -> tuple[Module, list[Cost], dict[str, Any]]:
-    """All that is read from a compiled program: its text, its costs, and these parts of a plan."""
-    chip = layout.topology.chip
-    module = Module(program.text)
-    limit = chip.hbm / chip.devices
-    if program.too_large is not None:
-        parts = {"memory": compiled_memory(module, program, limit)}
-        return module, [], {**parts, "compute": None, "collectives": None}
+def analyse(program: Compiled, layout: Layout) -> tuple[list[Cost], dict[str, Any]]:
+    """What is read from a compiled program: the costs of its instructions, and parts of a plan."""
+    chip, module = layout.topology.chip, Module(program.text)
     assert chip.clock is not None
     found = costs(module)
     collectives, exposed = exposed_seconds(module, layout, clock=chip.clock)
-    return (
-        module,
-        found,
-        {
-            "memory": compiled_memory(module, program, limit),
-            "compute": compiled_compute(found, layout.topology),
-            "collectives": compiled_collectives(collectives, exposed),
-        },
-    )
+    parts = {
+        "memory": compiled_memory(module, program, chip.hbm / chip.devices),
+        "compute": compiled_compute(found, layout.topology),
+        "collectives": compiled_collectives(collectives, exposed),
+    }
+    return found, parts
 
 
 def estimate(plan: Mapping[str, Any], topology: Topology, training_tokens: float) -> dict[str, Any]:

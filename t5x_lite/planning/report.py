@@ -82,7 +82,9 @@ def _memory(memory: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
     ]
     if memory["split"]:
         rows = [(name, gigabytes(size)) for name, size in memory["split"].items()]
-        lines.append(table(("what", "size"), [*rows, ("total", gigabytes(total))]))
+        if memory["fits"] or sum(memory["split"].values()) == total:
+            rows.append(("total", gigabytes(total)))
+        lines.append(table(("what", "size"), rows))
     if not memory["fits"] and memory["largest"]:
         rows = [
             (f"{buffer['kind']}: {buffer['name']}".removeprefix(": "), gigabytes(buffer["bytes"]))

@@ -18,7 +18,13 @@ from t5x_lite.partitioning import MESH_AXES, resolve_mesh_shape
 from t5x_lite.planning import analytic
 from t5x_lite.planning.compilation import Compiled, compiled
 from t5x_lite.planning.costs import Cost
-from t5x_lite.planning.estimate import analyse, check_schema, estimate, roofline_part
+from t5x_lite.planning.estimate import (
+    analyse,
+    check_schema,
+    estimate,
+    roofline_part,
+    too_much_memory,
+)
 from t5x_lite.planning.flops import TRAINING, forward_flops
 from t5x_lite.planning.network import Layout, Place
 from t5x_lite.planning.report import duration
@@ -67,7 +73,7 @@ def plan_step(
     shape = fitting_mesh(setting.mesh, wanted)
     numbers = _analytic(setting, wanted, shape)
     if wanted.chip.torus:
-        found, parts = _compile(setting, wanted, cache, report)
+        found, parts = _compile(setting, wanted, numbers, cache, report)
     else:
         found, parts = [], _without_compiler(numbers, wanted)
     made = {
@@ -183,7 +189,11 @@ def _without_compiler(numbers: Mapping[str, Any], wanted: Topology) -> dict[str,
 
 
 def _compile(
-    setting: Setting, wanted: Topology, cache: Path, report: Callable[[str], None]
+    setting: Setting,
+    wanted: Topology,
+    numbers: Mapping[str, Any],
+    cache: Path,
+    report: Callable[[str], None],
 ) -> tuple[Sequence[Cost], dict[str, Any]]:
     devices = tpu_devices(wanted)
     program, lowered = lower(setting, devices)
@@ -196,11 +206,28 @@ def _compile(
             directory=cache,
             options=setting.compiler_options,
         )
-    layout = layout_of(program, wanted)
-    _, found, parts = analyse(made, layout)
+    if made.too_large is None:
+        found, parts = analyse(made, layout_of(program, wanted))
+    else:
+        split = {**numbers["state"], "activations": numbers["activations"]}
+        limit = wanted.chip.hbm / wanted.chip.devices
+        memory = too_much_memory(made.too_large, limit, split, _largest_of(program.abstract))
+        found, parts = [], {"memory": memory, "compute": None, "collectives": None}
     parts["compiler"] = {**versions, "seconds": made.seconds, "cached": made.cached}
     parts["notes"] = _notes(parts, made)
     return found, parts
+
+
+def _largest_of(state: Any) -> list[tuple[float, str]]:
+    """The largest arrays of a state on one device, with their names."""
+    arrays = [
+        (
+            float(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize),
+            jax.tree_util.keystr(path, simple=True, separator="/"),
+        )
+        for path, leaf in jax.tree.leaves_with_path(state)
+    ]
+    return sorted(arrays, reverse=True)[:12]
 
 
 def lower(setting: Setting, devices: Sequence[Any]) -> tuple[Program, Any]:

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from t5x_lite.planning.compilation import parse_too_large
+from t5x_lite.planning.estimate import too_much_memory
 from t5x_lite.planning.memory import memory
 
 
@@ -85,3 +86,19 @@ def test_the_compilers_complaint_about_memory_is_understood():
     assert "f32[16,12,2048,2048]" in first_name
     assert "jvp(encoder)/while/body/exp" in first_name
     assert second_name.startswith("bf16[12,16,512,2048]")
+
+
+def test_the_compilers_shorter_complaint_is_understood_too():
+    found = parse_too_large(
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
+        "required for HLO temporaries (17.54G) exceeds available HBM (15.75G). HLO module: x."
+    )
+    assert found == (17.54 * 2**30, 15.75 * 2**30, ())
+
+
+def test_a_complaint_without_numbers_leaves_them_to_arithmetic():
+    found = parse_too_large("RESOURCE_EXHAUSTED: something new")
+    assert found == (None, None, ())
+    known = too_much_memory(found, 16e9, {"weights": 20 * 10**9}, [(12e9, "params/head/kernel")])
+    assert (known["total"], known["limit"], known["fits"]) == (20e9, 16e9, False)
+    assert known["largest"][0]["name"] == "params/head/kernel"

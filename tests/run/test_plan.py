@@ -153,3 +153,22 @@ def test_a_tiny_step_is_compiled_for_a_tpu_and_found_again(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "compiling for v5e:2x2" in said
     assert "found in the cache" in said
+
+
+@pytest.mark.usefixtures("needs_libtpu")
+def test_a_step_that_the_compiler_finds_too_large_is_reported_with_its_largest_arrays(
+    tmp_path, capsys
+):
+    """2.7 billion weights, all of them and their gradients on every chip of 16 GB."""
+    small = dict(emb_dim=1024, num_heads=1, head_dim=128, mlp_dim=128, num_decoder_layers=1)
+    model = TransformerConfig(vocab_size=1024 * 1280, **small)
+    options = dict(mesh={"data": 4}, batch_size=4, lengths={"inputs": 8, "targets": 8})
+    _plan("v5e:2x2", tmp_path / "plan", model=model, cache=str(tmp_path / "cache"), **options)
+    made = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    assert not made["memory"]["fits"]
+    assert made["memory"]["total"] > made["memory"]["limit"]
+    assert made["estimate"] is None
+    said = capsys.readouterr().out
+    assert "DOES NOT FIT" in said
+    assert "params/head/kernel" in said
+    assert "no time is estimated" in said
