@@ -27,8 +27,8 @@ class Cost(NamedTuple):
     """An instruction's cost over a whole step on one device.
 
     part: encoder, decoder, loss (output layer included), optimizer, metrics, other. direction:
-    forward, backward, recomputed, update. module, line: the innermost place in this package. kernel:
-    the instruction is a hand-written kernel, for which the compiler has no estimate.
+    forward, backward, recomputed, update. module, line: the innermost place in this package.
+    kernel: the instruction is a hand-written kernel, for which the compiler has no estimate.
     """
 
     part: str
