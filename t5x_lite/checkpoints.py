@@ -7,12 +7,17 @@ Order in which a run looks for its start:
 3. scratch.
 """
 
+import contextlib
 import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
+from t5x_lite import checksums
 from t5x_lite.errors import ConfigError
 
 Json = dict[str, Any]
@@ -50,6 +55,9 @@ class Checkpoints:
     holds its commit marker, which is written last, so neither a killed save nor half of a copy is
     ever mistaken for a checkpoint, on any kind of file system.
 
+    Once a step is complete, a thread records its files' checksums in it. `damage` tells of a step
+    whose files are not what they were, and `set_aside` moves it out of the way.
+
     Without a policy it is for reading: nothing is saved, and what another process is saving stays.
     """
 
@@ -57,6 +65,8 @@ class Checkpoints:
         for_reading = policy is None
         policy = policy or CheckpointPolicy(keep_latest=None)
         self.model_dir = Path(model_dir)
+        self._sealing = ThreadPoolExecutor(1, thread_name_prefix="checksums")
+        self._unsealed: list[int] = []  # steps saved by this process
         saving, keeping = ocp.training.save_decision_policies, ocp.training.preservation_policies
         keep = keeping.PreserveAll() if policy.keep_latest is None else None
         self._checkpointer = ocp.training.Checkpointer(
@@ -73,6 +83,8 @@ class Checkpoints:
 
     def __exit__(self, *_):
         self._checkpointer.close()
+        self._seal_complete_steps()
+        self._sealing.shutdown()
 
     @property
     def latest_step(self) -> int | None:
@@ -87,10 +99,14 @@ class Checkpoints:
 
     def save(self, step: int, state: NamedTuple, progress: Json, *, force: bool = False) -> bool:
         """Save in the background if the policy says so; `progress` is JSON: position and clock."""
+        self._seal_complete_steps()
         if self.latest_step == step:
             return False
         parts = {"state": state._asdict(), "progress": progress}
-        return self._checkpointer.save_checkpointables_async(step, parts, force=force) is not None
+        saving = self._checkpointer.save_checkpointables_async(step, parts, force=force) is not None
+        if saving and jax.process_index() == 0:
+            self._unsealed.append(step)
+        return saving
 
     def progress(self, step: int) -> Json:
         """What was saved beside a step's state, without reading the state."""
@@ -119,6 +135,35 @@ class Checkpoints:
     def wait(self) -> None:
         """Return once everything saved so far is safely on disk."""
         self._checkpointer.wait()
+        self._seal_complete_steps()
+
+    def damage(self, step: int) -> str | None:
+        """What is wrong with the files of a step, or None; reads all of them."""
+        return checksums.damage(self._directory(step))
+
+    def set_aside(self, step: int) -> Path:
+        """Move a step out of the way, where a person may look at it; returns its new place."""
+        place = self.model_dir / "damaged" / f"{step}.{time.time_ns()}"
+        place.parent.mkdir(exist_ok=True)
+        self._directory(step).rename(place)
+        self._checkpointer.reload()
+        return place
+
+    def _directory(self, step: int) -> Path:
+        return Path(self._checkpointer.directory) / str(step)
+
+    def _seal_complete_steps(self) -> None:
+        """Record checksums of what this process saved; called after every step, so cheap."""
+        if self._unsealed and not self._checkpointer.is_saving_in_progress():
+            for step in self._unsealed:
+                self._sealing.submit(_seal_if_there, self._directory(step))
+            self._unsealed = []
+
+
+def _seal_if_there(directory: Path) -> None:
+    # The step may be deleted meanwhile, and a full disk is no reason to end a run.
+    with contextlib.suppress(OSError):
+        checksums.seal(directory)
 
 
 def _context(*, partial_load: bool = False) -> ocp.Context:

@@ -30,6 +30,7 @@ LEVELS = {
     "training": 2,
     "objectives": 1,
     "partitioning": 0,
+    "checksums": 0,
     "errors": 0,
     "": 0,
 }

@@ -56,11 +56,20 @@ def start(
     """The newest checkpoint of `saved`, else the weights of `init_from`, else fresh weights.
 
     An imported directory's own checkpoint holds weights alone: the optimizer and the stream begin.
+    Damaged checkpoints are moved away, and the run goes on from the newest that is intact.
     """
-    latest = saved.latest_step
-    if latest is not None:
-        with console.waiting(f"restoring step {latest:,}"):
-            return _go_on(program, saved, latest)
+    while (latest := saved.latest_step) is not None:
+        if (damage := saved.damage(latest)) is None:
+            with console.waiting(f"restoring step {latest:,}"):
+                return _go_on(program, saved, latest)
+        if len(saved.steps) == 1:
+            raise ConfigError(
+                f"step {latest:,} is damaged ({damage}) and the only checkpoint in "
+                f"{saved.model_dir}; move it away to start again",
+                "MODEL_DIR",
+            )
+        place = saved.set_aside(latest)
+        console.note(f"step {latest:,} is DAMAGED ({damage}); it is now {place}")
     if init_from is None:
         with console.waiting("initialising weights"):
             return Start(jax.block_until_ready(program.initial()), 0, None, 0.0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from t5x_lite.checkpoints import CheckpointPolicy
 from t5x_lite.errors import ConfigError
 from t5x_lite.run.export_weights import recorded_model
 from t5x_lite.run.held_out import Evaluation
@@ -120,3 +121,36 @@ def test_weights_of_another_shape_are_listed(tmp_path, source, train_small):
 def test_an_expression_that_is_none_is_refused():
     with pytest.raises(ConfigError, match="is not a regular expression"):
         InitFrom(model_dir="run", only="encoder[")
+
+
+def harm(checkpoint):
+    """Flip one bit of the largest file."""
+    path = max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_moved_away_and_the_one_before_it_taken(
+    tmp_path, train_small, weights, capsys
+):
+    every_step = {**UNSEEN, "checkpoints": CheckpointPolicy(every_steps=1, keep_latest=None)}
+    train_small(tmp_path / "undisturbed", steps=4, **every_step)
+    train_small(tmp_path / "run", steps=3, **every_step)
+    harm(tmp_path / "run" / "checkpoints" / "3")
+    capsys.readouterr()
+    train_small(tmp_path / "run", steps=4, **every_step)
+    said = capsys.readouterr().out
+    assert "step 3 is DAMAGED" in said
+    assert "going on after step 2 of 4" in said
+    assert len(list((tmp_path / "run" / "damaged").glob("3.*"))) == 1
+    assert_equal(weights(tmp_path / "run"), weights(tmp_path / "undisturbed"))
+
+
+def test_a_run_whose_only_checkpoint_is_damaged_does_not_start_again_unasked(tmp_path, train_small):
+    train_small(tmp_path, steps=1, **UNSEEN)
+    harm(tmp_path / "checkpoints" / "1")
+    with pytest.raises(
+        ConfigError, match=r"the only checkpoint in .* is damaged \(.* not what was"
+    ):
+        train_small(tmp_path, steps=2, **UNSEEN)

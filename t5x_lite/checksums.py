@@ -1,0 +1,55 @@
+"""Whether files are still what they were when they were written."""
+
+import json
+import zlib
+from pathlib import Path
+
+RECORD = "checksums.json"
+_BLOCK = 1 << 20
+
+
+def seal(directory: Path) -> None:
+    """Write the size and CRC-32 of every file below `directory` into a record beside them."""
+    found = {name: list(_describe(directory / name)) for name in _files(directory)}
+    temporary = directory / f".{RECORD}"
+    temporary.write_text(json.dumps(found))
+    temporary.replace(directory / RECORD)
+
+
+def is_sealed(directory: Path) -> bool:
+    """Whether a record is there."""
+    return (directory / RECORD).exists()
+
+
+def damage(directory: Path) -> str | None:
+    """The first difference from the record, in words; None if there is none, or no record."""
+    if not is_sealed(directory):
+        return None
+    try:
+        recorded = json.loads((directory / RECORD).read_text())
+        for name, (size, checksum) in recorded.items():
+            path = directory / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+            if _describe(path)[1] != checksum:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return f"{RECORD} is not readable: {error}"
+    return None
+
+
+def _files(directory: Path) -> list[str]:
+    paths = (path for path in directory.rglob("*") if path.is_file())
+    names = (path.relative_to(directory).as_posix() for path in paths)
+    return sorted(name for name in names if name not in (RECORD, f".{RECORD}"))
+
+
+def _describe(path: Path) -> tuple[int, int]:
+    size = checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            size += len(block)
+            checksum = zlib.crc32(block, checksum)
+    return size, checksum
