@@ -1,5 +1,6 @@
 """From a traced program to the compiler's answer, remembered under the program's own hash."""
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -28,7 +29,8 @@ class TooLarge(NamedTuple):
 class Compiled(NamedTuple):
     """What a compiler made of a program.
 
-    text: scheduled HLO, empty where the program does not fit. memory: bytes per device by
+    text: scheduled HLO, empty where the program does not fit, or where this version of JAX cannot
+    read what this libtpu wrote. memory: bytes per device by
     `MEMORY`'s names. seconds: of the compilation, when it was done. cached: it was done before.
     """
 
@@ -63,7 +65,9 @@ def compiled(
             raise
         failure = str(error)
     else:
-        text, stats = program.as_text(), program.memory_analysis()
+        stats = program.memory_analysis()
+        with contextlib.suppress(Exception):  # libtpu can be newer than what reads its programs
+            text = program.as_text()
         memory = {name: getattr(stats, f"{name}_size_in_bytes") for name in MEMORY}
     facts = {
         "target": target,

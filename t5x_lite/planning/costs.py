@@ -119,7 +119,9 @@ def _flops(module: Module, instruction: Instruction, names: Mapping[str, Instruc
 
 def _traffic(module: Module, instruction: Instruction, names: Mapping[str, Instruction]) -> int:
     """Bytes an instruction reads from and writes to main memory."""
-    if instruction.opcode.endswith(("-done", "-update")) or collective_inside(module, instruction):
+    if instruction.opcode == "send" or instruction.opcode.endswith(("-done", "-update")):
+        return 0  # the start counted, or the recv that belongs to a send
+    if collective_inside(module, instruction):
         return 0  # the start counted; collectives are counted against the network
     reads = 0
     for number, name in enumerate(instruction.operands):

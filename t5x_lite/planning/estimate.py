@@ -114,6 +114,25 @@ def too_much_memory(
     }
 
 
+def unread_memory(program: Compiled, limit: float) -> dict[str, Any]:
+    """The compiler's sizes of a program whose text could not be read."""
+    sizes = program.memory
+    split = {
+        "weights, optimizer state and batch": sizes["argument"],
+        "temporaries": sizes["temp"],
+        "metrics": sizes["output"] - sizes["alias"],
+        "program": sizes["generated_code"],
+    }
+    return {
+        "source": "TPU compiler; its program's text cannot be read by this version of JAX",
+        "limit": limit,
+        "total": sum(split.values()),
+        "fits": sum(split.values()) <= limit,
+        "split": split,
+        "largest": [],
+    }
+
+
 def compiled_memory(module: Module, program: Compiled, limit: float) -> dict[str, Any]:
     """The compiler's account of a device's memory."""
     found = memory(module, program.memory)

@@ -271,7 +271,7 @@ def _cycles(module: Module, computation: Computation) -> int:
 
 def collective_inside(module: Module, instruction: Instruction) -> Instruction | None:
     """The collective an instruction is, or that the fusion it is carries out; else None."""
-    if collective_kind(instruction.opcode):
+    if collective_kind(instruction.opcode) or is_between_slices(instruction):
         return instruction
     if instruction.opcode == "fusion":
         name = instruction.called("calls") or ""
@@ -280,6 +280,15 @@ def collective_inside(module: Module, instruction: Instruction) -> Instruction |
             (i for i in module[name].instructions if is_one and collective_kind(i.opcode)), None
         )
     return None
+
+
+def is_between_slices(instruction: Instruction) -> bool:
+    """Whether an instruction begins or ends an exchange between TPU slices.
+
+    There a send and a recv stand for a collective; the recv is the one that is waited for.
+    """
+    is_recv = instruction.opcode in ("recv", "recv-done")
+    return is_recv and "megascale" in instruction.attributes
 
 
 def collective_kind(opcode: str) -> str | None:

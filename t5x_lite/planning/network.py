@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from t5x_lite.planning.hlo import (
+    COLLECTIVES,
     Computation,
     Instruction,
     Module,
     collective_inside,
     collective_kind,
+    is_between_slices,
     runs,
 )
 from t5x_lite.planning.topologies import Topology
@@ -105,9 +107,8 @@ def exposed_seconds(
 
 
 def _is_start(instruction: Instruction) -> bool:
-    return instruction.opcode.endswith("-start") or instruction.name.startswith(
-        "async-collective-start"
-    )
+    split = instruction.opcode.endswith("-start") or is_between_slices(instruction)
+    return split or instruction.name.startswith("async-collective-start")
 
 
 def _is_end(instruction: Instruction) -> bool:
@@ -120,7 +121,7 @@ def _identity(instruction: Instruction, inner: Instruction) -> str:
     """What a start and its done have in common: the channel, or the start's name."""
     if instruction.opcode.endswith("-done"):
         return instruction.operands[0]
-    if instruction.opcode.endswith("-start"):
+    if instruction.opcode.endswith("-start") or is_between_slices(instruction):
         return instruction.name
     channel = re.search(r"channel_id=(\d+)", inner.attributes)
     return channel[1] if channel else instruction.name
@@ -136,6 +137,11 @@ def _describe(
     elif inner.opcode == "all-gather-start":
         shapes = shapes[len(shapes) // 2 :]  # operands, results
     group = group_of(inner.attributes, len(layout.places))
+    if is_between_slices(inner):
+        kind, shapes = _kind_between_slices(inner), shapes[:1]
+        # Slices follow one another along the first axis of the mesh.
+        slices = layout.topology.slices
+        group = [i * (len(layout.places) // slices) for i in range(slices)]
     size = float(sum(shape.bytes for shape in shapes if shape.dims or len(shapes) == 1))
     if "all-reduce-scatter" in (instruction.called("calls") or ""):
         kind = "reduce-scatter"  # computed as an all-reduce of which each keeps a slice
@@ -151,6 +157,12 @@ def _describe(
         asynchronous=False,
         op_name=instruction.op_name or inner.op_name,
     )
+
+
+def _kind_between_slices(instruction: Instruction) -> str:
+    found = re.search(r'transfer_type="(\w+)"', instruction.attributes)
+    kind = found[1].lower().replace("_", "-") if found else ""
+    return kind if kind in COLLECTIVES else "all-to-all"
 
 
 def group_of(attributes: str, devices: int) -> list[int]:

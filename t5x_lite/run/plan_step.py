@@ -24,6 +24,7 @@ from t5x_lite.planning.estimate import (
     estimate,
     roofline_part,
     too_much_memory,
+    unread_memory,
 )
 from t5x_lite.planning.flops import TRAINING, forward_flops
 from t5x_lite.planning.network import Layout, Place
@@ -206,11 +207,14 @@ def _compile(
             directory=cache,
             options=setting.compiler_options,
         )
-    if made.too_large is None:
+    limit = wanted.chip.hbm / wanted.chip.devices
+    if made.text:
         found, parts = analyse(made, layout_of(program, wanted))
+    elif made.too_large is None:
+        memory = unread_memory(made, limit)
+        found, parts = [], {"memory": memory, "compute": None, "collectives": None}
     else:
         split = {**numbers["state"], "activations": numbers["activations"]}
-        limit = wanted.chip.hbm / wanted.chip.devices
         memory = too_much_memory(made.too_large, limit, split, _largest_of(program.abstract))
         found, parts = [], {"memory": memory, "compute": None, "collectives": None}
     parts["compiler"] = {**versions, "seconds": made.seconds, "cached": made.cached}
@@ -273,6 +277,11 @@ def _notes(parts: Mapping[str, Any], made: Compiled) -> list[str]:
     notes = []
     if made.too_large is not None:
         notes.append("the compiler stops at a program that does not fit: no time is estimated")
+    elif not made.text:
+        notes.append(
+            "this version of JAX cannot read the program that this libtpu wrote: memory is the "
+            "compiler's, time the analytic roofline alone; libtpu of JAX's own release may help"
+        )
     elif kernels := parts["compute"]["kernels_without_estimate"]:
         notes.append(
             f"{kernels} hand-written kernels carry no estimate: their time is missing above"

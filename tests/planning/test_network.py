@@ -3,6 +3,7 @@
 import pytest
 
 from t5x_lite.planning.chips import CHIPS
+from t5x_lite.planning.hlo import Module
 from t5x_lite.planning.network import (
     Layout,
     Place,
@@ -114,3 +115,33 @@ def test_between_slices_the_data_centre_network_is_added():
 
 def test_one_device_waits_for_nobody():
     assert transfer_seconds("all-reduce", 2**20, [3], _layout("v5e:2x2", {"fsdp": 4})) == 0.0
+
+
+BETWEEN_SLICES = """
+ENTRY %main (a: f32[1024,1024]) -> f32[1024,1024] {
+  %a = f32[1024,1024]{1,0} parameter(0)
+  %t = token[] after-all()
+  %send = (f32[1024,1024]{1,0}, u32[], token[]) send(%a, %t), channel_id=3, KIND
+  %recv = (f32[1024,1024]{1,0}, u32[], token[]) recv(%t), channel_id=2, KIND
+  %work = f32[1024,1024]{1,0} add(%a, %a), backend_config={"estimated_cycles":"CYCLES"}
+  %recv-done = (f32[1024,1024]{1,0}, token[]) recv-done(%recv), channel_id=2, KIND
+  ROOT %out = f32[1024,1024]{1,0} get-tuple-element(%recv-done), index=0
+}
+"""
+MEGASCALE = (
+    'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+    '_xla_megascale_transfer_type="ALL_REDUCE"}'
+)
+
+
+@pytest.mark.parametrize(("share", "exposed"), [(0.0, 1.0), (0.5, 0.5), (2.0, 0.0)])
+def test_an_exchange_between_slices_is_waited_for_where_it_is_received(share, exposed):
+    layout = _layout("v5e:2x2", {"data": 2, "fsdp": 4}, slices=2)
+    seconds = transfer_seconds("all-reduce", 4 * 1024**2, [0, 4], layout)
+    assert seconds >= 4 * 1024**2 / (25e9 / 8)
+    text = BETWEEN_SLICES.replace("KIND", MEGASCALE)
+    module = Module(text.replace("CYCLES", str(round(share * seconds * CLOCK))))
+    (found,), waited = exposed_seconds(module, layout, clock=CLOCK)
+    assert (found.kind, found.axis, found.bytes) == ("all-reduce", "data", 4 * 1024**2)
+    assert found.seconds == pytest.approx(seconds)
+    assert waited == pytest.approx(exposed * seconds, rel=1e-3, abs=1e-9)
