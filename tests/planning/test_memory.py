@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from t5x_lite.planning.compilation import parse_too_large
-from t5x_lite.planning.estimate import too_much_memory
+from t5x_lite.planning.compilation import Compiled, parse_too_large
+from t5x_lite.planning.estimate import too_much_memory, unread_memory
 from t5x_lite.planning.memory import memory
 
 
@@ -102,3 +102,12 @@ def test_a_complaint_without_numbers_leaves_them_to_arithmetic():
     known = too_much_memory(found, 16e9, {"weights": 20 * 10**9}, [(12e9, "params/head/kernel")])
     assert (known["total"], known["limit"], known["fits"]) == (20e9, 16e9, False)
     assert known["largest"][0]["name"] == "params/head/kernel"
+
+
+def test_a_program_that_cannot_be_read_still_has_the_compilers_total(reference_memory):
+    known = unread_memory(Compiled("", reference_memory, 1.0, cached=False), 16e9)
+    compiler = dict(reference_memory)
+    assert known["total"] == sum(compiler.values()) - 2 * compiler["alias"]
+    assert known["total"] == sum(known["split"].values())
+    assert known["fits"]
+    assert "cannot be read" in known["source"]
