@@ -65,6 +65,10 @@ def inspect(
                 console.note(
                     f"  {'':<11}{length:,} of {room:,} tokens, {1 - length / room:.0%} free"
                 )
+            if "weights" in rows:  # of an encoder, which predicts some tokens where they stand
+                counts = rows["weights"].tokens[0] > 0
+                predicted = rows["targets"].tokens[0, : len(counts)][counts].tolist()
+                console.marked("predicted", _readable(predicted, vocabulary), _SENTINEL)
 
 
 def _show_table(

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from t5x_lite.data.mixtures import Mixture
+from t5x_lite.data.pair_endings import PairEnding
 from t5x_lite.data.plan import Data, prepare
 from t5x_lite.data.tasks import EmbeddedCorpus, JsonLinesText
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.denoising import SpanCorruption
+from t5x_lite.objectives.language_models import FullLM, LMAdaptation
 
 pytest.importorskip("seqio")
 
@@ -22,8 +25,10 @@ NAMES = ["embedded_name", "embedded_summarize", "embedded_text"]
 
 MODULE = """
 import functools, seqio
-from t5x_lite.data import tasks
+from t5x_lite.data import steps as late, tasks
+from t5x_lite.data.pair_endings import PairEnding
 from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.objectives.language_models import FullLM
 
 source = tasks.JsonLinesSource({corpus!r})
 vocabulary = Vocabulary({model!r})
@@ -33,6 +38,8 @@ tasks.add_task("eval_only", source, steps, vocabulary)
 tasks.add_task("half_size", source, steps, Vocabulary({other_model!r}))
 tasks.add_task("trimmed", source, [*steps, seqio.preprocessors.truncate_inputs_left], vocabulary)
 tasks.add_task("bare", source, steps[:2], vocabulary)
+tasks.add_task("ended", source, [*steps[:-1], late.EndPairs(PairEnding(keep_last=2))], vocabulary)
+tasks.add_task("own", source, tasks.text_steps(FullLM()), vocabulary)
 for name, rates in {{
     "mine_mix": [("mine", 3.0), ("eval_only", 0.0)],
     "nested_mix": [("mine_mix", 1.0), ("mine", 2.0)],
@@ -97,6 +104,42 @@ def test_a_plan_opens_every_store_of_the_mixture(data_dir):
     assert plan.vocabulary() == Vocabulary(f"{data_dir}/embedded/unigram.500.model", 100)
 
 
+def test_a_task_keeps_an_objective_of_its_own_at_every_start(data_dir):
+    corpus, model = f"{data_dir}/embedded/corpus", f"{data_dir}/embedded/unigram.500.model"
+    of_run, own = (
+        JsonLinesText(name, corpus, Vocabulary(model), objective=objective)
+        for name, objective in (("of_run", None), ("of_its_own", LMAdaptation()))
+    )
+    mixture = Mixture("two_objectives", {"of_run": 1.0, "of_its_own": 2.0})
+    data = embedded(
+        data_dir, mixture_or_task_name="two_objectives", declarations=(of_run, own, mixture)
+    )
+    lines = []
+    for _ in range(2):
+        objectives = {
+            task.name: task.objective for task in prepare(data, lines.append).train_tasks()
+        }
+        assert objectives == {"of_run": SpanCorruption(), "of_its_own": LMAdaptation()}
+    assert lines.count("importing seqio and TensorFlow ...") == 1
+    another = dataclasses.replace(own, objective=FullLM())
+    changed = dataclasses.replace(data, declarations=(of_run, another, mixture))
+    objectives = {task.name: task.objective for task in prepare(changed).train_tasks()}
+    assert objectives["of_its_own"] == FullLM()
+
+
+def test_what_a_users_module_says_of_its_tasks_survives_a_second_start(data_dir, my_module):
+    """An objective is not written down: the module, which knows it, is then asked again."""
+    starts = []
+    for _ in range(2):
+        [ended] = prepare(mine(data_dir, my_module, "ended"), starts.append).train_tasks()
+        assert (ended.objective, ended.ending) == (None, PairEnding(keep_last=2))
+    assert starts.count("importing seqio and TensorFlow ...") == 1
+    for _ in range(2):
+        [own] = prepare(mine(data_dir, my_module, "own"), starts.append).train_tasks()
+        assert (own.objective, own.ending) == (FullLM(), None)
+    assert starts.count("importing seqio and TensorFlow ...") == 3
+
+
 def test_what_takes_long_is_reported_and_nothing_is_printed(tmp_path, capfd):
     lines = []
     data = embedded(str(tmp_path), mixture_or_task_name="embedded_name")
@@ -116,6 +159,8 @@ def test_what_takes_long_is_reported_and_nothing_is_printed(tmp_path, capfd):
 def test_a_second_start_imports_neither_seqio_nor_tensorflow(data_dir):
     program = f"""
 import sys
+from t5x_lite.data.mixtures import Mixture
+from t5x_lite.data.pair_endings import PairEnding
 from t5x_lite.data.plan import Data, prepare
 from t5x_lite.data.tasks import EmbeddedCorpus
 corpus = EmbeddedCorpus(vocab_size=500, packages=("optax",))
@@ -195,6 +240,8 @@ def test_a_name_that_nobody_registers_is_answered_with_the_nearest(data_dir):
 def test_a_wrong_name_is_refused_before_seqio_is_imported(tmp_path):
     program = f"""
 import sys
+from t5x_lite.data.mixtures import Mixture
+from t5x_lite.data.pair_endings import PairEnding
 from t5x_lite.data.plan import Data, prepare
 from t5x_lite.data.tasks import EmbeddedCorpus
 try:

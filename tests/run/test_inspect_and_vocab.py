@@ -1,5 +1,6 @@
 """`t5x_lite inspect` and `t5x_lite vocab`, called as the command line calls them."""
 
+import dataclasses
 import json
 
 import pytest
@@ -96,6 +97,26 @@ def test_documents_that_end_inside_a_piece_are_shown_apart(corpus, tmp_path, cap
     said = " ".join(capsys.readouterr().out.split())
     assert "text One. </s> Two. </s> Th" in said
     assert "text ree." in said
+
+
+def test_what_an_encoder_predicts_is_shown(corpus, tmp_path, capsys):
+    from t5x_lite.objectives.bert import Bert, MaskedLM
+
+    declared = JsonLinesText("inspected_mlm", str(corpus), ByteVocabulary(extra_ids=2))
+    data = Data(
+        mixture_or_task_name="inspected_mlm",
+        feature_lengths={"inputs": 41, "targets": 41},
+        data_dir=str(tmp_path),
+        objective=MaskedLM(),
+        declarations=(declared,),
+    )
+    inspect(data=data, examples=1)
+    said = " ".join(capsys.readouterr().out.split())
+    predicted = said.rpartition("predicted ")[2]
+    assert 0 < len(predicted.replace(" ", "")) <= 6  # 15 % of 40 bytes
+    assert "<extra_id_0>" in said
+    with pytest.raises(ConfigError, match="wanted pack = False"):
+        inspect(data=dataclasses.replace(data, objective=Bert()), examples=1)
 
 
 def test_pairs_are_shown_with_their_mixing_rates(corpus, tmp_path, capsys):

@@ -1,7 +1,8 @@
 """C4 on Apache Beam, for more than one machine: the same rules, between Beam's shuffles.
 
 Beam's own options choose the runner: none is the one on this machine, and Dataflow, Flink or Spark
-take `--runner=...` and what else they ask for. Needs the extra `beam`.
+take `--runner=...` and what else they ask for; their workers need this package and its extras
+`beam` and `c4` as well.
 """
 
 import functools
@@ -154,6 +155,7 @@ def _counting(function: Callable[..., Iterator[Page]]) -> Callable[[Any], Iterat
     return run
 
 
+@functools.cache
 def _beam() -> Any:
     try:
         for module in ("io.fileio", "io.filesystem", "io.filesystems", "options.pipeline_options"):

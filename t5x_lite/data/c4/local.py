@@ -31,9 +31,18 @@ def build(job: Job, *, processes: int, report: Report) -> Counts:
     """Build C4 into `job.out` and return what every rule took and left out.
 
     The result does not depend on `processes`, nor on how often it was begun. Raises ConfigError for
-    a directory that holds something else, for WET files that cannot be read, and where nothing is
-    left.
+    a directory that holds something else, for files that cannot be read or written, and where
+    nothing is left.
     """
+    try:
+        return _build(job, processes, report)
+    except OSError as error:
+        raise ConfigError(
+            f"{error}: what is done is kept, and the same command goes on from there", "WET", "OUT"
+        ) from None
+
+
+def _build(job: Job, processes: int, report: Report) -> Counts:
     _begin(job)
     every_bucket = range(job.buckets)
     order = [

@@ -7,6 +7,7 @@ counts. Each rule says in `counts` what it took and what it left out.
 import functools
 import hashlib
 import re
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ MIN_SENTENCES = 3  # of a page
 MIN_ENGLISH = 0.99
 VALIDATION_EVERY = 1000
 
+_ONE_AT_A_TIME = threading.Lock()
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 _END_MARKS = (".", "?", "!", '"')
 _POLICIES = (
@@ -93,10 +95,11 @@ def clean(page: Page, counts: Counts) -> Page | None:
 def is_english(page: Page, counts: Counts) -> bool:
     """Tell whether langdetect is 99 % sure that a page is English; needs the extra `c4`."""
     langdetect = _langdetect()
-    try:
-        best = next(iter(langdetect.detect_langs(page.text)), None)
-    except langdetect.lang_detect_exception.LangDetectException:
-        best = None
+    with _ONE_AT_A_TIME:  # langdetect draws from a generator that all threads share
+        try:
+            best = next(iter(langdetect.detect_langs(page.text)), None)
+        except langdetect.lang_detect_exception.LangDetectException:
+            best = None
     if best is None:
         return _counted(False, counts, "language: page", "of no known language")
     if best.prob < MIN_ENGLISH:

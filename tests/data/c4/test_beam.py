@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 
 import pytest
 
@@ -63,7 +64,8 @@ def test_a_bad_file_stops_beam_too(wet_files, tmp_path):
 
 
 def test_without_beam_the_extra_is_named(monkeypatch, wet_files):
-    monkeypatch.setitem(__import__("sys").modules, "apache_beam", None)
+    beam._beam.cache_clear()
+    monkeypatch.setitem(sys.modules, "apache_beam.io.fileio", None)
     recipe = C4Recipe(bad_words=str(wet_files / "bad_words.txt"))
     with pytest.raises(ConfigError, match="it comes with the extra 'beam'"):
         beam.build_with_beam(recipe, "*.gz", "out")

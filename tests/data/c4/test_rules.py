@@ -1,6 +1,7 @@
 """The rules, held against C4's public builder (TensorFlow Datasets) on the same pages."""
 
 import hashlib
+import time
 from collections import Counter
 
 import pytest
@@ -143,6 +144,28 @@ def test_english_is_told_as_by_the_builder(builder, both, real_pages, edges):
         found.append(rules.is_english(page, Counts()))
         assert found[-1] == theirs
     assert {True, False} == set(found)
+
+
+def test_languages_are_told_one_page_at_a_time(monkeypatch):
+    """As langdetect draws from Python's one generator, which threads would share."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import langdetect
+
+    inside, most = [], []
+
+    def detect(text):
+        inside.append(text)
+        most.append(len(inside))
+        time.sleep(0)  # lets another thread in, if it may
+        inside.remove(text)
+        return []
+
+    monkeypatch.setattr(langdetect, "detect_langs", detect)
+    pages = [Page("", f"page {number}", "") for number in range(200)]
+    with ThreadPoolExecutor(4) as pool:
+        assert not any(pool.map(lambda page: rules.is_english(page, Counts()), pages))
+    assert (len(most), max(most)) == (200, 1)
 
 
 def test_one_page_in_a_thousand_is_for_validation_by_its_address():
