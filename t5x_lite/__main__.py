@@ -27,10 +27,11 @@ COMMANDS = {
 }
 # Where the function of a command is, if not in run/<command>.py under its name.
 FUNCTIONS = {"import": "import_weights", "export": "export_weights"}
-# A file that is read before the user's, for commands whose settings are mostly another's.
-FIRST_FILES = {"plan": "runs/plan.gin"}
-# Flags that stand for a parameter of the command's function.
+# A file that is read before the user's, for commands that can do without one of the user's.
+FIRST_FILES = {"plan": "runs/plan.gin", "c4": "runs/c4.gin"}
+# Flags that stand for a macro or for a parameter of the command's function.
 SHORT_FLAGS = {
+    "c4": {"wet": "WET", "out": "OUT", "bad_words": "BAD_WORDS", "variant": "VARIANT"},
     "plan": {
         "topology": "plan.topology_name",
         "slices": "plan.slices",
@@ -38,7 +39,7 @@ SHORT_FLAGS = {
         "explain": "plan.explain",
         "search": "plan.search",
         "output": "plan.output",
-    }
+    },
 }
 GIN_CONFIGS = Path(__file__).resolve().parent.parent / "gin_configs"
 EXAMPLE = """
@@ -96,7 +97,12 @@ def _parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         command.add_argument(
-            "--gin_file", action="append", required=True, metavar="FILE", help="repeatable"
+            "--gin_file",
+            action="append",
+            default=[],
+            required=name not in FIRST_FILES,
+            metavar="FILE",
+            help="repeatable",
         )
         command.add_argument(
             "--gin_search_paths", default="", metavar="DIR,DIR", help="where else to look for files"

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,18 @@ def test_pages_become_shards_that_tasks_read_and_every_rule_is_told(wet, tmp_pat
 
     urls = {document["url"] for document in read_documents(out, "train")}
     assert urls == {"https://a.invalid/1", "https://a.invalid/2"}
+
+
+def test_the_command_needs_no_gin_file(wet, tmp_path, capsys, monkeypatch):
+    import gin
+
+    from t5x_lite import __main__
+
+    monkeypatch.chdir(tmp_path)
+    gin.clear_config()
+    __main__.main(["c4", f"--wet={wet}/pages*.gz", "--out=c4", "--variant=en.noclean"])
+    gin.clear_config()
+    assert json.loads(Path("c4", "statistics.json").read_text())["written: train page"] == 2
 
 
 def test_what_is_left_out_of_a_bad_file_is_counted_where_it_is_allowed(wet, tmp_path, capsys):
