@@ -114,20 +114,53 @@ class Attention(nnx.Module):
         """Attend from `x` to `kv` where the mask is true; scores and softmax in float32."""
         q_bqhd = self._heads(self.query(x_bqe), positions_bq)
         groups = self.config.num_heads // self.config.kv_heads
-        k_bkhd, v_bkhd = (jnp.repeat(x, groups, axis=2) if groups > 1 else x for x in kv)
+        kv = KeyValue(*(jnp.repeat(x, groups, axis=2) if groups > 1 else x for x in kv))
+        length, chunk = q_bqhd.shape[1], self.config.query_chunk
+        if chunk is None or length <= chunk or mask_bhqk.shape[2] != length:
+            y_bqhd = self._weigh(q_bqhd, kv, mask_bhqk, bias_bhqk, key)
+        else:
+            y_bqhd = self._weigh_in_chunks(q_bqhd, kv, mask_bhqk, bias_bhqk, key)
+        y_bqhd = checkpoint_name(shard(y_bqhd, "batch", "length", "heads", "kv"), "attention")
+        return self.out(y_bqhd.reshape(*y_bqhd.shape[:2], -1))
+
+    def _weigh(self, q_bqhd, kv: KeyValue, mask_bhqk, bias_bhqk, key) -> jax.Array:
+        """The mean of the values that each query looks at."""
         scores_bhqk = jnp.einsum(
-            "bqhd,bkhd->bhqk", q_bqhd, k_bkhd, preferred_element_type=jnp.float32
+            "bqhd,bkhd->bhqk", q_bqhd, kv.k_bkhd, preferred_element_type=jnp.float32
         )
         if self.config.scale_attention:
             scores_bhqk *= self.config.head_dim**-0.5
         if bias_bhqk is not None:
             scores_bhqk = add_bias(scores_bhqk, bias_bhqk)
         scores_bhqk = jnp.where(mask_bhqk, scores_bhqk, MASKED)
-        weights_bhqk = jax.nn.softmax(scores_bhqk, axis=-1).astype(x_bqe.dtype)
+        weights_bhqk = jax.nn.softmax(scores_bhqk, axis=-1).astype(q_bqhd.dtype)
         weights_bhqk = drop(weights_bhqk, self.config, key, self.config.attention_dropout_rate)
-        y_bqhd = jnp.einsum("bhqk,bkhd->bqhd", weights_bhqk, v_bkhd)
-        y_bqhd = checkpoint_name(shard(y_bqhd, "batch", "length", "heads", "kv"), "attention")
-        return self.out(y_bqhd.reshape(*y_bqhd.shape[:2], -1))
+        return jnp.einsum("bhqk,bkhd->bqhd", weights_bhqk, kv.v_bkhd)
+
+    def _weigh_in_chunks(self, q_bqhd, kv: KeyValue, mask_bhqk, bias_bhqk, key) -> jax.Array:
+        """`_weigh`, some queries at a time; the backward pass makes their scores again."""
+        length, chunk = q_bqhd.shape[1], self.config.query_chunk
+        count = -(-length // chunk)
+
+        def split(x: jax.Array | None, axis: int):
+            if x is None:
+                return None
+            padding = [(0, count * chunk - length if i == axis else 0) for i in range(x.ndim)]
+            x = jnp.pad(x, padding)
+            x = x.reshape(*x.shape[:axis], count, chunk, *x.shape[axis + 1 :])
+            return jnp.moveaxis(x, axis, 0)
+
+        def weigh(item):
+            q_bchd, mask_bhck, bias_bhck, number = item
+            own = key  # one mask for all queries is the same in every chunk
+            if key is not None and not self.config.dropout_shared_along_length:
+                own = jax.random.fold_in(key, number)
+            return self._weigh(q_bchd, kv, mask_bhck, bias_bhck, own)
+
+        chunks = (split(q_bqhd, 1), split(mask_bhqk, 2), split(bias_bhqk, 2), jnp.arange(count))
+        y_nbchd = jax.lax.map(jax.checkpoint(weigh, prevent_cse=False), chunks)
+        y_bqhd = jnp.moveaxis(y_nbchd, 0, 1).reshape(len(q_bqhd), -1, *q_bqhd.shape[2:])
+        return y_bqhd[:, :length]
 
     def _heads(self, y_blj: jax.Array, positions_bl: jax.Array | None = None) -> jax.Array:
         y_blhd = y_blj.reshape(*y_blj.shape[:2], -1, self.config.head_dim)

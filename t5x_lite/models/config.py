@@ -91,6 +91,8 @@ class TransformerConfig:
         outputs of matrix products that have no batch dimension of their own, "full" keeps only the
         inputs of each layer; a tuple of names keeps the activations saved under them ("attention",
         "mlp_hidden").
+    query_chunk: attention works on so many queries at a time, whose scores the backward pass makes
+        again, so that [heads, length, length] scores never exist in full; None: on all at once.
     scan_layers: compile one layer and loop over it; False unrolls. Weights look the same in both.
     """
 
@@ -140,6 +142,7 @@ class TransformerConfig:
 
     dtype: str = "bfloat16"
     remat: str | tuple[str, ...] = "none"
+    query_chunk: int | None = None
     scan_layers: bool = True
 
     def __post_init__(self):
@@ -180,6 +183,8 @@ class TransformerConfig:
                 self._reject(name, "0 or more")
         if not self.num_encoder_layers + self.num_decoder_layers:
             self._reject("num_encoder_layers", "an encoder or a decoder of at least one layer")
+        if self.query_chunk is not None and self.query_chunk < 1:
+            self._reject("query_chunk", "None or a positive number")
         if self.num_heads % self.kv_heads:
             self._reject("num_kv_heads", f"a divisor of num_heads = {self.num_heads}")
         for name in ("dropout_rate", "attention_dropout_rate", "mlp_dropout_rate"):

@@ -228,7 +228,10 @@ def recomputed(body: Callable, config: TransformerConfig) -> Callable:
     if isinstance(config.remat, tuple):
         policy = policies.save_only_these_names(*config.remat)
     else:
-        minimal = policies.dots_with_no_batch_dims_saveable
+        # `Dense` hides its products in a custom gradient, where the first policy does not see them.
+        minimal = policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names("projection")
+        )
         policy = {"minimal": minimal, "full": None}[config.remat]
     # Under scan XLA cannot merge forward and backward anyway; its guard only costs speed.
     return jax.checkpoint(body, policy=policy, prevent_cse=not config.scan_layers)

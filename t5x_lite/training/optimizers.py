@@ -129,7 +129,9 @@ class Adafactor(_ByRule):
         rules = self.factor_rules or {}
         if all(name in rules for name in axes):
             roles = [rules[name] for name in axes if name is not None]
-            rows, columns = (tuple(np.flatnonzero(np.array(roles) == r)) for r in ROLES[:2])
+            rows, columns = (
+                tuple(i for i, role in enumerate(roles) if role == wanted) for wanted in ROLES[:2]
+            )
             if not rows or not columns:
                 return whole
             if "none" in roles:

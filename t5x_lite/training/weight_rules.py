@@ -127,7 +127,7 @@ def optax_rule(
     transformation: optax.GradientTransformation,
     shape: tuple[int, ...],
     axes: LogicalAxes,
-    apply: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    apply: Callable[[jax.Array, Any, jax.Array], jax.Array],
 ) -> WeightRule:
     """A rule whose direction comes from optax: new weight = apply(weight, direction, rate).
 

@@ -19,6 +19,7 @@ from t5x_lite.training.step import Loss, Update, make_eval_step, make_train_step
 
 VOCAB = 64
 RATE = 0.5
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class Bigram(nnx.Module):
@@ -300,7 +301,8 @@ def test_norms_are_told_for_the_whole_and_for_its_parts(tiny_config, random_para
     graphdef, _, _ = abstract(tiny_config())
     params = random_params(tiny_config())
     step = jax.jit(make_train_step(graphdef, SGD, Constant(value=0.5), Loss(), seed=0))
-    state, metrics = step(TrainState(jnp.int32(0), params, {}), random_batch(0, rows=4))
+    arguments = (TrainState(jnp.int32(0), params, {}, jnp.int32(0)), random_batch(0, rows=4))
+    state, metrics = step.lower(*arguments).compile(compiler_options=QUICK)(*arguments)
     parts = {"encoder", "decoder", "token_embedder", "head"}
     for name, tree in {
         "param_norm": state.params,
@@ -342,9 +344,9 @@ def test_a_bfloat16_transformer_learns_a_batch_by_heart(tiny_config, random_para
     optimizer = Adafactor(min_dim_size_to_factor=16).for_weights(shapes, axes)
     step = make_train_step(graphdef, optimizer, Constant(value=0.1), Loss(), seed=0)
     params = jax.tree.map(jnp.asarray, random_params(config))
-    state = TrainState(jnp.int32(0), params, optimizer.init(params))
+    state = TrainState(jnp.int32(0), params, optimizer.init(params), jnp.int32(0))
     batch = random_batch(0, rows=4)
-    jitted = jax.jit(step, donate_argnums=0)
+    jitted = jax.jit(step, donate_argnums=0).lower(state, batch).compile(compiler_options=QUICK)
     losses = []
     for _ in range(25):
         state, metrics = jitted(state, batch)

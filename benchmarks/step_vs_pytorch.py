@@ -1,0 +1,237 @@
+"""A training step of T5 1.1 small on a CPU, beside Hugging Face's PyTorch model.
+
+    python benchmarks/step_vs_pytorch.py --torch_python=/path/to/python/with/torch
+
+Batch 8, 512 inputs, 114 targets, full rows, float32, no dropout, Adafactor on both sides
+(transformers' own there) at a constant rate of 0.01. Both start from the same weights, exported
+through `t5x_lite.convert`, and see the same batch. Two processes take turns, a step each, so that a
+machine whose speed drifts slows both; ratios of neighbouring steps are what counts. Wall time, CPU
+time of the process, loss and peak memory of every process are told.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+ROWS, INPUTS, TARGETS, RATE = 8, 512, 114, 0.01
+BATCH, WEIGHTS = "batch.npz", "weights"
+
+
+def write_batch(directory: Path, vocab_size: int) -> None:
+    """A batch of full rows."""
+    random = np.random.default_rng(0)
+    np.savez(
+        directory / BATCH,
+        inputs=random.integers(2, vocab_size - 128, (ROWS, INPUTS), dtype=np.int32),
+        targets=random.integers(2, vocab_size - 128, (ROWS, TARGETS), dtype=np.int32),
+    )
+
+
+def load_config(size: str, changes: dict):
+    """The shipped configuration of a T5 1.1 size, in float32."""
+    import dataclasses
+
+    import gin
+
+    from t5x_lite import gin_files
+    from t5x_lite.__main__ import GIN_CONFIGS
+    from t5x_lite.models.config import TransformerConfig
+
+    gin_files.parse([f"models/t5_1_1/{size}.gin"], [], ["", str(GIN_CONFIGS)])
+    config = gin.get_configurable(TransformerConfig)()
+    return dataclasses.replace(config, dtype="float32", **changes)
+
+
+def export(directory: Path, arguments: argparse.Namespace) -> None:
+    """Write the weights that both start from, and the batch."""
+    import jax
+
+    from t5x_lite.convert.huggingface import export_checkpoint
+    from t5x_lite.models.transformer import initialize
+
+    config = load_config(arguments.size, arguments.model)
+    params = jax.jit(lambda key: initialize(config, key))(jax.random.key(0))
+    export_checkpoint(directory / WEIGHTS, config, params)
+    write_batch(directory, config.vocab_size)
+
+
+def our_step(directory: Path, arguments: argparse.Namespace) -> Callable[[], float]:
+    """A function that makes one step of ours and returns the loss it began with."""
+    import jax
+
+    from t5x_lite.run.program import build
+    from t5x_lite.training.optimizers import Adafactor
+    from t5x_lite.training.schedules import Constant
+    from t5x_lite.training.step import Loss
+
+    config = load_config(arguments.size, arguments.model)
+    loss = Loss(z_loss=0.0, logits_chunk=arguments.logits_chunk or None)
+    program = build(
+        config,
+        Adafactor(),
+        Constant(value=RATE),
+        loss,
+        mesh={"data": 1},
+        batch_size=ROWS,
+        seed=0,
+    )
+    with np.load(directory / BATCH) as arrays:
+        inputs, targets = arrays["inputs"], arrays["targets"]
+    batch = {
+        "encoder_input_tokens": inputs,
+        "decoder_target_tokens": targets,
+        "decoder_input_tokens": np.pad(targets[:, :-1], ((0, 0), (1, 0))),
+        "decoder_loss_weights": np.ones(targets.shape, np.float32),
+    }
+    with jax.set_mesh(program.mesh):
+        placed = jax.device_put(batch, program.batch_sharding)
+        compiled = program.step.lower(program.abstract, placed).compile()
+        state = program.initial()  # from key 0, as the exported weights are
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = compiled(state, placed)
+        return float(metrics["loss"]) / float(metrics["weight"])
+
+    return step
+
+
+def torch_step(directory: Path, _: argparse.Namespace) -> Callable[[], float]:
+    """The same of Hugging Face's model with its Adafactor."""
+    import torch
+    from transformers import T5ForConditionalGeneration
+    from transformers.optimization import Adafactor
+
+    model = T5ForConditionalGeneration.from_pretrained(directory / WEIGHTS, dropout_rate=0.0)
+    model = model.float().train()
+    optimizer = Adafactor(
+        model.parameters(), lr=RATE, scale_parameter=True, relative_step=False, warmup_init=False
+    )
+    with np.load(directory / BATCH) as arrays:
+        inputs, targets = (torch.tensor(arrays[name]).long() for name in ("inputs", "targets"))
+
+    def step() -> float:
+        loss = model(input_ids=inputs, labels=targets).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+def serve(step: Callable[[], float]) -> None:
+    """Make a step for every line that comes in; answer with a line of JSON."""
+    print(json.dumps({"ready": True}), flush=True)
+    for _ in sys.stdin:
+        wall, cpu = time.perf_counter(), time.process_time()
+        loss = step()
+        answer = {
+            "loss": loss,
+            "wall": time.perf_counter() - wall,
+            "cpu": time.process_time() - cpu,
+            "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        }
+        print(json.dumps(answer), flush=True)
+
+
+class Peer:
+    """A process that makes a step when asked."""
+
+    def __init__(self, python: str, role: str, directory: Path, options: list[str]):
+        command = [python, __file__, f"--role={role}", f"--directory={directory}", *options]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._answer()
+
+    def step(self) -> dict[str, float]:
+        """Seconds, loss and peak memory of one step."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("step\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+    def _answer(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a peer ended with {self._process.wait()}")
+        return json.loads(line)
+
+
+def compare(directory: Path, arguments: argparse.Namespace, options: list[str]) -> None:
+    """Alternate steps and print the table."""
+    roles = {"t5x_lite": (sys.executable, "ours"), "PyTorch": (arguments.torch_python, "torch")}
+    peers = {name: Peer(python, role, directory, options) for name, (python, role) in roles.items()}
+    records = {name: [] for name in peers}
+    for number in range(arguments.warmup + arguments.steps):
+        for name, peer in peers.items():
+            records[name].append(peer.step())
+        ours, theirs = (records[name][-1] for name in peers)
+        print(
+            f"step {number}: wall {ours['wall']:.2f} / {theirs['wall']:.2f} s, "
+            f"cpu {ours['cpu']:.2f} / {theirs['cpu']:.2f} s, "
+            f"loss {ours['loss']:.5f} / {theirs['loss']:.5f}",
+            flush=True,
+        )
+    for peer in peers.values():
+        peer.close()
+    kept = {name: found[arguments.warmup :] for name, found in records.items()}
+    print(f"\n{'':10}{'wall, s':>10}{'CPU, s':>10}{'peak, GiB':>12}   medians of {arguments.steps}")
+    for name, found in kept.items():
+        wall, cpu = (statistics.median(r[key] for r in found) for key in ("wall", "cpu"))
+        print(f"{name:10}{wall:10.2f}{cpu:10.2f}{found[-1]['gib']:12.2f}")
+    for key in ("wall", "cpu"):
+        ratios = [a[key] / b[key] for a, b in zip(*kept.values(), strict=True)]
+        print(
+            f"t5x_lite / PyTorch by {key}: {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+    first = [found[0]["loss"] for found in records.values()]
+    print(f"first loss: {first[0]:.6f} / {first[1]:.6f}, apart by {abs(first[0] - first[1]):.1e}")
+
+
+def main() -> None:
+    """Play the role that was asked for; without one, compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--torch_python", default=sys.executable)
+    parser.add_argument("--size", default="small")
+    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--logits_chunk", type=int, default=1024, help="0: whole logits")
+    parser.add_argument("--model", type=json.loads, default={}, help='e.g. {"remat": "minimal"}')
+    parser.add_argument("--role", choices=("ours", "torch", "export"))
+    parser.add_argument("--directory", type=Path)
+    arguments = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
+    if arguments.role in ("ours", "torch"):
+        make = {"ours": our_step, "torch": torch_step}[arguments.role]
+        serve(make(arguments.directory, arguments))
+    elif arguments.role == "export":
+        export(arguments.directory, arguments)
+    else:
+        options = sys.argv[1:]
+        with tempfile.TemporaryDirectory() as directory:
+            role = ["--role=export", f"--directory={directory}"]
+            subprocess.run([sys.executable, __file__, *role, *options], check=True)
+            compare(Path(directory), arguments, options)
+
+
+if __name__ == "__main__":
+    main()
