@@ -18,6 +18,7 @@ from t5x_lite.errors import ConfigError
 COMMANDS = {
     "train": "pretrain or fine-tune a model, or go on with a run that was stopped",
     "inspect": "show examples of a task or mixture as a model reads them, and the mixing rates",
+    "cache": "tokenise a task or mixture once, resumably and in parallel",
     "vocab": "train a SentencePiece vocabulary on files of text",
     "c4": "build C4 or a variant of it from the WET files of Common Crawl",
     "import": "make a run directory of a Hugging Face model",

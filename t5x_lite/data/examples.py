@@ -11,14 +11,23 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.data.finishing import EOS_ID, FEATURES, append, feature_widths, finish
+from t5x_lite.data import seqio_order
+from t5x_lite.data.finishing import EOS_ID, FEATURES, feature_widths, finish
+from t5x_lite.data.rows import (
+    corrupt_spans,
+    example_keys,
+    gather,
+    gather_with_eos,
+    group_documents,
+    has_compiled,
+    read_only,
+)
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import philox
 from t5x_lite.objectives.denoising import Objective, PairObjective, RandomPieces
 from t5x_lite.objectives.features import check_sentinels
 from t5x_lite.objectives.spans import Rows, Sentinels
 
-_OFFSETS_PER_READ = 1 << 20
 _OTHER_PIECE = 0x4F544852  # folded into an example's key to draw the piece beside it
 _PIECE_LENGTH = 0x504C454E  # folded into a group's key to draw how long its pieces are
 
@@ -93,8 +102,11 @@ def open_examples(
     feature_lengths: Mapping[str, int],
     sentinels: Sentinels,
     seed: int,
+    like_seqio: bool = False,
 ) -> Examples:
     """Return the examples of a task: pieces of text if there is an objective, else stored pairs.
+
+    `like_seqio` takes the noise from where seqio's unshuffled pipeline does (`data.seqio_order`).
 
     Raises ConfigError for a store without examples, and for features that are not stored, that
     have no length, or that are too short for the objective.
@@ -114,9 +126,8 @@ def open_examples(
         )
     examples: Examples
     if objective is not None:
-        examples = TextExamples(
-            name, store, objective, feature_lengths, sentinels=sentinels, seed=seed
-        )
+        settings = {"sentinels": sentinels, "seed": seed, "like_seqio": like_seqio}
+        examples = TextExamples(name, store, objective, feature_lengths, **settings)
     elif ending is not None:
         examples = ending.open(name, store, feature_lengths, seed=seed)
     else:
@@ -132,7 +143,7 @@ class PairExamples:
     def __init__(self, store: Store, feature_lengths: Mapping[str, int]):
         self.size = store.num_examples
         self.widths = {feature: feature_lengths[feature] for feature in FEATURES}
-        self._tokens = {feature: store.tokens(feature).view(np.ndarray) for feature in FEATURES}
+        self._tokens = {feature: read_only(store.tokens(feature)) for feature in FEATURES}
         self._offsets = {feature: store.offsets(feature).view(np.ndarray) for feature in FEATURES}
 
     def lengths(
@@ -149,8 +160,8 @@ class PairExamples:
         """Return "inputs" and "targets", each as wide as its feature length."""
         del epochs_n
         return {
-            feature: append(
-                _gather(self._tokens[feature], *self._spans(feature, indices_n)), length
+            feature: gather_with_eos(
+                self._tokens[feature], *self._spans(feature, indices_n), length
             )
             for feature, length in self.widths.items()
         }
@@ -188,15 +199,17 @@ class TextExamples:
         *,
         sentinels: Sentinels,
         seed: int,
+        like_seqio: bool = False,
     ):
-        self._stream, self._seed = task_number(name), seed
+        self._stream, self._seed, self._like_seqio = task_number(name), seed, like_seqio
         self._objective, self._sentinels = objective, sentinels
         self.widths = feature_widths(objective, feature_lengths)
         raw_length = objective.raw_length(feature_lengths)
         check_sentinels(objective.sentinels_needed(feature_lengths), sentinels)
-        self._tokens = store.tokens("targets").view(np.ndarray)
+        self._tokens = read_only(store.tokens("targets"))
         self._offsets = store.offsets("targets").view(np.ndarray)
         self._eos_after_documents = objective.eos_after == "documents"
+        self._is_compiled = has_compiled(objective)
         self._first_documents = group_documents(self._offsets, objective.documents_per_group)
         self._group_starts = self._offsets[self._first_documents]
         groups = np.arange(len(self._group_starts) - 1)
@@ -228,7 +241,19 @@ class TextExamples:
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> dict[str, Rows]:
         """Return the features, each as wide as `widths` says."""
-        rows, keys_n2 = self.pieces(indices_n), self._keys(epochs_n, indices_n)
+        keys_n2 = self._keys(epochs_n, indices_n)
+        if self._is_compiled:
+            group_n, starts_n, lengths_n = self._spans(indices_n)
+            return corrupt_spans(
+                self._tokens,
+                self._group_starts[group_n] + starts_n,
+                lengths_n,
+                objective=self._objective,
+                keys_n2=keys_n2,
+                sentinels=self._sentinels,
+                widths=self.widths,
+            )
+        rows = self.pieces(indices_n)
         if isinstance(self._objective, PairObjective):
             others = self.pieces(self._others(keys_n2, indices_n))
             made = self._objective.pair(rows, others, keys_n2, self._sentinels)
@@ -241,7 +266,7 @@ class TextExamples:
         group_n, starts_n, lengths_n = self._spans(indices_n)
         if self._eos_after_documents:
             return self._gather_with_eos(group_n, starts_n, lengths_n)
-        return _gather(self._tokens, self._group_starts[group_n] + starts_n, lengths_n)
+        return gather(self._tokens, self._group_starts[group_n] + starts_n, lengths_n)
 
     def _others(
         self, keys_n2: NDArray[np.uint32], indices_n: NDArray[np.int64]
@@ -253,7 +278,9 @@ class TextExamples:
     def _keys(
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> NDArray[np.uint32]:
-        return philox.example_keys(self._seed, self._stream, epochs_n, indices_n)
+        if self._like_seqio:
+            return seqio_order.noise_keys(self._seed, epochs_n * self.size + indices_n)
+        return example_keys(self._seed, self._stream, epochs_n, indices_n)
 
     def _spans(
         self, indices_n: NDArray[np.int64]
@@ -314,29 +341,3 @@ class TextExamples:
 def task_number(name: str) -> int:
     """Return the number that tells a task's random choices from those of the other tasks."""
     return zlib.crc32(name.encode())
-
-
-def group_documents(offsets: NDArray[np.int64], documents_per_group: int) -> NDArray[np.int64]:
-    """Return the first document of each group and, last, how many documents there are.
-
-    A group is that many documents with tokens; empty documents count for nothing. The offsets are
-    read a megatoken of documents at a time, so memory stays flat.
-    """
-    parts, seen = [], 0
-    for low in range(0, len(offsets) - 1, _OFFSETS_PER_READ):
-        bounds = np.asarray(offsets[low : low + _OFFSETS_PER_READ + 1])
-        documents = low + np.flatnonzero(np.diff(bounds) > 0)
-        parts.append(documents[-seen % documents_per_group :: documents_per_group])
-        seen += len(documents)
-    return np.concatenate([*parts, [len(offsets) - 1]]).astype(np.int64)
-
-
-def _gather(
-    tokens: NDArray[np.integer], starts_n: NDArray[np.int64], lengths_n: NDArray[np.int64]
-) -> Rows:
-    """Return the stretches of a long token array as rows, as wide as the longest."""
-    place_l = np.arange(lengths_n.max(initial=0))
-    rows_nl = tokens.take(starts_n[:, None] + place_l, mode="clip").astype(np.int32)
-    short_s = np.flatnonzero(lengths_n < len(place_l))
-    rows_nl[short_s] *= place_l < lengths_n[short_s, None]
-    return Rows(rows_nl, lengths_n.astype(np.int32))

@@ -4,12 +4,18 @@ Everything is addressed by number: nothing is shuffled in a buffer and no state 
 place of a run of any length is reached at once, on any host.
 """
 
+import functools
 import math
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from t5x_lite.data import kernels
 from t5x_lite.objectives import philox
+
+# What a mixture does about a task that has no more examples: begin it anew, end, go on without it.
+Exhaustion = Literal["repeat", "stop", "renormalise"]
 
 # What a key is folded with, so that no two uses of one seed share random numbers.
 _MIXTURE, _ROWS, _EPOCH = 1, 2, 3
@@ -17,24 +23,45 @@ _ROUNDS = 8
 
 
 def draw_tasks(
-    shares: NDArray[np.floating], window: int, *, seed: int, count: int
+    shares: NDArray[np.floating],
+    window: int,
+    *,
+    seed: int,
+    count: int,
+    left: NDArray[np.int64] | None = None,
+    exhaustion: Exhaustion = "repeat",
 ) -> NDArray[np.int64]:
     """Return the task of each of a window's `count` examples: numbers in [0, len(shares)).
 
-    `shares` are the tasks' rates in any unit; each example is drawn by itself:
+    `shares` are the tasks' rates in any unit; each example is drawn by itself. `left` is how many
+    more examples each task has to give. Where one without any is drawn, the window ends ("stop"),
+    or the draws from there on are made among the others ("renormalise"):
 
-        shares [3, 1], count 8   ->   e.g. 0 0 1 0 0 0 1 0
+        shares [3, 1], count 8   ->   e.g.              0 0 1 0 0 0 1 0
+        left [4, 9]              ->   "stop"            0 0 1 0 0
+                                      "renormalise"     0 0 1 0 0 1 1 1
     """
-    key_12 = philox.fold_in(_window_key(window, seed), _MIXTURE)
-    uniforms = philox.random_bits(key_12, count)[0] * 2.0**-32
-    ends = np.cumsum(shares, dtype=np.float64)
-    return np.searchsorted(ends / ends[-1], uniforms, side="right")
+    if len(shares) == 1:
+        return np.zeros(count if left is None else min(count, left[0]), np.int64)
+    uniforms = _window_bits(window, seed, _MIXTURE, count) * 2.0**-32
+    shares = np.array(shares, np.float64)
+    task_n = _pick(shares, uniforms)
+    if left is None or exhaustion == "repeat":
+        return task_n
+    while True:
+        ended = [np.flatnonzero(task_n == task)[most:][:1] for task, most in enumerate(left)]
+        if not (places := np.concatenate(ended)).size:
+            return task_n
+        first = int(places.min())
+        shares[task_n[first]] = 0
+        if exhaustion == "stop" or not shares.any():
+            return task_n[:first]
+        task_n[first:] = _pick(shares, uniforms[first:])
 
 
 def shuffle_rows(count: int, window: int, *, seed: int) -> NDArray[np.int64]:
     """Return a random order of a window's `count` rows."""
-    key_12 = philox.fold_in(_window_key(window, seed), _ROWS)
-    return np.argsort(philox.random_bits(key_12, count)[0], kind="stable")
+    return np.argsort(_window_bits(window, seed, _ROWS, count), kind="stable")
 
 
 def visit(
@@ -52,10 +79,18 @@ def visit(
     """
     epochs_n, places_n = np.divmod(np.asarray(draws_n, np.int64), size)
     epochs_u, epoch_of_n = np.unique(epochs_n, return_inverse=True)
-    keys_u2 = philox.example_keys(seed, stream, epochs_u, np.zeros_like(epochs_u))
-    bits_ur = philox.random_bits(philox.fold_in(keys_u2, _EPOCH), 2 * _ROUNDS).astype(np.uint64)
-    round_keys_ur = bits_ur[:, ::2] << np.uint64(32) | bits_ur[:, 1::2]
+    if len(epochs_u) <= 2:
+        keys = [_epoch_keys(seed, stream, epoch) for epoch in epochs_u.tolist()]
+        round_keys_ur = np.array(keys, np.uint64).reshape(len(keys), _ROUNDS)
+    else:
+        round_keys_ur = _round_keys(seed, stream, epochs_u)
     return epochs_n, permute(places_n, size, round_keys_nr=round_keys_ur[epoch_of_n])
+
+
+def _pick(shares: NDArray[np.float64], uniforms: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Return the task in whose part of [0, 1) each number lies."""
+    ends = np.cumsum(shares)
+    return np.searchsorted(ends / ends[-1], uniforms, side="right")
 
 
 def permute(
@@ -69,6 +104,11 @@ def permute(
     """
     left_size = math.isqrt(size - 1) + 1
     right_size = -(-size // left_size)
+    if (compiled := kernels.compiled()) is not None:
+        moved_n = np.empty(len(places_n), np.int64)
+        sizes = (np.uint64(each) for each in (size, left_size, right_size))
+        compiled.permute(places_n, *sizes, round_keys_nr, moved_n)
+        return moved_n
     result_n = _feistel(places_n.astype(np.uint64), left_size, right_size, round_keys_nr)
     while len(outside := np.flatnonzero(result_n >= size)):
         result_n[outside] = _feistel(
@@ -100,5 +140,25 @@ def _mix(values_n: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return (values_n ^ values_n >> np.uint64(31)) >> np.uint64(1)
 
 
-def _window_key(window: int, seed: int) -> NDArray[np.uint32]:
-    return philox.example_keys(seed, 0, np.zeros(1, np.int64), np.array([window]))
+def _round_keys(seed: int, stream: int, epochs_u: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return the keys of the rounds of each epoch's permutation: [u, rounds]."""
+    keys_u2 = philox.example_keys(seed, stream, epochs_u, np.zeros_like(epochs_u))
+    bits_ur = philox.random_bits(philox.fold_in(keys_u2, _EPOCH), 2 * _ROUNDS).astype(np.uint64)
+    return bits_ur[:, ::2] << np.uint64(32) | bits_ur[:, 1::2]
+
+
+@functools.lru_cache(4096)
+def _epoch_keys(seed: int, stream: int, epoch: int) -> NDArray[np.uint64]:
+    """Return the same for one epoch, which a task is in for many windows."""
+    return _round_keys(seed, stream, np.array([epoch]))[0]
+
+
+def _window_bits(window: int, seed: int, purpose: int, count: int) -> NDArray[np.uint32]:
+    """Return a window's random words for one of its purposes."""
+    if (compiled := kernels.compiled()) is None:
+        key_12 = philox.example_keys(seed, 0, np.zeros(1, np.int64), np.array([window]))
+        return philox.random_bits(philox.fold_in(key_12, purpose), count)[0]
+    bits_n = np.empty(count + 3, np.uint32)  # it writes whole blocks of four
+    numbers = (np.uint64(each & 0xFFFFFFFFFFFFFFFF) for each in (seed, window, purpose))
+    compiled.window_bits(*numbers, count, bits_n)
+    return bits_n[:count]

@@ -5,7 +5,6 @@ it; later starts read that plan and import neither seqio nor TensorFlow.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -13,22 +12,27 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t5x_lite.data import files
+from t5x_lite.data.caching import MakeParts, build_token_store
+from t5x_lite.data.order import Exhaustion
 from t5x_lite.data.pair_endings import PairEnding
 from t5x_lite.data.quiet_import import import_seqio
+from t5x_lite.data.reading import Tokenizer
+from t5x_lite.data.registered import check_name, registered_tasks
 from t5x_lite.data.steps import Denoise, EndPairs, late_step, to_vocabulary
 from t5x_lite.data.stream import StreamTask
 from t5x_lite.data.tasks import Declaration
 from t5x_lite.data.token_store import (
     TOKENISING_PACKAGES,
     TokenStore,
-    build_token_store,
+    changed_shards,
     describe_store,
+    differences,
 )
 from t5x_lite.data.vocabularies import BYTES, AnyVocabulary, named
 from t5x_lite.errors import ConfigError
@@ -51,7 +55,11 @@ class Data:
     data_dir: where corpora, vocabularies and token stores are made and found again.
     objective: what text tasks are turned into.
     vocabulary: one to use in place of the tasks' own.
+    tokenizer: what tokenises tasks that only rename and tokenise fields: "seqio", or, several times
+        faster, "sentencepiece" (`data.reading` tells how they differ).
     pack: put several short examples in one row.
+    exhaustion, num_epochs: what becomes of a task that was gone through so often: "repeat" it for
+        ever, "stop" the run, or "renormalise": go on with the others until all were.
     seed: of the order of examples, the draws among tasks and the noise.
     """
 
@@ -62,8 +70,15 @@ class Data:
     declarations: tuple[Declaration, ...] = ()
     modules: tuple[str, ...] = ()
     vocabulary: AnyVocabulary | None = None
+    tokenizer: Tokenizer = "seqio"
     pack: bool = True
+    exhaustion: Exhaustion = "repeat"
+    num_epochs: int = 1
     seed: int = 0
+
+
+# Given the data, a task's name and a split: who tokenises the files of its source.
+PartMaker = Callable[[Data, str, str], MakeParts]
 
 
 @dataclass(frozen=True)
@@ -106,33 +121,52 @@ class Plan:
             self._open(task, "validation") for task in self.tasks if "validation" in task.stores
         ]
 
+    def stores(self) -> list[tuple[PlannedTask, str, TokenStore]]:
+        """Open every store: its task, its split, itself."""
+        return [
+            (task, split, self._store(task, split)) for task in self.tasks for split in task.stores
+        ]
+
     def _open(self, task: PlannedTask, split: str) -> StreamTask:
-        store = TokenStore.open(os.path.join(self.data_dir, task.stores[split]))
         objective = (task.objective or self.objective) if task.is_text else None
+        store = self._store(task, split)
         return StreamTask(task.name, store, task.rate, objective, task.ending)
 
+    def _store(self, task: PlannedTask, split: str) -> TokenStore:
+        return TokenStore.open(os.path.join(self.data_dir, task.stores[split]))
 
-def prepare(data: Data, report: Callable[[str], None] = lambda line: None) -> Plan:
+
+def prepare(
+    data: Data,
+    report: Callable[[str], None] = lambda line: None,
+    *,
+    make_parts: PartMaker | None = None,
+) -> Plan:
     """Return the plan of a run's data, making what is missing under `data.data_dir`.
 
-    `report` is told, a line at a time, what takes long. Raises ConfigError for a name that nobody
-    registers, for features too short for the objective, for a corpus that cannot be read or is
-    empty, and for tasks that a token store cannot serve.
+    `report` is told, a line at a time, what takes long. `make_parts` says for a task and a split
+    how the files of its source are tokenised (`data.workers`); without it, here, one by one. Raises
+    ConfigError for a name that nobody registers, for features too short for the objective, for a
+    corpus that cannot be read or is empty, and for tasks that a token store cannot serve.
     """
     data = dataclasses.replace(data, data_dir=os.path.abspath(data.data_dir))
     if not data.modules:
-        _check_name(data, [name for declared in data.declarations for name in declared.names])
+        check_name(data, [name for declared in data.declarations for name in declared.names])
     path = Path(data.data_dir, "plans", _fingerprint(data) + ".json")
     if (plan := _read_plan(path, data)) is None:
-        plan = _make_plan(data, report)
+        plan = _make_plan(data, report, make_parts)
         _write_plan(path, plan)
     return plan
 
 
-def _make_plan(data: Data, report: Callable[[str], None]) -> Plan:
+def _make_plan(
+    data: Data,
+    report: Callable[[str], None],
+    make_parts: PartMaker | None,
+) -> Plan:
     report("importing seqio and TensorFlow ...")
     import_seqio()
-    rates = _registered_tasks(data, report)
+    rates = registered_tasks(data, report)
     vocabularies = {
         to_vocabulary(feature.vocabulary)
         for task, _ in rates
@@ -163,7 +197,7 @@ def _make_plan(data: Data, report: Callable[[str], None]) -> Plan:
                 rate,
                 isinstance(step := late_steps[task.name], Denoise),
                 {
-                    split: _store(task, split, data.data_dir, report)
+                    split: _store(task, split, data, report, make_parts)
                     for split in _splits(task, rate)
                 },
                 step.objective if isinstance(step, Denoise) else None,
@@ -174,73 +208,39 @@ def _make_plan(data: Data, report: Callable[[str], None]) -> Plan:
     )
 
 
-def _registered_tasks(
-    data: Data, report: Callable[[str], None]
-) -> list[tuple["seqio.Task", float]]:
-    """Let the user's modules and declarations register; return the tasks asked for and rates."""
-    import seqio
-
-    for module in data.modules:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ConfigError(f"module {module!r}: {error}", "Data.modules") from error
-    for declaration in data.declarations:
-        declaration.register(data.data_dir, report)
-    _check_name(data, [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()])
-    provider = seqio.get_mixture_or_task(data.mixture_or_task_name)
-    if isinstance(provider, seqio.Mixture):
-        rates = [(task, float(provider.get_rate(task))) for task in provider.tasks]
-    else:
-        rates = [(provider, 1.0)]
-    if data.vocabulary is None:
-        return rates
-    pieces = data.vocabulary.to_seqio()
-    return [(_with_vocabulary(task, pieces), rate) for task, rate in rates]
-
-
 def _splits(task: "seqio.Task", rate: float) -> list[str]:
     """Return the splits to tokenise: a task of rate 0 is there to be evaluated only."""
     return [*(["train"] if rate else []), *(["validation"] if "validation" in task.splits else [])]
 
 
-def _store(task: "seqio.Task", split: str, data_dir: str, report: Callable[[str], None]) -> str:
+def _store(
+    task: "seqio.Task",
+    split: str,
+    data: Data,
+    report: Callable[[str], None],
+    make_parts: PartMaker | None,
+) -> str:
     """Return the directory, relative to `data_dir`, of a split's store, which is built if missing.
 
     Its name holds a hash of what it is made from, so that a changed task gets a new store.
     """
-    description = describe_store(task, split)
+    description = describe_store(task, split, data.tokenizer)
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
     folder = re.sub(r"[^\w.#]", "_", task.name)
     name = os.path.join("stores", folder, f"{split}-{digest[:16]}")
-    directory = os.path.join(data_dir, name)
-    if not os.path.exists(directory):
+    directory = Path(data.data_dir, name)
+    if not directory.exists():
+        for other in sorted(directory.parent.glob(f"{split}-*/manifest.json")):
+            manifest = json.loads(other.read_text("utf-8"))
+            differing = differences(description, manifest)
+            report(f"{other.parent} does not fit: {'; '.join(differing)[:500]}")
         report(f"tokenising {task.name}/{split} ...")
-        build_token_store(task, split, directory, report)
+        maker = make_parts and make_parts(data, task.name, split)
+        build_token_store(
+            task, split, directory, report, tokenizer=data.tokenizer, make_parts=maker
+        )
     TokenStore.open(directory, description)
     return name
-
-
-def _with_vocabulary(task: "seqio.Task", vocabulary: "seqio.Vocabulary") -> "seqio.Task":
-    return task.replace(
-        output_features={
-            name: dataclasses.replace(feature, vocabulary=vocabulary)
-            for name, feature in task.output_features.items()
-        }
-    )
-
-
-def _check_name(data: Data, names: Iterable[str]) -> None:
-    """Raise ConfigError with the nearest names where the mixture or task is none of `names`."""
-    wanted, names = data.mixture_or_task_name, sorted(names)
-    if wanted not in names:
-        nearest = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5) or names
-        raise ConfigError(
-            f"no task or mixture is named {wanted!r}: the nearest are {', '.join(nearest[:10])}"
-            if names
-            else f"no task or mixture is named {wanted!r}: nothing is declared",
-            "MIXTURE_OR_TASK_NAME",
-        )
 
 
 def _fingerprint(data: Data) -> str:
@@ -252,6 +252,7 @@ def _fingerprint(data: Data) -> str:
     parts = [
         _FORMAT,
         data.mixture_or_task_name,
+        data.tokenizer,
         [repr(declaration) for declaration in data.declarations],
         [(name, _module_digest(name)) for name in sorted(modules)],
         data.vocabulary and (repr(data.vocabulary), data.vocabulary.fingerprint),
@@ -297,9 +298,8 @@ def _read_plan(path: Path, data: Data) -> Plan | None:
                 manifest = TokenStore.open(os.path.join(data.data_dir, directory)).manifest
             except ConfigError:
                 return None
-            for shard, size in manifest["source"]["sizes"].items():
-                if os.path.exists(shard) and os.path.getsize(shard) != size:
-                    return None
+            if changed_shards(manifest):
+                return None
     return plan
 
 

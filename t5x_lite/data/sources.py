@@ -46,7 +46,7 @@ class JsonLinesSource:
 
         Only C4's validation files may be missing, which leaves the task without that split.
 
-        Its attribute `tallies` counts, file by file, what was read.
+        Its attribute `tallies` counts, file by file, what was read; `json_lines` is this value.
         """
         import seqio
         import tensorflow as tf
@@ -64,7 +64,8 @@ class JsonLinesSource:
         source = seqio.FileDataSource(
             tf.autograph.experimental.do_not_convert(lambda path: read(path)), found, cycle_length=1
         )
-        setattr(source, "tallies", tallies)  # noqa: B010  # beside what seqio declares
+        for name, value in (("tallies", tallies), ("json_lines", self)):
+            setattr(source, name, value)  # beside what seqio declares
         return source
 
 

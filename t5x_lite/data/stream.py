@@ -7,15 +7,16 @@ the window began.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.data import converters, order
+from t5x_lite.data import converters, order, seqio_order
 from t5x_lite.data.converters import Converter
 from t5x_lite.data.examples import Ending, Examples, Store, open_examples, task_number
 from t5x_lite.data.packing import Segments, best_fit_decreasing
+from t5x_lite.data.windows import Placed, Window, cut, lay_out
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.denoising import Objective
 from t5x_lite.objectives.spans import Sentinels
@@ -46,34 +47,19 @@ class Position(TypedDict):
     drawn: dict[str, int]
 
 
-class _Placed(NamedTuple):
-    """Which example (task, epoch, number) goes where (row, segment, starts of its features)."""
-
-    task_n: NDArray[np.int64]
-    epoch_n: NDArray[np.int64]
-    index_n: NDArray[np.int64]
-    row_n: NDArray[np.int64]
-    segment_n: NDArray[np.int64]
-    starts_n2: NDArray[np.int64]
-
-
-class _Window(NamedTuple):
-    """The plan of a window, its examples in the order of their rows."""
-
-    number: int
-    drawn: dict[str, int]
-    drawn_after: dict[str, int]
-    num_rows: int
-    placed: _Placed
-
-
 class Stream:
-    """A mixture of tasks as an endless sequence of batches, addressed by position.
+    """A mixture of tasks as a sequence of batches, addressed by position.
 
-    Each task is repeated for ever, each epoch in a new order that meets every example once. The
-    order follows from the tasks, their rates and sizes, the feature lengths, the seed, `pack` and
-    `window_examples`; the batch size only cuts it. Raises ConfigError for an empty store and for
-    features that do not suit a task.
+    Each epoch of a task has a new order that meets every example once. With `exhaustion` "repeat"
+    tasks are begun anew for ever. "stop" ends where a task is drawn that was gone through
+    `num_epochs` times; "renormalise" goes on with the others until all were, so that every example
+    comes exactly `num_epochs` times. The last batch is then filled up with empty rows.
+
+    The order follows from the tasks, their rates and sizes, the feature lengths, the seed, `pack`,
+    `exhaustion` and `window_examples`; the batch size only cuts it. Raises ConfigError for an empty
+    store and for features that do not suit a task. `like_seqio` takes examples as they are stored,
+    and tasks and noise as seqio's unshuffled pipeline does, bit for bit in the first epoch
+    (`data.seqio_order`).
     """
 
     def __init__(
@@ -86,10 +72,20 @@ class Stream:
         sentinels: Sentinels,
         pack: bool,
         converter: Converter = converters.encoder_decoder,
+        exhaustion: order.Exhaustion = "repeat",
+        num_epochs: int = 1,
         window_examples: int = 1024,
+        like_seqio: bool = False,
     ):
         if batch_size < 1:
             raise ConfigError(f"the batch size is {batch_size}: it takes 1 or more", "BATCH_SIZE")
+        if exhaustion not in get_args(order.Exhaustion) or num_epochs < 1:
+            raise ConfigError(
+                f"exhaustion is {exhaustion!r} with {num_epochs} epochs: it takes "
+                f"{', '.join(get_args(order.Exhaustion))}, and 1 epoch or more",
+                "Data.exhaustion",
+                "Data.num_epochs",
+            )
         self.batch_size = batch_size
         self._names = [task.name for task in tasks]
         self._rates = np.array([task.rate for task in tasks], np.float64)
@@ -102,14 +98,21 @@ class Stream:
                 feature_lengths=feature_lengths,
                 sentinels=sentinels,
                 seed=seed,
+                like_seqio=like_seqio,
             )
             for task in tasks
         ]
+        self._like_seqio = like_seqio
         self._lengths = _shared_widths(self._examples)
         if pack:
             _check_packable(tasks)
         self._seed, self._pack, self._window_examples = seed, pack, window_examples
         self._converter = converter
+        self._exhaustion: order.Exhaustion = exhaustion
+        self._most = {
+            name: num_epochs * examples.size
+            for name, examples in zip(self._names, self._examples, strict=True)
+        }
 
     def start(self) -> Position:
         """Return the position of the first batch."""
@@ -167,11 +170,16 @@ class Stream:
             parts, filled = [], 0
             while filled < self.batch_size:
                 if row >= window.num_rows:
-                    window, row = self._plan(window.number + 1, window.drawn_after), 0
+                    following = self._plan(window.number + 1, window.drawn_after)
+                    if not following.num_rows:
+                        break
+                    window, row = following, 0
                 taken = min(self.batch_size - filled, window.num_rows - row)
-                parts.append(_cut(window.placed, row, row + taken, to=filled))
+                parts.append(cut(window.placed, row, row + taken, to=filled))
                 row, filled = row + taken, filled + taken
-            placed = _Placed(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+            if not parts:
+                return
+            placed = Placed(*(np.concatenate(column) for column in zip(*parts, strict=True)))
             yield (
                 self._materialise(placed, np.arange(self.batch_size)[rows]),
                 {
@@ -182,51 +190,71 @@ class Stream:
                 },
             )
 
-    def _plan(self, number: int, drawn: Mapping[str, int]) -> _Window:
+    def _plan(self, number: int, drawn: Mapping[str, int]) -> Window:
         """Draw a window's examples and give each a place in a row."""
-        task_n = order.draw_tasks(self._rates, number, seed=self._seed, count=self._window_examples)
+        task_n = self._draw(number, drawn)
         epoch_n, index_n = np.empty_like(task_n), np.empty_like(task_n)
         lengths_n2 = np.zeros((len(task_n), 2), np.int64)
-        drawn_after = {}
-        for task, (name, examples) in enumerate(zip(self._names, self._examples, strict=True)):
+        drawn_after = dict(drawn)
+        for task in np.unique(task_n):
+            name, examples = self._names[task], self._examples[task]
             own = np.flatnonzero(task_n == task)
-            drawn_after[name] = drawn[name] + len(own)
+            drawn_after[name] += len(own)
             draws = np.arange(drawn[name], drawn_after[name])
-            epoch_n[own], index_n[own] = order.visit(
-                draws, examples.size, seed=self._seed, stream=task_number(name)
+            epoch_n[own], index_n[own] = (
+                np.divmod(draws, examples.size)
+                if self._like_seqio
+                else order.visit(draws, examples.size, seed=self._seed, stream=task_number(name))
             )
             if self._pack:
                 lengths_n2[own] = examples.lengths(epoch_n[own], index_n[own])
         row_n = self._rows(number, lengths_n2)
         by_row = np.argsort(row_n, kind="stable")
-        segment_n, starts_n2 = _lay_out(row_n[by_row], lengths_n2[by_row])
-        placed = _Placed(
+        segment_n, starts_n2 = lay_out(row_n[by_row], lengths_n2[by_row])
+        placed = Placed(
             task_n[by_row], epoch_n[by_row], index_n[by_row], row_n[by_row], segment_n, starts_n2
         )
-        num_rows = int(row_n.max()) + 1
-        return _Window(number, dict(drawn), drawn_after, num_rows, placed)
+        num_rows = int(row_n.max(initial=-1)) + 1
+        return Window(number, dict(drawn), drawn_after, num_rows, placed)
+
+    def _draw(self, number: int, drawn: Mapping[str, int]) -> NDArray[np.int64]:
+        """Return the task of each example of a window, which has fewer or none at the end."""
+        if self._like_seqio:
+            first = number * self._window_examples
+            rows_n = np.arange(first, first + self._window_examples)
+            return seqio_order.mixture_tasks(self._rates, rows_n, seed=self._seed)
+        left = None
+        if self._exhaustion != "repeat":
+            left = np.array([self._most[name] - drawn[name] for name in self._names])
+        return order.draw_tasks(
+            self._rates,
+            number,
+            seed=self._seed,
+            count=self._window_examples,
+            left=left,
+            exhaustion=self._exhaustion,
+        )
 
     def _rows(self, number: int, lengths_n2: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return each example's row: packed and shuffled, or one row each in the order drawn."""
-        if not self._pack:
+        if not self._pack or not len(lengths_n2):
             return np.arange(len(lengths_n2))
         capacities = (self._lengths["inputs"], self._lengths["targets"])
         row_n = best_fit_decreasing(lengths_n2, capacities)
         return order.shuffle_rows(int(row_n.max()) + 1, number, seed=self._seed)[row_n]
 
-    def _materialise(self, placed: _Placed, rows_b: NDArray[np.int64]) -> Batch:
+    def _materialise(self, placed: Placed, rows_b: NDArray[np.int64]) -> Batch:
         """Read, corrupt and write those examples that lie in the given rows."""
         local_row = np.full(self.batch_size, -1)
         local_row[rows_b] = np.arange(len(rows_b))
         local_n = local_row[placed.row_n]
+        local_task_n = np.where(local_n >= 0, placed.task_n, -1)
         segments = {
             feature: Segments.empty(len(rows_b), length)
             for feature, length in self._lengths.items()
         }
-        for task, examples in enumerate(self._examples):
-            own = np.flatnonzero((placed.task_n == task) & (local_n >= 0))
-            if not len(own):
-                continue
+        for task in np.unique(local_task_n[local_n >= 0]):
+            own, examples = np.flatnonzero(local_task_n == task), self._examples[task]
             features = examples.features(placed.epoch_n[own], placed.index_n[own])
             for feature in segments:
                 column = int(feature == "targets")  # all others lie where the inputs are
@@ -312,25 +340,3 @@ def _shared_widths(examples: Sequence[Examples]) -> dict[str, int]:
     """Return the features that the examples of every task have, and their widths."""
     first, *others = (each.widths for each in examples)
     return {name: width for name, width in first.items() if all(name in w for w in others)}
-
-
-def _cut(placed: _Placed, low: int, high: int, *, to: int) -> _Placed:
-    """Return the examples of rows low ... high - 1, the first of which becomes row `to`."""
-    first, last = np.searchsorted(placed.row_n, [low, high])
-    part = _Placed(*(column[first:last] for column in placed))
-    return part._replace(row_n=part.row_n - low + to)
-
-
-def _lay_out(
-    row_n: NDArray[np.int64], lengths_n2: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return each example's segment (from 1) and the starts of its features: [n] and [n, 2].
-
-    The rows must ascend; with one of the two features shown:
-
-        rows      0 0 0 1 1        segments  1 2 3 1 2
-        lengths   3 1 2 4 2        starts    0 3 4 0 4
-    """
-    first_n = np.searchsorted(row_n, row_n)
-    before_n2 = np.cumsum(lengths_n2, axis=0) - lengths_n2
-    return np.arange(len(row_n)) - first_n + 1, before_n2 - before_n2[first_n]

@@ -7,11 +7,11 @@ and a manifest that says what it was made from:
     targets.offsets.npy     0 3 4 6                 int64, one more than there are examples
     manifest.json
 
-It holds what seqio's own `task.preprocess_precache` yields, example for example. Building needs
-seqio and TensorFlow; reading needs NumPy.
+It holds what seqio's own `task.preprocess_precache` yields of each file of the source, in the order
+of the files, example for example. Building (`data.caching`) needs seqio and TensorFlow; reading
+needs NumPy.
 """
 
-import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -19,18 +19,17 @@ import inspect
 import json
 import os
 import re
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from t5x_lite.data import files
+from t5x_lite.data.reading import Tokenizer, first_line, plain_records
 from t5x_lite.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 TOKENISING_PACKAGES = ("seqio", "sentencepiece", "tensorflow-text")
-_EXAMPLES_PER_READ = 512
+_STRETCHES, _STRETCH_BYTES = 16, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class TokenStore:
             manifest = json.loads((directory / "manifest.json").read_text("utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"there is no token store in {directory}", "DATA_DIR") from None
-        if differing := _differences(expected or {}, manifest):
+        if differing := differences(expected or {}, manifest):
             raise ConfigError(
                 f"the token store in {directory} was made from other data: "
                 + "; ".join(differing)
@@ -107,43 +106,15 @@ class TokenStore:
         return self.directory / f"{feature}.{ending}"
 
 
-def build_token_store(
-    task: "seqio.Task",
-    split: str,
-    directory: str | os.PathLike,
-    report: Callable[[str], None] = lambda line: None,
-) -> None:
-    """Tokenise a split of a task, up to its cache placeholder, into a new directory.
-
-    `report` is told of files some of whose lines were left out, and the manifest says so too. The
-    directory appears only when everything in it is complete; where another process was faster, its
-    store stays. Raises ConfigError where the task cannot be cached, its source cannot be read
-    or yields nothing.
-    """
-    manifest = describe_store(task, split)
-    directory = Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        manifest |= _write_features(task, split, manifest["vocabularies"], partial)
-        manifest["left_out"] = _left_out(task.source, manifest["source"]["shards"])
-        for shard, what in manifest["left_out"].items():
-            report(f"{shard}: {what}")
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-        partial.chmod(0o755)
-        with contextlib.suppress(OSError):
-            partial.rename(directory)
-        TokenStore.open(directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def describe_store(task: "seqio.Task", split: str) -> dict[str, Any]:
+def describe_store(
+    task: "seqio.Task", split: str, tokenizer: Tokenizer = "seqio"
+) -> dict[str, Any]:
     """Return everything that decides a store's content, as JSON: what its manifest will say.
 
     The features' vocabularies, the steps before the cache placeholder with their arguments and a
-    hash of the module each is written in, the source's files, and the versions of the packages that
-    tokenise.
+    hash of the module each is written in, the source's files with their sizes and fingerprints, and
+    what tokenises, with the versions of its packages. A task that "sentencepiece" cannot run alone
+    is run by "seqio".
     """
     if not task.supports_caching:
         raise ConfigError(
@@ -169,97 +140,52 @@ def describe_store(task: "seqio.Task", split: str) -> dict[str, Any]:
         },
         "preprocessors": [_describe_step(step) for step in steps[:cache_step]],
         "source": _describe_source(task.source, split),
+        "tokenizer": "seqio" if plain_records(task) is None else tokenizer,
         "versions": {name: importlib.metadata.version(name) for name in TOKENISING_PACKAGES},
     }
 
 
-def _write_features(
-    task: "seqio.Task", split: str, vocabularies: Mapping[str, Any], directory: Path
-) -> dict[str, Any]:
-    """Write the files of each feature; return the manifest's entries that count what there is."""
-    sizes = {name: vocabulary["size"] for name, vocabulary in vocabularies.items()}
-    lengths: dict[str, list[NDArray]] = {}
-    with contextlib.ExitStack() as stack:
-        opened: dict[str, BinaryIO] = {}
-        for group in _read_groups(task, split, sizes):
-            for name, (tokens, lengths_b) in group.items():
-                if name not in opened:
-                    path = directory / f"{name}.tokens.bin"
-                    opened[name] = stack.enter_context(open(path, "wb"))
-                if tokens.size and not 0 <= tokens.min() <= tokens.max() < sizes[name]:
-                    raise ConfigError(
-                        f"task {task.name!r}: feature {name!r} holds ids from {tokens.min()} to "
-                        f"{tokens.max()}, but its vocabulary has {sizes[name]}",
-                        "MIXTURE_OR_TASK_NAME",
-                    )
-                opened[name].write(tokens.astype(_dtype_for(sizes[name])).tobytes())
-                lengths.setdefault(name, []).append(lengths_b)
-    if not lengths:
-        raise ConfigError(
-            f"task {task.name!r}: the split {split!r} of {task.source} holds no example", "DATA_DIR"
-        )
-    offsets = {name: np.cumsum(np.concatenate([[0], *parts])) for name, parts in lengths.items()}
-    for name, offset in offsets.items():
-        np.save(directory / f"{name}.offsets.npy", offset.astype(np.int64))
-    return {
-        "num_examples": len(next(iter(offsets.values()))) - 1,
-        "features": {
-            name: {"tokens": int(offset[-1]), "dtype": _dtype_for(sizes[name])}
-            for name, offset in offsets.items()
-        },
-    }
+def changed_shards(manifest: Mapping[str, Any]) -> list[str]:
+    """Return the local files of a store's source that are no longer what they were.
 
-
-def _read_groups(
-    task: "seqio.Task", split: str, names: Container[str]
-) -> Iterator[dict[str, tuple[NDArray, NDArray]]]:
-    """Yield, some hundred examples at a time, each feature's tokens end to end and its lengths."""
-    import tensorflow as tf
-
-    try:
-        documents = task.source.get_dataset(split=split, shuffle=False)
-        examples = task.preprocess_precache(documents, seed=0)
-        examples = examples.map(lambda example: {k: v for k, v in example.items() if k in names})
-        for group in examples.ragged_batch(_EXAMPLES_PER_READ):
-            yield {name: _flatten(rows) for name, rows in group.items()}
-    except (tf.errors.OpError, OSError, AssertionError) as error:
-        raise ConfigError(
-            f"task {task.name!r}, split {split!r}: {_first_line(error)}", "DATA_DIR"
-        ) from error
-
-
-def _left_out(source: Any, shards: Collection[str]) -> dict[str, str]:
-    """Return what the source says of lines that it could not use, by file."""
-    tallies = getattr(source, "tallies", {})
-    read = {shard: tallies[shard] for shard in shards if shard in tallies}
-    return {shard: tally.describe() for shard, tally in read.items() if tally.bad}
-
-
-def _flatten(rows: Any) -> tuple[NDArray, NDArray]:
-    """Return the tokens of a batch end to end and each row's length.
-
-    TensorFlow makes a plain tensor of a batch whose rows are known to have one length.
+    A file that is not there any more is not meant: a store does without. Another size, or a later
+    change whose fingerprint differs, counts.
     """
-    if hasattr(rows, "row_lengths"):
-        return rows.flat_values.numpy(), rows.row_lengths().numpy()
-    return rows.numpy().reshape(-1), np.full(rows.shape[0], rows.shape[1])
+    source, modified = manifest["source"], manifest.get("modified", {})
+    changed = []
+    for shard, size in source["sizes"].items():
+        if files.is_address(shard) or not os.path.exists(shard):
+            continue
+        now = os.stat(shard)
+        if now.st_size != size or (
+            now.st_mtime_ns != modified.get(shard, now.st_mtime_ns)
+            and fingerprint(shard) != source["fingerprints"][shard]
+        ):
+            changed.append(shard)
+    return changed
 
 
-def _first_line(error: Exception) -> str:
-    """Return what an error says, without TensorFlow's graph node and the Python class before it."""
-    message = getattr(error, "message", None) or str(error)
-    return re.sub(r"^(\{\{.*?\}\} )?(\w+Error: )?", "", message).split("\n", 1)[0]
+def fingerprint(path: str) -> str:
+    """Return a hash of a file's size and of 16 stretches of it, evenly spread, of 64 KiB each.
+
+    So it takes milliseconds however long the file is; up to 1 MiB it is all of the file.
+    """
+    digest, size = hashlib.sha256(), os.path.getsize(path)
+    digest.update(str(size).encode())
+    with open(path, "rb") as file:
+        for number in range(_STRETCHES):
+            file.seek(max(size - _STRETCH_BYTES, 0) * number // (_STRETCHES - 1))
+            digest.update(file.read(_STRETCH_BYTES))
+    return digest.hexdigest()[:32]
 
 
-def _differences(
-    expected: Mapping[str, Any], found: Mapping[str, Any], path: str = ""
-) -> list[str]:
+def differences(expected: Mapping[str, Any], found: Mapping[str, Any], path: str = "") -> list[str]:
     """Name what `found` has otherwise than `expected`; what `expected` omits may be anything."""
     differing = []
     for key, wanted in expected.items():
         name, value = f"{path}{key}", found.get(key)
         if isinstance(wanted, Mapping) and isinstance(value, Mapping):
-            differing += _differences(wanted, value, f"{name}.")
+            differing += differences(wanted, value, f"{name}.")
         elif value != wanted:
             differing.append(f"{name} is {value!r}, wanted is {wanted!r}")
     return differing
@@ -271,13 +197,14 @@ def _is_placeholder(step: object) -> bool:
     return isinstance(step, seqio.CacheDatasetPlaceholder)
 
 
-def _dtype_for(vocab_size: int) -> str:
+def token_dtype(vocab_size: int) -> str:
+    """Return the smallest of the two kinds of integers that hold a vocabulary's ids."""
     return "<u2" if vocab_size <= 65536 else "<u4"
 
 
 def _describe_vocabulary(vocabulary: "seqio.Vocabulary") -> dict[str, Any]:
     model_file = getattr(vocabulary, "sentencepiece_model_file", None)
-    model = files.read_bytes(model_file) if model_file else str(vocabulary).encode()
+    model = files.read_bytes(model_file) if model_file else _describe_value(vocabulary).encode()
     return {
         "size": vocabulary.vocab_size,
         "extra_ids": vocabulary.extra_ids,
@@ -292,13 +219,15 @@ def _describe_source(source: Any, split: str) -> dict[str, Any]:
         tfds = getattr(source, "tfds_dataset", None)
         advice = f"; `tfds build {tfds.name}` prepares it in {tfds.data_dir}" if tfds else ""
         raise ConfigError(
-            f"the split {split!r} of {source} cannot be found: {_first_line(error)}{advice}",
+            f"the split {split!r} of {source} cannot be found: {first_line(error)}{advice}",
             "MIXTURE_OR_TASK_NAME",
             "Study.tfds_data_dir",
             "TFDS_DATA_DIR",
         ) from error
     sizes = {shard: size for shard in shards if (size := files.size(shard)) is not None}
-    return {"class": type(source).__name__, "shards": shards, "sizes": sizes}
+    prints = {shard: fingerprint(shard) for shard in sizes if not files.is_address(shard)}
+    kind = type(source).__name__
+    return {"class": kind, "shards": shards, "sizes": sizes, "fingerprints": prints}
 
 
 def _describe_step(step: Any) -> dict[str, Any]:

@@ -81,8 +81,11 @@ class Run:
             self._console.line(),
         ):
             meter = Meter(self._seconds, batches, work)
+            exhausted = False
             while self.step < steps and stop_signal() is None:
-                batch, self._position = next(batches)
+                if exhausted := (item := next(batches, None)) is None:
+                    break
+                batch, self._position = item
                 profiler.before_step(self.step + 1, self._state)
                 self._state, metrics = self._step(self._state, batch)
                 self.step += 1
@@ -96,6 +99,10 @@ class Run:
                     with meter.paused():
                         self._evaluate(writers)
                 self._save(meter, force=self.step == steps or stop_signal() is not None)
+            if exhausted:
+                self._console.note(f"the data ends after step {self.step:,} of {steps:,}")
+                self._evaluate(writers)
+                self._save(meter, force=True)
         with self._console.waiting(f"saving step {self.step:,}"):
             self._saved.wait()
         if (signal_number := stop_signal()) is not None:

@@ -92,7 +92,13 @@ def train(
         "sentinels": plan.vocabulary().sentinels,
         "converter": _converter(model, loss_on_inputs=loss_on_inputs),
     }
-    stream = Stream(plan.train_tasks(), **settings, pack=data.pack)
+    stream = Stream(
+        plan.train_tasks(),
+        **settings,
+        pack=data.pack,
+        exhaustion=data.exhaustion,
+        num_epochs=data.num_epochs,
+    )
     startup.lap("data")
     directory.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(program.mesh), Checkpoints(directory, checkpoints) as saved:

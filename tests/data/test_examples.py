@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from t5x_lite.data import examples
 from t5x_lite.data.examples import open_examples
+from t5x_lite.data.rows import group_documents
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.bert import Bert, MaskedLM
 from t5x_lite.objectives.denoising import SpanCorruption
@@ -85,10 +86,10 @@ def test_pieces_are_those_of_reduce_concat_and_split_tokens(
 def test_documents_are_grouped_alike_however_many_are_read_at_a_time(monkeypatch):
     lengths = np.random.default_rng(0).integers(0, 4, 1000)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    whole = examples.group_documents(offsets, 7)
+    whole = group_documents(offsets, 7)
     for read in (1, 2, 6, 7, 8, 333, 999, 1000):
-        monkeypatch.setattr(examples, "_OFFSETS_PER_READ", read)
-        np.testing.assert_array_equal(examples.group_documents(offsets, 7), whole)
+        monkeypatch.setattr("t5x_lite.data.rows._OFFSETS_PER_READ", read)
+        np.testing.assert_array_equal(group_documents(offsets, 7), whole)
     assert len(whole) == -(-np.count_nonzero(lengths) // 7) + 1
 
 

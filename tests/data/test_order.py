@@ -78,3 +78,29 @@ def test_rows_are_shuffled_without_loss(count, window, seed):
     assert sorted(rows) == list(range(count))
     other = order.shuffle_rows(count, window + 1, seed=seed)
     assert count < 10 or (rows != other).any()
+
+
+@given(
+    shares=st.lists(st.floats(0.01, 1), min_size=1, max_size=5),
+    left=st.lists(st.integers(0, 60), min_size=5, max_size=5),
+    window=st.integers(0, 2**40),
+    policy=st.sampled_from(["stop", "renormalise"]),
+)
+def test_draws_stop_or_go_on_without_what_is_gone_through(shares, left, window, policy):
+    """Held against drawing one by one."""
+    shares, left = np.array(shares), np.array(left[: len(shares)])
+    settings = dict(seed=3, count=100)
+    free = order.draw_tasks(shares, window, **settings)
+    drawn = order.draw_tasks(shares, window, **settings, left=left, exhaustion=policy)
+    counts = np.bincount(drawn, minlength=len(shares))
+    assert (counts <= left).all()
+    same = 0
+    while same < len(drawn) and drawn[same] == free[same]:
+        same += 1
+    before = np.bincount(free[:same], minlength=len(shares))
+    if same < 100:
+        assert before[free[same]] == left[free[same]]  # it differs from where one was gone through
+    if policy == "stop":
+        assert len(drawn) == same
+    else:
+        assert len(drawn) == min(100, left.sum())

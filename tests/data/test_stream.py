@@ -1,3 +1,5 @@
+"""The stream held against its own promises; test_seqio_order.py holds it against seqio."""
+
 import itertools
 import json
 from collections import Counter
@@ -89,11 +91,11 @@ def test_a_stream_continues_from_every_position_to_the_byte(tasks, pack, stop, b
 
 
 @settings(max_examples=20)
-@given(hosts=st.sampled_from([1, 2, 4, 8]), pack=st.booleans(), skipped=st.integers(0, 20))
+@given(hosts=st.sampled_from([1, 2, 3, 8, 32]), pack=st.booleans(), skipped=st.integers(0, 20))
 def test_hosts_together_hold_the_batch_of_one_host(tasks, hosts, pack, skipped):
-    stream = _stream(tasks, pack=pack)
+    stream = _stream(tasks, pack=pack, batch_size=96)
     position = _take(stream, stream.start(), skipped + 1)[-1][1]
-    share = BATCH // hosts
+    share = 96 // hosts
     parts = [
         _take(stream, position, 3, slice(host * share, (host + 1) * share)) for host in range(hosts)
     ]
@@ -140,6 +142,86 @@ def test_every_example_comes_exactly_once_per_epoch(tasks, pack):
         seen.update(rows[:, :-1][ends[:, 1:]].tolist())
     assert set(seen.values()) == {2}
     assert len(seen) == 50
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_mixture_that_renormalises_sees_every_example_exactly_so_often(tasks, pack, epochs):
+    pairs = tasks[1:]
+    stream = _stream(pairs, pack=pack, exhaustion="renormalise", num_epochs=epochs)
+    seen, positions = Counter(), []
+    for batch, position in stream.batches(stream.start()):
+        positions.append(position)
+        rows = batch["encoder_input_tokens"]
+        seen.update(rows[:, :-1][(rows == 1)[:, 1:]].tolist())
+        assert {array.shape[0] for array in batch.values()} == {BATCH}
+    assert seen == Counter(dict.fromkeys([*range(100, 150), *range(200, 207)], epochs))
+    assert stream.epochs(positions[-1]) == {"short": epochs, "long": epochs}
+    assert list(stream.batches(positions[-1])) == []
+
+
+def test_a_mixture_that_stops_ends_with_the_first_task_that_is_gone_through(tasks):
+    stream = _stream(tasks, exhaustion="stop", pack=False)
+    *_, (_, position) = stream.batches(stream.start())
+    epochs = stream.epochs(position)
+    assert max(epochs.values()) == epochs["long"] == 1
+    assert 0 < epochs["text"] < 1
+
+
+@settings(max_examples=15)
+@given(stop=st.integers(0, 12), policy=st.sampled_from(["stop", "renormalise"]), pack=st.booleans())
+def test_a_stream_that_ends_continues_from_every_position(tasks, stop, policy, pack):
+    stream = _stream(tasks, exhaustion=policy, pack=pack)
+    whole = list(stream.batches(stream.start()))
+    stop = min(stop, len(whole))
+    position = whole[stop - 1][1] if stop else stream.start()
+    rest = list(stream.batches(json.loads(json.dumps(position))))
+    assert len(rest) == len(whole) - stop
+    for (batch, after), (expected, expected_after) in zip(rest, whole[stop:], strict=True):
+        _assert_equal(batch, expected)
+        assert after == expected_after
+
+
+def test_rows_that_fill_up_the_last_batch_weigh_nothing(tasks):
+    stream = _stream(tasks[1:2], exhaustion="stop", pack=False)
+    *_, (batch, _) = stream.batches(stream.start())
+    assert (batch["decoder_loss_weights"].sum(axis=1) > 0).tolist() == [True] * 2 + [False] * 6
+    assert not batch["encoder_input_tokens"][2:].any()
+
+
+@pytest.mark.parametrize("changed", [{"exhaustion": "repaet"}, {"num_epochs": 0}])
+def test_an_exhaustion_that_is_none_is_refused(tasks, changed):
+    with pytest.raises(ConfigError, match="it takes repeat, stop, renormalise, and 1") as caught:
+        _stream(tasks, **changed)
+    assert "Data.exhaustion" in caught.value.names
+
+
+def test_no_two_hosts_tasks_or_epochs_share_noise(memory_store):
+    """Seqio corrupts the k-th example of every host, and of every task of a mixture, alike."""
+    same = [np.arange(100, 160).tolist()] * 64
+    longer = {"feature_lengths": {"inputs": 80, "targets": 30}, "pack": False}
+    tasks = [
+        StreamTask(name, memory_store(targets=same), 1.0, SpanCorruption(documents_per_group=1))
+        for name in ("one", "other")
+    ]
+    whole = _stream(tasks, **longer, batch_size=128, window_examples=128)
+    rows = list(_noise(whole, epochs=2))
+    hosts = np.array_split(np.array(rows, object), 4)
+    for one, other in itertools.combinations(hosts, 2):
+        assert np.mean(one[: len(other)] == other[: len(one)]) < 0.05
+    by_task = {task.name: list(_noise(_stream([task], **longer), epochs=2)) for task in tasks}
+    assert np.mean(np.array(by_task["one"]) == np.array(by_task["other"])) < 0.05
+    first, second = np.array_split(np.array(by_task["one"]), 2)
+    assert np.mean(first == second) < 0.05
+    assert len(set(rows)) > 0.8 * len(rows)
+
+
+def _noise(stream, epochs):
+    """The inputs of all rows of the first epochs."""
+    for batch, position in stream.batches(stream.start()):
+        yield from (row.tobytes() for row in batch["encoder_input_tokens"])
+        if min(stream.epochs(position).values()) >= epochs:
+            return
 
 
 def test_packing_loses_and_invents_nothing(tasks):

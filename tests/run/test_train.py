@@ -217,3 +217,12 @@ def test_settings_that_cannot_work_are_refused_with_their_names(
     assert caught.value.names
     assert names is None or names <= set(caught.value.names)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_ends_with_its_data_and_says_so(train_small, tmp_path, capsys):
+    ending = {"mixture_or_task_name": "embedded_name", "exhaustion": "stop"}
+    for _ in range(2):  # the second start finds nothing left
+        train_small(tmp_path, steps=10_000, data=ending, batch_size=64)
+        said = capsys.readouterr().out
+        assert "the data ends after step " in said
+    assert "Held-out loss after" in said

@@ -1,0 +1,116 @@
+"""Stretches of a long array of tokens as rows that end in EOS; compiled where it can be."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t5x_lite.data import kernels
+from t5x_lite.data.finishing import EOS_ID, FEATURES, append
+from t5x_lite.objectives import philox, spans
+from t5x_lite.objectives.denoising import Objective, SpanCorruption
+from t5x_lite.objectives.spans import Rows, Sentinels
+
+_OFFSETS_PER_READ = 1 << 20
+
+
+def has_compiled(objective: Objective) -> bool:
+    """Tell whether `corrupt_spans` takes the place of an objective here."""
+    is_plain = type(objective) is SpanCorruption and not objective.random_roll
+    return is_plain and kernels.compiled() is not None
+
+
+def example_keys(
+    seed: int, stream: int, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
+) -> NDArray[np.uint32]:
+    """Return `philox.example_keys`, compiled where it can be."""
+    if (compiled := kernels.compiled()) is None:
+        return philox.example_keys(seed, stream, epochs_n, indices_n)
+    keys_n2 = np.empty((len(indices_n), 2), np.uint32)
+    words = np.uint64(seed & 0xFFFFFFFFFFFFFFFF), np.uint64(stream & 0xFFFFFFFF)
+    compiled.example_keys(*words, epochs_n, indices_n, keys_n2)
+    return keys_n2
+
+
+def corrupt_spans(
+    tokens: NDArray[np.integer],
+    starts_n: NDArray[np.int64],
+    lengths_n: NDArray[np.int64],
+    *,
+    objective: Objective,
+    keys_n2: NDArray[np.uint32],
+    sentinels: Sentinels,
+    widths: Mapping[str, int],
+) -> dict[str, Rows]:
+    """Return the features that `SpanCorruption` makes of stretches, cut and with EOS.
+
+    One compiled pass over the tokens, for objectives of which `has_compiled` is true.
+    """
+    compiled = kernels.compiled()
+    assert compiled is not None
+    assert isinstance(objective, SpanCorruption)
+    noise_n, spans_n = spans.noise_counts(
+        np.maximum(lengths_n, 2), objective.noise_density, objective.mean_noise_span_length
+    )
+    made = [np.zeros((len(lengths_n), widths[name]), np.int32) for name in FEATURES]
+    made_lengths_2n = np.empty((2, len(lengths_n)), np.int32)
+    compiled.corrupt_spans(
+        tokens,
+        starts_n,
+        lengths_n,
+        noise_n,
+        spans_n,
+        keys_n2,
+        sentinels.first,
+        EOS_ID,
+        *made,
+        made_lengths_2n,
+    )
+    return {name: Rows(made[i], made_lengths_2n[i]) for i, name in enumerate(FEATURES)}
+
+
+def gather(
+    tokens: NDArray[np.integer], starts_n: NDArray[np.int64], lengths_n: NDArray[np.int64]
+) -> Rows:
+    """Return the stretches of a long token array as rows, as wide as the longest."""
+    place_l = np.arange(lengths_n.max(initial=0))
+    rows_nl = tokens.take(starts_n[:, None] + place_l, mode="clip").astype(np.int32)
+    short_s = np.flatnonzero(lengths_n < len(place_l))
+    rows_nl[short_s] *= place_l < lengths_n[short_s, None]
+    return Rows(rows_nl, lengths_n.astype(np.int32))
+
+
+def gather_with_eos(
+    tokens: NDArray[np.integer],
+    starts_n: NDArray[np.int64],
+    lengths_n: NDArray[np.int64],
+    length: int,
+) -> Rows:
+    """Return the stretches, below `length` tokens each, followed by EOS, as rows of that width."""
+    if (compiled := kernels.compiled()) is None:
+        return append(gather(tokens, starts_n, lengths_n), length)
+    rows_nl = np.zeros((len(lengths_n), length), np.int32)
+    compiled.gather_with_eos(tokens, starts_n, lengths_n, EOS_ID, rows_nl)
+    return Rows(rows_nl, (lengths_n + 1).astype(np.int32))
+
+
+def read_only(array: NDArray) -> NDArray:
+    """Return a plain array that cannot be written, the one kind compiled loops are made for."""
+    array = array.view(np.ndarray)
+    array.flags.writeable = False
+    return array
+
+
+def group_documents(offsets: NDArray[np.int64], documents_per_group: int) -> NDArray[np.int64]:
+    """Return the first document of each group and, last, how many documents there are.
+
+    A group is that many documents with tokens; empty documents count for nothing. The offsets are
+    read a megatoken of documents at a time, so memory stays flat.
+    """
+    parts, seen = [], 0
+    for low in range(0, len(offsets) - 1, _OFFSETS_PER_READ):
+        bounds = np.asarray(offsets[low : low + _OFFSETS_PER_READ + 1])
+        documents = low + np.flatnonzero(np.diff(bounds) > 0)
+        parts.append(documents[-seen % documents_per_group :: documents_per_group])
+        seen += len(documents)
+    return np.concatenate([*parts, [len(offsets) - 1]]).astype(np.int64)
