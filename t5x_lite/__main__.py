@@ -23,9 +23,23 @@ COMMANDS = {
     "c4": "build C4 or a variant of it from the WET files of Common Crawl",
     "import": "make a run directory of a Hugging Face model",
     "export": "make a Hugging Face model of a run directory",
+    "plan": "compile a step for a TPU slice from here: memory, time, collectives",
 }
 # Where the function of a command is, if not in run/<command>.py under its name.
 FUNCTIONS = {"import": "import_weights", "export": "export_weights"}
+# A file that is read before the user's, for commands whose settings are mostly another's.
+FIRST_FILES = {"plan": "runs/plan.gin"}
+# Flags that stand for a parameter of the command's function.
+SHORT_FLAGS = {
+    "plan": {
+        "topology": "plan.topology_name",
+        "slices": "plan.slices",
+        "what": "plan.what",
+        "explain": "plan.explain",
+        "search": "plan.search",
+        "output": "plan.output",
+    }
+}
 GIN_CONFIGS = Path(__file__).resolve().parent.parent / "gin_configs"
 EXAMPLE = """
 gin files are looked for in the working directory, in --gin_search_paths and in the shipped
@@ -41,13 +55,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     flags = [a for a in arguments if a.startswith("--gin.")]
     options = _parser().parse_args([a for a in arguments if not a.startswith("--gin.")])
+    files = [*filter(None, [FIRST_FILES.get(options.command)]), *options.gin_file]
+    for flag, parameter in SHORT_FLAGS.get(options.command, {}).items():
+        if (value := getattr(options, flag)) is not None:
+            flags.append(f"--gin.{parameter}={value}")
     search = ["", *filter(None, options.gin_search_paths.split(",")), str(GIN_CONFIGS)]
     bindings: list[gin_files.Binding] = []
     try:
-        bindings = gin_files.read(options.gin_file, flags, search)
-        gin_files.check_macros(bindings)
+        bindings = gin_files.read(files, flags, search)
+        gin_files.check_macros(bindings, FUNCTIONS.get(options.command, options.command))
         _prepare_environment()
-        gin_files.parse(options.gin_file, flags, search)
+        gin_files.parse(files, flags, search)
         gin_files.call(_function(options.command))
     except ConfigError as error:
         # gin wraps what is raised below it; the attributes stay, the text grows.
@@ -83,6 +101,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--gin_search_paths", default="", metavar="DIR,DIR", help="where else to look for files"
         )
+        for flag, parameter in SHORT_FLAGS.get(name, {}).items():
+            command.add_argument(
+                f"--{flag}", metavar="VALUE", nargs="?", const="True", help=f"sets {parameter}"
+            )
         command.add_argument(
             "--gin.NAME=VALUE",
             dest="_",

@@ -69,8 +69,11 @@ def flag_to_text(flag: str) -> str:
     return f"{name} = {value}"
 
 
-def check_macros(bindings: Sequence[Binding]) -> None:
-    """Raise ConfigError for a macro set but never used, used but never set, or still REQUIRED."""
+def check_macros(bindings: Sequence[Binding], function: str | None = None) -> None:
+    """Raise ConfigError for a macro set but never used, used but never set, or still REQUIRED.
+
+    What is REQUIRED of others than `function`, the command's, and what it uses may stay unset.
+    """
     final = {b.name: b for b in bindings}
     macros = {name: b for name, b in final.items() if "." not in name}
     used = {r.name: b for b in bindings for r in _references(b.value) if r.macro}
@@ -86,11 +89,28 @@ def check_macros(bindings: Sequence[Binding]) -> None:
                 f"%{name} is used ({binding.where}) but never set{nearest(name, macros)}"
             )
     missing = [b for b in final.values() if b.value == REQUIRED]
+    if function is not None:
+        reached = _reached(function, final.values())
+        missing = [b for b in missing if b.name in reached]
     if missing:
         raise ConfigError(
             f"{', '.join(b.name for b in missing)} must be set, for example with "
             f"--gin.{missing[0].name}=VALUE (required by {missing[0].where})"
         )
+
+
+def _reached(function: str, bindings: Iterable[Binding]) -> set[str]:
+    """The names of all bindings that a function's parameters lead to, by macros and references."""
+    by_owner: dict[str, list[Binding]] = {}
+    for binding in bindings:
+        owner = binding.name.rpartition(".")[0] or binding.name
+        by_owner.setdefault(owner.split(".")[-1], []).append(binding)
+    reached, todo = set(), [function]
+    while todo:
+        for binding in by_owner.pop(todo.pop(), []):
+            reached.add(binding.name)
+            todo += [r.name.split("/")[-1].split(".")[-1] for r in _references(binding.value)]
+    return reached
 
 
 def where_set(names: Iterable[str], bindings: Sequence[Binding]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t5x_lite.errors import ConfigError
@@ -42,16 +43,30 @@ LogicalAxes = tuple[str | None, ...]
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """The device mesh with the given sizes; others have size 1, one may be -1 (the rest).
 
-    Raises ConfigError if a name is unknown or the product is not the number of devices.
+    Several TPU slices, which only the data-centre network joins, follow one another along "data".
+    Raises ConfigError if a name is unknown, the product is not the number of devices, or "data"
+    is not a multiple of the slices.
     """
     devices = jax.devices() if devices is None else devices
     shape = resolve_mesh_shape(sizes, len(devices))
-    return jax.make_mesh(
-        tuple(shape.values()),
-        tuple(shape),
-        axis_types=(AxisType.Auto,) * len(shape),
-        devices=devices,
-    )
+    slices: dict[int, list[Any]] = {}
+    for device in devices:
+        number = getattr(device, "slice_index", None) if device.platform == "tpu" else None
+        slices.setdefault(number or 0, []).append(device)
+    if shape["data"] % len(slices):
+        raise ConfigError(
+            f"the mesh {shape} splits {len(slices)} slices along data = {shape['data']}; wanted a "
+            f"multiple of {len(slices)}",
+            "MESH",
+        )
+    of_a_slice = {**shape, "data": shape["data"] // len(slices)}
+    names, types = tuple(shape), (AxisType.Auto,) * len(shape)
+    parts = [
+        jax.make_mesh(tuple(of_a_slice.values()), names, axis_types=types, devices=part).devices
+        for part in slices.values()
+    ]
+    whole = np.concatenate(parts, axis=MESH_AXES.index("data"))
+    return Mesh(whole, names, axis_types=types)
 
 
 def resolve_mesh_shape(sizes: Mapping[str, int], num_devices: int) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Eight simulated CPU devices, and the tiny models that many tests share."""
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -152,3 +153,10 @@ def batch_for(random_batch):
         return batch
 
     return make
+
+
+@pytest.fixture
+def needs_libtpu():
+    """Skip a test that asks the TPU's compiler where it is not installed."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: pip install 't5x_lite[tpu_plan]'")

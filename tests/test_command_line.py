@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from t5x_lite import __main__, gin_files
+from t5x_lite.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = str(ROOT / "gin_configs")
@@ -302,3 +303,62 @@ def test_every_shipped_model_builds_by_its_shapes(name):
 
 def test_a_package_without_the_checkout_finds_its_gin_files():
     assert os.path.isfile(os.path.join(__main__.GIN_CONFIGS, "recipes", "tiny_embedded.gin"))
+
+
+TINY = ("--gin_file=models/t5_1_1/tiny.gin", "--gin_file=optimizers/adafactor.gin")
+
+
+def test_a_plan_needs_no_more_than_a_model_an_optimizer_and_a_batch(tmp_path, capsys, monkeypatch):
+    import gin
+
+    monkeypatch.chdir(tmp_path)
+    gin.clear_config()
+    try:
+        __main__.main(["plan", *TINY, "--topology=h200:8", "--gin.BATCH_SIZE=8", "--output=here"])
+    finally:
+        gin.clear_config()
+    assert "# Plan of a training step on h200:8" in capsys.readouterr().out
+    assert sorted(os.listdir("here")) == ["plan.json", "plan.md"]
+
+
+def test_a_recipe_can_be_planned_without_what_only_training_requires(tmp_path, capsys, monkeypatch):
+    import gin
+
+    monkeypatch.chdir(tmp_path)
+    gin.clear_config()
+    try:
+        __main__.main(["plan", RECIPE, "--topology=a100:8"])
+    finally:
+        gin.clear_config()
+    said = capsys.readouterr().out
+    assert "32 rows of 128/32 tokens" in said
+    assert "mesh: data 2, fsdp 2, tensor 2" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--gin.BATCH_SIZE=8", "--topology=v5x:4x4"], "names no chip that is known"),
+        (["--gin.BATCH_SIZE=8", "--topology=v5e:4x5"], "the nearest are v5e:4x4"),
+        (["--topology=h200:8"], "BATCH_SIZE must be set"),
+        (["--gin.BATCH_SIZE=8"], "plan.topology_name must be set"),
+        (["--gin.BATCH_SIZE=8", "--topology=h200:8", "--what=sing"], "plan.what is 'sing'"),
+        (["--gin.BATCH_SIZE=8", "--topology=h200:8", "--slices=none"], "plan.slices is 'none'"),
+        (["--gin.BATCH_SIZE=8", "--topology=h200:8", "--search"], "a search needs a compiler"),
+        (["--gin.BATCH_SIZE=8", "--topology=h200:8", "--explain"], "nothing to explain"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_is_one_clear_line(flags, message, command):
+    assert message in command("plan", *TINY, *flags)
+
+
+def test_only_what_a_command_uses_must_be_set(tmp_path):
+    (tmp_path / "two.gin").write_text(
+        "A = %gin.REQUIRED\nB = %gin.REQUIRED\nfirst.x = %A\nsecond.y = %B\n"
+    )
+    bindings = gin_files.read(["two.gin"], ["--gin.A=1"], [str(tmp_path)])
+    gin_files.check_macros(bindings, "first")
+    with pytest.raises(ConfigError, match="B must be set"):
+        gin_files.check_macros(bindings, "second")
+    with pytest.raises(ConfigError, match="B must be set"):
+        gin_files.check_macros(bindings)

@@ -157,3 +157,15 @@ def test_pinning_inside_a_mesh_places_the_array():
     with jax.set_mesh(mesh):
         x = jax.jit(lambda x: shard(x, "batch", "length", "mlp"))(np.ones((8, 3, 6)))
     assert x.sharding.shard_shape(x.shape) == (2, 3, 3)
+
+
+@pytest.mark.usefixtures("needs_libtpu")
+def test_slices_follow_one_another_along_data():
+    from t5x_lite.planning.topologies import topology, tpu_devices
+
+    devices = tpu_devices(topology("v5e:2x2", 2))
+    mesh = make_mesh({"data": 4, "fsdp": 2}, devices)
+    slices = [[d.slice_index for d in row.flat] for row in mesh.devices]
+    assert slices == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    with pytest.raises(ConfigError, match="splits 2 slices along data = 1"):
+        make_mesh({"fsdp": 8}, devices)

@@ -104,6 +104,7 @@ class Transformer(nnx.Module):
         router = jax.tree.map(jnp.add, router, decoder_router)
         return self._predictions(hidden_ble, router)
 
+    @jax.named_scope("encoder")
     def encode(
         self, text: Text, types_bl: jax.Array | None = None, *, key: jax.Array | None = None
     ) -> tuple[jax.Array, RouterLosses | None]:
@@ -119,6 +120,7 @@ class Transformer(nnx.Module):
         encoded_ble, output = self.encoder(x_ble, around, key=key)
         return encoded_ble, output.router
 
+    @jax.named_scope("decoder")
     def _decode(self, batch: Batch, encoded_bke, inputs: Text | None, key):
         # The first input token is 0, so what is padding is asked of the targets.
         text = _text(batch, "decoder", batch["decoder_input_tokens"], "decoder_target_tokens")
@@ -175,6 +177,7 @@ class Transformer(nnx.Module):
         layers = LayerCache(KeyValue(empty, empty), self._per_layer(cross))
         return DecodingState(layers, segments_bk, jnp.zeros((), jnp.int32))
 
+    @jax.named_scope("decoder")
     def decode_tokens(
         self, tokens_bl: jax.Array, state: DecodingState, *, prefix: bool = False
     ) -> tuple[jax.Array, DecodingState]:

@@ -17,6 +17,7 @@ class Chip:
     cores: that a chip has; where `device_is_core`, JAX sees each of them as a device. ici: links to
     other chips together, one direction (a GPU: NVLink). torus: dimensions of the network of links,
     0 for a switch. dcn: data-centre network a chip, one direction, None where it is not published.
+    flops_per_cycle: of a chip's matrix units, which with the peak gives the clock.
     """
 
     name: str
@@ -29,6 +30,12 @@ class Chip:
     dcn: float | None
     cores: int = 1
     device_is_core: bool = False
+    flops_per_cycle: int | None = None
+
+    @property
+    def clock(self) -> float | None:
+        """Cycles a second of what the TPU compiler counts cycles of."""
+        return None if self.flops_per_cycle is None else self.peak / self.flops_per_cycle
 
     @property
     def devices(self) -> int:
@@ -49,6 +56,7 @@ CHIPS = (
         torus=3,
         dcn=None,
         cores=2,
+        flops_per_cycle=2 * 4 * 2 * 128**2,  # 2 cores of 4 units
     ),
     Chip(
         name="v5e",
@@ -59,6 +67,7 @@ CHIPS = (
         ici=200e9,  # 400 GB/s both ways, 4 links
         torus=2,
         dcn=25 * _GBIT,  # 6.4 Tbit/s for a pod of 256
+        flops_per_cycle=4 * 2 * 128**2,
     ),
     Chip(
         name="v5p",
@@ -70,6 +79,7 @@ CHIPS = (
         torus=3,
         dcn=50 * _GBIT,
         cores=2,
+        flops_per_cycle=2 * 4 * 2 * 128**2,
     ),
     Chip(
         name="v6e",
@@ -80,6 +90,7 @@ CHIPS = (
         ici=400e9,  # 800 GB/s both ways, 4 links
         torus=2,
         dcn=100 * _GBIT,
+        flops_per_cycle=4 * 2 * 256**2,  # with fewer the compiler's estimates would beat the peak
     ),
     Chip(
         name="tpu7x",
@@ -92,6 +103,7 @@ CHIPS = (
         dcn=100 * _GBIT,
         cores=2,
         device_is_core=True,
+        flops_per_cycle=2 * 4 * 2 * 256**2,  # likewise
     ),
     Chip(
         name="a100",  # SXM, 80 GB

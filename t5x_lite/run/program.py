@@ -1,6 +1,6 @@
 """A run laid out over its devices: mesh, placement of the state, and the jitted step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,9 +46,10 @@ def build(
     mesh: Mapping[str, int],
     batch_size: int,
     seed: int,
+    devices: Sequence[Any] | None = None,
 ) -> Program:
-    """Lay the run out over the devices; nothing is computed or allocated yet."""
-    device_mesh = make_mesh(mesh)
+    """Lay the run out over the devices (all there are); nothing is computed or allocated yet."""
+    device_mesh = make_mesh(mesh, devices)
     if batch_size < 1 or batch_size % batch_parts(device_mesh):
         raise ConfigError(
             f"a batch of {batch_size} rows does not divide into the "

@@ -1,0 +1,153 @@
+"""Makes the table of docs/planning_table.md: every size of a family on three TPU slices.
+
+    python benchmarks/plan_table.py --minutes 60      (needs libtpu; minutes a cell)
+
+Cells are compiled in order of use until the time is up; what is done is kept in plan_table.json, so
+that the same command goes on from there. The rest is marked as not computed.
+The setting of a cell follows from the size (`setting_of`): it is a sound start, not a search.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import time
+from pathlib import Path
+
+import gin
+import jax
+
+from t5x_lite import gin_files
+from t5x_lite.__main__ import GIN_CONFIGS
+from t5x_lite.models.config import TransformerConfig
+from t5x_lite.models.transformer import num_parameters
+from t5x_lite.planning import analytic
+from t5x_lite.planning.report import table
+from t5x_lite.planning.topologies import Topology, topology
+from t5x_lite.run.plan_step import Setting, plan_step
+from t5x_lite.training.optimizers import Adafactor
+from t5x_lite.training.schedules import InverseSquareRoot
+from t5x_lite.training.step import Loss, Update
+
+HERE = Path(__file__).parent
+RESULTS, TABLE = HERE / "plan_table.json", HERE.parent / "docs" / "planning_table.md"
+CACHE = Path("~/.cache/t5x_lite/plans").expanduser()
+TOPOLOGIES = ("v5e:16x16", "v5p:4x4x4", "v6e:16x16")
+MODELS = (
+    *(f"t5_1_1/{size}" for size in ("base", "xl", "large", "small", "xxl")),
+    *(f"mt5/{size}" for size in ("base", "xl", "large", "small", "xxl")),
+    *(f"switch/base_{experts}" for experts in (8, 128, 16, 32, 64, 256)),
+)
+# XLA's loops of small products save no time at these sizes: see docs/planning.md.
+OPTIONS = {
+    "xla_tpu_enable_windowed_einsum_for_all_gather": "false",
+    "xla_tpu_enable_windowed_einsum_for_reduce_scatter": "false",
+}
+HEAD = """# Sizes and slices
+
+Made by `python benchmarks/plan_table.py`; 512/114 tokens a row, bfloat16, Adafactor, libtpu
+{libtpu}, jax {jax}. Step times are estimates, from every instruction at the chip's peaks to the
+compiler's estimate with exposed collectives; nothing here was measured on a TPU. "-": not computed.
+
+"""
+
+
+def setting_of(model: TransformerConfig, wanted: Topology) -> Setting:
+    """Fewest fsdp parts whose state leaves the chip four fifths of its memory; the rest is data.
+
+    16 rows a chip, 8 from 2 billion weights on; products are kept below 8 billion weights, above
+    everything is recomputed. Experts are split as far as they go.
+    """
+    experts = 1 if model.moe is None else min(model.moe.num_experts, wanted.devices)
+    fsdp = 1
+    while fsdp * experts < wanted.devices:
+        sizes = {"fsdp": fsdp, "expert": experts}
+        state = analytic.state_bytes(model, Adafactor(), sizes)
+        if sum(state.values()) < 0.2 * wanted.chip.hbm / wanted.chip.devices:
+            break
+        fsdp *= 2
+    weights = num_parameters(model) if model.moe is None else 0
+    mesh = {"data": wanted.devices // (fsdp * experts), "fsdp": fsdp, "expert": experts}
+    return Setting(
+        model=dataclasses.replace(model, remat="full" if weights > 8e9 else "minimal"),
+        optimizer=Adafactor(),
+        learning_rate=InverseSquareRoot(base=1.0, warmup_steps=10_000),
+        loss=Loss(),
+        update=Update(),
+        mesh={name: size for name, size in mesh.items() if size > 1},
+        batch_size=wanted.devices * (16 if weights < 2e9 else 8),
+        lengths={"inputs": 512, "targets": 114},
+        packed=True,
+        what="train",
+        compiler_options=OPTIONS,
+    )
+
+
+def shipped(name: str) -> TransformerConfig:
+    """A model of gin_configs/models."""
+    gin.clear_config()
+    gin_files.parse([f"models/{name}.gin"], [], ["", str(GIN_CONFIGS)])
+    return gin.get_configurable(TransformerConfig)()
+
+
+def row_of(name: str, where: str, plan: dict | None) -> tuple[str, ...]:
+    """A line of the table."""
+    if plan is None:
+        return (name, where, *["-"] * 8)
+    memory, estimate = plan["memory"], plan["estimate"]
+    mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
+    size = f"{memory['total'] / 1e9:.1f} of {memory['limit'] / 1e9:.0f}"
+    times, mfu = "does not fit", ""
+    if estimate is not None:
+        times = " to ".join(f"{1e3 * s:,.0f}" for s in estimate["step_seconds"])
+        mfu = " to ".join(f"{share:.0%}" for share in estimate["mfu"])
+    return (
+        name,
+        where,
+        f"{plan['model']['parameters'] / 1e6:,.0f}M",
+        mesh,
+        plan["model"]["remat"],
+        f"{plan['batch']['rows_per_chip']:g}",
+        size,
+        f"{1e3 * plan['compute']['seconds']:,.0f}" if plan["compute"] else "",
+        times,
+        mfu,
+    )
+
+
+def main() -> None:
+    """Compile what there is time for, and write the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=600.0)
+    end = time.time() + 60 * parser.parse_args().minutes
+    jax.config.update("jax_platforms", "cpu")
+    done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    cells = list(itertools.product(TOPOLOGIES, MODELS))
+    for where, name in cells:
+        key = f"{name} {where}"
+        if key in done or time.time() > end:
+            continue
+        wanted = topology(where)
+        print(key, flush=True)
+        planned = plan_step(setting_of(shipped(name), wanted), wanted, 2.0**35, CACHE, report=print)
+        done[key] = planned.plan
+        RESULTS.write_text(json.dumps(done) + "\n")
+        write(done)
+    write(done)
+
+
+def write(done: dict[str, dict]) -> None:
+    """The table of all cells, done or not."""
+    columns = (
+        *("model", "slice", "weights", "mesh", "remat", "rows a chip", "GB a chip"),
+        *("compiler-estimated compute, ms", "step, ms (estimated)", "MFU (estimated)"),
+    )
+    rows = [
+        row_of(name, where, done.get(f"{name} {where}")) for name in MODELS for where in TOPOLOGIES
+    ]
+    compiler = next(iter(done.values()), {}).get("compiler") or {"libtpu": "?", "jax": "?"}
+    TABLE.write_text(HEAD.format(**compiler) + table(columns, rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""From a traced program to the compiler's answer, remembered under the program's own hash."""
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+MEMORY = ("argument", "output", "alias", "temp", "generated_code")
+
+
+class TooLarge(NamedTuple):
+    """The compiler's word that a program does not fit: bytes it needs and what it may have.
+
+    None where it does not say. buffers: the largest that it names, as (bytes, what it is).
+    """
+
+    used: float | None
+    limit: float | None
+    buffers: tuple[tuple[float, str], ...]
+
+
+class Compiled(NamedTuple):
+    """What a compiler made of a program.
+
+    text: scheduled HLO, empty where the program does not fit, or where this version of JAX cannot
+    read what this libtpu wrote. memory: bytes per device by
+    `MEMORY`'s names. seconds: of the compilation, when it was done. cached: it was done before.
+    """
+
+    text: str
+    memory: Mapping[str, int]
+    seconds: float
+    cached: bool
+    too_large: TooLarge | None = None
+
+
+def compiled(
+    lowered: Any, *, target: str, directory: Path, options: Mapping[str, Any] = MappingProxyType({})
+) -> Compiled:
+    """Compile `lowered` (of `jax.jit(...).lower`) with XLA options, or find it in `directory`.
+
+    target: what else decides about the result: topology, order of devices, compiler's version. The
+    hash is over all of them and the program without its source locations.
+    """
+    target = f"{target} {sorted(options.items())}" if options else target
+    key = hashlib.sha256(f"{target}\n{lowered.as_text()}".encode()).hexdigest()[:24]
+    text_file, facts_file = directory / f"{key}.hlo.gz", directory / f"{key}.json"
+    if facts_file.exists():
+        facts = json.loads(facts_file.read_text())
+        text = gzip.decompress(text_file.read_bytes()).decode()
+        return _from_facts(facts, text, cached=True)
+    began = time.perf_counter()
+    text, memory, failure = "", {}, None
+    try:
+        program = lowered.compile(compiler_options=dict(options) or None)
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        failure = str(error)
+    else:
+        stats = program.memory_analysis()
+        with contextlib.suppress(Exception):  # libtpu can be newer than what reads its programs
+            text = program.as_text()
+        memory = {name: getattr(stats, f"{name}_size_in_bytes") for name in MEMORY}
+    facts = {
+        "target": target,
+        "memory": memory,
+        "failure": failure,
+        "seconds": time.perf_counter() - began,
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    text_file.write_bytes(gzip.compress(text.encode()))
+    unfinished = facts_file.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(json.dumps(facts, indent=1))
+    unfinished.replace(facts_file)
+    return _from_facts(facts, text, cached=False)
+
+
+def _from_facts(facts: Mapping[str, Any], text: str, *, cached: bool) -> Compiled:
+    failure = facts["failure"] and parse_too_large(facts["failure"])
+    return Compiled(text, facts["memory"], facts["seconds"], cached, failure)
+
+
+def parse_too_large(message: str) -> TooLarge:
+    """What the TPU compiler says when a program exceeds the chip's memory."""
+    size = r"([\d.]+[KMGT]?)"
+    used = re.search(rf"Used {size} of {size} hbm", message) or re.search(
+        rf"\({size}\) exceeds available HBM \({size}\)", message
+    )
+    buffers = []
+    for block in re.split(r"\n\s*\d+\. Size: ", message)[1:]:
+        size = re.match(r"([\d.]+[KMGT]?)", block)
+        operator = re.search(r'op_name="([^"]*)"', block)
+        shape = re.search(r"Shape: (\S+)", block)
+        name = " ".join(found[1] for found in (shape, operator) if found)
+        if size:
+            buffers.append((_bytes(size[1]), name))
+    needed, limit = (_bytes(used[1]), _bytes(used[2])) if used else (None, None)
+    return TooLarge(needed, limit, tuple(buffers))
+
+
+def _bytes(text: str) -> float:
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    return float(text.rstrip("KMGT")) * units.get(text[-1], 1)

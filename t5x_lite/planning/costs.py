@@ -1,0 +1,211 @@
+"""What each instruction of a compiled step costs, and where in the model it comes from.
+
+Three counts side by side, each multiplied by how often the loops around it repeat: the compiler's
+own estimate in cycles, FLOPs of matrix products, and bytes that pass through main memory.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from t5x_lite.planning.hlo import Computation, Instruction, Module, Shape, collective_inside, runs
+from t5x_lite.planning.products import product_flops
+
+FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "conditional"}
+_PARTS = ("encoder", "decoder")
+_BY_FILE = {
+    "optimizers.py": "optimizer",
+    "losses.py": "loss",
+    "chunked_loss.py": "loss",
+    "metrics.py": "metrics",
+    "transformer.py": "loss",  # outside both stacks it is the output layer
+    "layers.py": "loss",
+}
+
+
+class Cost(NamedTuple):
+    """An instruction's cost over a whole step on one device.
+
+    part: encoder, decoder, loss (output layer included), optimizer, metrics, other. direction:
+    forward, backward, recomputed, update. module, line: the innermost place in this package.
+    kernel: the instruction is a hand-written kernel, for which the compiler has no estimate.
+    """
+
+    part: str
+    direction: str
+    module: str
+    line: str
+    opcode: str
+    repeats: int
+    cycles: float
+    flops: float
+    bytes: float
+    kernel: bool
+
+    def seconds(self, *, peak: float, bandwidth: float) -> float:
+        """The least this can take: its FLOPs at the peak, or its bytes at full bandwidth."""
+        return max(self.flops / peak, self.bytes / bandwidth)
+
+
+def costs(module: Module) -> list[Cost]:
+    """The cost of every instruction that runs on its own, loops multiplied out."""
+    found: list[Cost] = []
+
+    def visit(computation: Computation, repeats: int) -> None:
+        names = computation.by_name()
+        for instruction in computation.instructions:
+            for inner, times in runs(module, instruction):
+                visit(inner, repeats * times)
+            if instruction.opcode not in FREE:
+                found.append(_cost(module, instruction, names, repeats))
+
+    visit(module[module.entry], 1)
+    return found
+
+
+def _cost(
+    module: Module, instruction: Instruction, names: Mapping[str, Instruction], repeats: int
+) -> Cost:
+    frames = module.stack(instruction)
+    own = [frame for frame in frames if "/t5x_lite/" in frame.file]
+    # A dense layer says little about where one is: its caller does.
+    is_dense = len(own) > 1 and own[0].function == "Dense.__call__"
+    place = own[1] if is_dense else next(iter(own), None)
+    module_name, line = "", ""
+    if place is not None:
+        module_name = place.function.replace(".<locals>", "") + (" > Dense" if is_dense else "")
+        line = f"{place.file.rpartition('/t5x_lite/')[2]}:{place.line}"
+    files = {frame.file.rpartition("/")[2] for frame in own}
+    return Cost(
+        part=part_of(instruction.op_name, files),
+        direction=_direction(instruction.op_name),
+        module=module_name,
+        line=line,
+        opcode=instruction.opcode,
+        repeats=repeats,
+        cycles=float(instruction.cycles * repeats),
+        flops=float(_flops(module, instruction, names) * repeats),
+        bytes=float(_traffic(module, instruction, names) * repeats),
+        kernel="tpu_custom_call" in instruction.attributes,
+    )
+
+
+def part_of(op_name: str, files: set[str]) -> str:
+    """The part of the step an instruction belongs to, by JAX's names and then by source files."""
+    for part in _PARTS:
+        if re.search(rf"[(/]{part}[)/]|params\[\\?'{part}", op_name):
+            return part
+    return next((part for file, part in _BY_FILE.items() if file in files), "other")
+
+
+def _direction(op_name: str) -> str:
+    if "rematted_computation" in op_name:
+        return "recomputed"
+    if "transpose(" in op_name:
+        return "backward"
+    return "forward" if "jvp(" in op_name else "update"
+
+
+def _flops(module: Module, instruction: Instruction, names: Mapping[str, Instruction]) -> int:
+    if instruction.opcode != "fusion":
+        return product_flops(instruction, names)
+    inside = module[instruction.called("calls") or ""]
+    inner = inside.by_name()
+    return sum(_flops(module, i, inner) for i in inside.instructions)
+
+
+# ------------------------------------------------------------------------------ memory traffic
+
+
+def _traffic(module: Module, instruction: Instruction, names: Mapping[str, Instruction]) -> int:
+    """Bytes an instruction reads from and writes to main memory."""
+    if instruction.opcode == "send" or instruction.opcode.endswith(("-done", "-update")):
+        return 0  # the start counted, or the recv that belongs to a send
+    if collective_inside(module, instruction):
+        return 0  # the start counted; collectives are counted against the network
+    reads = 0
+    for number, name in enumerate(instruction.operands):
+        operand = names.get(name)
+        if operand is None or len(operand.shapes) != 1 or operand.shapes[0].space:
+            continue
+        reads += _read(module, instruction, number, operand.shapes[0])
+    return reads + _written(module, instruction, names)
+
+
+def _main_memory(shapes: Sequence[Shape]) -> int:
+    return sum(shape.bytes for shape in shapes if not shape.space)
+
+
+def _read(module: Module, instruction: Instruction, number: int, shape: Shape) -> int:
+    """Bytes read of one operand: of a slice the slice, of what is updated in place nothing."""
+    if instruction.opcode == "fusion":
+        inside = module[instruction.called("calls") or ""]
+        parameter = inside.parameter(number)
+        return shape.bytes if parameter is None else _read_inside(module, inside, parameter)
+    if instruction.opcode in ("dynamic-slice", "gather", "slice", "slice-start"):
+        return min(shape.bytes, sum(s.bytes for s in instruction.shapes)) if number == 0 else 0
+    if instruction.opcode == "dynamic-update-slice" and number == 0:
+        return 0
+    return shape.bytes
+
+
+def _read_inside(module: Module, inside: Computation, value: Instruction) -> int:
+    whole, total = value.shapes[0].bytes, 0
+    for user in inside.instructions:
+        for number, name in enumerate(user.operands):
+            if name != value.name or user.opcode in ("parameter", "constant"):
+                continue
+            if user.opcode in ("bitcast", "reshape"):
+                total += _read_inside(module, inside, user)
+            else:
+                total += _read(module, user, number, value.shapes[0])
+    return min(whole, total)
+
+
+def _written(module: Module, instruction: Instruction, names: Mapping[str, Instruction]) -> int:
+    """Bytes written to main memory: of an update in place the update."""
+    if instruction.opcode == "dynamic-update-slice":
+        update = names.get(instruction.operands[1])
+        return min(_main_memory(instruction.shapes), update.shapes[0].bytes if update else 0)
+    if instruction.opcode in ("copy-start", "slice-start"):
+        return _main_memory(instruction.shapes[1:2])
+    if instruction.opcode != "fusion":
+        return _main_memory(instruction.shapes)
+    inside = module[instruction.called("calls") or ""]
+    inner, root = inside.by_name(), inside.root
+    results = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    written = 0
+    for shape, result in zip(instruction.shapes, results, strict=False):
+        if shape.space:
+            continue
+        while result.opcode == "bitcast" and result.operands[0] in inner:
+            result = inner[result.operands[0]]
+        if result.opcode == "dynamic-update-slice" and result.operands[1] in inner:
+            written += min(shape.bytes, inner[result.operands[1]].shapes[0].bytes)
+        else:
+            written += shape.bytes
+    return written
+
+
+# ---------------------------------------------------------------------------------- summaries
+
+
+def summed(
+    found: Sequence[Cost], key: Callable[[Cost], tuple[str, ...]]
+) -> dict[tuple[str, ...], Cost]:
+    """Costs added up by a key, the largest estimate first; what differs keeps its first value."""
+    totals: dict[tuple[str, ...], Cost] = {}
+    for cost in found:
+        before = totals.get(key(cost))
+        totals[key(cost)] = cost if before is None else _plus(before, cost)
+    return dict(sorted(totals.items(), key=lambda item: -item[1].cycles))
+
+
+def _plus(a: Cost, b: Cost) -> Cost:
+    return a._replace(
+        repeats=a.repeats + b.repeats,
+        cycles=a.cycles + b.cycles,
+        flops=a.flops + b.flops,
+        bytes=a.bytes + b.bytes,
+        kernel=a.kernel or b.kernel,
+    )

@@ -1,0 +1,272 @@
+"""A plan as numbers: what is known of a step, what is estimated of it, and by whom.
+
+A plan is a nested dictionary of plain values, written as JSON and shown as text (`report`). Its
+layout is `SCHEMA`; sizes are bytes, times seconds, of one device unless they say otherwise.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from t5x_lite.planning.analytic import Roofline
+from t5x_lite.planning.compilation import Compiled, TooLarge
+from t5x_lite.planning.costs import Cost, costs, summed
+from t5x_lite.planning.hlo import Module
+from t5x_lite.planning.memory import memory
+from t5x_lite.planning.network import Collective, Layout, exposed_seconds
+from t5x_lite.planning.topologies import Topology
+
+# Measured over estimated step time of the one published run that was held against the compiler's
+# estimate (MaxText's 32B decoder on v5e-256, large matrix products), by a sketch of it and by this
+# project's own step: see docs/planning.md and benchmarks/plan_calibration.py.
+KNOWN_BIAS = (0.84, 1.0)
+
+_NUMBER = (int, float)
+_RANGE = [_NUMBER]
+SCHEMA: dict[str, Any] = {
+    "version": int,
+    "what": str,
+    "topology": {"name": str, "chip": str, "chips": int, "devices": int, "slices": int},
+    "mesh": dict,
+    "model": {"parameters": int, "dtype": str, "remat": str},
+    "batch": {"rows": int, "rows_per_chip": _NUMBER, "lengths": dict, "tokens": int},
+    "flops": {"model_per_step": _NUMBER, "source": str},
+    "memory": {
+        "source": str,
+        "limit": _NUMBER,
+        "total": _NUMBER,
+        "fits": bool,
+        "split": dict,
+        "largest": [{"bytes": _NUMBER, "kind": str, "name": str}],
+    },
+    "roofline": {
+        "source": str,
+        "compute": _NUMBER,
+        "memory": _NUMBER,
+        "network": _NUMBER,
+        "bound": str,
+    },
+    "compute": (
+        None,
+        {
+            "source": str,
+            "seconds": _NUMBER,
+            "instruction_roofline": _NUMBER,
+            "flops": _NUMBER,
+            "bytes": _NUMBER,
+            "kernels_without_estimate": int,
+            "parts": [{"part": str, "direction": str, "seconds": _NUMBER, "flops": _NUMBER}],
+        },
+    ),
+    "collectives": (
+        None,
+        {
+            "source": str,
+            "seconds": _NUMBER,
+            "exposed": _NUMBER,
+            "kinds": [
+                {
+                    "kind": str,
+                    "axis": str,
+                    "overlapped": bool,
+                    "count": int,
+                    "bytes": _NUMBER,
+                    "seconds": _NUMBER,
+                    "exposed": _NUMBER,
+                }
+            ],
+        },
+    ),
+    "estimate": (
+        None,
+        {
+            "source": str,
+            "step_seconds": _RANGE,
+            "tokens_per_second": _RANGE,
+            "mfu": _RANGE,
+            "training_tokens": _NUMBER,
+            "days": _RANGE,
+            "chip_hours": _RANGE,
+        },
+    ),
+    "compiler": (None, {"jax": str, "libtpu": str, "seconds": _NUMBER, "cached": bool}),
+    "notes": [str],
+}
+
+
+def too_much_memory(
+    found: TooLarge, limit: float, split: Mapping[str, int], arrays: Sequence[tuple[float, str]]
+) -> dict[str, Any]:
+    """What is known of a program that the compiler refuses for its size.
+
+    Its own word comes first; what it leaves open comes from the analytic `split`, and the largest
+    of the state's `arrays` (bytes, name).
+    """
+    used = found.used or max(float(sum(split.values())), limit)
+    return {
+        "source": "TPU compiler, which stopped at temporaries or all of its arrays; split analytic",
+        "limit": found.limit or limit,
+        "total": used,
+        "fits": False,
+        "split": dict(split),
+        "largest": [
+            {"bytes": size, "kind": "", "name": name} for size, name in found.buffers or arrays
+        ],
+    }
+
+
+def unread_memory(program: Compiled, limit: float) -> dict[str, Any]:
+    """The compiler's sizes of a program whose text could not be read."""
+    sizes = program.memory
+    split = {
+        "weights, optimizer state and batch": sizes["argument"],
+        "temporaries": sizes["temp"],
+        "metrics": sizes["output"] - sizes["alias"],
+        "program": sizes["generated_code"],
+    }
+    return {
+        "source": "TPU compiler; its program's text cannot be read by this version of JAX",
+        "limit": limit,
+        "total": sum(split.values()),
+        "fits": sum(split.values()) <= limit,
+        "split": split,
+        "largest": [],
+    }
+
+
+def compiled_memory(module: Module, program: Compiled, limit: float) -> dict[str, Any]:
+    """The compiler's account of a device's memory."""
+    found = memory(module, program.memory)
+    return {
+        "source": "TPU compiler; kinds of temporary arrays from a replay of its schedule",
+        "limit": limit,
+        "total": found.total,
+        "fits": found.total <= limit,
+        "split": dict(found.split),
+        "largest": [buffer._asdict() for buffer in found.largest],
+    }
+
+
+def compiled_compute(found: Sequence[Cost], topology: Topology) -> dict[str, Any]:
+    """The compiler's estimate of the time its instructions take, collectives aside."""
+    chip = topology.chip
+    assert chip.clock is not None
+    peak, bandwidth = chip.peak / chip.devices, chip.hbm_bandwidth / chip.devices
+    parts = summed(found, lambda cost: (cost.part, cost.direction))
+    return {
+        "source": "compiler-estimated cycles of the scheduled program, loops multiplied out",
+        "seconds": sum(cost.cycles for cost in found) / chip.clock,
+        "instruction_roofline": sum(c.seconds(peak=peak, bandwidth=bandwidth) for c in found),
+        "flops": sum(cost.flops for cost in found),
+        "bytes": sum(cost.bytes for cost in found),
+        "kernels_without_estimate": sum(cost.kernel for cost in found),
+        "parts": [
+            {
+                "part": part,
+                "direction": direction,
+                "seconds": cost.cycles / chip.clock,
+                "flops": cost.flops,
+            }
+            for (part, direction), cost in parts.items()
+            if cost.cycles or cost.flops
+        ],
+    }
+
+
+def compiled_collectives(found: Sequence[Collective], exposed: float) -> dict[str, Any]:
+    """Collectives by kind, axis, and whether compute runs beside them."""
+    kinds: dict[tuple[str, str, bool], dict[str, Any]] = {}
+    for one in found:
+        key = (one.kind, one.axis, one.asynchronous)
+        empty = {"count": 0, "bytes": 0.0, "seconds": 0.0, "exposed": 0.0}
+        total = kinds.setdefault(key, empty)
+        total["count"] += one.repeats
+        for name in ("bytes", "seconds", "exposed"):
+            total[name] += getattr(one, name) * one.repeats
+    ordered = sorted(kinds.items(), key=lambda item: -item[1]["seconds"])
+    return {
+        "source": "estimated: bytes of the scheduled program over published link bandwidth",
+        "seconds": sum(total["seconds"] for total in kinds.values()),
+        "exposed": exposed,
+        "kinds": [
+            {"kind": kind, "axis": axis, "overlapped": overlapped, **total}
+            for (kind, axis, overlapped), total in ordered
+        ],
+    }
+
+
+def analyse(program: Compiled, layout: Layout) -> tuple[list[Cost], dict[str, Any]]:
+    """What is read from a compiled program: the costs of its instructions, and parts of a plan."""
+    chip, module = layout.topology.chip, Module(program.text)
+    assert chip.clock is not None
+    found = costs(module)
+    collectives, exposed = exposed_seconds(module, layout, clock=chip.clock)
+    parts = {
+        "memory": compiled_memory(module, program, chip.hbm / chip.devices),
+        "compute": compiled_compute(found, layout.topology),
+        "collectives": compiled_collectives(collectives, exposed),
+    }
+    return found, parts
+
+
+def estimate(plan: Mapping[str, Any], topology: Topology, training_tokens: float) -> dict[str, Any]:
+    """Step time as a range, and what follows from it.
+
+    Compiled: from every instruction at the chip's peaks, or the network if that takes longer, to
+    the compiler's estimate with the collectives that nothing hides. Else from the roofline to its
+    parts one after the other.
+    """
+    roofline = plan["roofline"]
+    bounds = [roofline[name] for name in ("compute", "memory", "network")]
+    if plan["compute"] is None:
+        seconds = [max(bounds), sum(bounds)]
+        source = "analytic roofline, its parts at once or in turn"
+    else:
+        compute, network = plan["compute"], plan["collectives"]
+        low = max(compute["instruction_roofline"], network["seconds"], roofline["compute"])
+        high = compute["seconds"] + network["exposed"]
+        seconds = sorted([low, high])
+        source = (
+            "from each instruction at the chip's peaks to the compiler's estimate and exposed "
+            "collectives"
+        )
+    tokens, steps = plan["batch"]["tokens"], training_tokens / plan["batch"]["tokens"]
+    peak = topology.chips * topology.chip.peak
+    slow_first = seconds[::-1]
+    return {
+        "source": source,
+        "step_seconds": seconds,
+        "tokens_per_second": [tokens / s for s in slow_first],
+        "mfu": [plan["flops"]["model_per_step"] / s / peak for s in slow_first],
+        "training_tokens": training_tokens,
+        "days": [steps * s / 86_400 for s in seconds],
+        "chip_hours": [steps * s / 3600 * topology.chips for s in seconds],
+    }
+
+
+def roofline_part(bounds: Roofline) -> dict[str, Any]:
+    """The analytic roofline as a part of a plan."""
+    return {
+        "source": "analytic: model FLOPs, state and collectives of the mesh at published peaks",
+        **bounds._asdict(),
+        "bound": bounds.bound,
+    }
+
+
+def check_schema(value: Any, schema: Any = None, where: str = "plan") -> None:
+    """Raise ValueError with the place where a plan is not laid out as `SCHEMA` says."""
+    schema = SCHEMA if schema is None else schema
+    if isinstance(schema, tuple) and None in schema:
+        if value is not None:
+            check_schema(value, next(s for s in schema if s is not None), where)
+    elif isinstance(schema, list):
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is {value!r}; wanted a list")
+        for number, item in enumerate(value):
+            check_schema(item, schema[0], f"{where}[{number}]")
+    elif isinstance(schema, dict):
+        if not isinstance(value, dict) or set(value) != set(schema):
+            raise ValueError(f"{where} has {value!r}; wanted the keys {sorted(schema)}")
+        for name, inner in schema.items():
+            check_schema(value[name], inner, f"{where}.{name}")
+    elif not isinstance(value, schema):
+        raise ValueError(f"{where} is {value!r}; wanted {schema}")

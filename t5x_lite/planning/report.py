@@ -1,0 +1,171 @@
+"""A plan for a person: the same Markdown on the screen and in the file."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from t5x_lite.planning.estimate import KNOWN_BIAS
+
+
+def markdown(plan: Mapping[str, Any]) -> str:
+    """The whole plan as text."""
+    sections = [
+        _head(plan),
+        _memory(plan["memory"], plan["topology"]),
+        _time(plan),
+        _parts(plan["compute"]) if plan["compute"] else "",
+        _collectives(plan["collectives"]) if plan["collectives"] else "",
+        _sources(plan),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose first column is text and whose others are numbers."""
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([line(columns), line(rule), *map(line, rows)])
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them: "421 ms", "1.15 s", "12 us"."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= size or unit == "us":
+            return f"{seconds / size:.3g} {unit}"
+    raise AssertionError
+
+
+def gigabytes(size: float) -> str:
+    """Bytes as decimal gigabytes, small ones as megabytes."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def span(values: Sequence[float], show: str = ",.3g") -> str:
+    """A range, as one number where both ends look alike."""
+    low, high = (format(value, show) for value in values)
+    return low if low == high else f"{low} to {high}"
+
+
+def _head(plan: Mapping[str, Any]) -> str:
+    machine, batch, model = plan["topology"], plan["batch"], plan["model"]
+    mesh = ", ".join(f"{name} {size}" for name, size in plan["mesh"].items() if size > 1)
+    lengths = "/".join(str(length) for length in batch["lengths"].values())
+    return "\n".join(
+        [
+            f"# Plan of a {plan['what']} on {machine['name']}",
+            "",
+            f"- {machine['chips']} chips ({machine['devices']} devices); mesh: {mesh or 'one'}",
+            f"- {model['parameters']:,} parameters, {model['dtype']}, remat {model['remat']}",
+            f"- {batch['rows']:,} rows of {lengths} tokens a step, {batch['rows_per_chip']:g} a "
+            f"chip: {batch['tokens']:,} tokens",
+            f"- {plan['flops']['model_per_step']:.4g} model FLOPs a step "
+            f"({plan['flops']['source']})",
+        ]
+    )
+
+
+def _memory(memory: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
+    total, limit = memory["total"], memory["limit"]
+    verdict = "fits" if memory["fits"] else "DOES NOT FIT"
+    spare = f"{gigabytes(abs(limit - total))} {'to spare' if memory['fits'] else 'too much'}"
+    lines = [
+        f"## Memory of a device: {gigabytes(total)} of {gigabytes(limit)}: {verdict}, {spare}",
+        "",
+    ]
+    if memory["split"]:
+        rows = [(name, gigabytes(size)) for name, size in memory["split"].items()]
+        if memory["fits"] or sum(memory["split"].values()) == total:
+            rows.append(("total", gigabytes(total)))
+        lines.append(table(("what", "size"), rows))
+    if not memory["fits"] and memory["largest"]:
+        rows = [
+            (f"{buffer['kind']}: {buffer['name']}".removeprefix(": "), gigabytes(buffer["bytes"]))
+            for buffer in memory["largest"]
+        ]
+        lines += ["", "The largest arrays:", "", table(("array", "size"), rows)]
+    return "\n".join(lines)
+
+
+def _time(plan: Mapping[str, Any]) -> str:
+    estimate, bounds = plan["estimate"], plan["roofline"]
+    rows = []
+    if estimate is not None:
+        days = estimate["days"]
+        rows = [
+            ("step time, ms", span([1e3 * s for s in estimate["step_seconds"]])),
+            ("tokens a second", span(estimate["tokens_per_second"], ",.0f")),
+            ("MFU, %", span([100 * share for share in estimate["mfu"]])),
+            (f"days for {estimate['training_tokens']:.3g} tokens", span(days)),
+            ("chip-hours for them", span(estimate["chip_hours"], ",.0f")),
+        ]
+    rows += [
+        (f"roofline: {name}, ms", f"{1e3 * bounds[name]:.3g}")
+        for name in ("compute", "memory", "network")
+    ]
+    if plan["compute"]:
+        compute, network = plan["compute"], plan["collectives"]
+        rows += [
+            ("compiler-estimated compute, ms", f"{1e3 * compute['seconds']:.4g}"),
+            ("every instruction at its peak, ms", f"{1e3 * compute['instruction_roofline']:.4g}"),
+            ("collectives, ms", f"{1e3 * network['seconds']:.3g}"),
+            ("of which nothing hides, ms", f"{1e3 * network['exposed']:.3g}"),
+        ]
+    return "## Time (estimated)\n\n" + table(("what", "estimate"), rows)
+
+
+def _parts(compute: Mapping[str, Any]) -> str:
+    total = compute["seconds"] or math.inf
+    rows = [
+        (
+            f"{part['part']}, {part['direction']}",
+            f"{1e3 * part['seconds']:.4g}",
+            f"{part['seconds'] / total:.1%}",
+            f"{part['flops'] / 1e9:,.1f}",
+        )
+        for part in compute["parts"]
+    ]
+    columns = ("part", "compiler-estimated ms", "share", "GFLOP executed")
+    return "## Where the time goes\n\n" + table(columns, rows)
+
+
+def _collectives(network: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            f"{kind['kind']} over {kind['axis'] or 'nothing'}"
+            f"{', overlapped' if kind['overlapped'] else ''}",
+            f"{kind['count']:,}",
+            gigabytes(kind["bytes"]),
+            f"{1e3 * kind['seconds']:.3g}",
+            f"{1e3 * kind['exposed']:.3g}",
+        )
+        for kind in network["kinds"]
+    ]
+    if not rows:
+        return ""
+    columns = ("collective", "a step", "bytes", "estimated ms", "exposed ms")
+    return "## Collectives\n\n" + table(columns, rows)
+
+
+def _sources(plan: Mapping[str, Any]) -> str:
+    lines = ["## Where the numbers come from", ""]
+    for name in ("memory", "compute", "collectives", "roofline", "estimate"):
+        if plan[name] is not None:
+            lines.append(f"- {name}: {plan[name]['source']}")
+    if plan["compute"] is not None:
+        lines.append(
+            f"- known bias: the one published run held against the compiler's estimate took "
+            f"{KNOWN_BIAS[0]} to {KNOWN_BIAS[1]} of it (large matrix products; short rows and "
+            f"small heads are untested)"
+        )
+    if (compiler := plan["compiler"]) is not None:
+        how = "found in the cache" if compiler["cached"] else f"{compiler['seconds']:.0f} s"
+        lines.append(f"- compiler: libtpu {compiler['libtpu']}, jax {compiler['jax']}, {how}")
+    return "\n".join([*lines, *(f"- {note}" for note in plan["notes"])])

@@ -1,0 +1,112 @@
+"""`t5x_lite plan`: what a step would need on a machine that nobody has rented yet."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from t5x_lite.errors import ConfigError
+from t5x_lite.models.config import TransformerConfig
+from t5x_lite.planning.explanation import draw, explanation
+from t5x_lite.planning.report import markdown
+from t5x_lite.planning.topologies import Topology, topology
+from t5x_lite.run.console import Console
+from t5x_lite.run.plan_search import search as search_settings
+from t5x_lite.run.plan_step import STEPS, Planned, Setting, plan_step
+from t5x_lite.training.optimizers import OptimizerConfig
+from t5x_lite.training.schedules import Schedule
+from t5x_lite.training.step import Loss, Update
+
+_T5_TOKENS = 2.0**35  # T5's pretraining: 524,288 steps of 65,536 tokens
+
+
+def plan(
+    *,
+    model: TransformerConfig,
+    optimizer: OptimizerConfig,
+    learning_rate: Schedule,
+    loss: Loss,
+    update: Update,
+    mesh: Mapping[str, int],
+    batch_size: int,
+    lengths: Mapping[str, int],
+    topology_name: str,
+    slices: int = 1,
+    what: str = "train",
+    training_tokens: float = _T5_TOKENS,
+    packed: bool = True,
+    compiler_options: Mapping[str, Any] | None = None,
+    explain: bool = False,
+    search: bool = False,
+    search_compiles: int = 4,
+    output: str = "plan",
+    cache: str = "~/.cache/t5x_lite/plans",
+    describe_config: Callable[[], str] = str,
+) -> None:
+    """Compile a step for a topology from shapes alone; print what it needs, and write it down.
+
+    mesh, batch_size, lengths: as for training; no data is read. topology_name: "v5e:4x4",
+    "v5p:4x4x4", or GPUs, "h200:8", which get the analytic part alone. what: "train" or "eval".
+    training_tokens: how many the days and chip-hours are for. compiler_options: XLA's, by name.
+    explain: also list the dearest places of the program, and draw plan.png. search: try meshes,
+    remat policies and batches around the given ones, compile the `search_compiles` most promising,
+    and plan the best. output: a directory for plan.json and plan.md. cache: a directory of what was
+    compiled before.
+    """
+    jax.config.update("jax_platforms", "cpu")  # shapes alone: leave accelerators to others
+    if what not in STEPS:
+        raise ConfigError(f"plan.what is {what!r}; wanted one of {sorted(STEPS)}", "plan.what")
+    wanted = topology(topology_name, slices)
+    setting = Setting(
+        model,
+        optimizer,
+        learning_rate,
+        loss,
+        update,
+        mesh,
+        batch_size,
+        lengths,
+        packed,
+        what,
+        compiler_options or {},
+    )
+    console = Console()
+    directory, compiled = Path(output), Path(cache).expanduser()
+    found = ""
+    if search:
+        if not wanted.chip.torus:
+            raise ConfigError(f"a search needs a compiler: wanted a TPU, not {wanted.name}")
+        found, best = search_settings(
+            setting,
+            wanted,
+            training_tokens,
+            compiled,
+            compile_best=search_compiles,
+            report=console.note,
+        )
+        setting = best.setting
+    planned = plan_step(setting, wanted, training_tokens, compiled, report=console.note)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "plan.json").write_text(json.dumps(planned.plan, indent=1) + "\n")
+    text = markdown(planned.plan)
+    if explain:
+        text += f"\n{_explained(planned, wanted, directory / 'plan.png')}"
+    text = f"{text}\n{found}" if found else text
+    (directory / "plan.md").write_text(text)
+    console.note(text)
+    console.note(
+        f"written to {directory}: {', '.join(sorted(p.name for p in directory.iterdir()))}"
+    )
+
+
+def _explained(planned: Planned, wanted: Topology, picture: Path) -> str:
+    if not planned.costs:
+        raise ConfigError(
+            f"there is nothing to explain on {wanted.name}: wanted a TPU slice on which the step "
+            f"fits",
+            "plan.explain",
+        )
+    draw(planned.plan, picture)
+    return explanation(planned.costs, wanted.chip)

@@ -1,0 +1,88 @@
+"""Plans that the TPU's compiler makes: minutes on two cores, so not among the fast tests."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from t5x_lite.models.config import TransformerConfig
+from t5x_lite.planning.topologies import topology
+from t5x_lite.run.plan_step import Setting, plan_step
+from t5x_lite.training.optimizers import Adafactor
+from t5x_lite.training.schedules import InverseSquareRoot
+from t5x_lite.training.step import Loss, Update
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("needs_libtpu")]
+
+
+def _benchmark(name):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("plans")
+
+
+@pytest.fixture(scope="module")
+def compute(cache):
+    """Compiler-estimated seconds of the decoder alone: compute(layers, rows, topology name)."""
+
+    def estimate(layers, rows, name):
+        sizes = dict(vocab_size=256, emb_dim=1024, num_heads=8, head_dim=128, mlp_dim=4096)
+        setting = Setting(
+            model=TransformerConfig(**sizes, num_decoder_layers=layers, positions="none"),
+            optimizer=Adafactor(),
+            learning_rate=InverseSquareRoot(base=1.0, warmup_steps=10),
+            loss=Loss(),
+            update=Update(),
+            mesh={"data": -1},
+            batch_size=rows,
+            lengths={"inputs": 128, "targets": 128},
+            packed=True,
+            what="train",
+            compiler_options={},
+        )
+        plan = plan_step(setting, topology(name), 1e9, cache, report=str).plan
+        parts = plan["compute"]["parts"]
+        return sum(part["seconds"] for part in parts if part["part"] == "decoder")
+
+    return estimate
+
+
+def test_the_estimate_scales_as_it_must(compute):
+    """Twice the layers, twice the rows, half the chips: twice the time of the layers."""
+    once = compute(4, 64, "v5e:2x4")
+    twice = {
+        "rows": compute(4, 128, "v5e:2x4"),
+        "a chip's share": compute(4, 64, "v5e:2x2"),
+        "layers": compute(8, 64, "v5e:2x4"),
+    }
+    assert twice == pytest.approx(dict.fromkeys(twice, 2 * once), rel=0.2)
+
+
+def test_a_cell_of_the_published_table_still_compiles_to_what_it_says(cache):
+    bench = _benchmark("plan_table")
+    kept = json.loads(bench.RESULTS.read_text())
+    name, where = "t5_1_1/base", "v5e:16x16"
+    setting = bench.setting_of(bench.shipped(name), topology(where))
+    plan = plan_step(setting, topology(where), 2.0**35, cache, report=str).plan
+    published = kept[f"{name} {where}"]
+    assert plan["mesh"] == published["mesh"]
+    assert plan["memory"]["total"] == pytest.approx(published["memory"]["total"], rel=0.1)
+    for new, old in zip(
+        plan["estimate"]["step_seconds"], published["estimate"]["step_seconds"], strict=True
+    ):
+        assert new == pytest.approx(old, rel=0.15)
+
+
+def test_the_published_run_is_estimated_as_the_documents_say(cache):
+    bench = _benchmark("plan_calibration")
+    planned = plan_step(bench.SETTING, topology("v5e:16x16"), 1e12, cache, report=str)
+    ratios = bench.calibrate(planned, topology("v5e:16x16").chip)
+    assert ratios["measured / estimated"] == pytest.approx(1.0, abs=0.1)
