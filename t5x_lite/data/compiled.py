@@ -4,7 +4,7 @@ Only `data.kernels` imports this file. Integers are 64-bit and unsigned where th
 numbers: numba makes floats of mixed signs.
 """
 
-import numba
+import numba  # pyright: ignore[reportMissingImports]  an extra
 import numpy as np
 
 _compile = numba.njit(cache=True, nogil=True, error_model="numpy")
