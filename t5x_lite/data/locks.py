@@ -35,4 +35,7 @@ def _wait_for(file: TextIO, path: Path, report: Callable[[str], None]) -> bool:
 
 
 def _is_at(file: TextIO, path: Path) -> bool:
-    return path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
