@@ -38,11 +38,6 @@ MODELS = (
     *(f"mt5/{size}" for size in ("base", "xl", "large", "small", "xxl")),
     *(f"switch/base_{experts}" for experts in (8, 128, 16, 32, 64, 256)),
 )
-# XLA's loops of small products save no time at these sizes: see docs/planning.md.
-OPTIONS = {
-    "xla_tpu_enable_windowed_einsum_for_all_gather": "false",
-    "xla_tpu_enable_windowed_einsum_for_reduce_scatter": "false",
-}
 HEAD = """# Sizes and slices
 
 Made by `python benchmarks/plan_table.py`; 512/114 tokens a row, bfloat16, Adafactor, libtpu
@@ -79,7 +74,7 @@ def setting_of(model: TransformerConfig, wanted: Topology) -> Setting:
         lengths={"inputs": 512, "targets": 114},
         packed=True,
         what="train",
-        compiler_options=OPTIONS,
+        compiler_options={},
     )
 
 

@@ -138,7 +138,8 @@ class Run:
             self._console.waiting("compiling the training step"),
             jax.set_mesh(self._program.mesh),
         ):
-            return self._program.step.lower(self._program.abstract, batch).compile()
+            lowered = self._program.step.lower(self._program.abstract, batch)
+            return lowered.compile(compiler_options=self._program.compiler_options)
 
     def _first_step_done(self, metrics: Any) -> None:
         jax.block_until_ready(metrics)

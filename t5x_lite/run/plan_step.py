@@ -205,7 +205,7 @@ def _compile(
             lowered,
             target=f"{wanted.name} {order} {versions}",
             directory=cache,
-            options=setting.compiler_options,
+            options={**program.compiler_options, **setting.compiler_options},
         )
     limit = wanted.chip.hbm / wanted.chip.devices
     if made.text:

@@ -10,6 +10,7 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.partitioning import batch_parts, make_mesh, named_sharding, shardings
+from t5x_lite.run.compiler_options import compiler_options
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.state import (
@@ -34,6 +35,7 @@ class Program(NamedTuple):
     initial: Callable[[], TrainState]
     from_weights: Callable[[Any, int], TrainState]  # (weights, step): the optimizer is as new
     step: Any  # jitted; donates the state
+    compiler_options: Mapping[str, Any]  # XLA's, to compile the step with
 
 
 def build(
@@ -95,4 +97,5 @@ def build(
         initial=lambda: initial_state(model, bound, placed, seed=seed),
         from_weights=lambda params, step: state_from_weights(params, bound, placed, step=step),
         step=jax.jit(step, donate_argnums=0, out_shardings=(placed, replicated)),
+        compiler_options=compiler_options(device_mesh),
     )

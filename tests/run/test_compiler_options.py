@@ -1,0 +1,33 @@
+"""Which options of XLA a step is compiled with."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from t5x_lite.partitioning import make_mesh
+from t5x_lite.run.compiler_options import compiler_options
+
+
+def mesh_of(device_kind, **shape):
+    """A stand-in for a mesh of chips that are not here."""
+    return SimpleNamespace(
+        devices=np.array([SimpleNamespace(device_kind=device_kind)], object),
+        shape={"data": 1, "fsdp": 1, "tensor": 1, **shape},
+    )
+
+
+def test_a_cpu_is_given_none():
+    assert compiler_options(make_mesh({"data": -1})) == {}
+
+
+def test_v5e_computes_whole_products_where_no_tensor_axis_wants_pieces():
+    options = compiler_options(mesh_of("TPU v5 lite", fsdp=16))
+    assert set(options.values()) == {"false"}
+    assert all("windowed_einsum" in name for name in options)
+    assert compiler_options(mesh_of("TPU v5 lite", tensor=2)) == {}
+
+
+@pytest.mark.parametrize("device_kind", ["TPU v5", "TPU v6 lite", "NVIDIA H200", "abacus"])
+def test_what_was_not_tried_is_left_to_xla(device_kind):
+    assert compiler_options(mesh_of(device_kind)) == {}
