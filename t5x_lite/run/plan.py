@@ -52,8 +52,8 @@ def plan(
     training_tokens: how many the days and chip-hours are for. compiler_options: XLA's, by name;
     they come on top of those that `train` uses. explain: also list the dearest places of the
     program, and draw plan.png. search: try meshes, remat policies and batches around the given
-    ones, compile the `search_compiles` most promising, and plan the best. output: a directory for plan.json and plan.md. cache: a directory of what was
-    compiled before.
+    ones, compile the `search_compiles` most promising, and plan the best. output: a directory for
+    plan.json and plan.md. cache: a directory of what was compiled before.
     """
     jax.config.update("jax_platforms", "cpu")  # shapes alone: leave accelerators to others
     if what not in STEPS:
