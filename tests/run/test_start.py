@@ -150,7 +150,6 @@ def test_a_damaged_checkpoint_is_moved_away_and_the_one_before_it_taken(
 def test_a_run_whose_only_checkpoint_is_damaged_does_not_start_again_unasked(tmp_path, train_small):
     train_small(tmp_path, steps=1, **UNSEEN)
     harm(tmp_path / "checkpoints" / "1")
-    with pytest.raises(
-        ConfigError, match=r"the only checkpoint in .* is damaged \(.* not what was"
-    ):
+    said = r"step 1 is damaged \(.* is not what was written\) and the only checkpoint"
+    with pytest.raises(ConfigError, match=said):
         train_small(tmp_path, steps=2, **UNSEEN)
