@@ -138,11 +138,6 @@ def test_a_decoder_without_an_encoder_trains_on_inputs_and_targets_as_one_text(
     assert all(task["tokens"] > 0 for task in results["tasks"].values())
 
 
-def test_a_model_that_only_encodes_is_refused(train_small, tmp_path):
-    with pytest.raises(ConfigError, match="no data for a model without a decoder"):
-        train_small(tmp_path / "run", steps=1, model={"num_decoder_layers": 0})
-
-
 def test_a_run_leaves_its_config_versions_events_and_one_record_per_logged_step(
     train_small, tmp_path
 ):
