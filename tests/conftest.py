@@ -159,4 +159,4 @@ def batch_for(random_batch):
 def needs_libtpu():
     """Skip a test that asks the TPU's compiler where it is not installed."""
     if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu is not installed: pip install 't5x_lite[tpu_plan]'")
+        pytest.skip("libtpu is not installed: pip install 't5x_lite[tpu-plan]'")

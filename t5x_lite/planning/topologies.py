@@ -99,7 +99,7 @@ def tpu_devices(wanted: Topology) -> Sequence[Any]:
         import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ConfigError(
-            "compiling for a TPU needs libtpu: pip install 't5x_lite[tpu_plan]' (Linux, x86-64)"
+            "compiling for a TPU needs libtpu: pip install 't5x_lite[tpu-plan]' (Linux, x86-64)"
         ) from None
     from jax.experimental import topologies
 

@@ -67,7 +67,7 @@ def test_a_missing_libtpu_is_one_clear_line(monkeypatch):
         return original(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ConfigError, match=r"needs libtpu: pip install 't5x_lite\[tpu_plan\]'"):
+    with pytest.raises(ConfigError, match=r"needs libtpu: pip install 't5x_lite\[tpu-plan\]'"):
         tpu_devices(topology("v5e:4x4"))
 
 
