@@ -15,11 +15,12 @@ import numpy as np
 from t5x_lite.convert import bart_family, bert_family, decoder_family, t5_family
 from t5x_lite.convert.comparison import check_same_logits, differences
 from t5x_lite.convert.family import Family, Fields, Found
-from t5x_lite.convert.mapping import check_names, flat, gather, scatter, tensors_of
+from t5x_lite.convert.mapping import check_names, gather, scatter, tensors_of
 from t5x_lite.convert.tensor_files import CONFIG, TensorFiles, read_json, write_tensors
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.transformer import Params
+from t5x_lite.trees import flat
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family

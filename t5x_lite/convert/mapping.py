@@ -7,7 +7,7 @@ transposed over there ([out, in]), other arrays as here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
+from t5x_lite.trees import flat
 
 # Ours, by the last name of their path: matrices that stand the other way round over there.
 TRANSPOSED = ("kernel", "rel_embedding", "router", "wi_0", "wi_1", "wo")
@@ -127,12 +128,6 @@ def scatter(params: transformer.Params, tensors: Iterable[Tensor]) -> Iterator[t
     for name, parts in sorted(by_name.items()):
         pieces = [part.to_theirs(arrays[part.path]) for part in sorted(parts, key=lambda p: p.part)]
         yield name, np.concatenate(pieces, axis=-1).astype(np.float32)
-
-
-def flat(tree: Any) -> dict[str, Any]:
-    """The leaves of a nested dict by their path, "encoder/layers/mlp/wo/kernel", in its order."""
-    leaves = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _without_block(path: str) -> tuple[str, int]:

@@ -20,6 +20,7 @@ from t5x_lite.models.layers import (
 from t5x_lite.models.moe import RouterLosses
 from t5x_lite.models.stack import CrossAttention, LayerCache, Stack, Surroundings, stacked
 from t5x_lite.partitioning import LogicalAxes, shard
+from t5x_lite.trees import nested
 
 Params = dict[str, Any]
 Batch = Mapping[str, jax.Array]
@@ -270,8 +271,10 @@ def abstract(config: TransformerConfig) -> tuple[nnx.GraphDef, Params, Any]:
         axes = variable.get_metadata()["axes"]
         return ("layers", *axes) if variable.get_value().ndim == len(axes) + 1 else axes
 
-    flat = {path: axes_of(variable) for path, variable in nnx.to_flat_state(state)}
-    return graphdef, nnx.to_pure_dict(state), nested(flat)
+    axes = {
+        "/".join(map(str, path)): axes_of(variable) for path, variable in nnx.to_flat_state(state)
+    }
+    return graphdef, nnx.to_pure_dict(state), nested(axes)
 
 
 def initialize(config: TransformerConfig, key: jax.Array) -> Params:
@@ -287,14 +290,3 @@ def bind(graphdef: nnx.GraphDef, params: Params) -> Transformer:
 def num_parameters(config: TransformerConfig) -> int:
     """How many weights the model has."""
     return sum(leaf.size for leaf in jax.tree.leaves(abstract(config)[1]))
-
-
-def nested(flat: Mapping[tuple, Any]) -> dict[str, Any]:
-    """Nested dicts from leaves by their paths: `{("a", "b"): 1}` is `{"a": {"b": 1}}`."""
-    tree: dict[str, Any] = {}
-    for (*parents, name), value in flat.items():
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree

@@ -35,6 +35,7 @@ from t5x_lite.run.shapes import batch_shapes, summed_loss
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.step import Loss, Update, make_eval_step
+from t5x_lite.trees import flat
 
 STEPS = {"train": "training step", "eval": "evaluation step"}
 
@@ -227,9 +228,9 @@ def _largest_of(state: Any) -> list[tuple[float, str]]:
     arrays = [
         (
             float(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize),
-            jax.tree_util.keystr(path, simple=True, separator="/"),
+            path,
         )
-        for path, leaf in jax.tree.leaves_with_path(state)
+        for path, leaf in flat(state).items()
     ]
     return sorted(arrays, reverse=True)[:12]
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +10,10 @@ import jax
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.stream import Position
 from t5x_lite.errors import ConfigError
-from t5x_lite.models.transformer import nested
 from t5x_lite.run.console import Console
 from t5x_lite.run.program import Program
 from t5x_lite.training.state import TrainState
+from t5x_lite.trees import flat, nested
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,11 +86,11 @@ def check_init_from(init_from: InitFrom, shapes: Any) -> int:
         )
     with Checkpoints(directory) as other:
         step = chosen_step(other, init_from.step, "InitFrom.model_dir", "InitFrom.step")
-        there = _by_path(other.saved_weights(step))
+        there = flat(other.saved_weights(step))
     wanted = _taken(init_from, shapes)
     if not wanted:
         raise ConfigError(
-            f"only={init_from.only!r} matches none of the weights ({', '.join(_by_path(shapes))})",
+            f"only={init_from.only!r} matches none of the weights ({', '.join(flat(shapes))})",
             "InitFrom.only",
         )
     wrong = [
@@ -133,27 +132,12 @@ def _from_weights(program: Program, init_from: InitFrom) -> Start:
     step = check_init_from(init_from, program.abstract.params)
     taken = _taken(init_from, program.abstract.params)
     with Checkpoints(init_from.model_dir) as other:
-        params = other.restore_weights(
-            step, nested({tuple(path.split("/")): leaf for path, leaf in taken.items()})
-        )
-    if len(taken) < len(_by_path(program.abstract.params)):
-        params = _merged(program.initial().params, params)
+        params = other.restore_weights(step, nested(taken))
+    if len(taken) < len(flat(program.abstract.params)):
+        params = nested(flat(program.initial().params) | flat(params))
     first = step if init_from.keep_step else 0
     return Start(program.from_weights(params, first), first, None, 0.0)
 
 
 def _taken(init_from: InitFrom, shapes: Any) -> dict[str, Any]:
-    return {k: v for k, v in _by_path(shapes).items() if re.fullmatch(init_from.only, k)}
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-    """Leaves of nested dicts by paths such as "encoder/layers/mlp/wo"."""
-    leaves = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
-
-
-def _merged(below: Any, above: Any) -> Any:
-    """The tree `below` with those leaves that `above` has."""
-    if not isinstance(above, Mapping):
-        return above
-    return {k: _merged(v, above[k]) if k in above else v for k, v in below.items()}
+    return {k: v for k, v in flat(shapes).items() if re.fullmatch(init_from.only, k)}

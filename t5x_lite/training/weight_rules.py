@@ -5,7 +5,7 @@ one of them, and `jax.vmap` runs it over the stack. State is a nested dict like 
 sharded by the same table of logical axes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from t5x_lite.partitioning import LogicalAxes, is_axes
+from t5x_lite.trees import flat, nested
 
 Tree = Any
 STACKED = ("layers", "expert")  # leading axes that make several weights of one array
@@ -101,26 +102,8 @@ def bind_rules(
 
 def described(shapes: Tree, axes: Tree) -> list[tuple[str, tuple[int, ...], LogicalAxes]]:
     """Path, shape and logical axes of every weight."""
-    names = flat(axes)
+    names = flat(axes, is_leaf=is_axes)
     return [(path, tuple(leaf.shape), names[path]) for path, leaf in flat(shapes).items()]
-
-
-def flat(tree: Tree) -> dict[str, Any]:
-    """The leaves of nested dicts by their paths, such as "encoder/norm/scale"."""
-    leaves = jax.tree.leaves_with_path(tree, is_leaf=is_axes)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """`flat`, undone."""
-    tree: dict[str, Any] = {}
-    for path, value in leaves.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
 
 
 def optax_rule(

@@ -15,6 +15,7 @@ from t5x_lite.training.optimizers import Optimizer
 from t5x_lite.training.schedules import Constant
 from t5x_lite.training.state import TrainState, state_shardings
 from t5x_lite.training.step import Loss, make_train_step
+from t5x_lite.trees import flat
 
 MESH = dict(data=2, fsdp=2, tensor=2)
 EXPERT_MESH = dict(data=2, expert=2, tensor=2)
@@ -90,16 +91,11 @@ def test_where_experts_lie_changes_no_loss(trained):
     np.testing.assert_allclose(spread, whole, rtol=1e-3)
 
 
-def by_path(params):
-    leaves = jax.tree.leaves_with_path(params)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(v) for p, v in leaves}
-
-
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_plain_normal_initialisers_have_their_deviation(family, shipped):
     """0.02 for all; what goes into GPT-2's residual is divided by sqrt(2 * layers)."""
     config = shipped(f"{family}/tiny", emb_dim=64, mlp_dim=128, head_dim=32)
-    initial = by_path(initialize(config, jax.random.key(0)))
+    initial = flat(initialize(config, jax.random.key(0)))
     kinds = {"scale": 0, "bias": 0, "matrix": 0}
     for path, array in initial.items():
         if path.endswith("scale"):

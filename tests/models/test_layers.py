@@ -6,6 +6,7 @@ from flax import nnx
 
 from t5x_lite.models.layers import Norm, dropout
 from t5x_lite.models.transformer import initialize
+from t5x_lite.trees import flat
 
 WIDE = dict(vocab_size=512, emb_dim=96, num_heads=8, head_dim=32, mlp_dim=160)
 QUERY, EMBED = (96 * 32) ** -0.5, 96**-0.5
@@ -29,8 +30,7 @@ EXPECTED = {
 def initial(tiny_config):
     """Fresh weights of a model wide enough to measure deviations, by path."""
     params = initialize(tiny_config(**WIDE), jax.random.key(0))
-    leaves = jax.tree.leaves_with_path(params)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(v) for p, v in leaves}
+    return {path: np.asarray(leaf) for path, leaf in flat(params).items()}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
