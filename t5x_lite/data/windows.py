@@ -27,6 +27,25 @@ class Window(NamedTuple):
     placed: Placed
 
 
+def task_ids(
+    placed: Placed, local_n: NDArray[np.int64], rows: int, segments_bl: NDArray[np.int32] | None
+) -> NDArray[np.int32]:
+    """Return the task of every segment of a batch: [b, l], or [b, 1] where a row is one example.
+
+    `local_n` are the examples' rows in this batch, -1 for those that lie in none. Padding gets the
+    task of the row's first segment, or 0. With tasks 2 and 5 in a row:
+
+        segments  1 1 2 2 2 0        task_ids  2 2 5 5 5 2
+    """
+    here_n = local_n >= 0
+    most = 1 if segments_bl is None else int(placed.segment_n.max(initial=1))
+    tasks_bs = np.zeros((rows, 1 + most), np.int32)
+    segment_n = np.ones_like(placed.segment_n) if segments_bl is None else placed.segment_n
+    tasks_bs[local_n[here_n], segment_n[here_n]] = placed.task_n[here_n]
+    tasks_bs[:, 0] = tasks_bs[:, 1]
+    return tasks_bs[:, :1] if segments_bl is None else np.take_along_axis(tasks_bs, segments_bl, 1)
+
+
 def cut(placed: Placed, low: int, high: int, *, to: int) -> Placed:
     """Return the examples of rows low ... high - 1, the first of which becomes row `to`."""
     first, last = np.searchsorted(placed.row_n, [low, high])

@@ -20,7 +20,6 @@ from t5x_lite.training.state import TrainState
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
-TASK_IDS = "task_ids"  # of a batch: of which task of the mixture each target token is, [b, l]
 _SHARES = "loss_shares"
 
 
@@ -95,8 +94,8 @@ def make_train_step(
     optimizer_memory: where on the devices the optimizer's state is worked on, if it lives elsewhere
     between steps (a tree of shardings).
 
-    A static third argument asks for the sums of so many tasks as well, [tasks] each, for batches
-    that say in `TASK_IDS` of which task a token is.
+    A static third argument asks for the sums of so many tasks as well, [tasks] each, of batches
+    whose "task_ids" say of which task each target token is.
     """
 
     def train_step(
@@ -202,7 +201,7 @@ def _losses(
     side = _side(batch)
     targets_bl, weights_bl = batch[f"{side}_target_tokens"], batch[f"{side}_loss_weights"]
     shares_bl = batch.get(_SHARES, weights_bl)
-    tasks_bl = batch.get(TASK_IDS)
+    tasks_bl = batch.get("task_ids")
     wanted = TokenLoss(loss.z_loss, loss.label_smoothing)
     if loss.logits_chunk is None:
         logits_blv = predictions.logits
