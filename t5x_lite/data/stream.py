@@ -90,7 +90,8 @@ class Stream:
             )
         self.batch_size = batch_size
         self._names = [task.name for task in tasks]
-        self._tell_tasks = tell_tasks and len(tasks) > 1
+        # The tasks by the numbers that batches tell; none where they tell nothing.
+        self.told_tasks = self._names if tell_tasks and len(tasks) > 1 else []
         self._rates = np.array([task.rate for task in tasks], np.float64)
         self._examples = [
             open_examples(
@@ -116,11 +117,6 @@ class Stream:
             name: num_epochs * examples.size
             for name, examples in zip(self._names, self._examples, strict=True)
         }
-
-    @property
-    def told_tasks(self) -> list[str]:
-        """The tasks by the numbers that batches tell; none where they tell nothing."""
-        return self._names if self._tell_tasks else []
 
     def start(self) -> Position:
         """Return the position of the first batch."""
@@ -276,12 +272,8 @@ class Stream:
                 else:
                     segments[feature].fill(features[feature], local_n[own])
         batch = self._converter(segments, packed=self._pack)
-        if self._tell_tasks:
-            side = "decoder" if "decoder_target_tokens" in batch else "encoder"
-            segments_bl = batch[f"{side}_segment_ids"] if self._pack else None
-            own_bl = task_ids(placed, local_n, len(rows_b), segments_bl)
-            shape = batch[f"{side}_target_tokens"].shape
-            batch["task_ids"] = np.ascontiguousarray(np.broadcast_to(own_bl, shape))
+        if self.told_tasks:
+            batch["task_ids"] = task_ids(batch, placed, local_n)
         return batch
 
 

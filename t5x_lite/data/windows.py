@@ -1,5 +1,6 @@
 """A window of draws: which example goes where."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -28,22 +29,25 @@ class Window(NamedTuple):
 
 
 def task_ids(
-    placed: Placed, local_n: NDArray[np.int64], rows: int, segments_bl: NDArray[np.int32] | None
+    batch: Mapping[str, NDArray], placed: Placed, local_n: NDArray[np.int64]
 ) -> NDArray[np.int32]:
-    """Return the task of every segment of a batch: [b, l], or [b, 1] where a row is one example.
+    """Return of which task each target position of a batch is, [b, l]; `local_n` are the rows.
 
-    `local_n` are the examples' rows in this batch, -1 for those that lie in none. Padding gets the
-    task of the row's first segment, or 0. With tasks 2 and 5 in a row:
+    A row without segments is one example; -1 stands for examples in no row. Padding gets the task
+    of its row's first example. With an example of task 2 and one of task 5 in a row:
 
         segments  1 1 2 2 2 0        task_ids  2 2 5 5 5 2
     """
+    side = "decoder" if "decoder_target_tokens" in batch else "encoder"
+    targets_bl = batch[f"{side}_target_tokens"]
+    segments_bl = batch.get(f"{side}_segment_ids", np.ones_like(targets_bl))
     here_n = local_n >= 0
-    most = 1 if segments_bl is None else int(placed.segment_n.max(initial=1))
-    tasks_bs = np.zeros((rows, 1 + most), np.int32)
-    segment_n = np.ones_like(placed.segment_n) if segments_bl is None else placed.segment_n
+    packed = f"{side}_segment_ids" in batch
+    segment_n = placed.segment_n if packed else np.ones_like(placed.segment_n)
+    tasks_bs = np.zeros((len(targets_bl), 1 + int(segment_n.max(initial=1))), np.int32)
     tasks_bs[local_n[here_n], segment_n[here_n]] = placed.task_n[here_n]
     tasks_bs[:, 0] = tasks_bs[:, 1]
-    return tasks_bs[:, :1] if segments_bl is None else np.take_along_axis(tasks_bs, segments_bl, 1)
+    return np.take_along_axis(tasks_bs, segments_bl, axis=1)
 
 
 def cut(placed: Placed, low: int, high: int, *, to: int) -> Placed:
