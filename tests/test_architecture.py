@@ -33,6 +33,7 @@ LEVELS = {
     "checksums": 0,
     "checkpoint_policy": 3,
     "appending": 0,
+    "processes": 0,
     "trees": 0,
     "errors": 0,
     "": 0,

@@ -12,6 +12,7 @@ from t5x_lite.data.plan import Data
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
+from t5x_lite.processes import simulate_devices
 from t5x_lite.run.console import Console, duration
 from t5x_lite.run.feed import Feed, make_feed
 from t5x_lite.run.held_out import Evaluation, HeldOut
@@ -56,7 +57,8 @@ def train(
     batch_size: rows of the global batch, over all devices. mesh: sizes of mesh axes, -1 for the
     rest. seed: of the initial weights and of dropout; the order of the data has `data.seed`.
     init_from: whose weights a run without checkpoints starts with. loss_on_inputs: a decoder
-    without an encoder learns its inputs too. cpu_devices: simulate so many devices on a CPU.
+    without an encoder learns its inputs too. cpu_devices: simulate so many devices on a CPU, over
+    all processes.
     profile: which steps to trace. describe_config: gives the text that is saved beside the
     checkpoints as the operative configuration.
 
@@ -69,8 +71,7 @@ def train(
             "steps and log_every_steps must be at least 1", "train.steps", "TRAIN_STEPS"
         )
     check_model_dir(directory, model)
-    if cpu_devices not in (None, jax.config.jax_num_cpu_devices):  # pyright: ignore
-        jax.config.update("jax_num_cpu_devices", cpu_devices)
+    simulate_devices(cpu_devices)
     program = build(
         model, optimizer, learning_rate, loss, update, mesh=mesh, batch_size=batch_size, seed=seed
     )
