@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import jax
 from t5x_lite.checkpoints import Checkpoints, shortened
 from t5x_lite.data.stream import Position
 from t5x_lite.errors import ConfigError
+from t5x_lite.run import decisions
 from t5x_lite.run.console import Console
 from t5x_lite.run.program import Program
 from t5x_lite.training.state import TrainState
@@ -41,12 +43,16 @@ class InitFrom:
 
 
 class Start(NamedTuple):
-    """What the first step of this launch is given. position: None for the stream's beginning."""
+    """What the first step of this launch is given.
+
+    position: None for the stream's beginning. progress: all that was saved beside the state.
+    """
 
     state: TrainState
     step: int
     position: Position | None
     seconds: float  # of training before this launch
+    progress: Mapping[str, Any] = {}
 
 
 def start(
@@ -55,11 +61,18 @@ def start(
     """The newest checkpoint of `saved`, else the weights of `init_from`, else fresh weights.
 
     An imported directory's own checkpoint holds weights alone: the optimizer and the stream begin.
-    Damaged checkpoints are moved away, and the run goes on from the newest that is intact.
+    Damaged checkpoints are moved away, and the run goes on from the newest that is intact. So are
+    those that a decision to go back gave up.
     """
+    taken = decisions.read(saved.model_dir)
     while (latest := saved.latest_step) is not None:
         if (damage := saved.damage(latest)) is None:
             try:
+                if decisions.gave_up(taken, latest, saved.progress(latest)):
+                    console.note(
+                        f"step {latest:,} was given up; it is now {saved.set_aside(latest)}"
+                    )
+                    continue
                 with console.waiting(f"restoring step {latest:,}"):
                     return _go_on(program, saved, latest)
             except Exception as error:
@@ -131,7 +144,7 @@ def _go_on(program: Program, saved: Checkpoints, step: int) -> Start:
         params = saved.restore_weights(step, program.abstract.params)
         return Start(program.from_weights(params, step), step, None, 0.0)
     state, progress = saved.restore(step, program.abstract)
-    return Start(state, step, progress["position"], progress["seconds"])
+    return Start(state, step, progress["position"], progress["seconds"], progress)
 
 
 def _from_weights(program: Program, init_from: InitFrom) -> Start:
