@@ -73,8 +73,8 @@ class Meeting:
         if lacking := [name for name in FLAGS if not said[name]]:
             variables = ", ".join(_VARIABLES[name] for name in lacking)
             raise ConfigError(
-                f"lacking --{' and --'.join(lacking)} (or {variables} in the environment); wanted all of --{', --'.join(FLAGS)}, or none where the "
-                f"cluster tells"
+                f"lacking --{' and --'.join(lacking)} (or {variables} in the environment); "
+                f"wanted all of --{', --'.join(FLAGS)}, or none where the cluster tells"
             )
         if not 0 <= (meeting.process_id or 0) < (meeting.num_processes or 0):
             raise ConfigError(
