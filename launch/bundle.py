@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import source
-from command import Mistake, lines
+from command import MistakeError, lines
 
 HERE = Path(__file__).resolve().parent
 
@@ -19,9 +19,13 @@ def environment(settings: Sequence[str], of_here: Mapping[str, str]) -> dict[str
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not name.isidentifier():
-            raise Mistake(f"--env {name!r} is no name of a variable; wanted NAME or NAME=VALUE")
+            raise MistakeError(
+                f"--env {name!r} is no name of a variable; wanted NAME or NAME=VALUE"
+            )
         if not equals and name not in of_here:
-            raise Mistake(f"--env {name}: there is no such variable here; set it, or give a value")
+            raise MistakeError(
+                f"--env {name}: there is no such variable here; set it, or give a value"
+            )
         found[name] = value if equals else of_here[name]
     return found
 
@@ -32,7 +36,7 @@ def mounts(settings: Sequence[str]) -> str:
     for setting in settings:
         bucket, _, folder = setting.removeprefix("gs://").partition("=")
         if not bucket or not folder.startswith("/") or "\t" in setting or "\n" in setting:
-            raise Mistake(f"--mount {setting!r}: wanted BUCKET=/FOLDER")
+            raise MistakeError(f"--mount {setting!r}: wanted BUCKET=/FOLDER")
         rows.append(f"{bucket}\t{folder}\n")
     return "".join(rows)
 
@@ -66,7 +70,7 @@ def write(
 
 
 def unpack_line(folder: str, name: str) -> str:
-    """The shell that a worker unpacks a bundle with, in place of what it had; twice does no harm."""
+    """The shell with which a worker unpacks a bundle; done twice it does no harm."""
     return (
         f"mkdir -p {folder} && cd {folder} && if [ -e ../{name} ]; then tar -xzf ../{name} && "
         f"mkdir -p source && tar -xzf source.tar.gz -C source && rm -f ../{name}; fi"

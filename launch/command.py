@@ -9,14 +9,14 @@ WRONG_INPUT = 2  # ... and for a mistake of the user's, which no second try cure
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 
 
-class Mistake(Exception):
+class MistakeError(Exception):
     """Something given to a launcher cannot be; the text says what is wanted."""
 
 
 def check_name(name: str) -> str:
     """A name that Google Cloud, Kubernetes and file systems all take."""
     if not NAME.fullmatch(name):
-        raise Mistake(
+        raise MistakeError(
             f"the name {name!r} will not do: wanted at most 40 lower-case letters, digits and "
             f"dashes, a letter first"
         )
@@ -29,7 +29,7 @@ def check_arguments(arguments: Sequence[str]) -> list[str]:
     if words[:1] == ["t5x_lite"]:
         del words[0]
     if not words or words[0].startswith("-"):
-        raise Mistake(
+        raise MistakeError(
             "what is to run? Give it last, after --: "
             "... -- train --gin_file=recipes/t5_1_1/base_v5e.gin --gin.MODEL_DIR=/mnt/bucket/run"
         )

@@ -28,9 +28,10 @@ CURES = {
     r"no more capacity|stockout|resources? (are|is) (currently )?(exhausted|unavailable)": "the "
     "zone has none free: the request stays queued with a larger --wait_hours; or try another "
     "--zone, --spot or --reserved",
-    r"valid.?until|timed? ?out": "no capacity came in time: raise --wait_hours, or try another --zone",
-    r"SERVICE_DISABLED|has not been used in project|is disabled": "turn the API on: gcloud services "
-    "enable tpu.googleapis.com",
+    r"valid.?until|timed? ?out": "no capacity came in time: raise --wait_hours, or try another "
+    "--zone",
+    r"SERVICE_DISABLED|has not been used in project|is disabled": "turn the API on: gcloud "
+    "services enable tpu.googleapis.com",
     r"PERMISSION_DENIED|does not have .*permission|Required '": "the account needs the roles TPU "
     "Admin and Service Account User in this project; `gcloud auth list` shows which account it is",
     r"auth login|active account|reauth|credentials": "sign in: gcloud auth login",
@@ -42,8 +43,9 @@ CURES = {
     "--zone=ZONE",
     r"publickey|ssh-add|Host key": "ssh was refused: run `ssh-add ~/.ssh/google_compute_engine`; "
     "with OS Login the account needs the role Compute OS Admin Login",
-    r"Connection (refused|timed|closed|reset)|exit(ed)?.* 255": "a worker does not answer ssh: it may "
-    "still be starting; if it stays so, allow tcp:22 in the network's firewall, or use --internal_ip",
+    r"Connection (refused|timed|closed|reset)|exit(ed)?.* 255": "a worker does not answer ssh: it "
+    "may still be starting; if it stays so, allow tcp:22 in the network's firewall, or use "
+    "--internal_ip",
 }
 
 
@@ -148,7 +150,12 @@ class Gcloud:
 
     def ssh_command(self, node: str, command: str, *, worker: str) -> list[str]:
         """The words of `gcloud ... ssh`."""
-        return [*self._vm("ssh", node), f"--worker={worker}", *self._address(), f"--command={command}"]
+        return [
+            *self._vm("ssh", node),
+            f"--worker={worker}",
+            *self._address(),
+            f"--command={command}",
+        ]
 
     def copy_to(self, node: str, file: str, target: str) -> None:
         """Copy a file to all workers of a node."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import bundle
-from command import START_AGAIN, WRONG_INPUT, Mistake
+from command import START_AGAIN, WRONG_INPUT, MistakeError
 from gcloud import GONE, Gcloud, Request, labels, quoted, state
 from shell import CommandError
 
@@ -30,7 +30,7 @@ class Cargo(NamedTuple):
     dirty: bool
 
 
-class Preempted(Exception):
+class PreemptedError(Exception):
     """The machines are gone."""
 
 
@@ -53,7 +53,7 @@ class Pod:
             began = time.monotonic()
             try:
                 code = self._run_once(cargo)
-            except Preempted as reason:
+            except PreemptedError as reason:
                 self.shell.say(f"preempted ({reason}): asking for new machines")
                 self._shown = 0
                 if self.gcloud.describe() is not None:
@@ -110,7 +110,7 @@ class Pod:
                 words = json.dumps(found["state"] if found else {})
                 raise self.shell.failure(["queued resource", self.request.name], words, 1)
             if found is None or now in GONE:
-                raise Preempted(now)
+                raise PreemptedError(now)
             if time.monotonic() > deadline:
                 words = f"timed out: {now} for {self.request.wait_hours:g} hours"
                 raise self.shell.failure(["queued resource", self.request.name], words, 1)
@@ -130,7 +130,7 @@ class Pod:
         if any(each.get("t5x_lite-launch") != self.request.token for each in labels(found)) or (
             not labels(found)
         ):
-            raise Mistake(
+            raise MistakeError(
                 f"there is a queued resource {self.request.name} that this launch did not create: "
                 f"it stays untouched; choose another NAME"
             )
@@ -151,9 +151,11 @@ class Pod:
                 dirty=cargo.dirty,
             )
             self.on_workers("mkdir -p t5x_lite")
-            self._each_node(lambda node: self._again(
-                lambda: self.gcloud.copy_to(node, str(path), f"t5x_lite/{name}")
-            ))
+            self._each_node(
+                lambda node: self._again(
+                    lambda: self.gcloud.copy_to(node, str(path), f"t5x_lite/{name}")
+                )
+            )
         self.on_workers(bundle.unpack_line(self.folder, name))
         self.on_workers(f"bash {self.folder}/on_worker.sh setup {quoted(self.extras)}")
 
@@ -166,7 +168,7 @@ class Pod:
             list(threads.map(act, self.request.nodes))
 
     def _again(self, act: Callable[[], object], attempts: int = 4) -> None:
-        """ssh fails now and then; whether the machines are still there decides what it means."""
+        """Ssh fails now and then; whether the machines are still there decides what it means."""
         for attempt in range(attempts):
             try:
                 act()
@@ -181,11 +183,11 @@ class Pod:
     def _check_alive(self) -> None:
         found = self.gcloud.describe()
         if found is None or state(found) != "ACTIVE":
-            raise Preempted("missing" if found is None else state(found))
+            raise PreemptedError("missing" if found is None else state(found))
         for name in self.request.nodes:
             node = self.gcloud.node(name)
             if node is None or node.get("state") in ("PREEMPTED", "DELETING", "TERMINATED"):
-                raise Preempted(f"{name}: {node['state'] if node else 'missing'}")
+                raise PreemptedError(f"{name}: {node['state'] if node else 'missing'}")
 
     # --------------------------------------------------------------------------------- watching
 
@@ -223,9 +225,7 @@ class Pod:
             lines = re.findall(r"worker (\S+): (running|absent|exited \d+)", said)
             expected = self._workers(node)
             if len(lines) < expected:
-                raise CommandError(
-                    f"{len(lines)} of {expected} workers of {node} answered", said
-                )
+                raise CommandError(f"{len(lines)} of {expected} workers of {node} answered", said)
             found |= {f"{node} {worker}": state for worker, state in lines}
         return found
 
@@ -288,7 +288,10 @@ def verdict(states: Mapping[str, str]) -> int | None:
 def expected_answers(request: Request) -> dict[tuple[str, ...], str]:
     """What a dry run takes gcloud to say: all is well."""
     node = {"labels": {"t5x_lite-launch": request.token}}
-    resource = {"state": {"state": "ACTIVE"}, "tpu": {"nodeSpec": [{"node": node}] * request.slices}}
+    resource = {
+        "state": {"state": "ACTIVE"},
+        "tpu": {"nodeSpec": [{"node": node}] * request.slices},
+    }
     return {
         ("queued-resources", "describe"): json.dumps(resource),
         ("tpu-vm", "describe"): json.dumps({"state": "READY", "networkEndpoints": [{}]}),

@@ -56,7 +56,9 @@ class Shell:
         if self.dry_run:
             return self._answer(command)
         self._find(command[0])
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False
+        )
         output = done.stdout + done.stderr
         if done.returncode and check:
             raise self.failure(command, output, done.returncode)

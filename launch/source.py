@@ -13,15 +13,16 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 class SourceError(Exception):
-    """This checkout cannot be shipped; the text says what to do."""
+    """The checkout cannot be shipped; the text says what to do."""
 
 
 def revision(*, dirty: bool = False) -> str:
     """The commit that travels; raises SourceError where files differ from it, unless `dirty`."""
     try:
         commit = _git("rev-parse", "HEAD").strip()
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise SourceError(f"{CHECKOUT} is no git checkout: clone the project and start from there")
+    except (OSError, subprocess.CalledProcessError):
+        message = f"{CHECKOUT} is no git checkout: clone the project and start from there"
+        raise SourceError(message) from None
     changes = _git("status", "--porcelain").splitlines()
     if not changes:
         return commit

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A run on a Cloud TPU VM pod, from nothing to the end: create, install, run, restart, collect, delete.
+"""A run on a Cloud TPU VM pod: create, install, run, restart, collect, delete.
 
     launch/tpu_vm.py run NAME --zone=us-west4-a --accelerator_type=v5litepod-64 --spot \\
         --mount=my-bucket=/mnt/my-bucket -- train --gin_file=recipes/t5_1_1/base_v5e.gin \\
@@ -7,9 +7,9 @@
     launch/tpu_vm.py status|logs|collect|delete NAME
 
 Plain `gcloud` does the work and is shown before it runs; `--dry_run` only shows it. The run is
-restarted, on new machines if need be, until it ends by itself. Given again, the same command goes on
-from whatever is there. Only what a launch created is ever deleted: it bears the launch's label, and
-a record here (~/.t5x_lite/launches, or $T5X_LITE_LAUNCHES) knows it. See docs/launch/tpu_vm.md.
+restarted, on new machines if need be, until it ends by itself. Given again, the same command goes
+on from whatever is there. Only what a launch created is ever deleted: it bears the launch's label,
+and a record here (~/.t5x_lite/launches, or $T5X_LITE_LAUNCHES) knows it. See docs/launch/tpu_vm.md.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import bundle
 import gcloud
 import pod
 import source
-from command import Mistake, check_arguments, check_name
+from command import MistakeError, check_arguments, check_name
 from shell import CommandError, Shell, ask
 
 
@@ -127,15 +127,15 @@ def _record_for(options: argparse.Namespace) -> Record:
     kind = "spot" if options.spot else "reserved" if options.reserved else "on_demand"
     generation, _, size = options.accelerator_type.rpartition("-")
     if not size.isdigit() or not generation:
-        raise Mistake(
+        raise MistakeError(
             f"--accelerator_type={options.accelerator_type!r}: wanted a type such as "
             f"v5litepod-64, v5p-128 or v6e-64"
         )
     runtime = options.runtime_version or gcloud.RUNTIMES.get(generation)
     if runtime is None:
-        raise Mistake(f"which image for {generation}? Give --runtime_version")
+        raise MistakeError(f"which image for {generation}? Give --runtime_version")
     if options.slices < 1:
-        raise Mistake(f"--slices={options.slices}: wanted 1 or more")
+        raise MistakeError(f"--slices={options.slices}: wanted 1 or more")
     request = gcloud.Request(
         name=name,
         project=options.project,
@@ -156,7 +156,7 @@ def _record_for(options: argparse.Namespace) -> Record:
         return Record(request, arguments)
     request = request._replace(token=known.request.token)
     if request._replace(wait_hours=0) != known.request._replace(wait_hours=0):
-        raise Mistake(
+        raise MistakeError(
             f"{name} was launched from here before, on {known.request.accelerator_type} in "
             f"{known.request.zone} ({Record.path(name)}): give the same, or delete it first"
         )
@@ -166,7 +166,7 @@ def _record_for(options: argparse.Namespace) -> Record:
 def _known(name: str) -> Record:
     record = Record.read(name)
     if record is None:
-        raise Mistake(
+        raise MistakeError(
             f"{name} was not launched from here (no {Record.path(name)}): this launcher touches "
             f"only what it made"
         )
@@ -190,9 +190,7 @@ def _collect(machines: "pod.Pod", options: argparse.Namespace) -> None:
     machines.gcloud.shell.say(f"the workers' logs are in {folder}")
 
 
-def _offer_to_delete(
-    record: Record, machines: "pod.Pod", options: argparse.Namespace
-) -> None:
+def _offer_to_delete(record: Record, machines: "pod.Pod", options: argparse.Namespace) -> None:
     name = record.request.name
     if options.dry_run:
         print("# and after a yes, or with --delete=always:")
@@ -238,7 +236,9 @@ def _run_flags(verb: argparse.ArgumentParser) -> None:
         add(f"--{name}", default="")
     add("--internal_ip", action="store_true", help="no external addresses, for TPUs and for ssh")
     add("--wait_hours", type=float, default=24.0, help="for capacity")
-    add("--env", action="append", default=[], metavar="NAME[=VALUE]", help="never shown; repeatable")
+    add(
+        "--env", action="append", default=[], metavar="NAME[=VALUE]", help="never shown; repeatable"
+    )
     add("--mount", action="append", default=[], metavar="BUCKET=/FOLDER", help="repeatable")
     add("--extras", default="tpu,fast", help="of pyproject.toml, to install on the workers")
     add("--dirty", action="store_true", help="ship local changes too")
@@ -254,7 +254,7 @@ def main() -> None:
     options.arguments = words[cut + 1 :]
     try:
         sys.exit(options.function(options))
-    except (Mistake, source.SourceError) as error:
+    except (MistakeError, source.SourceError) as error:
         sys.exit(f"tpu_vm.py: {error}")
     except CommandError as error:
         name = options.name

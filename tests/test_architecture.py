@@ -32,6 +32,7 @@ LEVELS = {
     "partitioning": 0,
     "checksums": 0,
     "processes": 0,
+    "roll_call": 0,
     "trees": 0,
     "errors": 0,
     "": 0,

@@ -92,7 +92,9 @@ class Cloud:
     def commands(self, *words):
         """The calls of the stand-ins that hold all of these words."""
         path = self.state / "commands"
-        calls = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        calls = (
+            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        )
         return [call for call in calls if all(word in call for word in words)]
 
     def resources(self):
