@@ -14,11 +14,13 @@ from t5x_lite.data.baselines import target_baselines
 from t5x_lite.data.converters import Converter
 from t5x_lite.data.plan import Data, Plan, prepare
 from t5x_lite.data.stream import Stream
+from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.run.console import Console, duration
 from t5x_lite.run.held_out import Evaluation, HeldOut
+from t5x_lite.run.inference import Inference
 from t5x_lite.run.loop import Run
 from t5x_lite.run.meter import Work
 from t5x_lite.run.profiling import Profile, Profiler
@@ -102,7 +104,7 @@ def train(
     startup.lap("data")
     directory.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(program.mesh), Checkpoints(directory, checkpoints) as saved:
-        held_out = _held_out(program, plan, evaluation, settings)
+        held_out = _held_out(program, plan, model, evaluation, settings)
         run = Run(program, stream, held_out, saved, console, directory, startup)
         console.note(
             f"model: {transformer.num_parameters(model):,} parameters in {directory}; mesh: "
@@ -152,13 +154,19 @@ def check_tasks(plan: Plan, model: TransformerConfig) -> None:
 
 
 def _held_out(
-    program: Program, plan: Plan, evaluation: Evaluation, settings: dict[str, Any]
+    program: Program,
+    plan: Plan,
+    model: TransformerConfig,
+    evaluation: Evaluation,
+    settings: dict[str, Any],
 ) -> HeldOut:
+    length, batch_size = settings["feature_lengths"]["targets"], settings["batch_size"]
     return HeldOut(
         program.graphdef,
         plan.validation_tasks(),
         plan.vocabulary(),
         evaluation,
+        Inference(model, Generation(max_length=length), mesh=program.mesh, batch_size=batch_size),
         batch_sharding=program.batch_sharding,
         replicated=program.replicated,
         stream_settings=settings,
