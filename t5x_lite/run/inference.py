@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
+from t5x_lite import processes
 from t5x_lite.data.batches import process_rows, to_devices
 from t5x_lite.decoding.generation import Generation, SpecialTokens, Written, generate
 from t5x_lite.errors import ConfigError
@@ -257,8 +257,7 @@ class Inference:
 
     def _agreed(self, length: int) -> int:
         """The length, rounded up, that all processes take."""
-        if jax.process_count() > 1:
-            length = int(np.max(multihost_utils.process_allgather(np.int32(length))))
+        length = max(processes.gather(length))
         parts = math.prod(self._mesh.shape[name] for name in mesh_axes("length"))
         width = -(-rounded_up(length) // parts) * parts
         if self.config.positions == "learned" and width > self.config.max_positions:
