@@ -101,7 +101,7 @@ class Inference:
         if self.config.decoder_only:
             prompts, padding = self._prompts(inputs)
             self._check_places(int((prompts.shape[1] - padding).max(initial=0)) + length)
-            arrays = {"prompts": prompts, "padding": padding}
+            arrays: dict[str, NDArray] = {"prompts": prompts, "padding": padding}
         else:
             self._check_places(length)
             arrays = {"inputs": self._widened(inputs)}
