@@ -152,10 +152,9 @@ def prepare(
     data = dataclasses.replace(data, data_dir=os.path.abspath(data.data_dir))
     if not data.modules:
         check_name(data, [name for declared in data.declarations for name in declared.names])
-    path = Path(data.data_dir, "plans", _fingerprint(data) + ".json")
-    if (plan := _read_plan(path, data)) is None:
+    if (plan := ready(data)) is None:
         plan = _make_plan(data, report, make_parts)
-        _write_plan(path, plan)
+        _write_plan(_path(data), plan)
     return plan
 
 
@@ -243,8 +242,8 @@ def _store(
     return name
 
 
-def _fingerprint(data: Data) -> str:
-    """Return a name for all that decides a plan, short of the content of corpora."""
+def _path(data: Data) -> Path:
+    """Return where a plan is, by a hash of all that decides it, short of the content of corpora."""
     declared = [
         (type(each).__module__, *getattr(each, "sources", ())) for each in data.declarations
     ]
@@ -258,7 +257,8 @@ def _fingerprint(data: Data) -> str:
         data.vocabulary and (repr(data.vocabulary), data.vocabulary.fingerprint),
         [(name, importlib.metadata.version(name)) for name in TOKENISING_PACKAGES],
     ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+    return Path(data.data_dir, "plans", f"{digest}.json")
 
 
 def _module_digest(name: str) -> str:
@@ -270,10 +270,10 @@ def _module_digest(name: str) -> str:
     return hashlib.sha256(source).hexdigest()
 
 
-def _read_plan(path: Path, data: Data) -> Plan | None:
+def ready(data: Data) -> Plan | None:
     """Read a plan; None where there is none or something it rests on is gone or has changed."""
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(_path(data).read_text("utf-8"))
     except FileNotFoundError:
         return None
     try:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -60,13 +61,18 @@ def write_launch(
     *,
     start_step: int,
     describe_config: Callable[[], str],
-) -> None:
-    """Record this launch: the model, the operative gin config, versions, git revision, command."""
+) -> dict[str, object]:
+    """Record this launch: the model, the operative gin config, versions, git revision, command.
+
+    Returns the same, for the checkpoints.
+    """
+    config, packages = describe_config(), versions()
     (model_dir / MODEL).write_text(json.dumps(_architecture(model), indent=2) + "\n")
     launch = model_dir / "launches" / f"from_step_{start_step:08d}"
     launch.mkdir(parents=True, exist_ok=True)
-    (launch / "operative_config.gin").write_text(describe_config())
-    (launch / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
+    (launch / "operative_config.gin").write_text(config)
+    (launch / "versions.json").write_text(json.dumps(packages, indent=2) + "\n")
+    return {"model": json.dumps(_architecture(model)), "config": config, "versions": packages}
 
 
 def versions() -> dict[str, str]:
@@ -81,7 +87,11 @@ def versions() -> dict[str, str]:
 
 
 def _git_revision() -> str:
-    """The checkout's commit, with "+dirty" for local changes; "none" outside a checkout."""
+    """The checkout's commit, with "+dirty" for local changes.
+
+    Outside a checkout what the launcher that shipped the code says in T5X_LITE_REVISION, or "none".
+    """
+    shipped = os.environ.get("T5X_LITE_REVISION", "none")
 
     def git(*arguments: str) -> str:
         directory = Path(__file__).resolve().parent
@@ -92,10 +102,10 @@ def _git_revision() -> str:
     try:
         inside = git("ls-files", Path(__file__).name)  # a wheel may lie inside someone's checkout
         if not inside:
-            return "none"
+            return shipped
         return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
-        return "none"
+        return shipped
 
 
 def _architecture(model: TransformerConfig) -> dict[str, object]:
