@@ -71,9 +71,9 @@ class Meeting:
         if meeting.num_processes == 1 or not any(said.values()):
             return meeting
         if lacking := [name for name in FLAGS if not said[name]]:
+            variables = ", ".join(_VARIABLES[name] for name in lacking)
             raise ConfigError(
-                f"lacking --{' and --'.join(lacking)} (or {', '.join(_VARIABLES[n] for n in lacking)} "
-                f"in the environment); wanted all of --{', --'.join(FLAGS)}, or none where the "
+                f"lacking --{' and --'.join(lacking)} (or {variables} in the environment); wanted all of --{', --'.join(FLAGS)}, or none where the "
                 f"cluster tells"
             )
         if not 0 <= (meeting.process_id or 0) < (meeting.num_processes or 0):

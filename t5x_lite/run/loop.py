@@ -91,7 +91,7 @@ class Run:
         ):
             for observer in observers:
                 entered.enter_context(observer)
-            self._meter = Meter(self._seconds, batches, work)
+            self._meter = Meter(self._seconds, batches, work, self._stream.told_tasks)
             for batch, position in batches:
                 self._take_step(batch, position)
                 if self.step % log_every == 0 or self.step == steps:
@@ -141,7 +141,8 @@ class Run:
             self._console.waiting("compiling the training step"),
             jax.set_mesh(self._program.mesh),
         ):
-            lowered = self._program.step.lower(self._program.abstract, batch)
+            num_tasks = len(self._stream.told_tasks)
+            lowered = self._program.step.lower(self._program.abstract, batch, num_tasks=num_tasks)
             return lowered.compile(compiler_options=self._program.compiler_options)
 
     def _first_step_done(self, metrics: Any) -> None:
@@ -183,6 +184,8 @@ class Run:
         eta = (steps - self.step) * numbers["seconds_per_step"]
         self._console.update(training_line(self.step, steps, numbers, eta))
         self._report("train", numbers)
+        for name, of_task in self._meter.by_task.items():
+            self._report(f"train/{name}", of_task)
         self._report("epochs", self._stream.epochs(self._position))
         for observer in self._observers:
             observer.on_log(self.step, numbers, self._report)
