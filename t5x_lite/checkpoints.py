@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from t5x_lite import checksums
+from t5x_lite import checksums, processes
 from t5x_lite.errors import ConfigError
 
 Json = dict[str, Any]
@@ -144,8 +144,10 @@ class Checkpoints:
     def set_aside(self, step: int) -> Path:
         """Move a step out of the way, where a person may look at it; returns its new place."""
         place = self.model_dir / "damaged" / f"{step}.{time.time_ns()}"
-        place.parent.mkdir(exist_ok=True)
-        self._directory(step).rename(place)
+        if processes.is_first():
+            place.parent.mkdir(exist_ok=True)
+            self._directory(step).rename(place)
+        processes.barrier("set aside")
         self._checkpointer.reload()
         return place
 

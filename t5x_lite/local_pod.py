@@ -18,6 +18,7 @@ from t5x_lite.errors import ConfigError
 
 CONFIGURATION = 2  # exit codes that starting again would only repeat
 INTERRUPTED = 130
+_CHATTER = "Expected number of connected peer ranks"  # gloo, for every group of devices
 USAGE = """
 For example, two processes with four devices each, started again after faults up to three times:
 
@@ -191,6 +192,8 @@ class _Launch:
 
 def _copy(source: IO[str], target: IO[str], number: int) -> None:
     for line in source:
+        if _CHATTER in line:
+            continue
         target.write(f"[{number}] {line}")
         target.flush()
 

@@ -62,6 +62,7 @@ class HeldOut:
         self._eval_step = jax.jit(make_eval_step(graphdef), out_shardings=replicated)
         length = stream_settings["feature_lengths"]["targets"]
         self._decode = jax.jit(make_greedy(graphdef, length), out_shardings=replicated)
+        self._everywhere = jax.jit(lambda x: x, out_shardings=replicated)
 
     def losses(self, params: Params) -> dict[str, dict[str, float]]:
         """Cross-entropy (nats per target token), accuracy and target tokens of every task."""
@@ -113,7 +114,7 @@ class HeldOut:
             yield to_devices(batch, self._sharding, batch_size=size)
 
     def _first_rows(self, array: jax.Array) -> np.ndarray:
-        return np.asarray(jax.device_get(array))[: self._evaluation.samples]
+        return np.asarray(jax.device_get(self._everywhere(array)))[: self._evaluation.samples]
 
 
 def make_greedy(graphdef: nnx.GraphDef, max_length: int) -> Callable[..., jax.Array]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from t5x_lite import processes
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.batches import prefetch, process_rows, to_devices
 from t5x_lite.data.stream import Position, Stream
@@ -83,7 +84,9 @@ class Run:
         """Run the steps that are left, reporting, evaluating and saving on the way."""
         self._observers = observers
         with (
-            Writers(self._directory, start_step=self.step) as self._writers,
+            Writers(
+                self._directory, start_step=self.step, silent=not processes.is_first()
+            ) as self._writers,
             self._batches() as batches,
             stopping() as stop_signal,
             self._console.line(),

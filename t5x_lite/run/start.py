@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from t5x_lite import processes
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.stream import Position
 from t5x_lite.errors import ConfigError
@@ -57,8 +58,8 @@ def start(
     An imported directory's own checkpoint holds weights alone: the optimizer and the stream begin.
     Damaged checkpoints are moved away, and the run goes on from the newest that is intact.
     """
-    while (latest := saved.latest_step) is not None:
-        if (damage := saved.damage(latest)) is None:
+    while (latest := processes.broadcast(saved.latest_step)) is not None:
+        if (damage := _damage(saved, latest)) is None:
             with console.waiting(f"restoring step {latest:,}"):
                 return _go_on(program, saved, latest)
         if len(saved.steps) == 1:
@@ -118,6 +119,13 @@ def chosen_step(saved: Checkpoints, step: int | None, *names: str) -> int:
             *names,
         )
     return steps[-1] if step is None else step
+
+
+def _damage(saved: Checkpoints, step: int) -> str | None:
+    """What the first process finds wrong: it alone reads the files, which takes a while."""
+    return processes.broadcast(
+        saved.damage(step) if processes.is_first() else None, "damage", seconds=processes.LONG
+    )
 
 
 def _go_on(program: Program, saved: Checkpoints, step: int) -> Start:

@@ -16,9 +16,15 @@ EVENTS = "tensorboard"
 
 
 class Writers:
-    """Writes records of one run; a context manager. `start_step` is where the run goes on."""
+    """Writes records of one run; a context manager. `start_step` is where the run goes on.
 
-    def __init__(self, model_dir: str | Path, *, start_step: int):
+    silent: it writes nothing, as in all processes but the first.
+    """
+
+    def __init__(self, model_dir: str | Path, *, start_step: int, silent: bool = False):
+        self._silent = silent
+        if silent:
+            return
         self._path = Path(model_dir) / RECORDS
         kept = [record for record in read_records(model_dir) if record["step"] <= start_step]
         temporary = self._path.with_suffix(".tmp")
@@ -33,11 +39,15 @@ class Writers:
         return self
 
     def __exit__(self, *_):
+        if self._silent:
+            return
         self._lines.close()
         self._events.close()
 
     def write(self, step: int, kind: str, numbers: Mapping[str, float]) -> None:
         """Record numbers under a kind such as "train" or "validation/embedded_text"."""
+        if self._silent:
+            return
         self._lines.write(json.dumps({"step": step, "kind": kind, **numbers}) + "\n")
         for name, value in numbers.items():
             self._events.add_scalar(f"{kind}/{name}", value, step)
