@@ -66,13 +66,10 @@ def summarize_tasks(
     if not names:
         return {}
     host = jax.device_get([{name: metrics[name] for name in _OF_TASKS} for metrics in window])
-    loss_t, correct_t, weight_t = (
-        np.sum([metrics[name] for metrics in host], axis=0, dtype=np.float64) for name in _OF_TASKS
-    )
+    of_tasks_nt = [np.array([metrics[name] for metrics in host], np.float64) for name in _OF_TASKS]
+    loss_t, correct_t, weight_t = (np.sum(x_nt, axis=0).tolist() for x_nt in of_tasks_nt)
     return {
-        name: {"loss": float(loss / weight), "accuracy": float(correct / weight), "tokens": weight}
-        for name, loss, correct, weight in zip(
-            names, loss_t, correct_t, weight_t.tolist(), strict=True
-        )
+        name: {"loss": loss / weight, "accuracy": correct / weight, "tokens": weight}
+        for name, loss, correct, weight in zip(names, loss_t, correct_t, weight_t, strict=True)
         if weight
     }

@@ -206,9 +206,13 @@ def _losses(
     if loss.logits_chunk is None:
         logits_blv = predictions.logits
         value = cross_entropy(logits_blv, targets_bl, shares_bl, **wanted._asdict()).loss
-        by_task = dict(num_tasks=num_tasks, tasks_bl=tasks_bl)
         return value, cross_entropy(
-            logits_blv, targets_bl, weights_bl, **wanted._asdict(), **by_task
+            logits_blv,
+            targets_bl,
+            weights_bl,
+            **wanted._asdict(),
+            num_tasks=num_tasks,
+            tasks_bl=tasks_bl,
         )
     output = predictions.output
     return chunked_cross_entropy(
