@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import itertools
 import os
 import queue
 import signal
@@ -79,12 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(pod: Pod) -> int:
     """Run a pod to its end, starting it again as it says; returns the exit code."""
     with _Signals() as signals:
-        for left in range(pod.restarts, -1, -1):
+        for restart in itertools.count(1):
             code = _Launch(pod, signals).run()
-            if code in (0, CONFIGURATION, INTERRUPTED) or signals.came or not left:
-                break
-            _say(f"starting all processes again ({pod.restarts - left + 1} of {pod.restarts})")
-    return code
+            final = code in (0, CONFIGURATION, INTERRUPTED) or signals.came
+            if final or restart > pod.restarts:
+                return code
+            _say(f"starting all processes again ({restart} of {pod.restarts})")
+    raise AssertionError
 
 
 class _Signals:
