@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from t5x_lite import processes
-from t5x_lite.checkpoints import Checkpoints
+from t5x_lite.checkpoints import Checkpoints, Json
 from t5x_lite.data.batches import prefetch, process_rows, to_devices
 from t5x_lite.data.stream import Position, Stream
 from t5x_lite.run.console import Console, training_line
@@ -60,6 +60,7 @@ class Run:
             )
             self._startup.lap("weights")
             self._step = compiled and compiled.result()
+            processes.barrier("compiled", seconds=processes.LONG)  # before they talk in a step
             self._startup.lap("compiling beyond that")
         self._position = self._stream.start() if position is None else position
         if self.step >= steps:
@@ -80,12 +81,20 @@ class Run:
         log_every: int,
         work: Work,
         observers: Sequence[Observer] = (),
+        record: Json | None = None,
     ) -> None:
-        """Run the steps that are left, reporting, evaluating and saving on the way."""
-        self._observers = observers
+        """Run the steps that are left, reporting, evaluating and saving on the way.
+
+        record: what every checkpoint says for a person, such as the configuration.
+        """
+        self._observers, self._record = observers, record
+        note = self._console.note
         with (
             Writers(
-                self._directory, start_step=self.step, silent=not processes.is_first()
+                self._directory,
+                start_step=self.step,
+                report=note,
+                silent=not processes.is_first(),
             ) as self._writers,
             self._batches() as batches,
             stopping() as stop_signal,
@@ -110,7 +119,7 @@ class Run:
                 self._evaluate()
                 self._save(force=True)
         with self._console.waiting(f"saving step {self.step:,}"):
-            self._saved.wait()
+            self._saved.save_surely(self.step, self._state, **self._beside_state())
         if (signal_number := stop_signal()) is not None:
             self._console.note(
                 f"stopped after step {self.step:,}; the same command goes on from here"
@@ -205,7 +214,14 @@ class Run:
 
     def _save(self, *, force: bool) -> None:
         self._seconds = self._meter.seconds
-        progress = {"position": self._position, "seconds": self._seconds}
-        if self._saved.save(self.step, self._state, progress, force=force):
+        if self._saved.save(self.step, self._state, force=force, **self._beside_state()):
+            blocked = self._saved.blocked_seconds
+            self._console.note(f"saving step {self.step:,} (the run waited {blocked * 1e3:.0f} ms)")
+            self._report("checkpoint", {"blocked_seconds": blocked})
             for observer in self._observers:
                 observer.on_save(self.step)
+
+    def _beside_state(self) -> dict[str, Any]:
+        """What is saved with the state, for `Checkpoints.save`."""
+        progress = {"position": self._position, "seconds": self._seconds}
+        return {"progress": progress, "metrics": self._reported, "record": self._record}

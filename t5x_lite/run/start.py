@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from t5x_lite import processes
-from t5x_lite.checkpoints import Checkpoints
+from t5x_lite.checkpoints import Checkpoints, shortened
 from t5x_lite.data.stream import Position
 from t5x_lite.errors import ConfigError
 from t5x_lite.run.console import Console
@@ -61,7 +61,9 @@ def start(
     while (latest := processes.broadcast(saved.latest_step)) is not None:
         if (damage := _damage(saved, latest)) is None:
             with console.waiting(f"restoring step {latest:,}"):
-                return _go_on(program, saved, latest)
+                found, damage = _tried(program, saved, latest)
+            if found is not None:
+                return found
         if len(saved.steps) == 1:
             raise ConfigError(
                 f"step {latest:,} is damaged ({damage}) and the only checkpoint in "
@@ -126,6 +128,23 @@ def _damage(saved: Checkpoints, step: int) -> str | None:
     return processes.broadcast(
         saved.damage(step) if processes.is_first() else None, "damage", seconds=processes.LONG
     )
+
+
+def _tried(program: Program, saved: Checkpoints, step: int) -> tuple[Start | None, str | None]:
+    """The start from a step, or what is wrong with it, the same in all processes.
+
+    A step with checksums, and the only one there is, is not given up for an error.
+    """
+    if processes.broadcast(saved.is_sealed(step) or len(saved.steps) == 1):
+        return _go_on(program, saved, step), None
+    found, failure = None, None
+    try:
+        found = _go_on(program, saved, step)
+    except Exception as error:
+        # Whoever was killed between a save and its checksums left only orbax's own.
+        failure = f"it has no checksums and cannot be read: {shortened(str(error))}"
+    failures = [each for each in processes.gather(failure) if each is not None]
+    return (None, failures[0]) if failures else (found, None)
 
 
 def _go_on(program: Program, saved: Checkpoints, step: int) -> Start:
