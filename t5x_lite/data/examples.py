@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from t5x_lite.data import seqio_order
 from t5x_lite.data.finishing import EOS_ID, FEATURES, feature_widths, finish
+from t5x_lite.data.groups import group_documents
 from t5x_lite.data.rows import (
     corrupt_spans,
     example_keys,
     gather,
     gather_with_eos,
-    group_documents,
     has_compiled,
     read_only,
 )
@@ -51,6 +51,10 @@ class Store(Protocol):
 
     def offsets(self, feature: str) -> NDArray[np.int64]:
         """Return where each example begins and, last, where the last one ends."""
+        ...
+
+    def groups(self, feature: str) -> NDArray[np.int64] | None:
+        """Return the table of `data.groups`, if there is one."""
         ...
 
 
@@ -210,8 +214,9 @@ class TextExamples:
         self._offsets = store.offsets("targets").view(np.ndarray)
         self._eos_after_documents = objective.eos_after == "documents"
         self._is_compiled = has_compiled(objective)
-        self._first_documents = group_documents(self._offsets, objective.documents_per_group)
-        self._group_starts = self._offsets[self._first_documents]
+        self._first_documents, self._group_starts = group_documents(
+            store, "targets", objective.documents_per_group
+        )
         groups = np.arange(len(self._group_starts) - 1)
         self._piece_lengths = np.broadcast_to(np.int64(raw_length), len(groups))
         if isinstance(objective, RandomPieces):
