@@ -22,7 +22,6 @@ from t5x_lite.data.rows import (
     has_compiled,
     read_only,
 )
-from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import philox
 from t5x_lite.objectives.denoising import Objective, PairObjective, RandomPieces
 from t5x_lite.objectives.features import check_sentinels
@@ -95,50 +94,6 @@ class Ending(Protocol):
     ) -> Examples:
         """Return the examples of a task's store."""
         ...
-
-
-def open_examples(
-    name: str,
-    store: Store,
-    *,
-    objective: Objective | None,
-    ending: Ending | None = None,
-    feature_lengths: Mapping[str, int],
-    sentinels: Sentinels,
-    seed: int,
-    like_seqio: bool = False,
-) -> Examples:
-    """Return the examples of a task: pieces of text if there is an objective, else stored pairs.
-
-    `like_seqio` takes the noise from where seqio's unshuffled pipeline does (`data.seqio_order`).
-
-    Raises ConfigError for a store without examples, and for features that are not stored, that
-    have no length, or that are too short for the objective.
-    """
-    needed = FEATURES if objective is None else ("targets",)
-    if missing := [feature for feature in needed if feature not in store.features]:
-        raise ConfigError(
-            f"task {name!r} stores the features {', '.join(store.features)}: it lacks "
-            f"{' and '.join(missing)}",
-            "MIXTURE_OR_TASK_NAME",
-        )
-    if missing := [feature for feature in FEATURES if feature_lengths.get(feature, 0) < 1]:
-        raise ConfigError(
-            f"the feature lengths {dict(feature_lengths)} lack {' and '.join(missing)}, "
-            "which take 1 token or more",
-            "TASK_FEATURE_LENGTHS",
-        )
-    examples: Examples
-    if objective is not None:
-        settings = {"sentinels": sentinels, "seed": seed, "like_seqio": like_seqio}
-        examples = TextExamples(name, store, objective, feature_lengths, **settings)
-    elif ending is not None:
-        examples = ending.open(name, store, feature_lengths, seed=seed)
-    else:
-        examples = PairExamples(store, feature_lengths)
-    if not examples.size:
-        raise ConfigError(f"the token store of task {name!r} holds no example", "DATA_DIR")
-    return examples
 
 
 class PairExamples:

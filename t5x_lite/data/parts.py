@@ -24,7 +24,7 @@ from t5x_lite.errors import ConfigError
 if TYPE_CHECKING:
     import seqio
 
-_TOKENS = 1 << 24  # of a feature, which end a part: some 70 MB of English
+_TOKENS = 1 << 23  # of a feature, which end a part: some 35 MB of English
 
 
 def write_parts(task: "seqio.Task", split: str, number: int, partial: Path) -> Iterator[int]:

@@ -9,14 +9,17 @@ import importlib.util
 import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from t5x_lite.data.caching import MakeParts
 from t5x_lite.data.parts import write_parts
-from t5x_lite.data.plan import Data
 from t5x_lite.data.pool import Pool, WorkerKilledError
 from t5x_lite.data.quiet_import import import_seqio
 from t5x_lite.data.registered import registered_tasks
 from t5x_lite.errors import ConfigError
+
+if TYPE_CHECKING:
+    from t5x_lite.data.plan import Data
 
 
 class Processes(Pool):
@@ -26,7 +29,7 @@ class Processes(Pool):
     to one.
     """
 
-    def make_parts(self, data: Data, task: str, split: str) -> MakeParts:
+    def make_parts(self, data: "Data", task: str, split: str) -> MakeParts:
         """Return what makes the parts of a store in these processes."""
 
         def make(numbers: Sequence[int], partial: Path) -> Iterator[object]:
@@ -57,7 +60,7 @@ class Beam:
             )
         self._flags = list(flags)
 
-    def make_parts(self, data: Data, task: str, split: str) -> MakeParts:
+    def make_parts(self, data: "Data", task: str, split: str) -> MakeParts:
         """Return what makes the parts of a store by one pipeline."""
 
         def make(numbers: Sequence[int], partial: Path) -> Sequence[int]:
@@ -73,7 +76,7 @@ class Beam:
         return make
 
 
-def tokenise_file(data: Data, task: str, split: str, partial: Path, number: int) -> int:
+def tokenise_file(data: "Data", task: str, split: str, partial: Path, number: int) -> int:
     """Write the parts of one file of a task's source, in a process that may know nothing yet."""
     for _ in _parts_of_file(data, task, split, partial, number):
         pass
@@ -81,13 +84,14 @@ def tokenise_file(data: Data, task: str, split: str, partial: Path, number: int)
 
 
 def _parts_of_file(
-    data: Data, task: str, split: str, partial: Path, number: int
+    data: "Data", task: str, split: str, partial: Path, number: int
 ) -> Iterator[object]:
-    return write_parts(_tasks(pickle.dumps(data))[task], split, number, partial)
+    return write_parts(tasks_of(pickle.dumps(data))[task], split, number, partial)
 
 
 @functools.lru_cache(1)
-def _tasks(pickled: bytes) -> dict:
+def tasks_of(pickled: bytes) -> dict:
+    """Return the tasks of a run's data by name; the bytes are a pickle of it."""
     import_seqio()
     tasks = registered_tasks(pickle.loads(pickled), lambda line: None)
     return {task.name: task for task, _ in tasks}

@@ -1,5 +1,6 @@
 """`t5x_lite train`: the one call that makes a mesh, a state and a stream, and runs the step."""
 
+import contextlib
 import resource
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -98,10 +99,15 @@ def train(
         pack=data.pack,
         exhaustion=data.exhaustion,
         num_epochs=data.num_epochs,
+        in_blocks=data.tokenise == "while_training",
     )
     startup.lap("data")
     directory.mkdir(parents=True, exist_ok=True)
-    with jax.set_mesh(program.mesh), Checkpoints(directory, checkpoints) as saved:
+    with (
+        jax.set_mesh(program.mesh),
+        Checkpoints(directory, checkpoints) as saved,
+        contextlib.closing(plan),
+    ):
         held_out = _held_out(program, plan, evaluation, settings)
         run = Run(program, stream, held_out, saved, console, directory, startup)
         console.note(

@@ -6,8 +6,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from t5x_lite.data import examples
-from t5x_lite.data.examples import open_examples
 from t5x_lite.data.groups import group_documents
+from t5x_lite.data.opening import open_examples
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.bert import Bert, MaskedLM
 from t5x_lite.objectives.denoising import SpanCorruption
