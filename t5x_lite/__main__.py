@@ -8,7 +8,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,7 +17,7 @@ from t5x_lite.errors import ConfigError
 
 COMMANDS = {
     "train": "pretrain or fine-tune a model, or go on with a run that was stopped",
-    "inspect": "show examples of a task or mixture as a model reads them, and the mixing rates",
+    "inspect": "show examples as a model reads them, mixing rates, and the learning rate",
     "cache": "tokenise a task or mixture once, resumably and in parallel",
     "vocab": "train a SentencePiece vocabulary on files of text",
     "c4": "build C4 or a variant of it from the WET files of Common Crawl",
@@ -28,7 +28,7 @@ COMMANDS = {
 # Where the function of a command is, if not in run/<command>.py under its name.
 FUNCTIONS = {"import": "import_weights", "export": "export_weights"}
 # A file that is read before the user's, for commands that can do without one of the user's.
-FIRST_FILES = {"plan": "runs/plan.gin", "c4": "runs/c4.gin"}
+FIRST_FILES = {"plan": "runs/plan.gin", "c4": "runs/c4.gin", "inspect": "runs/inspect.gin"}
 # Flags that stand for a macro or for a parameter of the command's function.
 SHORT_FLAGS = {
     "c4": {"wet": "WET", "out": "OUT", "bad_words": "BAD_WORDS", "variant": "VARIANT"},
@@ -40,6 +40,13 @@ SHORT_FLAGS = {
         "search": "plan.search",
         "output": "plan.output",
     },
+}
+# Commands that several processes may carry out together.
+OF_SEVERAL_PROCESSES = {"train"}
+PROCESS_FLAGS = {
+    "coordinator_address": "HOST:PORT at which process 0 meets the others; a TPU pod tells",
+    "num_processes": "how many there are",
+    "process_id": "which of them this one is, from 0",
 }
 GIN_CONFIGS = Path(__file__).resolve().parent.parent / "gin_configs"
 EXAMPLE = """
@@ -67,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         gin_files.check_macros(bindings, FUNCTIONS.get(options.command, options.command))
         _prepare_environment()
         gin_files.parse(files, flags, search)
+        if options.command in OF_SEVERAL_PROCESSES:
+            _join_processes(vars(options))
         gin_files.call(_function(options.command))
     except ConfigError as error:
         # gin wraps what is raised below it; the attributes stay, the text grows.
@@ -79,6 +88,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _function(command: str) -> Callable[..., None]:
     name = FUNCTIONS.get(command, command)
     return getattr(importlib.import_module(f"t5x_lite.run.{name}"), name)
+
+
+def _join_processes(flags: Mapping[str, str | None]) -> None:
+    from t5x_lite import processes
+
+    processes.initialize(processes.Meeting.find(flags, os.environ))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--gin_search_paths", default="", metavar="DIR,DIR", help="where else to look for files"
         )
+        for flag, summary in PROCESS_FLAGS.items() if name in OF_SEVERAL_PROCESSES else ():
+            command.add_argument(f"--{flag}", help=summary)
         for flag, parameter in SHORT_FLAGS.get(name, {}).items():
             command.add_argument(
                 f"--{flag}", metavar="VALUE", nargs="?", const="True", help=f"sets {parameter}"
