@@ -31,6 +31,8 @@ LEVELS = {
     "objectives": 1,
     "partitioning": 0,
     "checksums": 0,
+    "checkpoint_policy": 3,
+    "appending": 0,
     "processes": 0,
     "trees": 0,
     "errors": 0,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from t5x_lite.checkpoints import Checkpoints
+from t5x_lite.checkpoints import Checkpoints, shortened
 from t5x_lite.data.stream import Position
 from t5x_lite.errors import ConfigError
 from t5x_lite.run.console import Console
@@ -59,8 +59,14 @@ def start(
     """
     while (latest := saved.latest_step) is not None:
         if (damage := saved.damage(latest)) is None:
-            with console.waiting(f"restoring step {latest:,}"):
-                return _go_on(program, saved, latest)
+            try:
+                with console.waiting(f"restoring step {latest:,}"):
+                    return _go_on(program, saved, latest)
+            except Exception as error:
+                # Whoever was killed between a save and its checksums left only orbax's own.
+                if saved.is_sealed(latest) or len(saved.steps) == 1:
+                    raise
+                damage = f"it has no checksums and cannot be read: {shortened(str(error))}"
         if len(saved.steps) == 1:
             raise ConfigError(
                 f"step {latest:,} is damaged ({damage}) and the only checkpoint in "

@@ -1,13 +1,14 @@
 """`t5x_lite train`: the one call that makes a mesh, a state and a stream, and runs the step."""
 
-import contextlib
 import resource
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import jax
 
-from t5x_lite.checkpoints import CheckpointPolicy, Checkpoints
+from t5x_lite.checkpoint_policy import CheckpointPolicy
+from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.plan import Data
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
@@ -84,20 +85,19 @@ def train(
     )
     startup.lap("data")
     directory.mkdir(parents=True, exist_ok=True)
-    with (
-        jax.set_mesh(program.mesh),
-        Checkpoints(directory, checkpoints) as saved,
-        contextlib.closing(feed.plan),
-    ):
+    saving = Checkpoints(directory, checkpoints, report=console.note)
+    with jax.set_mesh(program.mesh), saving as saved, closing(feed.plan):
         held_out = _held_out(program, feed, evaluation)
         run = Run(program, feed.stream, held_out, saved, console, directory, startup)
         _introduce(console, model, program, directory)
         run.begin(init_from, steps)
-        write_launch(directory, model, start_step=run.step, describe_config=describe_config)
+        record = write_launch(
+            directory, model, start_step=run.step, describe_config=describe_config
+        )
         if run.step < steps:
             work = Work.of(model, program.mesh, batch_size, data.feature_lengths)
             observers = (Profiler(profile, directory / EVENTS, console),)
-            run.train(steps, evaluation.every_steps, log_every_steps, work, observers)
+            run.train(steps, evaluation.every_steps, log_every_steps, work, observers, record)
         finish(run, feed, evaluation, directory, console)
 
 
