@@ -176,10 +176,9 @@ def prepare(
     data = dataclasses.replace(data, data_dir=os.path.abspath(data.data_dir))
     if not data.modules:
         check_name(data, [name for declared in data.declarations for name in declared.names])
-    path = plan_path(data)
-    if (plan := _read_plan(path, data)) is None:
+    if (plan := ready(data)) is None:
         plan = _make_plan(data, report, make_parts)
-        _write_plan(path, plan)
+        _write_plan(plan_path(data), plan)
     return plan
 
 
@@ -259,10 +258,10 @@ def _splits(task: "seqio.Task", rate: float) -> list[str]:
     return [*(["train"] if rate else []), *(["validation"] if "validation" in task.splits else [])]
 
 
-def _read_plan(path: Path, data: Data) -> Plan | None:
+def ready(data: Data) -> Plan | None:
     """Read a plan; None where there is none or something it rests on is gone or has changed."""
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(plan_path(data).read_text("utf-8"))
     except FileNotFoundError:
         return None
     try:
