@@ -2,6 +2,7 @@
 
 import resource
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -88,7 +89,7 @@ def train(
     startup.lap("data")
     directory.mkdir(parents=True, exist_ok=True)
     saving = Checkpoints(directory, checkpoints, report=console.note)
-    with jax.set_mesh(program.mesh), saving as saved:
+    with jax.set_mesh(program.mesh), saving as saved, closing(feed.plan):
         held_out = _held_out(program, feed, model, evaluation)
         run = Run(program, feed.stream, held_out, saved, console, directory, startup)
         _introduce(console, model, program, directory)
