@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,8 @@ def fused_attention(operands: Operands, *, scale: float = 1.0) -> jax.Array:
             for name, x in operands._asdict().items()
         )
     )
-    return _attend(scale, filled)[:, :, :length]
+    y_bhqd: Any = _attend(scale, filled)
+    return y_bhqd[:, :, :length]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

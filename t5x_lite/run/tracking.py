@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,15 +51,15 @@ class Tracker(Observer):
 
     def __enter__(self) -> "Tracker":
         if jax.process_index() == 0:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
 
             self._run = wandb.init(
                 project=self._wanted.project,
                 entity=self._wanted.entity,
                 name=self._wanted.name or self._directory.name,
-                mode=self._wanted.mode,  # pyright: ignore[reportArgumentType]
+                mode=self._wanted.mode,  # pyright: ignore
                 dir=str(self._directory),
-                id=self._id(wandb.util.generate_id),
+                id=self._id(),
                 resume="allow",
                 config={"gin": self._describe()},
             )
@@ -73,8 +74,8 @@ class Tracker(Observer):
         if self._run is not None:
             self._run.log({f"{kind}/{name}": value for name, value in numbers.items()}, step=step)
 
-    def _id(self, new: Callable[[], str]) -> str:
+    def _id(self) -> str:
         path = self._directory / ID
         if not path.exists():
-            path.write_text(new())
+            path.write_text(secrets.token_hex(8))
         return path.read_text()

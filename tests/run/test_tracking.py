@@ -26,7 +26,6 @@ def service(monkeypatch):
     module = types.ModuleType("wandb")
     module.__spec__ = types.SimpleNamespace(name="wandb")
     module.runs = []
-    module.util = types.SimpleNamespace(generate_id=lambda: f"id{len(module.runs)}")
     module.init = lambda **settings: module.runs.append(Run(settings)) or module.runs[-1]
     monkeypatch.setitem(sys.modules, "wandb", module)
     return module
