@@ -24,6 +24,7 @@ COMMANDS = {
     "import": "make a run directory of a Hugging Face model",
     "export": "make a Hugging Face model of a run directory",
     "compare": "name the first step at which two runs part",
+    "doctor": "look whether all hosts of a run are fit for it, before the first step",
     "plan": "compile a step for a TPU slice from here: memory, time, collectives",
 }
 # Where the function of a command is, if not in run/<command>.py under its name.
@@ -34,12 +35,14 @@ FIRST_FILES = {
     "c4": "runs/c4.gin",
     "inspect": "runs/inspect.gin",
     "compare": "runs/compare.gin",
+    "doctor": "runs/doctor.gin",
 }
 # Arguments without a flag, and the macros they stand for.
 POSITIONS = {"compare": {"run": "RUN", "other": "OTHER"}}
 # Flags that stand for a macro or for a parameter of the command's function.
 SHORT_FLAGS = {
     "c4": {"wet": "WET", "out": "OUT", "bad_words": "BAD_WORDS", "variant": "VARIANT"},
+    "doctor": {"devices": "doctor.devices"},
     "plan": {
         "topology": "plan.topology_name",
         "slices": "plan.slices",
@@ -50,7 +53,7 @@ SHORT_FLAGS = {
     },
 }
 # Commands that several processes may carry out together.
-OF_SEVERAL_PROCESSES = {"train"}
+OF_SEVERAL_PROCESSES = {"train", "doctor"}
 PROCESS_FLAGS = {
     "coordinator_address": "HOST:PORT at which process 0 meets the others; a TPU pod tells",
     "num_processes": "how many there are",
@@ -84,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _prepare_environment()
         gin_files.parse(files, flags, search)
         if options.command in OF_SEVERAL_PROCESSES:
-            _join_processes(vars(options))
+            _join_processes(options.command, vars(options))
         gin_files.call(_function(options.command))
     except ConfigError as error:
         # gin wraps what is raised below it; the attributes stay, the text grows.
@@ -99,10 +102,13 @@ def _function(command: str) -> Callable[..., None]:
     return getattr(importlib.import_module(f"t5x_lite.run.{name}"), name)
 
 
-def _join_processes(flags: Mapping[str, str | None]) -> None:
-    from t5x_lite import processes
+def _join_processes(command: str, flags: Mapping[str, str | None]) -> None:
+    from t5x_lite import processes, roll_call
 
-    processes.initialize(processes.Meeting.find(flags, os.environ))
+    meeting = processes.Meeting.find(flags, os.environ)
+    if command == "doctor":
+        roll_call.call(meeting, seconds=float(flags["wait_seconds"] or 0))
+    processes.initialize(meeting)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,6 +141,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         for flag, summary in PROCESS_FLAGS.items() if name in OF_SEVERAL_PROCESSES else ():
             command.add_argument(f"--{flag}", help=summary)
+        if name == "doctor":
+            command.add_argument("--wait_seconds", default="300", help="for other processes")
         for flag, parameter in SHORT_FLAGS.get(name, {}).items():
             command.add_argument(
                 f"--{flag}", metavar="VALUE", nargs="?", const="True", help=f"sets {parameter}"
@@ -155,9 +163,10 @@ def _prepare_environment() -> None:
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "t5x_lite", "compiled"))
     # Simulated devices share few cores: a slow one must not be taken for a hung one.
-    flag = "--xla_cpu_collective_call_terminate_timeout_seconds"
-    if flag not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}=600".strip()
+    for what in ("collective_call_terminate_timeout", "collective_timeout"):
+        flag = f"--xla_cpu_{what}_seconds"
+        if flag not in os.environ.get("XLA_FLAGS", ""):
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}=600".strip()
 
 
 def _exit(command: str, message: str) -> NoReturn:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from t5x_lite import processes
 from t5x_lite.checkpoints import Checkpoints, Json
 from t5x_lite.data.batches import prefetch, process_rows, to_devices
 from t5x_lite.data.stream import Batch, Position, Stream
@@ -60,6 +61,7 @@ class Run:
             self._take_up()
             self._startup.lap("weights")
             self._step = compiled and compiled.result()
+            processes.barrier("compiled", seconds=processes.LONG)  # before they talk in a step
             self._startup.lap("compiling beyond that")
         if self.step >= steps:
             self._console.note(f"the run is finished: {self.step:,} of {steps:,} steps are done")
@@ -139,7 +141,12 @@ class Run:
     ) -> None:
         note, entered = self._console.note, contextlib.ExitStack()
         with (
-            Writers(self._directory, start_step=self.step, report=note) as self._writers,
+            Writers(
+                self._directory,
+                start_step=self.step,
+                report=note,
+                silent=not processes.is_first(),
+            ) as self._writers,
             self._batches() as batches,
             entered,
         ):
@@ -221,6 +228,8 @@ class Run:
 
     def _report(self, kind: str, numbers: Mapping[str, float]) -> None:
         self._writers.write(self.step, kind, numbers)
+        for observer in self._observers:
+            observer.on_report(self.step, kind, numbers)
         self._reported |= {f"{kind}/{name}": value for name, value in numbers.items()}
 
     def _log(self, steps: int) -> None:
