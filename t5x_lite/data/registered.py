@@ -3,9 +3,11 @@
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from t5x_lite.data.steps import to_vocabulary
+from t5x_lite.data.vocabularies import AnyVocabulary
 from t5x_lite.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,6 +52,22 @@ def check_name(data: "Data", names: Iterable[str]) -> None:
             else f"no task or mixture is named {wanted!r}: nothing is declared",
             "MIXTURE_OR_TASK_NAME",
         )
+
+
+def shared_vocabulary(data: "Data", tasks: Sequence["seqio.Task"]) -> AnyVocabulary:
+    """Return the vocabulary of all tasks; raises ConfigError if they have several."""
+    vocabularies = {
+        to_vocabulary(feature.vocabulary)
+        for task in tasks
+        for feature in task.output_features.values()
+    }
+    if len({(vocabulary.fingerprint, vocabulary.size) for vocabulary in vocabularies}) > 1:
+        raise ConfigError(
+            f"the tasks of {data.mixture_or_task_name!r} use different vocabularies: "
+            + ", ".join(sorted(vocabulary.path for vocabulary in vocabularies)),
+            "MIXTURE_OR_TASK_NAME",
+        )
+    return min(vocabularies, key=lambda each: each.path)
 
 
 def _with_vocabulary(task: "seqio.Task", vocabulary: "seqio.Vocabulary") -> "seqio.Task":
