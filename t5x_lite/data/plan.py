@@ -21,7 +21,12 @@ from t5x_lite.data.order import Exhaustion
 from t5x_lite.data.pair_endings import PairEnding
 from t5x_lite.data.quiet_import import import_seqio
 from t5x_lite.data.reading import Tokenizer
-from t5x_lite.data.registered import check_name, registered_tasks, shared_vocabulary
+from t5x_lite.data.registered import (
+    check_name,
+    own_objectives,
+    registered_tasks,
+    shared_vocabulary,
+)
 from t5x_lite.data.steps import (
     Denoise,
     EndPairs,
@@ -280,7 +285,7 @@ def ready(data: Data) -> Plan | None:
     except FileNotFoundError:
         return None
     try:
-        tasks = tuple(_planned(task, _objectives(data)) for task in content["tasks"])
+        tasks = tuple(_planned(task, own_objectives(data)) for task in content["tasks"])
     except KeyError:
         return None
     plan = Plan(
@@ -304,14 +309,6 @@ def ready(data: Data) -> Plan | None:
             if changed_shards(manifest):
                 return None
     return plan
-
-
-def _objectives(data: Data) -> dict[str, Objective]:
-    """Return the objectives that tasks have of their own, as far as the declarations tell."""
-    found: dict[str, Objective] = {}
-    for declaration in data.declarations:
-        found |= getattr(declaration, "objectives", {})
-    return found
 
 
 def _planned(content: Mapping[str, Any], objectives: Mapping[str, Objective]) -> PlannedTask:

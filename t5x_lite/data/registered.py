@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from t5x_lite.data.steps import to_vocabulary
 from t5x_lite.data.vocabularies import AnyVocabulary
 from t5x_lite.errors import ConfigError
+from t5x_lite.objectives.denoising import Objective
 
 if TYPE_CHECKING:
     import seqio
@@ -77,3 +78,11 @@ def _with_vocabulary(task: "seqio.Task", vocabulary: "seqio.Vocabulary") -> "seq
             for name, feature in task.output_features.items()
         }
     )
+
+
+def own_objectives(data: "Data") -> dict[str, Objective]:
+    """Return the objectives that tasks have of their own, as far as the declarations tell."""
+    found: dict[str, Objective] = {}
+    for declaration in data.declarations:
+        found |= getattr(declaration, "objectives", {})
+    return found
