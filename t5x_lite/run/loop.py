@@ -187,6 +187,8 @@ class Run:
 
     def _report(self, kind: str, numbers: Mapping[str, float]) -> None:
         self._writers.write(self.step, kind, numbers)
+        for observer in self._observers:
+            observer.on_report(self.step, kind, numbers)
         self._reported |= {f"{kind}/{name}": value for name, value in numbers.items()}
 
     def _log(self, steps: int) -> None:

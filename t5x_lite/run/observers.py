@@ -54,5 +54,8 @@ class Observer:
         What is reported here or in `on_log` can say which checkpoint is the best.
         """
 
+    def on_report(self, step: int, kind: str, numbers: Mapping[str, float]) -> None:
+        """Hear a record that is written: what `report` was given, or the run itself reports."""
+
     def on_save(self, step: int) -> None:
         """Hear that a checkpoint of this step is being written."""

@@ -288,6 +288,11 @@ def _notes(parts: Mapping[str, Any], made: Compiled) -> list[str]:
         notes.append(
             f"{kernels} hand-written kernels carry no estimate: their time is missing above"
         )
+    if made.text and (seconds := parts["compute"]["kernels"]):
+        notes.append(
+            f"{1e3 * seconds:.3g} ms are of hand-written kernels, by the FLOPs and bytes that they "
+            f"state and the chip's peaks; the compiler has no estimate of them"
+        )
     return notes
 
 

@@ -21,12 +21,14 @@ from t5x_lite.run.held_out import Evaluation, HeldOut
 from t5x_lite.run.inference import Inference
 from t5x_lite.run.loop import Run
 from t5x_lite.run.meter import Work
+from t5x_lite.run.observers import Observer
 from t5x_lite.run.profiling import Profile, Profiler
 from t5x_lite.run.program import Program, build
 from t5x_lite.run.record import check_model_dir, write_launch
 from t5x_lite.run.results import read_results, show_results, write_results
 from t5x_lite.run.start import InitFrom, check_init_from
 from t5x_lite.run.startup import Startup
+from t5x_lite.run.tracking import Tracker, WeightsAndBiases
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.step import Loss, Update
@@ -51,6 +53,7 @@ def train(
     loss_on_inputs: bool = False,
     log_every_steps: int = 20,
     profile: Profile = Profile(),  # noqa: B008 frozen
+    tracker: WeightsAndBiases | None = None,
     seed: int = 0,
     cpu_devices: int | None = None,
     describe_config: Callable[[], str] = str,
@@ -62,8 +65,8 @@ def train(
     init_from: whose weights a run without checkpoints starts with. loss_on_inputs: a decoder
     without an encoder learns its inputs too. cpu_devices: simulate so many devices on a CPU, over
     all processes.
-    profile: which steps to trace. describe_config: gives the text that is saved beside the
-    checkpoints as the operative configuration.
+    profile: which steps to trace. tracker: a service that gets the records too. describe_config:
+    gives the text that is saved beside the checkpoints as the operative configuration.
 
     Raises ConfigError, before anything expensive, for settings that cannot work together.
     """
@@ -99,7 +102,9 @@ def train(
         )
         if run.step < steps:
             work = Work.of(model, program.mesh, batch_size, data.feature_lengths)
-            observers = (Profiler(profile, directory / EVENTS, console),)
+            observers: list[Observer] = [Profiler(profile, directory / EVENTS, console)]
+            if tracker is not None:
+                observers.append(Tracker(tracker, directory, describe_config))
             run.train(steps, evaluation.every_steps, log_every_steps, work, observers, record)
         finish(run, feed, evaluation, directory, console)
 
