@@ -46,6 +46,7 @@ SHORT_FLAGS = {
     "plan": {
         "topology": "plan.topology_name",
         "slices": "plan.slices",
+        "price": "plan.price",
         "what": "plan.what",
         "explain": "plan.explain",
         "search": "plan.search",
