@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from t5x_lite import checksums, processes
 from t5x_lite.checkpoint_policy import Better, CheckpointPolicy, ranking
 from t5x_lite.errors import ConfigError
+from t5x_lite.trees import flat
 
 Json = dict[str, Any]
 State = TypeVar("State", bound=NamedTuple)  # its fields are trees of arrays
@@ -160,6 +162,14 @@ class Checkpoints:
         with _context(partial_load=True):
             parts = ocp.load_checkpointables(self._directory(step), {"state": {"params": abstract}})
         return parts["state"]["params"]
+
+    def arrays(self, step: int) -> dict[str, np.ndarray]:
+        """All arrays of a step's state in this process's memory, by their paths."""
+        with _context():
+            stored = ocp.checkpointables_metadata(self._directory(step)).metadata["state"]
+            into = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored)
+            found = ocp.load_checkpointables(self._directory(step), {"state": into})["state"]
+        return {path: np.asarray(leaf) for path, leaf in flat(found).items()}
 
     def wait(self) -> None:
         """Return once everything saved so far is safely on disk, or has failed."""

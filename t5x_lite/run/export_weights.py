@@ -1,6 +1,5 @@
 """`t5x_lite export`: the weights of a run become a Hugging Face directory."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
 from t5x_lite.run.console import Console
 from t5x_lite.run.record import MODEL
 from t5x_lite.run.start import chosen_step
+from t5x_lite.untrusted import read_json
 
 
 def export_weights(
@@ -60,7 +60,7 @@ def recorded_model(model_dir: Path) -> TransformerConfig:
     """The configuration that a run wrote into its directory."""
     path = model_dir / MODEL
     try:
-        fields = json.loads(path.read_text())
+        fields = read_json(path, most_bytes=1 << 20)
         moe = fields.pop("moe", None)
         fields["moe"] = None if moe is None else MixtureOfExperts(**moe)
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

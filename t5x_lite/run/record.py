@@ -13,6 +13,7 @@ from pathlib import Path
 from t5x_lite import processes
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
+from t5x_lite.untrusted import read_json
 
 MODEL = "model.json"
 _NOT_ARCHITECTURE = (
@@ -37,8 +38,8 @@ def check_model_dir(model_dir: Path, model: TransformerConfig) -> None:
     if not path.exists():
         return
     try:
-        before = json.loads(path.read_text())
-    except ValueError as error:
+        before = read_json(path, most_bytes=1 << 20)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is not readable as JSON: {error}", "MODEL_DIR") from error
     now = _architecture(model)
     # A directory older than a switch was made with what is now the switch's default.
