@@ -5,6 +5,24 @@ and the einsum that makes it spells the same letters:
 
     b batch   l length   q query length   k key length   n layers   e embed
     h heads   d head_dim   m mlp   v vocab   x experts
+
+`load` gives a trained model with `generate`, `score`, `embed` and `fill`, for a notebook.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from t5x_lite.run.text_model import TextModel
+
 __version__ = "0.1.0"
+
+
+def load(directory: str, **options: Any) -> "TextModel":
+    """The model of a run directory or a Hugging Face directory: see `run.text_model.load`.
+
+    >>> model = t5x_lite.load("runs/tiny")
+    >>> model.generate("summarize: ...", num_beams=4)
+    [Output(text='...', score=-1.25)]
+    """
+    return importlib.import_module("t5x_lite.run.text_model").load(directory, **options)

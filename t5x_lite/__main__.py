@@ -23,15 +23,31 @@ COMMANDS = {
     "c4": "build C4 or a variant of it from the WET files of Common Crawl",
     "import": "make a run directory of a Hugging Face model",
     "export": "make a Hugging Face model of a run directory",
+    "infer": "generate, fill, embed or score the lines of a file, resumably",
+    "serve": "open a page on this machine to try a model",
     "plan": "compile a step for a TPU slice from here: memory, time, collectives",
 }
 # Where the function of a command is, if not in run/<command>.py under its name.
 FUNCTIONS = {"import": "import_weights", "export": "export_weights"}
 # A file that is read before the user's, for commands that can do without one of the user's.
-FIRST_FILES = {"plan": "runs/plan.gin", "c4": "runs/c4.gin", "inspect": "runs/inspect.gin"}
+FIRST_FILES = {
+    "plan": "runs/plan.gin",
+    "c4": "runs/c4.gin",
+    "inspect": "runs/inspect.gin",
+    "infer": "runs/infer.gin",
+    "serve": "runs/serve.gin",
+}
 # Flags that stand for a macro or for a parameter of the command's function.
 SHORT_FLAGS = {
     "c4": {"wet": "WET", "out": "OUT", "bad_words": "BAD_WORDS", "variant": "VARIANT"},
+    "infer": {
+        "model_dir": "MODEL_DIR",
+        "inputs": "INPUTS",
+        "outputs": "OUTPUTS",
+        "what": "WHAT",
+        "prefix": "PREFIX",
+    },
+    "serve": {"model_dir": "MODEL_DIR", "host": "HOST", "port": "PORT"},
     "plan": {
         "topology": "plan.topology_name",
         "slices": "plan.slices",

@@ -9,11 +9,11 @@ import jax
 from t5x_lite.checkpoint_policy import CheckpointPolicy
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.plan import Data
-from t5x_lite.decoding.generation import Generation
+from t5x_lite.decoding.generation import Generation, SpecialTokens
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.processes import simulate_devices
+from t5x_lite.processes import is_first, simulate_devices
 from t5x_lite.run.console import Console, duration
 from t5x_lite.run.feed import Feed, make_feed
 from t5x_lite.run.held_out import Evaluation, HeldOut
@@ -26,6 +26,7 @@ from t5x_lite.run.record import check_model_dir, write_launch
 from t5x_lite.run.results import read_results, show_results, write_results
 from t5x_lite.run.start import InitFrom, check_init_from
 from t5x_lite.run.startup import Startup
+from t5x_lite.run.text_record import TextRecord, write_text_record
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.step import Loss, Update
@@ -95,6 +96,8 @@ def train(
         record = write_launch(
             directory, model, start_step=run.step, describe_config=describe_config
         )
+        if is_first():
+            write_text_record(directory, TextRecord(feed.plan.vocabulary(), SpecialTokens()))
         if run.step < steps:
             work = Work.of(model, program.mesh, batch_size, data.feature_lengths)
             observers = (Profiler(profile, directory / EVENTS, console),)
