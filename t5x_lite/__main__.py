@@ -25,6 +25,8 @@ COMMANDS = {
     "export": "make a Hugging Face model of a run directory",
     "infer": "generate, fill, embed or score the lines of a file, resumably",
     "serve": "open a page on this machine to try a model",
+    "compare": "name the first step at which two runs part",
+    "doctor": "look whether all hosts of a run are fit for it, before the first step",
     "plan": "compile a step for a TPU slice from here: memory, time, collectives",
 }
 # Where the function of a command is, if not in run/<command>.py under its name.
@@ -36,10 +38,15 @@ FIRST_FILES = {
     "inspect": "runs/inspect.gin",
     "infer": "runs/infer.gin",
     "serve": "runs/serve.gin",
+    "compare": "runs/compare.gin",
+    "doctor": "runs/doctor.gin",
 }
+# Arguments without a flag, and the macros they stand for.
+POSITIONS = {"compare": {"run": "RUN", "other": "OTHER"}}
 # Flags that stand for a macro or for a parameter of the command's function.
 SHORT_FLAGS = {
     "c4": {"wet": "WET", "out": "OUT", "bad_words": "BAD_WORDS", "variant": "VARIANT"},
+    "doctor": {"devices": "doctor.devices"},
     "infer": {
         "model_dir": "MODEL_DIR",
         "inputs": "INPUTS",
@@ -51,6 +58,7 @@ SHORT_FLAGS = {
     "plan": {
         "topology": "plan.topology_name",
         "slices": "plan.slices",
+        "price": "plan.price",
         "what": "plan.what",
         "explain": "plan.explain",
         "search": "plan.search",
@@ -58,7 +66,7 @@ SHORT_FLAGS = {
     },
 }
 # Commands that several processes may carry out together.
-OF_SEVERAL_PROCESSES = {"train"}
+OF_SEVERAL_PROCESSES = {"train", "doctor"}
 PROCESS_FLAGS = {
     "coordinator_address": "HOST:PORT at which process 0 meets the others; a TPU pod tells",
     "num_processes": "how many there are",
@@ -80,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = [a for a in arguments if a.startswith("--gin.")]
     options = _parser().parse_args([a for a in arguments if not a.startswith("--gin.")])
     files = [*filter(None, [FIRST_FILES.get(options.command)]), *options.gin_file]
-    for flag, parameter in SHORT_FLAGS.get(options.command, {}).items():
+    short = SHORT_FLAGS.get(options.command, {}) | POSITIONS.get(options.command, {})
+    for flag, parameter in short.items():
         if (value := getattr(options, flag)) is not None:
             flags.append(f"--gin.{parameter}={value}")
     search = ["", *filter(None, options.gin_search_paths.split(",")), str(GIN_CONFIGS)]
@@ -91,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _prepare_environment()
         gin_files.parse(files, flags, search)
         if options.command in OF_SEVERAL_PROCESSES:
-            _join_processes(vars(options))
+            _join_processes(options.command, vars(options))
         gin_files.call(_function(options.command))
     except ConfigError as error:
         # gin wraps what is raised below it; the attributes stay, the text grows.
@@ -106,10 +115,13 @@ def _function(command: str) -> Callable[..., None]:
     return getattr(importlib.import_module(f"t5x_lite.run.{name}"), name)
 
 
-def _join_processes(flags: Mapping[str, str | None]) -> None:
-    from t5x_lite import processes
+def _join_processes(command: str, flags: Mapping[str, str | None]) -> None:
+    from t5x_lite import processes, roll_call
 
-    processes.initialize(processes.Meeting.find(flags, os.environ))
+    meeting = processes.Meeting.find(flags, os.environ)
+    if command == "doctor":
+        roll_call.call(meeting, seconds=float(flags["wait_seconds"] or 0))
+    processes.initialize(meeting)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -127,6 +139,8 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        for position, macro in POSITIONS.get(name, {}).items():
+            command.add_argument(position, help=f"sets {macro}")
         command.add_argument(
             "--gin_file",
             action="append",
@@ -140,6 +154,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         for flag, summary in PROCESS_FLAGS.items() if name in OF_SEVERAL_PROCESSES else ():
             command.add_argument(f"--{flag}", help=summary)
+        if name == "doctor":
+            command.add_argument("--wait_seconds", default="300", help="for other processes")
         for flag, parameter in SHORT_FLAGS.get(name, {}).items():
             command.add_argument(
                 f"--{flag}", metavar="VALUE", nargs="?", const="True", help=f"sets {parameter}"
@@ -160,9 +176,10 @@ def _prepare_environment() -> None:
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "t5x_lite", "compiled"))
     # Simulated devices share few cores: a slow one must not be taken for a hung one.
-    flag = "--xla_cpu_collective_call_terminate_timeout_seconds"
-    if flag not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}=600".strip()
+    for what in ("collective_call_terminate_timeout", "collective_timeout"):
+        flag = f"--xla_cpu_{what}_seconds"
+        if flag not in os.environ.get("XLA_FLAGS", ""):
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}=600".strip()
 
 
 def _exit(command: str, message: str) -> NoReturn:

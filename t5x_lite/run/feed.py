@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+from t5x_lite import processes
 from t5x_lite.data import converters
 from t5x_lite.data.baselines import target_baselines
 from t5x_lite.data.converters import Converter
@@ -48,7 +49,9 @@ def make_feed(
 
     Raises ConfigError where the model cannot learn from this data.
     """
-    plan = prepare(data, report=report)
+    plan = processes.first_then_others(partial(prepare, data, report=report))
+    if processes.count() > 1:
+        processes.check_same("their data", _identity(plan))
     check_vocabulary(plan, model)
     check_tasks(plan, model)
     settings = {
@@ -64,6 +67,7 @@ def make_feed(
         pack=data.pack,
         exhaustion=data.exhaustion,
         num_epochs=data.num_epochs,
+        in_blocks=data.tokenise == "while_training",
         tell_tasks=True,
     )
     return Feed(plan, stream, settings)
@@ -92,6 +96,15 @@ def check_tasks(plan: Plan, model: TransformerConfig) -> None:
                 "MIXTURE_OR_TASK_NAME",
                 "OBJECTIVE",
             )
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    """What tells two hosts' copies of the data apart."""
+    stores = {f"{task.name}/{split}": store for task, split, store in plan.stores()}
+    return {
+        "vocabulary": plan.vocabulary().fingerprint,
+        **{name: [store.directory.name, store.num_examples] for name, store in stores.items()},
+    }
 
 
 def _converter(model: TransformerConfig, *, loss_on_inputs: bool) -> Converter:

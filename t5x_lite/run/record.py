@@ -3,17 +3,26 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from t5x_lite import processes
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
 
 MODEL = "model.json"
-_NOT_ARCHITECTURE = ("dtype", "remat", "query_chunk", "scan_layers", "dropout_rate")
+_NOT_ARCHITECTURE = (
+    "dtype",
+    "remat",
+    "query_chunk",
+    "fused_attention",
+    "scan_layers",
+    "dropout_rate",
+)
 _PACKAGES = (
     *("t5x_lite", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gin-config"),
     *("seqio", "tensorflow", "tensorflow-datasets", "sentencepiece"),
@@ -59,12 +68,15 @@ def write_launch(
     Returns the same, for the checkpoints.
     """
     config, packages = describe_config(), versions()
+    record = {"model": json.dumps(_architecture(model)), "config": config, "versions": packages}
+    if not processes.is_first():
+        return record
     (model_dir / MODEL).write_text(json.dumps(_architecture(model), indent=2) + "\n")
     launch = model_dir / "launches" / f"from_step_{start_step:08d}"
     launch.mkdir(parents=True, exist_ok=True)
     (launch / "operative_config.gin").write_text(config)
     (launch / "versions.json").write_text(json.dumps(packages, indent=2) + "\n")
-    return {"model": json.dumps(_architecture(model)), "config": config, "versions": packages}
+    return record
 
 
 def recorded_model(model_dir: Path) -> TransformerConfig:
@@ -92,7 +104,11 @@ def versions() -> dict[str, str]:
 
 
 def _git_revision() -> str:
-    """The checkout's commit, with "+dirty" for local changes; "none" outside a checkout."""
+    """The checkout's commit, with "+dirty" for local changes.
+
+    Outside a checkout what the launcher that shipped the code says in T5X_LITE_REVISION, or "none".
+    """
+    shipped = os.environ.get("T5X_LITE_REVISION", "none")
 
     def git(*arguments: str) -> str:
         directory = Path(__file__).resolve().parent
@@ -103,10 +119,10 @@ def _git_revision() -> str:
     try:
         inside = git("ls-files", Path(__file__).name)  # a wheel may lie inside someone's checkout
         if not inside:
-            return "none"
+            return shipped
         return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
-        return "none"
+        return shipped
 
 
 def _architecture(model: TransformerConfig) -> dict[str, object]:

@@ -2,14 +2,17 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
+from t5x_lite import processes
 from t5x_lite.checkpoints import Checkpoints, shortened
 from t5x_lite.data.stream import Position
 from t5x_lite.errors import ConfigError
+from t5x_lite.run import decisions
 from t5x_lite.run.console import Console
 from t5x_lite.run.program import Program
 from t5x_lite.training.state import TrainState
@@ -41,12 +44,16 @@ class InitFrom:
 
 
 class Start(NamedTuple):
-    """What the first step of this launch is given. position: None for the stream's beginning."""
+    """What the first step of this launch is given.
+
+    position: None for the stream's beginning. progress: all that was saved beside the state.
+    """
 
     state: TrainState
     step: int
     position: Position | None
     seconds: float  # of training before this launch
+    progress: Mapping[str, Any] = {}
 
 
 def start(
@@ -55,18 +62,20 @@ def start(
     """The newest checkpoint of `saved`, else the weights of `init_from`, else fresh weights.
 
     An imported directory's own checkpoint holds weights alone: the optimizer and the stream begin.
-    Damaged checkpoints are moved away, and the run goes on from the newest that is intact.
+    Damaged checkpoints are moved away, and the run goes on from the newest that is intact. So are
+    those that a decision to go back gave up.
     """
-    while (latest := saved.latest_step) is not None:
-        if (damage := saved.damage(latest)) is None:
-            try:
-                with console.waiting(f"restoring step {latest:,}"):
-                    return _go_on(program, saved, latest)
-            except Exception as error:
-                # Whoever was killed between a save and its checksums left only orbax's own.
-                if saved.is_sealed(latest) or len(saved.steps) == 1:
-                    raise
-                damage = f"it has no checksums and cannot be read: {shortened(str(error))}"
+    taken = decisions.read(saved.model_dir)
+    while (latest := processes.broadcast(saved.latest_step)) is not None:
+        if (damage := _damage(saved, latest)) is None:
+            with console.waiting(f"restoring step {latest:,}"):
+                found, damage = _tried(program, saved, latest)
+            if found is not None and not decisions.gave_up(taken, latest, found.progress):
+                return found
+            if found is not None:
+                place = saved.set_aside(latest, "given_up")
+                console.note(f"step {latest:,} was given up; it is now {place}")
+                continue
         if len(saved.steps) == 1:
             raise ConfigError(
                 f"step {latest:,} is damaged ({damage}) and the only checkpoint in "
@@ -126,12 +135,36 @@ def chosen_step(saved: Checkpoints, step: int | None, *names: str) -> int:
     return steps[-1] if step is None else step
 
 
+def _damage(saved: Checkpoints, step: int) -> str | None:
+    """What the first process finds wrong: it alone reads the files, which takes a while."""
+    return processes.broadcast(
+        saved.damage(step) if processes.is_first() else None, "damage", seconds=processes.LONG
+    )
+
+
+def _tried(program: Program, saved: Checkpoints, step: int) -> tuple[Start | None, str | None]:
+    """The start from a step, or what is wrong with it, the same in all processes.
+
+    A step with checksums, and the only one there is, is not given up for an error.
+    """
+    if processes.broadcast(saved.is_sealed(step) or len(saved.steps) == 1):
+        return _go_on(program, saved, step), None
+    found, failure = None, None
+    try:
+        found = _go_on(program, saved, step)
+    except Exception as error:
+        # Whoever was killed between a save and its checksums left only orbax's own.
+        failure = f"it has no checksums and cannot be read: {shortened(str(error))}"
+    failures = [each for each in processes.gather(failure) if each is not None]
+    return (None, failures[0]) if failures else (found, None)
+
+
 def _go_on(program: Program, saved: Checkpoints, step: int) -> Start:
     if "position" not in (progress := saved.progress(step)):
         params = saved.restore_weights(step, program.abstract.params)
         return Start(program.from_weights(params, step), step, None, 0.0)
     state, progress = saved.restore(step, program.abstract)
-    return Start(state, step, progress["position"], progress["seconds"])
+    return Start(state, step, progress["position"], progress["seconds"], progress)
 
 
 def _from_weights(program: Program, init_from: InitFrom) -> Start:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from t5x_lite import processes
 from t5x_lite.convert.tensor_files import CONFIG
 from t5x_lite.convert.tokenizer_files import read_tokenizer
 from t5x_lite.data import files
@@ -29,7 +30,9 @@ class TextRecord(NamedTuple):
 
 
 def write_text_record(model_dir: epath.PathLike, record: TextRecord) -> None:
-    """Write text.json and the copy of the vocabulary."""
+    """Write text.json and the copy of the vocabulary; only the first process does."""
+    if not processes.is_first():
+        return
     directory, vocabulary = epath.Path(model_dir), record.vocabulary
     about: dict[str, Any] = {"start": record.special.start, "end": record.special.end}
     if vocabulary is not None:

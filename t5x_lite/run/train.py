@@ -2,10 +2,12 @@
 
 import resource
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import jax
 
+from t5x_lite import processes
 from t5x_lite.checkpoint_policy import CheckpointPolicy
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.plan import Data
@@ -13,20 +15,23 @@ from t5x_lite.decoding.generation import Generation, SpecialTokens
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.processes import is_first, simulate_devices
 from t5x_lite.run.console import Console, duration
 from t5x_lite.run.feed import Feed, make_feed
+from t5x_lite.run.guard import Guard, Guarding
 from t5x_lite.run.held_out import Evaluation, HeldOut
 from t5x_lite.run.inference import Inference
 from t5x_lite.run.loop import Run
 from t5x_lite.run.meter import Work
+from t5x_lite.run.observers import Observer
 from t5x_lite.run.profiling import Profile, Profiler
 from t5x_lite.run.program import Program, build
+from t5x_lite.run.receipts import Receipts, ReceiptWriter
 from t5x_lite.run.record import check_model_dir, write_launch
 from t5x_lite.run.results import read_results, show_results, write_results
 from t5x_lite.run.start import InitFrom, check_init_from
 from t5x_lite.run.startup import Startup
 from t5x_lite.run.text_record import TextRecord, write_text_record
+from t5x_lite.run.tracking import Tracker, WeightsAndBiases
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.step import Loss, Update
@@ -51,6 +56,9 @@ def train(
     loss_on_inputs: bool = False,
     log_every_steps: int = 20,
     profile: Profile = Profile(),  # noqa: B008 frozen
+    receipts: Receipts = Receipts(),  # noqa: B008 frozen
+    guard: Guard = Guard(),  # noqa: B008 frozen
+    tracker: WeightsAndBiases | None = None,
     seed: int = 0,
     cpu_devices: int | None = None,
     describe_config: Callable[[], str] = str,
@@ -62,8 +70,9 @@ def train(
     init_from: whose weights a run without checkpoints starts with. loss_on_inputs: a decoder
     without an encoder learns its inputs too. cpu_devices: simulate so many devices on a CPU, over
     all processes.
-    profile: which steps to trace. describe_config: gives the text that is saved beside the
-    checkpoints as the operative configuration.
+    profile: which steps to trace. receipts: what is noted of each. guard: when the run goes back.
+    tracker: a service that gets the records too. describe_config: gives the text that is saved
+    beside the checkpoints as the operative configuration.
 
     Raises ConfigError, before anything expensive, for settings that cannot work together.
     """
@@ -74,13 +83,22 @@ def train(
             "steps and log_every_steps must be at least 1", "train.steps", "TRAIN_STEPS"
         )
     check_model_dir(directory, model)
-    simulate_devices(cpu_devices)
+    processes.simulate_devices(cpu_devices)
     program = build(
-        model, optimizer, learning_rate, loss, update, mesh=mesh, batch_size=batch_size, seed=seed
+        model,
+        optimizer,
+        learning_rate,
+        loss,
+        update,
+        mesh=mesh,
+        batch_size=batch_size,
+        seed=seed,
+        fingerprint_every=receipts.fingerprint_every,
     )
     if init_from is not None and not (directory / "checkpoints").exists():
         check_init_from(init_from, program.abstract.params)
-    console = Console(silent=jax.process_index() != 0)
+    processes.check_same("their configuration", describe_config().splitlines())
+    console = Console(silent=not processes.is_first())
     startup.lap("import")
     feed = make_feed(
         data, model, batch_size=batch_size, loss_on_inputs=loss_on_inputs, report=console.note
@@ -88,7 +106,7 @@ def train(
     startup.lap("data")
     directory.mkdir(parents=True, exist_ok=True)
     saving = Checkpoints(directory, checkpoints, report=console.note)
-    with jax.set_mesh(program.mesh), saving as saved:
+    with jax.set_mesh(program.mesh), saving as saved, closing(feed.plan):
         held_out = _held_out(program, feed, model, evaluation)
         run = Run(program, feed.stream, held_out, saved, console, directory, startup)
         _introduce(console, model, program, directory)
@@ -96,11 +114,16 @@ def train(
         record = write_launch(
             directory, model, start_step=run.step, describe_config=describe_config
         )
-        if is_first():
-            write_text_record(directory, TextRecord(feed.plan.vocabulary(), SpecialTokens()))
+        write_text_record(directory, TextRecord(feed.plan.vocabulary(), SpecialTokens()))
         if run.step < steps:
             work = Work.of(model, program.mesh, batch_size, data.feature_lengths)
-            observers = (Profiler(profile, directory / EVENTS, console),)
+            observers: list[Observer] = [
+                Profiler(profile, directory / EVENTS, console),
+                ReceiptWriter(receipts, directory, feed.stream, console.note),
+                Guarding(guard, directory, feed.stream, seed, lambda: saved.steps, console.note),
+            ]
+            if tracker is not None:
+                observers.append(Tracker(tracker, directory, describe_config))
             run.train(steps, evaluation.every_steps, log_every_steps, work, observers, record)
         finish(run, feed, evaluation, directory, console)
 
@@ -115,10 +138,13 @@ def _introduce(
 
 def finish(run: Run, feed: Feed, evaluation: Evaluation, directory: Path, console: Console) -> None:
     """Show the results of a run that is done; what a finished run left is not made again."""
-    results = read_results(directory)
+    results = processes.broadcast(read_results(directory))
     if results is None or results["step"] != run.step:
         results = run.results(feed.baselines(evaluation.max_examples))
-        write_results(directory, results)
+        if processes.is_first():
+            write_results(directory, results)
+    if not processes.is_first():
+        return
     show_results(console, directory, results)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     console.note(
