@@ -10,16 +10,13 @@ and the einsum that makes it spells the same letters:
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from t5x_lite.run.text_model import TextModel
+from typing import Any
 
 __version__ = "0.1.0"
 
 
-def load(directory: str, **options: Any) -> "TextModel":
-    """The model of a run directory or a Hugging Face directory: see `run.text_model.load`.
+def load(directory: str, **options: Any) -> Any:
+    """The `run.text_model.TextModel` of a run or Hugging Face directory; options are its `load`'s.
 
     >>> model = t5x_lite.load("runs/tiny")
     >>> model.generate("summarize: ...", num_beams=4)

@@ -52,7 +52,7 @@ def export_program(
     )
     weights = {name: np.asarray(value) for name, value in flat(model.params).items()}
     directory.mkdir(parents=True, exist_ok=True)
-    np.savez(directory / "weights.npz", **weights)
+    np.savez(directory / "weights.npz", allow_pickle=False, **weights)
     for length in sorted(input_lengths):
         exported = jax.export.export(jax.jit(_program(inference)), platforms=tuple(platforms))(
             {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()},

@@ -202,13 +202,13 @@ class _Handler(BaseHTTPRequestHandler):
         except (ValueError, TypeError) as error:
             self._json(HTTPStatus.BAD_REQUEST, {"error": f"the request is no JSON: {error}"})
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: the page tells what happens."""
 
     def _asked_here(self) -> bool:
         """Refuse requests under another name: of a page elsewhere, bent to this address."""
         name = self.headers.get("Host", "").rsplit(":", 1)[0].strip("[]")
-        local = self.server.server_address[0] in ("127.0.0.1", "::1")
+        local = self.server.socket.getsockname()[0] in ("127.0.0.1", "::1")
         if local and name not in ("127.0.0.1", "localhost", "::1"):
             self._json(HTTPStatus.FORBIDDEN, {"error": "wanted this machine's own name"})
             return False

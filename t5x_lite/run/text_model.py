@@ -189,7 +189,7 @@ class TextModel:
         results: list[Any] = [None] * len(rows)
         for first in range(0, len(order), self.batch_size):
             chosen = order[first : first + self.batch_size]
-            batch = {
+            batch: dict[str, NDArray[Any]] = {
                 name: _padded([rows[i][name] for i in chosen])
                 for name in ("inputs", "targets")
                 if name in rows[chosen[0]]
