@@ -9,11 +9,10 @@ asks for the stretches of tokens that it holds, all at once.
 """
 
 import contextlib
-import functools
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from t5x_lite.data.token_store import TokenStore, refuse_other
 from t5x_lite.errors import ConfigError
 
 _OBJECT_BYTES = 1 << 26
+_HEADER_BYTES = 128  # of NumPy's file, as `data.caching` writes it
 _BLOCK_ITEMS = 1 << 16  # that are read together where items are asked for one by one
 _BLOCKS_KEPT = 256
 
@@ -125,6 +125,7 @@ class RemoteStore:
 
     objects: Objects
     manifest: Mapping[str, Any]
+    _arrays: dict[str, RemoteArray] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def open(cls, address: str, expected: Mapping[str, Any] | None = None) -> "RemoteStore":
@@ -146,29 +147,26 @@ class RemoteStore:
         """The names of the stored features."""
         return tuple(self.manifest["features"])
 
-    @functools.cache  # noqa: B019  of one store, for as long as it is read
-    def tokens(self, feature: str) -> RemoteArray:
-        """Return all tokens of a feature, end to end."""
+    def tokens(self, feature: str) -> Any:
+        """Return all tokens of a feature, end to end, as a `RemoteArray`."""
         described = self.manifest["features"][feature]
-        file, dtype = f"{feature}.tokens.bin", described["dtype"]
-        return RemoteArray(self.objects, file, dtype, described["tokens"])
+        return self._array(f"{feature}.tokens.bin", described["dtype"], described["tokens"], 0)
 
-    @functools.cache  # noqa: B019
-    def offsets(self, feature: str) -> RemoteArray:
-        """Return where each example begins and, last, where the last one ends."""
-        count = self.num_examples + 1
-        return RemoteArray(self.objects, f"{feature}.offsets.npy", "<i8", count, skipped=128)
+    def offsets(self, feature: str) -> Any:
+        """Return where each example begins and, last, where the last ends, as a `RemoteArray`."""
+        return self._array(f"{feature}.offsets.npy", "<i8", self.num_examples + 1, _HEADER_BYTES)
 
-    @functools.cache  # noqa: B019
     def groups(self, feature: str) -> NDArray[np.int64] | None:
         """Return the number and the start of every 128th document with tokens, if they are kept."""
         if (count := self.manifest["features"][feature].get("groups")) is None:
             return None
-        table = RemoteArray(self.objects, f"{feature}.groups.npy", "<i8", 2 * count, skipped=128)
+        table = self._array(f"{feature}.groups.npy", "<i8", 2 * count, _HEADER_BYTES)
         return table[:].reshape(count, 2)
 
-    def __hash__(self) -> int:
-        return hash(self.objects.address)
+    def _array(self, file: str, dtype: str, count: int, skipped: int) -> RemoteArray:
+        """Return the array of a file, the same one each time, with what it has read."""
+        made = RemoteArray(self.objects, file, dtype, count, skipped=skipped)
+        return self._arrays.setdefault(file, made)
 
 
 def upload(directory: Path, address: str, report: Callable[[str], None]) -> None:
