@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from t5x_lite.data import converters, order, seqio_order
 from t5x_lite.data.converters import Converter
 from t5x_lite.data.examples import Examples, task_number
-from t5x_lite.data.opening import GrowingExamples, known, open_examples
+from t5x_lite.data.live import LiveExamples
+from t5x_lite.data.opening import known, open_examples, size_so_far
 from t5x_lite.data.packing import Segments, best_fit_decreasing
 from t5x_lite.data.positions import FORMAT, Position, check_position
 from t5x_lite.data.stream_tasks import StreamTask, check_packable, check_piecewise
@@ -89,6 +90,11 @@ class Stream:
             )
             for task in tasks
         ]
+        self._live = {
+            name: examples
+            for name, examples in zip(self._names, self._examples, strict=True)
+            if isinstance(examples, LiveExamples)
+        }
         self._like_seqio = like_seqio
         self._lengths = _shared_widths(self._examples)
         if pack:
@@ -130,19 +136,24 @@ class Stream:
         A task whose size is not known yet, as its store is being made, is left out.
         """
         counts = self.examples(position)
-        sizes = {
-            name: each.size_so_far if isinstance(each, GrowingExamples) else each.size
-            for name, each in zip(self._names, self._examples, strict=True)
-        }
+        each = zip(self._names, self._examples, strict=True)
+        sizes = {name: size_so_far(examples) for name, examples in each}
         return {name: counts[name] / size for name, size in sizes.items() if size is not None}
 
     def _check(self, position: Position) -> None:
         check_position(position, self._names, order.BLOCK if self._in_blocks else None)
+        for name, marker in position.get("markers", {}).items():
+            if (live := self._live.get(name)) is not None:
+                live.accept(marker)
 
     def _position(self, window: int, row: int, drawn: Mapping[str, int]) -> Position:
         position: Position = {"format": FORMAT, "window": window, "row": row, "drawn": dict(drawn)}
         if self._in_blocks:
             position["block"] = order.BLOCK
+        if self._live:
+            position["markers"] = {
+                name: live.marker(drawn[name]) for name, live in self._live.items()
+            }
         return position
 
     def _batches(self, position: Position, rows: slice) -> Iterator[tuple[Batch, Position]]:
@@ -194,6 +205,8 @@ class Stream:
         self, name: str, examples: Examples, draws: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the epoch and the example that each of a task's draws stands for."""
+        if isinstance(examples, LiveExamples):
+            return examples.visit(draws)
         if self._like_seqio:
             return np.divmod(draws, examples.size)
         keys = {"seed": self._seed, "stream": task_number(name)}
@@ -223,6 +236,8 @@ class Stream:
 
     def _left(self, examples: Examples, drawn: int) -> int:
         """Return how many more draws a task has, or at least a window's."""
+        if isinstance(examples, LiveExamples):
+            return examples.draws(drawn + self._window_examples, self._num_epochs) - drawn
         there = known(examples, drawn + self._window_examples)
         if there < drawn + self._window_examples:
             there *= self._num_epochs
@@ -296,7 +311,7 @@ def evaluation_batches(
         examples,
         batch_size,
         np.arange(batch_size)[rows],
-        examples.size if limit is None else min(limit, examples.size),
+        examples.size if limit is None else min(limit, known(examples, limit)),
         converter,
     )
 
