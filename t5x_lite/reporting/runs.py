@@ -95,15 +95,13 @@ def read_run(directory: str | Path, name: str | None = None) -> Run:
 
 def named_apart(directories: Sequence[str | Path]) -> list[Run]:
     """Read several runs under names that tell them apart, as short as that allows."""
-    paths = [Path(d) for d in directories]
-    if len({p.resolve() for p in paths}) < len(paths):
+    paths = [Path(d).resolve() for d in directories]
+    if len(set(paths)) < len(paths):
         raise ConfigError("a run is given twice; wanted each model directory once", "report.runs")
-    longest = max((len(p.parts) for p in paths), default=1)
-    for parts in range(1, longest + 1):
-        names = ["/".join(p.parts[-parts:]) for p in paths]
-        if len(set(names)) == len(names):
-            break
-    return [read_run(path, name) for path, name in zip(paths, names, strict=True)]
+    parts = 1
+    while len({p.parts[-parts:] for p in paths}) < len(paths):
+        parts += 1
+    return [read_run(path, "/".join(path.parts[-parts:])) for path in paths]
 
 
 def settings(config: str) -> dict[str, str]:
