@@ -89,6 +89,7 @@ SCHEMA: dict[str, Any] = {
             "chip_hours": _RANGE,
         },
     ),
+    "cost": (None, {"source": str, "price_per_chip_hour": _NUMBER, "cost": _RANGE}),
     "compiler": (None, {"jax": str, "libtpu": str, "seconds": _NUMBER, "cached": bool}),
     "notes": [str],
 }
@@ -248,6 +249,17 @@ def estimate(plan: Mapping[str, Any], topology: Topology, training_tokens: float
         "training_tokens": training_tokens,
         "days": [steps * s / 86_400 for s in seconds],
         "chip_hours": [steps * s / 3600 * topology.chips for s in seconds],
+    }
+
+
+def cost(plan: Mapping[str, Any], price: float) -> dict[str, Any] | None:
+    """What the training costs at a price for an hour of a chip, in the price's currency."""
+    if plan["estimate"] is None:
+        return None
+    return {
+        "source": "chip-hours of the estimate times the price; storage, restarts not counted",
+        "price_per_chip_hour": price,
+        "cost": [hours * price for hours in plan["estimate"]["chip_hours"]],
     }
 
 

@@ -79,7 +79,7 @@ def plan_step(
     else:
         found, parts = [], _without_compiler(numbers, wanted)
     made = {
-        "version": 1,
+        "version": 2,
         "what": STEPS[setting.what],
         "topology": {
             "name": wanted.name,
@@ -95,6 +95,7 @@ def plan_step(
     }
     fits = made["memory"]["fits"]
     made["estimate"] = estimate(made, wanted, training_tokens) if fits else None
+    made["cost"] = None
     check_schema(made)
     return Planned(made, found)
 
