@@ -112,7 +112,11 @@ def train(
         _introduce(console, model, program, directory)
         run.begin(init_from, steps)
         record = write_launch(
-            directory, model, start_step=run.step, describe_config=describe_config
+            directory,
+            model,
+            start_step=run.step,
+            describe_config=describe_config,
+            mixture=feed.mixture,
         )
         write_text_record(directory, TextRecord(feed.plan.vocabulary(), SpecialTokens()))
         if run.step < steps:
