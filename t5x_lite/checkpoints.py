@@ -19,6 +19,8 @@ from orbax.checkpoint import v1 as ocp
 
 from t5x_lite import checksums
 from t5x_lite.errors import ConfigError
+from t5x_lite.frozen import Base
+from t5x_lite.trees import flat, joined, nested, without
 
 Json = dict[str, Any]
 State = TypeVar("State", bound=NamedTuple)  # its fields are trees of arrays
@@ -58,6 +60,9 @@ class Checkpoints:
     Once a step is complete, a thread records its files' checksums in it. `damage` tells of a step
     whose files are not what they were, and `set_aside` moves it out of the way.
 
+    A run that rests on another's checkpoint (`rest_on`) saves its weights without the frozen ones;
+    whoever reads weights here is given all of them.
+
     Without a policy it is for reading: nothing is saved, and what another process is saving stays.
     """
 
@@ -67,6 +72,7 @@ class Checkpoints:
         self.model_dir = Path(model_dir)
         self._sealing = ThreadPoolExecutor(1, thread_name_prefix="checksums")
         self._unsealed: list[int] = []  # steps saved by this process
+        self.base = Base.recorded(self.model_dir)
         saving, keeping = ocp.training.save_decision_policies, ocp.training.preservation_policies
         keep = keeping.PreserveAll() if policy.keep_latest is None else None
         self._checkpointer = ocp.training.Checkpointer(
@@ -102,7 +108,7 @@ class Checkpoints:
         self._seal_complete_steps()
         if self.latest_step == step:
             return False
-        parts = {"state": state._asdict(), "progress": progress}
+        parts = {"state": self._own(state), "progress": progress}
         saving = self._checkpointer.save_checkpointables_async(step, parts, force=force) is not None
         if saving and jax.process_index() == 0:
             self._unsealed.append(step)
@@ -116,21 +122,41 @@ class Checkpoints:
         """Shapes and types of a step's weights, as nested dicts of descriptions; no numbers."""
         with _context():
             found = ocp.checkpointables_metadata(self._checkpointer.directory / str(step))
-        return found.metadata["state"]["params"]
+        own = found.metadata["state"]["params"]
+        if self.base is None:
+            return own
+        with self._base() as other:
+            there = flat(other.saved_weights(self.base.step))
+        return joined(own, {path: there[path] for path in self.base.fingerprints})
 
     def restore(self, step: int, abstract: State) -> tuple[State, Json]:
         """The state of a step, placed as `abstract` says, and its progress."""
         parts = self._checkpointer.load_checkpointables(
-            step, {"state": abstract._asdict(), "progress": None}
+            step, {"state": self._own(abstract), "progress": None}
         )
-        return abstract._replace(**parts["state"]), parts["progress"]
+        state = parts["state"]
+        if self.base is not None:
+            frozen = self._frozen(abstract._asdict()["params"])
+            for name in self._with_weights(abstract):
+                state[name] = joined(state[name], frozen)
+        return abstract._replace(**state), parts["progress"]
 
     def restore_weights(self, step: int, abstract: Any) -> Any:
         """The weights of a step alone, placed as `abstract` says, whatever else was saved."""
-        with _context(partial_load=True):
-            path = self._checkpointer.directory / str(step)
-            parts = ocp.load_checkpointables(path, {"state": {"params": abstract}})
-        return parts["state"]["params"]
+        own = without(abstract, self.base.fingerprints) if self.base else abstract
+        params: Any = {}
+        if own:
+            with _context(partial_load=True):
+                path = self._checkpointer.directory / str(step)
+                parts = ocp.load_checkpointables(path, {"state": {"params": own}})
+            params = parts["state"]["params"]
+        return joined(params, self._frozen(abstract)) if self.base else params
+
+    def rest_on(self, base: Base) -> None:
+        """Save and restore from now on without the weights that `base` holds, and record it."""
+        self.base = base
+        if jax.process_index() == 0:
+            base.record(self.model_dir)
 
     def wait(self) -> None:
         """Return once everything saved so far is safely on disk."""
@@ -148,6 +174,42 @@ class Checkpoints:
         self._directory(step).rename(place)
         self._checkpointer.reload()
         return place
+
+    def _with_weights(self, state: NamedTuple) -> list[str]:
+        found = state._asdict()
+        return [name for name in ("params", "average") if found.get(name) is not None]
+
+    def _own(self, state: NamedTuple) -> dict[str, Any]:
+        """What of a state is saved here: all but the frozen weights that another run keeps."""
+        parts = state._asdict()
+        if self.base is None:
+            return parts
+        own = {
+            name: without(parts[name], self.base.fingerprints) for name in self._with_weights(state)
+        }
+        return parts | own
+
+    def _frozen(self, abstract: Any) -> dict[str, Any]:
+        """The frozen weights among `abstract`, by their paths, from where this run took them."""
+        assert self.base is not None
+        wanted = {p: leaf for p, leaf in flat(abstract).items() if p in self.base.fingerprints}
+        if not wanted:
+            return {}
+        with self._base() as other:
+            weights = flat(other.restore_weights(self.base.step, nested(wanted)))
+        self.base.check(weights, self.model_dir)
+        return weights
+
+    def _base(self) -> "Checkpoints":
+        """The run that this one rests on, for reading."""
+        assert self.base is not None
+        if not (self.base.model_dir / "checkpoints").is_dir():
+            raise self.base.error(self.model_dir, "no checkpoints")
+        other = Checkpoints(self.base.model_dir)
+        if self.base.step not in other.steps:
+            there = ", ".join(f"{step:,}" for step in other.steps) or "none"
+            raise self.base.error(self.model_dir, f"the steps {there}")
+        return other
 
     def _directory(self, step: int) -> Path:
         return Path(self._checkpointer.directory) / str(step)

@@ -31,6 +31,7 @@ LEVELS = {
     "objectives": 1,
     "partitioning": 0,
     "checksums": 0,
+    "frozen": 1,
     "trees": 0,
     "errors": 0,
     "": 0,

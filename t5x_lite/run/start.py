@@ -10,10 +10,12 @@ import jax
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.stream import Position
 from t5x_lite.errors import ConfigError
+from t5x_lite.frozen import Base
+from t5x_lite.models.layers import prompt_words
 from t5x_lite.run.console import Console
 from t5x_lite.run.program import Program
 from t5x_lite.training.state import TrainState
-from t5x_lite.trees import flat, nested
+from t5x_lite.trees import flat, joined, nested
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,7 @@ def start(
     An imported directory's own checkpoint holds weights alone: the optimizer and the stream begin.
     Damaged checkpoints are moved away, and the run goes on from the newest that is intact.
     """
+    _find_base(program, saved, init_from)
     while (latest := saved.latest_step) is not None:
         if (damage := saved.damage(latest)) is None:
             with console.waiting(f"restoring step {latest:,}"):
@@ -73,7 +76,7 @@ def start(
         with console.waiting("initialising weights"):
             return Start(jax.block_until_ready(program.initial()), 0, None, 0.0)
     with console.waiting(f"reading weights from {init_from.model_dir}"):
-        return _from_weights(program, init_from)
+        return _from_weights(program, saved, init_from)
 
 
 def check_init_from(init_from: InitFrom, shapes: Any) -> int:
@@ -128,16 +131,44 @@ def _go_on(program: Program, saved: Checkpoints, step: int) -> Start:
     return Start(state, step, progress["position"], progress["seconds"])
 
 
-def _from_weights(program: Program, init_from: InitFrom) -> Start:
+def _find_base(program: Program, saved: Checkpoints, init_from: InitFrom | None) -> None:
+    """Check what a run's checkpoints leave out; follow a base that was moved to `init_from`."""
+    if (base := saved.base) is None:
+        return
+    if trained := sorted(set(base.fingerprints) - program.frozen):
+        raise ConfigError(
+            f"{saved.model_dir} was begun with {len(base.fingerprints)} frozen weights, which its "
+            f"checkpoints leave out, and {len(trained)} of them are now to be trained "
+            f"({trained[0]} ...); wanted the same, or a new MODEL_DIR that starts from this run",
+            "Grouped.frozen",
+            "MODEL_DIR",
+        )
+    if init_from is not None and not base.model_dir.is_dir():
+        saved.rest_on(dataclasses.replace(base, model_dir=Path(init_from.model_dir).absolute()))
+
+
+def _from_weights(program: Program, saved: Checkpoints, init_from: InitFrom) -> Start:
     step = check_init_from(init_from, program.abstract.params)
     taken = _taken(init_from, program.abstract.params)
     with Checkpoints(init_from.model_dir) as other:
         params = other.restore_weights(step, nested(taken))
+    frozen = {path: leaf for path, leaf in flat(params).items() if path in program.frozen}
+    if frozen:
+        saved.rest_on(Base.of(init_from.model_dir, step, frozen))
     if len(taken) < len(flat(program.abstract.params)):
-        params = nested(flat(program.initial().params) | flat(params))
+        params = _with_fresh(program.initial().params, params)
     first = step if init_from.keep_step else 0
     return Start(program.from_weights(params, first), first, None, 0.0)
 
 
 def _taken(init_from: InitFrom, shapes: Any) -> dict[str, Any]:
     return {k: v for k, v in flat(shapes).items() if re.fullmatch(init_from.only, k)}
+
+
+def _with_fresh(fresh: Any, taken: Any) -> Any:
+    """Fresh weights where none were taken; a fresh prompt says words of the embedding taken."""
+    found, table = flat(taken), flat(taken).get("token_embedder/embedding")
+    if "prompt" in fresh and table is not None:
+        words = prompt_words(len(fresh["prompt"]["embedding"]), len(table))
+        found = {"prompt/embedding": table[words]} | found
+    return joined(fresh, found)
