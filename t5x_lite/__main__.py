@@ -17,7 +17,7 @@ from t5x_lite.errors import ConfigError
 
 COMMANDS = {
     "train": "pretrain or fine-tune a model, or go on with a run that was stopped",
-    "inspect": "show examples of a task or mixture as a model reads them, and the mixing rates",
+    "inspect": "show examples as a model reads them, mixing rates, and the learning rate",
     "cache": "tokenise a task or mixture once, resumably and in parallel",
     "vocab": "train a SentencePiece vocabulary on files of text",
     "c4": "build C4 or a variant of it from the WET files of Common Crawl",
@@ -28,7 +28,7 @@ COMMANDS = {
 # Where the function of a command is, if not in run/<command>.py under its name.
 FUNCTIONS = {"import": "import_weights", "export": "export_weights"}
 # A file that is read before the user's, for commands that can do without one of the user's.
-FIRST_FILES = {"plan": "runs/plan.gin", "c4": "runs/c4.gin"}
+FIRST_FILES = {"plan": "runs/plan.gin", "c4": "runs/c4.gin", "inspect": "runs/inspect.gin"}
 # Flags that stand for a macro or for a parameter of the command's function.
 SHORT_FLAGS = {
     "c4": {"wet": "WET", "out": "OUT", "bad_words": "BAD_WORDS", "variant": "VARIANT"},

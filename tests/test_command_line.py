@@ -229,7 +229,7 @@ def test_every_shipped_task_builds_its_declarations(name, tmp_path):
 
     from t5x_lite.run.inspect import inspect
 
-    files = ["objectives/span_corruption.gin", name, "runs/inspect.gin"]
+    files = ["runs/inspect.gin", "objectives/span_corruption.gin", name]
     values = {"MIXTURE_OR_TASK_NAME": "glue_cola_v002", "TASK_FEATURE_LENGTHS": {"inputs": 9}}
     values |= {"C4_DIR": "/c4", "TRAIN_FILES": "a.tsv", "TEXT_DIR": "/texts"}
     required = {binding.name: binding.value for binding in gin_files.read(files, [], [CONFIGS])}
@@ -261,7 +261,7 @@ def test_a_users_file_is_inspected_without_a_line_of_code(tmp_path, capsys, monk
     monkeypatch.chdir(tmp_path)
     gin.clear_config()
     try:
-        names = ("objectives/span_corruption", "tasks/my_pairs", "runs/inspect")
+        names = ("objectives/span_corruption", "tasks/my_pairs")
         files = [f"--gin_file={name}.gin" for name in (*names, "bytes")]
         __main__.main(["inspect", *files, "--gin.TRAIN_FILES=train.tsv", "--gin.DATA_DIR=data"])
     finally:

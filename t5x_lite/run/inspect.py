@@ -1,6 +1,7 @@
-"""`t5x_lite inspect`: what a model will read of a task or mixture, as a person reads it."""
+"""`t5x_lite inspect`: what a model will read, and how fast it will learn, as a person reads it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from t5x_lite.data.stream import Stream, StreamTask
 from t5x_lite.data.vocabularies import AnyVocabulary, ByteVocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.run.console import Console
+from t5x_lite.run.schedule_picture import show_schedule
+from t5x_lite.training.optimizers import OptimizerConfig
+from t5x_lite.training.schedules import Schedule
 
 _ROWS = 64  # of the batches whose padding is measured
 _MEASURED = 2000  # examples whose lengths are averaged
@@ -22,18 +26,41 @@ _SENTINEL = r"<extra_id_\d+>"
 
 def inspect(
     *,
-    data: Data,
+    data: Data | None = None,
+    learning_rate: Schedule | None = None,
+    optimizer: OptimizerConfig | None = None,
     examples: int = 3,
+    steps: int = 100_000,
+    output: str = "inspect",
     describe_config: Callable[[], str] = str,
 ) -> None:
     """Print the mixture's table, the share of padding, and some examples of every task.
 
     examples: of each task, from the beginning of its training split (of its validation split where
-    it is never trained on).
+    it is never trained on). learning_rate: shown over `steps` steps, its picture in `output`;
+    optimizer: named beside it.
     """
     if examples < 0:
         raise ConfigError(f"examples is {examples}; wanted 0 or more", "inspect.examples")
+    if steps < 1:
+        raise ConfigError(f"steps is {steps}; wanted 1 or more", "inspect.steps", "TRAIN_STEPS")
+    if data is None and learning_rate is None:
+        raise ConfigError(
+            "nothing to inspect: wanted data (a file of tasks/), a schedule (of optimizers/) or "
+            "a recipe",
+            "DATA",
+            "LEARNING_RATE",
+        )
     console = Console()
+    if optimizer is not None:
+        console.note(f"optimizer: {optimizer}")
+    if learning_rate is not None:
+        show_schedule(console, learning_rate, steps, Path(output))
+    if data is not None:
+        _show_data(console, data, examples)
+
+
+def _show_data(console: Console, data: Data, examples: int) -> None:
     plan = prepare(data, report=console.note)
     vocabulary = plan.vocabulary()
     settings = {

@@ -1,8 +1,9 @@
 """A run under way: the loop around the step, and what happens beside it."""
 
+import contextlib
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import jax
 
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.batches import prefetch, process_rows, to_devices
-from t5x_lite.data.stream import Stream
+from t5x_lite.data.stream import Position, Stream
 from t5x_lite.run.console import Console, training_line
 from t5x_lite.run.held_out import HeldOut
 from t5x_lite.run.meter import Meter, Work, stopping
-from t5x_lite.run.profiling import Profiler
+from t5x_lite.run.observers import Moment, Observer
 from t5x_lite.run.program import Program
 from t5x_lite.run.results import Results, TaskResult
 from t5x_lite.run.start import InitFrom, start
@@ -41,6 +42,8 @@ class Run:
         self._startup = startup
         self.step = 0
         self._seconds = 0.0  # of training, over all launches
+        self._observers: Sequence[Observer] = ()
+        self._reported: dict[str, float] = {}  # of the step at hand, "kind/name"
 
     def begin(self, init_from: InitFrom | None, steps: int) -> None:
         """Take up the newest checkpoint, another run's weights, or fresh ones.
@@ -70,39 +73,39 @@ class Run:
             )
 
     def train(
-        self, steps: int, evaluate_every: int, log_every: int, work: Work, profiler: Profiler
+        self,
+        steps: int,
+        evaluate_every: int,
+        log_every: int,
+        work: Work,
+        observers: Sequence[Observer] = (),
     ) -> None:
         """Run the steps that are left, reporting, evaluating and saving on the way."""
-        assert self._step is not None
+        self._observers = observers
         with (
-            Writers(self._directory, start_step=self.step) as writers,
+            Writers(self._directory, start_step=self.step) as self._writers,
             self._batches() as batches,
             stopping() as stop_signal,
             self._console.line(),
+            contextlib.ExitStack() as entered,
         ):
-            meter = Meter(self._seconds, batches, work)
-            exhausted = False
-            while self.step < steps and stop_signal() is None:
-                if exhausted := (item := next(batches, None)) is None:
-                    break
-                batch, self._position = item
-                profiler.before_step(self.step + 1, self._state)
-                self._state, metrics = self._step(self._state, batch)
-                self.step += 1
-                profiler.after_step(self.step, self._state)
-                meter.add(metrics, batch)
-                if self._startup.open:
-                    self._first_step_done(metrics)
+            for observer in observers:
+                entered.enter_context(observer)
+            self._meter = Meter(self._seconds, batches, work)
+            for batch, position in batches:
+                self._take_step(batch, position)
                 if self.step % log_every == 0 or self.step == steps:
-                    self._log(meter, writers, steps)
+                    self._log(steps)
                 if self.step % evaluate_every == 0 or self.step == steps:
-                    with meter.paused():
-                        self._evaluate(writers)
-                self._save(meter, force=self.step == steps or stop_signal() is not None)
-            if exhausted:
+                    self._evaluate()
+                last = self.step == steps or stop_signal() is not None
+                self._save(force=last)
+                if last:
+                    break
+            else:
                 self._console.note(f"the data ends after step {self.step:,} of {steps:,}")
-                self._evaluate(writers)
-                self._save(meter, force=True)
+                self._evaluate()
+                self._save(force=True)
         with self._console.waiting(f"saving step {self.step:,}"):
             self._saved.wait()
         if (signal_number := stop_signal()) is not None:
@@ -156,24 +159,47 @@ class Run:
             lambda item: (to_devices(item[0], sharding, batch_size=size), item[1]),
         )
 
-    def _log(self, meter: "Meter", writers: Writers, steps: int) -> None:
-        numbers = meter.read()
-        self._seconds = meter.seconds
+    def _take_step(self, batch: Mapping[str, jax.Array], position: Position) -> None:
+        assert self._step is not None
+        for observer in self._observers:
+            observer.before_step(self.step + 1, self._state)
+        self._state, metrics = self._step(self._state, batch)
+        self.step, self._position, self._reported = self.step + 1, position, {}
+        moment = Moment(self.step, self._state, batch, position, metrics)
+        for observer in self._observers:
+            observer.after_step(moment)
+        self._meter.add(metrics, batch)
+        if self._startup.open:
+            self._first_step_done(metrics)
+
+    def _report(self, kind: str, numbers: Mapping[str, float]) -> None:
+        self._writers.write(self.step, kind, numbers)
+        self._reported |= {f"{kind}/{name}": value for name, value in numbers.items()}
+
+    def _log(self, steps: int) -> None:
+        numbers = self._meter.read()
         if not math.isfinite(numbers["loss"]):
             self._console.note(f"the loss is {numbers['loss']} near step {self.step:,}")
         eta = (steps - self.step) * numbers["seconds_per_step"]
         self._console.update(training_line(self.step, steps, numbers, eta))
-        writers.write(self.step, "train", numbers)
-        writers.write(self.step, "epochs", self._stream.epochs(self._position))
+        self._report("train", numbers)
+        self._report("epochs", self._stream.epochs(self._position))
+        for observer in self._observers:
+            observer.on_log(self.step, numbers, self._report)
 
-    def _evaluate(self, writers: Writers) -> None:
-        losses = self._held_out.losses(self._state.evaluated)
-        for name, numbers in losses.items():
-            writers.write(self.step, f"validation/{name}", numbers)
-        shown = ", ".join(f"{name} {numbers['loss']:.3f}" for name, numbers in losses.items())
-        self._console.note(f"held-out loss after step {self.step:,}: {shown}")
+    def _evaluate(self) -> None:
+        with self._meter.paused():
+            losses = self._held_out.losses(self._state.evaluated)
+            for name, numbers in losses.items():
+                self._report(f"validation/{name}", numbers)
+            shown = ", ".join(f"{name} {numbers['loss']:.3f}" for name, numbers in losses.items())
+            self._console.note(f"held-out loss after step {self.step:,}: {shown}")
+            for observer in self._observers:
+                observer.on_evaluate(self.step, self._state, self._report)
 
-    def _save(self, meter: "Meter", *, force: bool) -> None:
-        self._seconds = meter.seconds
+    def _save(self, *, force: bool) -> None:
+        self._seconds = self._meter.seconds
         progress = {"position": self._position, "seconds": self._seconds}
-        self._saved.save(self.step, self._state, progress, force=force)
+        if self._saved.save(self.step, self._state, progress, force=force):
+            for observer in self._observers:
+                observer.on_save(self.step)

@@ -10,6 +10,7 @@ import jax
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.run.console import Console
+from t5x_lite.run.observers import Moment, Observer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Profile:
             )
 
 
-class Profiler:
+class Profiler(Observer):
     """Starts and ends traces between steps; a context manager, for the main thread."""
 
     def __init__(self, profile: Profile, directory: Path, console: Console):
@@ -57,10 +58,10 @@ class Profiler:
             self._until = step + self._profile.steps - 1
             jax.profiler.start_trace(self._directory)
 
-    def after_step(self, step: int, state: Any) -> None:
-        """End the trace if `step` was its last, once that step is really done."""
-        if step == self._until:
-            jax.block_until_ready(state)
+    def after_step(self, moment: Moment) -> None:
+        """End the trace if this step was its last, once it is really done."""
+        if moment.step == self._until:
+            jax.block_until_ready(moment.state)
             self._end()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:

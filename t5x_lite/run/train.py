@@ -2,22 +2,17 @@
 
 import resource
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from t5x_lite.checkpoints import CheckpointPolicy, Checkpoints
-from t5x_lite.data import converters
-from t5x_lite.data.baselines import target_baselines
-from t5x_lite.data.converters import Converter
-from t5x_lite.data.plan import Data, Plan, prepare
-from t5x_lite.data.stream import Stream
+from t5x_lite.data.plan import Data
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.run.console import Console, duration
+from t5x_lite.run.feed import Feed, make_feed
 from t5x_lite.run.held_out import Evaluation, HeldOut
 from t5x_lite.run.loop import Run
 from t5x_lite.run.meter import Work
@@ -82,113 +77,53 @@ def train(
         check_init_from(init_from, program.abstract.params)
     console = Console(silent=jax.process_index() != 0)
     startup.lap("import")
-    plan = prepare(data, report=console.note)
-    check_vocabulary(plan, model)
-    check_tasks(plan, model)
-    settings = {
-        "feature_lengths": data.feature_lengths,
-        "batch_size": batch_size,
-        "seed": data.seed,
-        "sentinels": plan.vocabulary().sentinels,
-        "converter": _converter(model, loss_on_inputs=loss_on_inputs),
-    }
-    stream = Stream(
-        plan.train_tasks(),
-        **settings,
-        pack=data.pack,
-        exhaustion=data.exhaustion,
-        num_epochs=data.num_epochs,
+    feed = make_feed(
+        data, model, batch_size=batch_size, loss_on_inputs=loss_on_inputs, report=console.note
     )
     startup.lap("data")
     directory.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(program.mesh), Checkpoints(directory, checkpoints) as saved:
-        held_out = _held_out(program, plan, evaluation, settings)
-        run = Run(program, stream, held_out, saved, console, directory, startup)
-        console.note(
-            f"model: {transformer.num_parameters(model):,} parameters in {directory}; mesh: "
-            + ", ".join(f"{name} {size}" for name, size in program.mesh.shape.items() if size > 1)
-        )
+        held_out = _held_out(program, feed, evaluation)
+        run = Run(program, feed.stream, held_out, saved, console, directory, startup)
+        _introduce(console, model, program, directory)
         run.begin(init_from, steps)
         write_launch(directory, model, start_step=run.step, describe_config=describe_config)
         if run.step < steps:
             work = Work.of(model, program.mesh, batch_size, data.feature_lengths)
-            with Profiler(profile, directory / EVENTS, console) as profiler:
-                run.train(steps, evaluation.every_steps, log_every_steps, work, profiler)
-        results = read_results(directory)
-        if results is None or results["step"] != run.step:
-            results = run.results(_baselines(plan, evaluation, settings))
-            write_results(directory, results)
-        show_results(console, directory, results)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-        console.note(
-            f"{run.step:,} steps, {duration(results['seconds'])} of training; "
-            f"peak memory of this process {peak:.2f} GiB"
-        )
+            observers = (Profiler(profile, directory / EVENTS, console),)
+            run.train(steps, evaluation.every_steps, log_every_steps, work, observers)
+        finish(run, feed, evaluation, directory, console)
 
 
-def check_vocabulary(plan: Plan, model: TransformerConfig) -> None:
-    """Raise ConfigError if the data holds token ids that the model's embedding has no row for."""
-    vocabulary = plan.vocabulary()
-    if vocabulary.size > model.vocab_size:
-        raise ConfigError(
-            f"the vocabulary has {vocabulary.size} ids but the model's embedding only "
-            f"{model.vocab_size} rows; wanted at least {vocabulary.size}, best "
-            f"{vocabulary.padded_size} (a multiple of 128)",
-            "TransformerConfig.vocab_size",
-        )
+def _introduce(
+    console: Console, model: TransformerConfig, program: Program, directory: Path
+) -> None:
+    mesh = ", ".join(f"{name} {size}" for name, size in program.mesh.shape.items() if size > 1)
+    parameters = transformer.num_parameters(model)
+    console.note(f"model: {parameters:,} parameters in {directory}; mesh: {mesh}")
 
 
-def check_tasks(plan: Plan, model: TransformerConfig) -> None:
-    """Raise ConfigError if a model without a decoder is to learn what it cannot say."""
-    for task in [*plan.train_tasks(), *plan.validation_tasks()] if model.encoder_only else ():
-        if "weights" not in getattr(task.objective, "beside_inputs", ()):
-            has = "no objective" if task.objective is None else type(task.objective).__name__
-            raise ConfigError(
-                f"a model without a decoder predicts masked tokens where they stand, and task "
-                f"{task.name!r} has {has}: wanted text under one of objectives/bert*.gin",
-                "MIXTURE_OR_TASK_NAME",
-                "OBJECTIVE",
-            )
-
-
-def _held_out(
-    program: Program, plan: Plan, evaluation: Evaluation, settings: dict[str, Any]
-) -> HeldOut:
-    return HeldOut(
-        program.graphdef,
-        plan.validation_tasks(),
-        plan.vocabulary(),
-        evaluation,
-        batch_sharding=program.batch_sharding,
-        replicated=program.replicated,
-        stream_settings=settings,
+def finish(run: Run, feed: Feed, evaluation: Evaluation, directory: Path, console: Console) -> None:
+    """Show the results of a run that is done; what a finished run left is not made again."""
+    results = read_results(directory)
+    if results is None or results["step"] != run.step:
+        results = run.results(feed.baselines(evaluation.max_examples))
+        write_results(directory, results)
+    show_results(console, directory, results)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    console.note(
+        f"{run.step:,} steps, {duration(results['seconds'])} of training; "
+        f"peak memory of this process {peak:.2f} GiB"
     )
 
 
-def _converter(model: TransformerConfig, *, loss_on_inputs: bool) -> Converter:
-    """How features become what this kind of model takes."""
-    if model.encoder_only:
-        return partial(
-            converters.encoder_only,
-            token_types=model.num_token_types > 1,
-            next_sentence=model.next_sentence_head,
-        )
-    if not model.decoder_only:
-        return converters.encoder_decoder
-    visible = model.prefix_attention
-    return partial(converters.decoder_only, prefix_visible=visible, loss_on_inputs=loss_on_inputs)
-
-
-def _baselines(plan: Plan, evaluation: Evaluation, settings: Mapping[str, Any]) -> dict[str, Any]:
-    same = {name: settings[name] for name in ("feature_lengths", "sentinels", "seed")}
-    train_tasks = {task.name: task for task in plan.train_tasks()}
-    return {
-        task.name: target_baselines(
-            train_tasks.get(task.name, task),
-            task,
-            **same,
-            vocabulary_size=plan.vocabulary().size,
-            validation_limit=evaluation.max_examples,
-        )
-        for task in plan.validation_tasks()
-    }
+def _held_out(program: Program, feed: Feed, evaluation: Evaluation) -> HeldOut:
+    return HeldOut(
+        program.graphdef,
+        feed.plan.validation_tasks(),
+        feed.plan.vocabulary(),
+        evaluation,
+        batch_sharding=program.batch_sharding,
+        replicated=program.replicated,
+        stream_settings=feed.settings,
+    )

@@ -7,7 +7,7 @@ step number. Steps before it count as 0.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from t5x_lite.errors import ConfigError
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """Maps a step (counted from 0, may be traced) to a float32 learning rate."""
 

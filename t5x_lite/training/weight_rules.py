@@ -6,7 +6,7 @@ sharded by the same table of logical axes.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ class Optimizer(NamedTuple):
     trained: Callable[[Tree, jax.Array], Tree] = lambda gradients, step: gradients
 
 
+@runtime_checkable
 class OptimizerConfig(Protocol):
     """A frozen description that gin builds; an `Optimizer` once the weights are known."""
 

@@ -13,6 +13,7 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.spans import Sentinels
 from t5x_lite.run.inspect import inspect
 from t5x_lite.run.vocab import vocab
+from t5x_lite.training.schedules import InverseSquareRoot
 
 WORDS = "trees grow slowly and without being asked for it while rivers run quickly to the sea"
 
@@ -143,3 +144,17 @@ def test_pairs_are_shown_with_their_mixing_rates(corpus, tmp_path, capsys):
 def test_fewer_than_no_examples_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="examples is -1"):
         inspect(data=Data("x", {}, str(tmp_path)), examples=-1)
+
+
+def test_a_schedule_is_shown_without_data_at_its_first_and_last_step(tmp_path, capsys):
+    schedule = InverseSquareRoot(base=1.0, warmup_steps=10_000)
+    inspect(learning_rate=schedule, steps=1_000_001, output=str(tmp_path / "out"))
+    said = capsys.readouterr().out.split()
+    assert said[said.index("0") + 1] == "1.0000e-02"
+    assert said[said.index("1,000,000") + 1] == "1.0000e-03"
+    assert (tmp_path / "out" / "learning_rate.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_inspecting_nothing_says_what_can_be_inspected():
+    with pytest.raises(ConfigError, match="nothing to inspect"):
+        inspect()

@@ -7,7 +7,10 @@ import pytest
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.run.console import Console
+from t5x_lite.run.observers import Moment
 from t5x_lite.run.profiling import Profile, Profiler
+
+NOWHERE = {"format": 1, "window": 0, "row": 0, "drawn": {}}
 
 
 @pytest.fixture
@@ -24,7 +27,7 @@ def traced(monkeypatch, tmp_path):
                 if step == signal_at:
                     os.kill(os.getpid(), signal.SIGUSR1)
                 profiler.before_step(step, ())
-                profiler.after_step(step, ())
+                profiler.after_step(Moment(step, (), {}, NOWHERE, {}))
         return happened
 
     return run

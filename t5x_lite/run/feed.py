@@ -1,0 +1,107 @@
+"""What a run reads: its data as stores, a stream of batches, and checks that a model suits them."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from t5x_lite.data import converters
+from t5x_lite.data.baselines import target_baselines
+from t5x_lite.data.converters import Converter
+from t5x_lite.data.plan import Data, Plan, prepare
+from t5x_lite.data.stream import Stream
+from t5x_lite.errors import ConfigError
+from t5x_lite.models.config import TransformerConfig
+
+
+class Feed(NamedTuple):
+    """The data of a run. settings: what training and validation batches have in common."""
+
+    plan: Plan
+    stream: Stream
+    settings: dict[str, Any]
+
+    def baselines(self, max_examples: int | None) -> dict[str, Any]:
+        """What a model must beat on each validation task, of so many examples."""
+        same = {name: self.settings[name] for name in ("feature_lengths", "sentinels", "seed")}
+        train_tasks = {task.name: task for task in self.plan.train_tasks()}
+        return {
+            task.name: target_baselines(
+                train_tasks.get(task.name, task),
+                task,
+                **same,
+                vocabulary_size=self.plan.vocabulary().size,
+                validation_limit=max_examples,
+            )
+            for task in self.plan.validation_tasks()
+        }
+
+
+def make_feed(
+    data: Data,
+    model: TransformerConfig,
+    *,
+    batch_size: int,
+    loss_on_inputs: bool,
+    report: Callable[[str], None],
+) -> Feed:
+    """Get the stores ready, tokenising what is missing, and open the stream.
+
+    Raises ConfigError where the model cannot learn from this data.
+    """
+    plan = prepare(data, report=report)
+    check_vocabulary(plan, model)
+    check_tasks(plan, model)
+    settings = {
+        "feature_lengths": data.feature_lengths,
+        "batch_size": batch_size,
+        "seed": data.seed,
+        "sentinels": plan.vocabulary().sentinels,
+        "converter": _converter(model, loss_on_inputs=loss_on_inputs),
+    }
+    stream = Stream(
+        plan.train_tasks(),
+        **settings,
+        pack=data.pack,
+        exhaustion=data.exhaustion,
+        num_epochs=data.num_epochs,
+    )
+    return Feed(plan, stream, settings)
+
+
+def check_vocabulary(plan: Plan, model: TransformerConfig) -> None:
+    """Raise ConfigError if the data holds token ids that the model's embedding has no row for."""
+    vocabulary = plan.vocabulary()
+    if vocabulary.size > model.vocab_size:
+        raise ConfigError(
+            f"the vocabulary has {vocabulary.size} ids but the model's embedding only "
+            f"{model.vocab_size} rows; wanted at least {vocabulary.size}, best "
+            f"{vocabulary.padded_size} (a multiple of 128)",
+            "TransformerConfig.vocab_size",
+        )
+
+
+def check_tasks(plan: Plan, model: TransformerConfig) -> None:
+    """Raise ConfigError if a model without a decoder is to learn what it cannot say."""
+    for task in [*plan.train_tasks(), *plan.validation_tasks()] if model.encoder_only else ():
+        if "weights" not in getattr(task.objective, "beside_inputs", ()):
+            has = "no objective" if task.objective is None else type(task.objective).__name__
+            raise ConfigError(
+                f"a model without a decoder predicts masked tokens where they stand, and task "
+                f"{task.name!r} has {has}: wanted text under one of objectives/bert*.gin",
+                "MIXTURE_OR_TASK_NAME",
+                "OBJECTIVE",
+            )
+
+
+def _converter(model: TransformerConfig, *, loss_on_inputs: bool) -> Converter:
+    """How features become what this kind of model takes."""
+    if model.encoder_only:
+        return partial(
+            converters.encoder_only,
+            token_types=model.num_token_types > 1,
+            next_sentence=model.next_sentence_head,
+        )
+    if not model.decoder_only:
+        return converters.encoder_decoder
+    visible = model.prefix_attention
+    return partial(converters.decoder_only, prefix_visible=visible, loss_on_inputs=loss_on_inputs)
