@@ -93,19 +93,19 @@ def fingerprints(weights: Mapping[str, Any]) -> dict[str, str]:
 
     Each number's bits are mixed with its place and summed up as integers, whose sum has no order.
     """
-    found = {path: _fingerprint(jnp.asarray(array)) for path, array in flat(weights).items()}
-    host = jax.device_get(found)
-    return {path: "".join(f"{int(word):08x}" for word in words) for path, words in host.items()}
+    arrays = {path: jnp.asarray(array) for path, array in flat(weights).items()}
+    places = [array.sharding for array in arrays.values()]
+    meshes = [place.mesh for place in places if isinstance(place, NamedSharding)]
+    everywhere = NamedSharding(meshes[0], PartitionSpec()) if meshes else None
+    found = jax.jit(_all_mixed_sums, out_shardings=everywhere)([*arrays.values()])
+    return {
+        path: "".join(f"{int(word):08x}" for word in words)
+        for path, words in zip(arrays, jax.device_get(found), strict=True)
+    }
 
 
-def _fingerprint(array: jax.Array) -> jax.Array:
-    sharding = array.sharding
-    whole = NamedSharding(sharding.mesh, PartitionSpec()) if _is_named(sharding) else None
-    return jax.jit(_mixed_sums, out_shardings=whole)(array)
-
-
-def _is_named(sharding: Any) -> bool:
-    return isinstance(sharding, NamedSharding)
+def _all_mixed_sums(arrays: list[jax.Array]) -> jax.Array:
+    return jnp.stack([_mixed_sums(array) for array in arrays])
 
 
 def _mixed_sums(array: jax.Array) -> jax.Array:

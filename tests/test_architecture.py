@@ -26,7 +26,7 @@ LEVELS = {
     "data": 2,
     "suites": 3,
     "decoding": 2,
-    "evaluation": 2,
+    "evaluation": 1,
     "training": 2,
     "objectives": 1,
     "partitioning": 0,

@@ -48,6 +48,13 @@ def make_feed(
 
     Raises ConfigError where the model cannot learn from this data.
     """
+    if data.pack and model.prompt_length:
+        raise ConfigError(
+            f"a prompt of {model.prompt_length} vectors stands before one example, and Data.pack "
+            f"puts several in a row; wanted Data.pack = False",
+            "Data.pack",
+            "TransformerConfig.prompt_length",
+        )
     plan = prepare(data, report=report)
     check_vocabulary(plan, model)
     check_tasks(plan, model)

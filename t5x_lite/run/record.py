@@ -13,6 +13,8 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
 
 MODEL = "model.json"
+LAUNCHES = "launches"
+_FROM_STEP = "from_step_"
 _NOT_ARCHITECTURE = ("dtype", "remat", "query_chunk", "scan_layers", "dropout_rate")
 _PACKAGES = (
     *("t5x_lite", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gin-config"),
@@ -56,10 +58,16 @@ def write_launch(
 ) -> None:
     """Record this launch: the model, the operative gin config, versions, git revision, command."""
     (model_dir / MODEL).write_text(json.dumps(_architecture(model), indent=2) + "\n")
-    launch = model_dir / "launches" / f"from_step_{start_step:08d}"
+    launch = model_dir / LAUNCHES / f"{_FROM_STEP}{start_step:08d}"
     launch.mkdir(parents=True, exist_ok=True)
     (launch / "operative_config.gin").write_text(describe_config())
     (launch / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
+
+
+def launch_steps(model_dir: Path) -> list[int]:
+    """The steps from which the run was launched, the first launch included."""
+    launches = (model_dir / LAUNCHES).glob(f"{_FROM_STEP}*")
+    return sorted(int(path.name.removeprefix(_FROM_STEP)) for path in launches)
 
 
 def versions() -> dict[str, str]:

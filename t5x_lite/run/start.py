@@ -14,6 +14,7 @@ from t5x_lite.frozen import Base
 from t5x_lite.models.layers import prompt_words
 from t5x_lite.run.console import Console
 from t5x_lite.run.program import Program
+from t5x_lite.run.record import launch_steps
 from t5x_lite.training.state import TrainState
 from t5x_lite.trees import flat, joined, nested
 
@@ -25,13 +26,15 @@ class InitFrom:
     model_dir: its directory. step: of its checkpoint; None is the newest. only: a regular
     expression for the paths of the weights to take ("encoder/.*"); the others start fresh.
     keep_step: the new run counts on from that checkpoint's step, as T5's fine-tuning does, instead
-    of from 0. The optimizer starts as new.
+    of from 0. relative_steps: the steps of the new run are counted from there, too; without it
+    `train.steps` is the number of the last step. The optimizer starts as new.
     """
 
     model_dir: str
     step: int | None = None
     only: str = ".*"
     keep_step: bool = False
+    relative_steps: bool = False
 
     def __post_init__(self):
         try:
@@ -109,6 +112,15 @@ def check_init_from(init_from: InitFrom, shapes: Any) -> int:
             "InitFrom.only",
         )
     return step
+
+
+def last_step(model_dir: Path, init_from: InitFrom | None, steps: int, shapes: Any) -> int:
+    """The number of a run's last step; where it began is told by its first launch."""
+    if init_from is None or not (init_from.keep_step and init_from.relative_steps):
+        return steps
+    launched = launch_steps(model_dir)
+    first = min(launched) if launched else check_init_from(init_from, shapes)
+    return first + steps
 
 
 def chosen_step(saved: Checkpoints, step: int | None, *names: str) -> int:

@@ -20,7 +20,7 @@ from t5x_lite.run.profiling import Profile, Profiler
 from t5x_lite.run.program import Program, build
 from t5x_lite.run.record import check_model_dir, write_launch
 from t5x_lite.run.results import read_results, show_results, write_results
-from t5x_lite.run.start import InitFrom, check_init_from
+from t5x_lite.run.start import InitFrom, check_init_from, last_step
 from t5x_lite.run.startup import Startup
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
@@ -75,6 +75,7 @@ def train(
     )
     if init_from is not None and not (directory / "checkpoints").exists():
         check_init_from(init_from, program.abstract.params)
+    steps = last_step(directory, init_from, steps, program.abstract.params)
     console = Console(silent=jax.process_index() != 0)
     startup.lap("import")
     feed = make_feed(
