@@ -8,7 +8,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -41,6 +41,13 @@ SHORT_FLAGS = {
         "output": "plan.output",
     },
 }
+# Commands that several processes may carry out together.
+OF_SEVERAL_PROCESSES = {"train"}
+PROCESS_FLAGS = {
+    "coordinator_address": "HOST:PORT at which process 0 meets the others; a TPU pod tells",
+    "num_processes": "how many there are",
+    "process_id": "which of them this one is, from 0",
+}
 GIN_CONFIGS = Path(__file__).resolve().parent.parent / "gin_configs"
 EXAMPLE = """
 gin files are looked for in the working directory, in --gin_search_paths and in the shipped
@@ -67,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         gin_files.check_macros(bindings, FUNCTIONS.get(options.command, options.command))
         _prepare_environment()
         gin_files.parse(files, flags, search)
+        if options.command in OF_SEVERAL_PROCESSES:
+            _join_processes(vars(options))
         gin_files.call(_function(options.command))
     except ConfigError as error:
         # gin wraps what is raised below it; the attributes stay, the text grows.
@@ -79,6 +88,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _function(command: str) -> Callable[..., None]:
     name = FUNCTIONS.get(command, command)
     return getattr(importlib.import_module(f"t5x_lite.run.{name}"), name)
+
+
+def _join_processes(flags: Mapping[str, str | None]) -> None:
+    from t5x_lite import processes
+
+    processes.initialize(processes.Meeting.find(flags, os.environ))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--gin_search_paths", default="", metavar="DIR,DIR", help="where else to look for files"
         )
+        for flag, summary in PROCESS_FLAGS.items() if name in OF_SEVERAL_PROCESSES else ():
+            command.add_argument(f"--{flag}", help=summary)
         for flag, parameter in SHORT_FLAGS.get(name, {}).items():
             command.add_argument(
                 f"--{flag}", metavar="VALUE", nargs="?", const="True", help=f"sets {parameter}"

@@ -8,46 +8,26 @@ Order in which a run looks for its start:
 """
 
 import contextlib
-import dataclasses
+import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from t5x_lite import checksums
+from t5x_lite.checkpoint_policy import Better, CheckpointPolicy, ranking
 from t5x_lite.errors import ConfigError
 from t5x_lite.frozen import Base
 from t5x_lite.trees import flat, joined, nested, without
 
 Json = dict[str, Any]
 State = TypeVar("State", bound=NamedTuple)  # its fields are trees of arrays
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckpointPolicy:
-    """When to save and what to keep; the last step of a run is always saved.
-
-    every_steps: save when the number of finished steps is a multiple of it.
-    keep_latest: so many checkpoints stay; None keeps all.
-    """
-
-    every_steps: int = 1000
-    keep_latest: int | None = 3
-
-    def __post_init__(self):
-        if self.every_steps < 1:
-            raise ConfigError(
-                f"every_steps must be at least 1; got {self.every_steps}",
-                "CheckpointPolicy.every_steps",
-            )
-        if self.keep_latest is not None and self.keep_latest < 1:
-            raise ConfigError(
-                f"keep_latest must be None or at least 1; got {self.keep_latest}",
-                "CheckpointPolicy.keep_latest",
-            )
+COMPLETE = "commit_success.txt"  # orbax writes it last
 
 
 class Checkpoints:
@@ -60,27 +40,39 @@ class Checkpoints:
     Once a step is complete, a thread records its files' checksums in it. `damage` tells of a step
     whose files are not what they were, and `set_aside` moves it out of the way.
 
+    A save that fails (a full disk, a store that is away) leaves the older steps as they are: it is
+    reported, and tried again at a later step; only after `policy.max_failures` in a row is it an
+    error, a ConfigError.
+
     A run that rests on another's checkpoint (`rest_on`) saves its weights without the frozen ones;
     whoever reads weights here is given all of them.
 
     Without a policy it is for reading: nothing is saved, and what another process is saving stays.
     """
 
-    def __init__(self, model_dir: str | Path, policy: CheckpointPolicy | None = None):
+    def __init__(
+        self,
+        model_dir: str | epath.PathLike,
+        policy: CheckpointPolicy | None = None,
+        *,
+        report: Callable[[str], None] = print,
+    ):
         for_reading = policy is None
-        policy = policy or CheckpointPolicy(keep_latest=None)
-        self.model_dir = Path(model_dir)
-        self._sealing = ThreadPoolExecutor(1, thread_name_prefix="checksums")
-        self._unsealed: list[int] = []  # steps saved by this process
+        self._policy = policy or CheckpointPolicy(keep_latest=None)
+        self._report = report
+        self.model_dir = epath.Path(model_dir)
         self.base = Base.recorded(self.model_dir)
-        saving, keeping = ocp.training.save_decision_policies, ocp.training.preservation_policies
-        keep = keeping.PreserveAll() if policy.keep_latest is None else None
+        self.blocked_seconds = 0.0  # of the loop, by the last save
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="saving")
+        self._pending: tuple[int, Future[None]] | None = None
+        self._failures, self._retry_at = 0, 0.0
+        # What orbax logs of a failed save, some hundred lines, `_failed` says in one.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._checkpointer = ocp.training.Checkpointer(
-            str(self.model_dir.absolute() / "checkpoints"),
+            absolute(self.model_dir) / "checkpoints",
             context=_context(),
-            # orbax types these two by its new protocols and its policies by the old ones.
-            save_decision_policy=saving.FixedIntervalPolicy(policy.every_steps),  # pyright: ignore
-            preservation_policy=keep or keeping.LatestN(policy.keep_latest),  # pyright: ignore
+            save_decision_policy=self._policy.saving(),
+            preservation_policy=self._policy.keeping(),
             cleanup_tmp_directories=not for_reading,
         )
 
@@ -88,9 +80,11 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_):
-        self._checkpointer.close()
-        self._seal_complete_steps()
-        self._sealing.shutdown()
+        with contextlib.suppress(Exception):
+            self._settle(wait=True)
+        with contextlib.suppress(Exception):  # it raises what a failed save raised before
+            self._checkpointer.close()
+        self._thread.shutdown()
 
     @property
     def latest_step(self) -> int | None:
@@ -103,25 +97,57 @@ class Checkpoints:
         """All complete steps, in order."""
         return sorted(found.step for found in self._checkpointer.checkpoints)
 
-    def save(self, step: int, state: NamedTuple, progress: Json, *, force: bool = False) -> bool:
-        """Save in the background if the policy says so; `progress` is JSON: position and clock."""
-        self._seal_complete_steps()
-        if self.latest_step == step:
+    def best_step(self, metric: str, better: Better) -> int | None:
+        """The step at which a number, named as in metrics.jsonl, was best; None if none has it."""
+        return next(iter(ranking(self._checkpointer.checkpoints, metric, better)), None)
+
+    def save(
+        self,
+        step: int,
+        state: NamedTuple,
+        progress: Json,
+        *,
+        force: bool = False,
+        metrics: Mapping[str, float] | None = None,
+        record: Json | None = None,
+    ) -> bool:
+        """Save in the background if the policy says so; returns whether that has begun.
+
+        progress: JSON, position and clock. metrics: numbers of this very step. record: JSON for a
+        person, such as the configuration and versions; nothing reads it.
+        """
+        self._settle(wait=False)
+        if self.latest_step == step or not (force or self._wanted(step)):
             return False
+        began = time.perf_counter()
+        self._settle(wait=True)
         parts = {"state": self._own(state), "progress": progress}
-        saving = self._checkpointer.save_checkpointables_async(step, parts, force=force) is not None
-        if saving and jax.process_index() == 0:
-            self._unsealed.append(step)
-        return saving
+        if record is not None:
+            parts["record"] = record
+        try:
+            response = self._checkpointer.save_checkpointables_async(
+                step, parts, force=True, metrics=dict(metrics or {}) or None
+            )
+            assert response is not None
+        except Exception as error:  # whatever a store may raise
+            self._failed(step, error)
+            return False
+        self._pending = (step, self._thread.submit(self._complete, step, response))
+        self.blocked_seconds = time.perf_counter() - began
+        return True
 
     def progress(self, step: int) -> Json:
         """What was saved beside a step's state, without reading the state."""
         return self._checkpointer.load_checkpointables(step, {"progress": None})["progress"]
 
+    def record(self, step: int) -> Json:
+        """What was recorded for a person beside a step's state."""
+        return self._checkpointer.load_checkpointables(step, {"record": None})["record"]
+
     def saved_weights(self, step: int) -> Any:
         """Shapes and types of a step's weights, as nested dicts of descriptions; no numbers."""
         with _context():
-            found = ocp.checkpointables_metadata(self._checkpointer.directory / str(step))
+            found = ocp.checkpointables_metadata(self._directory(step))
         own = found.metadata["state"]["params"]
         if self.base is None:
             return own
@@ -147,8 +173,7 @@ class Checkpoints:
         params: Any = {}
         if own:
             with _context(partial_load=True):
-                path = self._checkpointer.directory / str(step)
-                parts = ocp.load_checkpointables(path, {"state": {"params": own}})
+                parts = ocp.load_checkpointables(self._directory(step), {"state": {"params": own}})
             params = parts["state"]["params"]
         return joined(params, self._frozen(abstract)) if self.base else params
 
@@ -159,15 +184,29 @@ class Checkpoints:
             base.record(self.model_dir)
 
     def wait(self) -> None:
-        """Return once everything saved so far is safely on disk."""
-        self._checkpointer.wait()
-        self._seal_complete_steps()
+        """Return once everything saved so far is safely on disk, or has failed."""
+        self._settle(wait=True)
+
+    def save_surely(self, step: int, state: NamedTuple, progress: Json, **beside: Any) -> None:
+        """Return once this step is safely on disk, trying again as often as the policy allows."""
+        while True:
+            self.save(step, state, progress, force=True, **beside)
+            self._settle(wait=True)
+            if step in self.steps:
+                return
+            time.sleep(self._policy.retry_seconds)
 
     def damage(self, step: int) -> str | None:
         """What is wrong with the files of a step, or None; reads all of them."""
-        return checksums.damage(self._directory(step))
+        if is_address(self.model_dir):  # whose stores have checksums of their own
+            return None
+        return checksums.damage(Path(self._directory(step)))
 
-    def set_aside(self, step: int) -> Path:
+    def is_sealed(self, step: int) -> bool:
+        """Whether `damage` has checksums to go by."""
+        return is_address(self.model_dir) or checksums.is_sealed(Path(self._directory(step)))
+
+    def set_aside(self, step: int) -> epath.Path:
         """Move a step out of the way, where a person may look at it; returns its new place."""
         place = self.model_dir / "damaged" / f"{step}.{time.time_ns()}"
         place.parent.mkdir(exist_ok=True)
@@ -211,21 +250,70 @@ class Checkpoints:
             raise self.base.error(self.model_dir, f"the steps {there}")
         return other
 
-    def _directory(self, step: int) -> Path:
-        return Path(self._checkpointer.directory) / str(step)
+    def _directory(self, step: int) -> epath.Path:
+        return epath.Path(self._checkpointer.directory) / str(step)
 
-    def _seal_complete_steps(self) -> None:
-        """Record checksums of what this process saved; called after every step, so cheap."""
-        if self._unsealed and not self._checkpointer.is_saving_in_progress():
-            for step in self._unsealed:
-                self._sealing.submit(_seal_if_there, self._directory(step))
-            self._unsealed = []
+    def _wanted(self, step: int) -> bool:
+        """Whether the policy wants this step, or one that failed is to be made up for.
+
+        Several processes do not make up for it early: they would have to agree on the moment.
+        """
+        alone = jax.process_count() == 1
+        again = alone and self._failures > 0 and time.monotonic() >= self._retry_at
+        return again or self._checkpointer.should_save(step)
+
+    def _complete(self, step: int, response: Any) -> None:
+        """Wait for a save and record its checksums; in the thread."""
+        response.result()
+        if jax.process_index() == 0 and not is_address(self.model_dir):
+            # The step may be deleted meanwhile, and a disk may have room for no more.
+            with contextlib.suppress(OSError):
+                checksums.seal(Path(self._directory(step)))
+
+    def _settle(self, *, wait: bool) -> None:
+        """See what became of the save under way; called after every step, so cheap."""
+        if self._pending is None or not (wait or self._pending[1].done()):
+            return
+        (step, saving), self._pending = self._pending, None
+        if (error := saving.exception()) is None:
+            self._failures = 0
+        else:
+            self._failed(step, error)
+
+    def _failed(self, step: int, error: BaseException) -> None:
+        self._failures += 1
+        self._retry_at = time.monotonic() + self._policy.retry_seconds
+        with contextlib.suppress(Exception):  # orbax raises it in every thread once: also in ours
+            self._checkpointer.wait()
+        left, most = self._directory(step), self._policy.max_failures
+        with contextlib.suppress(OSError):  # what there is of it takes room
+            if jax.process_index() == 0 and left.exists() and not (left / COMPLETE).exists():
+                left.rmtree()
+        self._checkpointer.reload()
+        newest = "none" if self.latest_step is None else f"of step {self.latest_step:,}"
+        said = (
+            f"step {step:,} could not be SAVED ({shortened(str(error))}); the newest checkpoint is "
+            f"{newest}; failure {self._failures} of {most} in a row"
+        )
+        if self._failures >= most:
+            raise ConfigError(said, "MODEL_DIR", "CheckpointPolicy.max_failures") from error
+        self._report(said)
 
 
-def _seal_if_there(directory: Path) -> None:
-    # The step may be deleted meanwhile, and a full disk is no reason to end a run.
-    with contextlib.suppress(OSError):
-        checksums.seal(directory)
+def shortened(text: str, most: int = 400) -> str:
+    """A text as one line, without its middle where it is long: the cause often stands last."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
+
+
+def absolute(path: epath.Path) -> epath.Path:
+    """The path from the root; an address is one already."""
+    return path if is_address(path) else path.absolute()
+
+
+def is_address(path: epath.PathLike) -> bool:
+    """Whether a path is of a store such as gs:// and not of a file system."""
+    return "://" in str(path)
 
 
 def _context(*, partial_load: bool = False) -> ocp.Context:

@@ -8,11 +8,11 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from t5x_lite.errors import ConfigError
@@ -25,26 +25,24 @@ RECORD = "base.json"
 class Base:
     """The checkpoint that holds a run's frozen weights: fingerprints by their paths."""
 
-    model_dir: Path
+    model_dir: epath.Path
     step: int
     fingerprints: Mapping[str, str]
 
     @classmethod
-    def of(cls, model_dir: str | Path, step: int, weights: Mapping[str, jax.Array]) -> "Base":
+    def of(cls, model_dir: epath.Path, step: int, weights: Mapping[str, jax.Array]) -> "Base":
         """Describe weights, by their paths, that were read from a checkpoint."""
-        return cls(
-            model_dir=Path(model_dir).absolute(), step=step, fingerprints=fingerprints(weights)
-        )
+        return cls(model_dir=model_dir, step=step, fingerprints=fingerprints(weights))
 
     @classmethod
-    def recorded(cls, model_dir: Path) -> "Base | None":
+    def recorded(cls, model_dir: epath.Path) -> "Base | None":
         """Read what the run in `model_dir` rests on; None if it saves all its weights."""
         path = model_dir / RECORD
         if not path.exists():
             return None
         try:
             fields = json.loads(path.read_text())
-            place, beside = Path(fields["model_dir"]), model_dir / fields["seen_from_here"]
+            place, beside = epath.Path(fields["model_dir"]), model_dir / fields["seen_from_here"]
             return cls(
                 model_dir=place if place.is_dir() or not beside.is_dir() else beside,
                 step=int(fields["step"]),
@@ -53,11 +51,11 @@ class Base:
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{path} names no checkpoint: {error!r}", "MODEL_DIR") from error
 
-    def record(self, model_dir: Path) -> None:
+    def record(self, model_dir: epath.Path) -> None:
         """Write it into a run's directory, the place also as seen from there."""
         fields = {
             "model_dir": str(self.model_dir),
-            "seen_from_here": os.path.relpath(self.model_dir, model_dir.absolute()),
+            "seen_from_here": os.path.relpath(str(self.model_dir), os.path.abspath(model_dir)),
             "step": self.step,
             "fingerprints": dict(self.fingerprints),
         }
@@ -65,7 +63,7 @@ class Base:
         temporary.write_text(json.dumps(fields, indent=2) + "\n")
         temporary.replace(model_dir / RECORD)
 
-    def check(self, weights: Mapping[str, jax.Array], model_dir: Path) -> None:
+    def check(self, weights: Mapping[str, jax.Array], model_dir: epath.Path) -> None:
         """Raise ConfigError for a weight that is not what the run in `model_dir` was trained on."""
         changed = sorted(
             path
@@ -75,7 +73,7 @@ class Base:
         if changed:
             raise self.error(model_dir, f"other numbers for {', '.join(changed[:3])}", len(changed))
 
-    def error(self, model_dir: Path, found: str, count: int | None = None) -> ConfigError:
+    def error(self, model_dir: epath.Path, found: str, count: int | None = None) -> ConfigError:
         """Say that the base is not there, or not what it was."""
         more = "" if count is None or count <= 3 else f" and {count - 3} more"
         return ConfigError(

@@ -1,13 +1,16 @@
+import contextlib
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
-from t5x_lite.checkpoints import CheckpointPolicy, Checkpoints
+from t5x_lite.checkpoint_policy import CheckpointPolicy
+from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.transformer import abstract
 from t5x_lite.partitioning import make_mesh, named_sharding
@@ -163,7 +166,8 @@ def test_a_process_killed_while_saving_leaves_the_step_before_as_the_latest(tmp_
         from typing import Any, NamedTuple
         import jax
         import numpy as np
-        from t5x_lite.checkpoints import CheckpointPolicy, Checkpoints
+        from t5x_lite.checkpoint_policy import CheckpointPolicy
+        from t5x_lite.checkpoints import Checkpoints
 
         class State(NamedTuple):
             noise: Any
@@ -185,8 +189,179 @@ def test_a_process_killed_while_saving_leaves_the_step_before_as_the_latest(tmp_
         assert saved.latest_step == 1
 
 
-@pytest.mark.parametrize("name", ["every_steps", "keep_latest"])
+@pytest.mark.parametrize("name", ["every_steps", "keep_latest", "max_failures"])
 def test_policies_that_make_no_sense_are_named(name):
     with pytest.raises(ConfigError, match=f"{name} must be .* got 0") as error:
         CheckpointPolicy(**{name: 0})
     assert error.value.names == (f"CheckpointPolicy.{name}",)
+
+
+class Small(NamedTuple):
+    """A state that is saved at once."""
+
+    noise: Any
+
+
+@pytest.fixture
+def small():
+    return Small(jax.device_put(np.random.default_rng(0).normal(size=200_000).astype(np.float32)))
+
+
+def saved_steps(directory, policy, state, numbers):
+    """Save steps 1, 2 ... with the numbers given; returns which are left."""
+    with Checkpoints(directory, policy) as saved:
+        for step, metrics in enumerate(numbers, 1):
+            saved.save(step, state, {"step": step}, metrics=metrics)
+    return sorted(int(path.name) for path in (directory / "checkpoints").iterdir())
+
+
+LOSSES = [
+    {"validation/a/loss": a, "validation/b/f1": b} for a, b in zip("451263", "194275", strict=True)
+]
+LOSSES = [{name: float(x) for name, x in numbers.items()} for numbers in LOSSES]
+
+
+@pytest.mark.parametrize(
+    ("changes", "left"),
+    [
+        (dict(keep_latest=2), [5, 6]),
+        (dict(keep_every_steps=2), [2, 4, 6]),
+        (dict(pinned_steps=(1, 3)), [1, 3, 6]),
+        (dict(keep_best={"validation/a/loss": "lower"}), [3, 6]),
+        (dict(keep_best={"validation/a/loss": "lower"}, keep_best_count=2), [3, 4, 6]),
+        (dict(keep_best={"validation/a/loss": "lower", "validation/b/f1": "higher"}), [2, 3, 6]),
+        (dict(keep_best={"validation/c/loss": "lower"}), [6]),
+    ],
+    ids=str,
+)
+def test_what_is_kept_follows_the_policy(changes, left, tmp_path, small):
+    policy = CheckpointPolicy(**{"every_steps": 1, "keep_latest": 1, **changes})
+    assert saved_steps(tmp_path, policy, small, LOSSES) == left
+
+
+def test_the_best_is_known_after_a_restart_and_numbers_that_are_none_do_not_count(tmp_path, small):
+    policy = CheckpointPolicy(every_steps=1, keep_latest=1, keep_best={"loss": "lower"})
+    numbers = [{"loss": 2.0}, {"loss": float("nan")}, None]
+    assert saved_steps(tmp_path, policy, small, numbers) == [1, 3]
+    with Checkpoints(tmp_path, policy) as saved:
+        assert saved.best_step("loss", "lower") == 1
+        assert saved.best_step("accuracy", "higher") is None
+        saved.save(4, small, PROGRESS, metrics={"loss": 1.0})
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4"]
+
+
+def test_pinned_steps_are_saved_between_the_others(tmp_path, small):
+    policy = CheckpointPolicy(every_steps=4, keep_latest=1, pinned_steps=(3,))
+    assert saved_steps(tmp_path, policy, small, [None] * 8) == [3, 8]
+
+
+def test_time_alone_makes_a_run_save(tmp_path, small):
+    often = CheckpointPolicy(every_steps=100, every_minutes=1e-9, keep_latest=None)
+    assert saved_steps(tmp_path / "often", often, small, [None] * 2)[0] == 1
+    seldom = CheckpointPolicy(every_steps=100, every_minutes=60, keep_latest=None)
+    assert saved_steps(tmp_path / "seldom", seldom, small, [None] * 2) == []
+
+
+def test_a_checkpoint_carries_its_configuration_and_versions(tmp_path, small):
+    record = {"config": "A.b = 1\n", "versions": {"jax": "1"}}
+    with Checkpoints(tmp_path, EVERY_STEP) as saved:
+        saved.save(1, small, PROGRESS, record=record)
+        saved.wait()
+        assert saved.record(1) == record
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A directory on a file system of 3 MB, and a function that fills it up or frees it."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(place)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("only root can mount a small file system")
+
+    def fill(full):
+        if full:
+            with contextlib.suppress(OSError), (place / "fill").open("wb") as file:
+                while True:
+                    file.write(bytes(1 << 16))
+        else:
+            (place / "fill").unlink()
+
+    yield place, fill
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_leaves_the_step_before_and_a_later_save_makes_up_for_it(full_disk, small):
+    place, fill = full_disk
+    said = []
+    policy = CheckpointPolicy(every_steps=2, keep_latest=1, retry_seconds=0)
+    with Checkpoints(place / "run", policy, report=said.append) as saved:
+        saved.save(2, small, {"step": 2})
+        saved.wait()
+        fill(True)
+        saved.save(4, small, {"step": 4})
+        saved.wait()
+        assert saved.steps == [2]
+        assert "step 4 could not be SAVED" in said[0]
+        assert "RESOURCE_EXHAUSTED" in said[0]
+        assert "newest checkpoint is of step 2; failure 1 of 10" in said[0]
+        assert [path.name for path in (place / "run" / "checkpoints").iterdir()] == ["2"]
+        fill(False)
+        assert saved.save(5, small, {"step": 5})  # before the policy's next step
+        saved.wait()
+        assert not saved.save(7, small, {"step": 7})
+        assert saved.steps == [5]
+        assert saved.damage(5) is None
+    assert len(said) == 1
+
+
+@pytest.fixture
+def failing_store(monkeypatch):
+    """A function that makes the next saves fail, some when they begin, some in the background."""
+    from orbax.checkpoint import v1 as ocp
+
+    save = ocp.training.Checkpointer.save_checkpointables_async
+    left = []
+
+    class Failing:
+        def result(self):
+            raise OSError("the store is away")
+
+    def fail(self, step, *arguments, **names):
+        if not left:
+            return save(self, step, *arguments, **names)
+        if left.pop() == "background":
+            return Failing()
+        raise OSError("the store is away")
+
+    monkeypatch.setattr(ocp.training.Checkpointer, "save_checkpointables_async", fail)
+    return left.extend
+
+
+def test_a_store_that_is_away_ends_the_run_only_after_so_many_failures(
+    tmp_path, small, failing_store
+):
+    said = []
+    policy = CheckpointPolicy(every_steps=1, retry_seconds=0, max_failures=3)
+    with Checkpoints(tmp_path, policy, report=said.append) as saved:
+        saved.save(1, small, PROGRESS)
+        saved.wait()
+        failing_store(["at once", "background"])
+        for step in (2, 3, 4):
+            saved.save(step, small, PROGRESS)
+            saved.wait()
+        assert saved.steps == [1, 4]
+        failing_store(["background", "at once", "at once"])
+        with pytest.raises(ConfigError, match=r"store is away.*of step 4; failure 3 of 3") as error:
+            saved.save_surely(5, small, PROGRESS)
+        assert "CheckpointPolicy.max_failures" in error.value.names
+    assert len(said) == 4
+
+
+def test_a_last_save_is_tried_until_it_is_there(tmp_path, small, failing_store):
+    with Checkpoints(tmp_path, CheckpointPolicy(retry_seconds=0), report=str) as saved:
+        failing_store(["at once", "background", "at once"])
+        saved.save_surely(5, small, PROGRESS)
+        assert saved.steps == [5]

@@ -16,7 +16,7 @@ from t5x_lite.data import converters, order, seqio_order
 from t5x_lite.data.converters import Converter
 from t5x_lite.data.examples import Ending, Examples, Store, open_examples, task_number
 from t5x_lite.data.packing import Segments, best_fit_decreasing
-from t5x_lite.data.windows import Placed, Window, cut, lay_out
+from t5x_lite.data.windows import Placed, Window, cut, lay_out, task_ids
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.denoising import Objective
 from t5x_lite.objectives.spans import Sentinels
@@ -59,7 +59,8 @@ class Stream:
     `exhaustion` and `window_examples`; the batch size only cuts it. Raises ConfigError for an empty
     store and for features that do not suit a task. `like_seqio` takes examples as they are stored,
     and tasks and noise as seqio's unshuffled pipeline does, bit for bit in the first epoch
-    (`data.seqio_order`).
+    (`data.seqio_order`). `tell_tasks` adds the number of each target token's task as "task_ids"
+    [batch, length], if there are several.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Stream:
         num_epochs: int = 1,
         window_examples: int = 1024,
         like_seqio: bool = False,
+        tell_tasks: bool = False,
     ):
         if batch_size < 1:
             raise ConfigError(f"the batch size is {batch_size}: it takes 1 or more", "BATCH_SIZE")
@@ -88,6 +90,8 @@ class Stream:
             )
         self.batch_size = batch_size
         self._names = [task.name for task in tasks]
+        # The tasks by the numbers that batches tell; none where they tell nothing.
+        self.told_tasks = self._names if tell_tasks and len(tasks) > 1 else []
         self._rates = np.array([task.rate for task in tasks], np.float64)
         self._examples = [
             open_examples(
@@ -267,7 +271,10 @@ class Stream:
                     )
                 else:
                     segments[feature].fill(features[feature], local_n[own])
-        return self._converter(segments, packed=self._pack)
+        batch = self._converter(segments, packed=self._pack)
+        if self.told_tasks:
+            batch["task_ids"] = task_ids(batch, placed, local_n)
+        return batch
 
 
 def evaluation_batches(

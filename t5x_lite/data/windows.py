@@ -1,5 +1,6 @@
 """A window of draws: which example goes where."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,28 @@ class Window(NamedTuple):
     drawn_after: dict[str, int]
     num_rows: int
     placed: Placed
+
+
+def task_ids(
+    batch: Mapping[str, NDArray], placed: Placed, local_n: NDArray[np.int64]
+) -> NDArray[np.int32]:
+    """Return of which task each target position of a batch is, [b, l]; `local_n` are the rows.
+
+    A row without segments is one example; -1 stands for examples in no row. Padding gets the task
+    of its row's first example. With an example of task 2 and one of task 5 in a row:
+
+        segments  1 1 2 2 2 0        task_ids  2 2 5 5 5 2
+    """
+    side = "decoder" if "decoder_target_tokens" in batch else "encoder"
+    targets_bl = batch[f"{side}_target_tokens"]
+    segments_bl = batch.get(f"{side}_segment_ids", np.ones_like(targets_bl))
+    here_n = local_n >= 0
+    packed = f"{side}_segment_ids" in batch
+    segment_n = placed.segment_n if packed else np.ones_like(placed.segment_n)
+    tasks_bs = np.zeros((len(targets_bl), 1 + int(segment_n.max(initial=1))), np.int32)
+    tasks_bs[local_n[here_n], segment_n[here_n]] = placed.task_n[here_n]
+    tasks_bs[:, 0] = tasks_bs[:, 1]
+    return np.take_along_axis(tasks_bs, segments_bl, axis=1)
 
 
 def cut(placed: Placed, low: int, high: int, *, to: int) -> Placed:

@@ -71,6 +71,7 @@ def make_feed(
         pack=data.pack,
         exhaustion=data.exhaustion,
         num_epochs=data.num_epochs,
+        tell_tasks=True,
     )
     return Feed(plan, stream, settings)
 

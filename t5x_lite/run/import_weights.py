@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from t5x_lite.checkpoints import CheckpointPolicy, Checkpoints
+from t5x_lite.checkpoint_policy import CheckpointPolicy
+from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.convert.huggingface import import_checkpoint
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import MixtureOfExperts, TransformerConfig

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from t5x_lite.checkpoints import Checkpoints
+from t5x_lite.checkpoints import Checkpoints, Json
 from t5x_lite.data.batches import prefetch, process_rows, to_devices
 from t5x_lite.data.stream import Position, Stream
 from t5x_lite.run.console import Console, training_line
@@ -79,11 +79,16 @@ class Run:
         log_every: int,
         work: Work,
         observers: Sequence[Observer] = (),
+        record: Json | None = None,
     ) -> None:
-        """Run the steps that are left, reporting, evaluating and saving on the way."""
-        self._observers = observers
+        """Run the steps that are left, reporting, evaluating and saving on the way.
+
+        record: what every checkpoint says for a person, such as the configuration.
+        """
+        self._observers, self._record = observers, record
+        note = self._console.note
         with (
-            Writers(self._directory, start_step=self.step) as self._writers,
+            Writers(self._directory, start_step=self.step, report=note) as self._writers,
             self._batches() as batches,
             stopping() as stop_signal,
             self._console.line(),
@@ -91,7 +96,7 @@ class Run:
         ):
             for observer in observers:
                 entered.enter_context(observer)
-            self._meter = Meter(self._seconds, batches, work)
+            self._meter = Meter(self._seconds, batches, work, self._stream.told_tasks)
             for batch, position in batches:
                 self._take_step(batch, position)
                 if self.step % log_every == 0 or self.step == steps:
@@ -107,7 +112,7 @@ class Run:
                 self._evaluate()
                 self._save(force=True)
         with self._console.waiting(f"saving step {self.step:,}"):
-            self._saved.wait()
+            self._saved.save_surely(self.step, self._state, **self._beside_state())
         if (signal_number := stop_signal()) is not None:
             self._console.note(
                 f"stopped after step {self.step:,}; the same command goes on from here"
@@ -141,7 +146,8 @@ class Run:
             self._console.waiting("compiling the training step"),
             jax.set_mesh(self._program.mesh),
         ):
-            lowered = self._program.step.lower(self._program.abstract, batch)
+            num_tasks = len(self._stream.told_tasks)
+            lowered = self._program.step.lower(self._program.abstract, batch, num_tasks=num_tasks)
             return lowered.compile(compiler_options=self._program.compiler_options)
 
     def _first_step_done(self, metrics: Any) -> None:
@@ -183,6 +189,8 @@ class Run:
         eta = (steps - self.step) * numbers["seconds_per_step"]
         self._console.update(training_line(self.step, steps, numbers, eta))
         self._report("train", numbers)
+        for name, of_task in self._meter.by_task.items():
+            self._report(f"train/{name}", of_task)
         self._report("epochs", self._stream.epochs(self._position))
         for observer in self._observers:
             observer.on_log(self.step, numbers, self._report)
@@ -199,7 +207,14 @@ class Run:
 
     def _save(self, *, force: bool) -> None:
         self._seconds = self._meter.seconds
-        progress = {"position": self._position, "seconds": self._seconds}
-        if self._saved.save(self.step, self._state, progress, force=force):
+        if self._saved.save(self.step, self._state, force=force, **self._beside_state()):
+            blocked = self._saved.blocked_seconds
+            self._console.note(f"saving step {self.step:,} (the run waited {blocked * 1e3:.0f} ms)")
+            self._report("checkpoint", {"blocked_seconds": blocked})
             for observer in self._observers:
                 observer.on_save(self.step)
+
+    def _beside_state(self) -> dict[str, Any]:
+        """What is saved with the state, for `Checkpoints.save`."""
+        progress = {"position": self._position, "seconds": self._seconds}
+        return {"progress": progress, "metrics": self._reported, "record": self._record}

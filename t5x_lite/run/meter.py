@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import jax
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.planning.chips import peak_flops
 from t5x_lite.planning.flops import TokenFlops, token_flops, train_step_flops
-from t5x_lite.training.metrics import summarize
+from t5x_lite.training.metrics import summarize, summarize_tasks
 
 IN_FLIGHT = 2  # steps that may be under way at once
 
@@ -63,8 +63,9 @@ class Work(NamedTuple):
 class Meter:
     """Metrics of the steps since the last line, and the time they took."""
 
-    def __init__(self, seconds_before: float, batches: Any, work: Work):
-        self._batches, self._work = batches, work
+    def __init__(self, seconds_before: float, batches: Any, work: Work, tasks: Sequence[str] = ()):
+        self._batches, self._work, self._tasks = batches, work, tasks
+        self.by_task: dict[str, dict[str, float]] = {}  # as of the last reading
         self._seconds_before = seconds_before
         self._began = self._last = time.perf_counter()
         self._waited = batches.waited
@@ -91,6 +92,7 @@ class Meter:
     def read(self) -> dict[str, float]:
         """The numbers since the last reading, which then start afresh."""
         numbers = summarize(self._window)
+        self.by_task = summarize_tasks(self._window, self._tasks)
         now, waited = time.perf_counter(), self._batches.waited
         elapsed, steps = now - self._last, len(self._window)
         inputs, targets = numbers.pop("input_tokens"), numbers.pop("target_tokens")

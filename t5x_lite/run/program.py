@@ -35,7 +35,7 @@ class Program(NamedTuple):
     replicated: jax.sharding.NamedSharding
     initial: Callable[[], TrainState]
     from_weights: Callable[[Any, int], TrainState]  # (weights, step): the optimizer is as new
-    step: Any  # jitted; donates the state
+    step: Any  # jitted; donates the state. num_tasks: also tells the sums of so many tasks
     compiler_options: Mapping[str, Any]  # XLA's, to compile the step with
 
 
@@ -98,6 +98,11 @@ def build(
         replicated=replicated,
         initial=lambda: initial_state(model, bound, placed, seed=seed),
         from_weights=lambda params, step: state_from_weights(params, bound, placed, step=step),
-        step=jax.jit(step, donate_argnums=0, out_shardings=(placed, replicated)),
+        step=jax.jit(
+            step,
+            donate_argnums=0,
+            static_argnames="num_tasks",
+            out_shardings=(placed, replicated),
+        ),
         compiler_options=compiler_options(device_mesh),
     )

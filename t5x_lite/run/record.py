@@ -55,13 +55,18 @@ def write_launch(
     *,
     start_step: int,
     describe_config: Callable[[], str],
-) -> None:
-    """Record this launch: the model, the operative gin config, versions, git revision, command."""
+) -> dict[str, object]:
+    """Record this launch: the model, the operative gin config, versions, git revision, command.
+
+    Returns the same, for the checkpoints.
+    """
+    config, packages = describe_config(), versions()
     (model_dir / MODEL).write_text(json.dumps(_architecture(model), indent=2) + "\n")
     launch = model_dir / LAUNCHES / f"{_FROM_STEP}{start_step:08d}"
     launch.mkdir(parents=True, exist_ok=True)
-    (launch / "operative_config.gin").write_text(describe_config())
-    (launch / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
+    (launch / "operative_config.gin").write_text(config)
+    (launch / "versions.json").write_text(json.dumps(packages, indent=2) + "\n")
+    return {"model": json.dumps(_architecture(model)), "config": config, "versions": packages}
 
 
 def launch_steps(model_dir: Path) -> list[int]:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from etils import epath
 
-from t5x_lite.checkpoints import Checkpoints
+from t5x_lite.checkpoints import Checkpoints, absolute, shortened
 from t5x_lite.data.stream import Position
 from t5x_lite.errors import ConfigError
 from t5x_lite.frozen import Base
@@ -65,8 +66,16 @@ def start(
     _find_base(program, saved, init_from)
     while (latest := saved.latest_step) is not None:
         if (damage := saved.damage(latest)) is None:
-            with console.waiting(f"restoring step {latest:,}"):
-                return _go_on(program, saved, latest)
+            try:
+                with console.waiting(f"restoring step {latest:,}"):
+                    return _go_on(program, saved, latest)
+            except ConfigError:  # of frozen weights, which are not this run's
+                raise
+            except Exception as error:
+                # Whoever was killed between a save and its checksums left only orbax's own.
+                if saved.is_sealed(latest) or len(saved.steps) == 1:
+                    raise
+                damage = f"it has no checksums and cannot be read: {shortened(str(error))}"
         if len(saved.steps) == 1:
             raise ConfigError(
                 f"step {latest:,} is damaged ({damage}) and the only checkpoint in "
@@ -84,7 +93,7 @@ def start(
 
 def check_init_from(init_from: InitFrom, shapes: Any) -> int:
     """The step whose weights will be taken; ConfigError if it is not there or does not fit."""
-    directory = Path(init_from.model_dir)
+    directory = epath.Path(init_from.model_dir)
     if not (directory / "checkpoints").is_dir():
         raise ConfigError(
             f"{directory} holds no checkpoints; wanted the model directory of a run or an import",
@@ -156,7 +165,8 @@ def _find_base(program: Program, saved: Checkpoints, init_from: InitFrom | None)
             "MODEL_DIR",
         )
     if init_from is not None and not base.model_dir.is_dir():
-        saved.rest_on(dataclasses.replace(base, model_dir=Path(init_from.model_dir).absolute()))
+        place = absolute(epath.Path(init_from.model_dir))
+        saved.rest_on(dataclasses.replace(base, model_dir=place))
 
 
 def _from_weights(program: Program, saved: Checkpoints, init_from: InitFrom) -> Start:
@@ -166,7 +176,7 @@ def _from_weights(program: Program, saved: Checkpoints, init_from: InitFrom) -> 
         params = other.restore_weights(step, nested(taken))
     frozen = {path: leaf for path, leaf in flat(params).items() if path in program.frozen}
     if frozen:
-        saved.rest_on(Base.of(init_from.model_dir, step, frozen))
+        saved.rest_on(Base.of(absolute(epath.Path(init_from.model_dir)), step, frozen))
     if len(taken) < len(flat(program.abstract.params)):
         params = _with_fresh(program.initial().params, params)
     first = step if init_from.keep_step else 0

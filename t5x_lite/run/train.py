@@ -6,11 +6,13 @@ from pathlib import Path
 
 import jax
 
-from t5x_lite.checkpoints import CheckpointPolicy, Checkpoints
+from t5x_lite.checkpoint_policy import CheckpointPolicy
+from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.plan import Data
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
+from t5x_lite.processes import simulate_devices
 from t5x_lite.run.console import Console, duration
 from t5x_lite.run.feed import Feed, make_feed
 from t5x_lite.run.held_out import Evaluation, HeldOut
@@ -55,7 +57,8 @@ def train(
     batch_size: rows of the global batch, over all devices. mesh: sizes of mesh axes, -1 for the
     rest. seed: of the initial weights and of dropout; the order of the data has `data.seed`.
     init_from: whose weights a run without checkpoints starts with. loss_on_inputs: a decoder
-    without an encoder learns its inputs too. cpu_devices: simulate so many devices on a CPU.
+    without an encoder learns its inputs too. cpu_devices: simulate so many devices on a CPU, over
+    all processes.
     profile: which steps to trace. describe_config: gives the text that is saved beside the
     checkpoints as the operative configuration.
 
@@ -68,8 +71,7 @@ def train(
             "steps and log_every_steps must be at least 1", "train.steps", "TRAIN_STEPS"
         )
     check_model_dir(directory, model)
-    if cpu_devices not in (None, jax.config.jax_num_cpu_devices):  # pyright: ignore
-        jax.config.update("jax_num_cpu_devices", cpu_devices)
+    simulate_devices(cpu_devices)
     program = build(
         model, optimizer, learning_rate, loss, update, mesh=mesh, batch_size=batch_size, seed=seed
     )
@@ -83,16 +85,19 @@ def train(
     )
     startup.lap("data")
     directory.mkdir(parents=True, exist_ok=True)
-    with jax.set_mesh(program.mesh), Checkpoints(directory, checkpoints) as saved:
+    saving = Checkpoints(directory, checkpoints, report=console.note)
+    with jax.set_mesh(program.mesh), saving as saved:
         held_out = _held_out(program, feed, evaluation)
         run = Run(program, feed.stream, held_out, saved, console, directory, startup)
         _introduce(console, model, program, directory)
         run.begin(init_from, steps)
-        write_launch(directory, model, start_step=run.step, describe_config=describe_config)
+        record = write_launch(
+            directory, model, start_step=run.step, describe_config=describe_config
+        )
         if run.step < steps:
             work = Work.of(model, program.mesh, batch_size, data.feature_lengths)
             observers = (Profiler(profile, directory / EVENTS, console),)
-            run.train(steps, evaluation.every_steps, log_every_steps, work, observers)
+            run.train(steps, evaluation.every_steps, log_every_steps, work, observers, record)
         finish(run, feed, evaluation, directory, console)
 
 

@@ -33,12 +33,14 @@ def chunked_cross_entropy(
     targets_bl: jax.Array,
     weights_bl: jax.Array,
     shares_bl: jax.Array,
+    tasks_bl: jax.Array | None = None,
     *,
     form: OutputForm,
     wanted: TokenLoss,
     chunk: int,
+    num_tasks: int = 0,
 ) -> tuple[jax.Array, LossSums]:
-    """The sum over tokens of share * loss, and plain sums by weight, from `chunk` tokens at a time.
+    """The sum over tokens of share * loss, and sums by weight, from `chunk` tokens at a time.
 
     The logits of at most `chunk` tokens a device exist at once, in float32. When the first result
     is differentiated, the gradients of hidden states, kernel and bias are made in the same pass as
@@ -49,14 +51,25 @@ def chunked_cross_entropy(
     Under a mesh every device works on its own tokens and its own part of the vocabulary; devices
     exchange a few numbers per token, and each gradient once.
     """
-    plan = _Plan(form, wanted, chunk)
-    return _objective(plan, hidden_ble, kernel, bias_v, (targets_bl, weights_bl, shares_bl))
+    plan = _Plan(form, wanted, chunk, num_tasks)
+    tokens = _Tokens(targets_bl, weights_bl, shares_bl, tasks_bl if num_tasks else None)
+    return _objective(plan, hidden_ble, kernel, bias_v, tokens)
 
 
 class _Plan(NamedTuple):
     form: OutputForm
     wanted: TokenLoss
     chunk: int
+    num_tasks: int  # sums are made for each of so many tasks; 0 makes them over all tokens
+
+
+class _Tokens(NamedTuple):
+    """Of every token: id, weight, share of the objective, and task where they are told apart."""
+
+    targets: Any
+    weights: Any
+    shares: Any
+    tasks: Any
 
 
 class _Gradients(NamedTuple):
@@ -116,16 +129,16 @@ def _whole(plan: _Plan, hidden_ble, kernel, bias_v, tokens, *, gradients: bool):
         return values, found
 
     length, parts = hidden_ble.shape[1], math.prod(mesh.shape[a] for a in mesh_axes("length"))
-    hidden_ble, *tokens = (_filled(x, 1, parts) for x in (hidden_ble, *tokens))
+    hidden_ble, tokens = jax.tree.map(lambda x: _filled(x, 1, parts), (hidden_ble, tokens))
     values, found = jax.shard_map(
         local,
-        in_specs=(hidden_spec, whole_embed, bias_spec, (token_spec,) * 3),
+        in_specs=(hidden_spec, whole_embed, bias_spec, token_spec),
         out_specs=(
             PartitionSpec(),
             _Gradients(hidden_spec, kernel_spec, bias_spec) if gradients else None,
         ),
         check_vma=False,
-    )(hidden_ble, kernel, bias_v, tuple(tokens))
+    )(hidden_ble, kernel, bias_v, tokens)
     return values, found and found._replace(hidden=found.hidden[:, :length])
 
 
@@ -140,17 +153,19 @@ def _local(plan: _Plan, axes: _Axes, hidden_ble, kernel, bias_v, tokens, *, grad
         return x.reshape(chunks, size, *x.shape[1:])
 
     def body(carry, chunk):
-        values, found = _chunk(plan, axes, kernel, bias_v, *chunk, gradients=gradients)
+        hidden_ne, tokens = chunk
+        values, found = _chunk(plan, axes, kernel, bias_v, hidden_ne, tokens, gradients=gradients)
         total = (values, found and (found.kernel, found.bias))
         return jax.tree.map(jnp.add, carry, total), found and found.hidden
 
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
-    values = (zeros(()), LossSums(*[zeros(())] * 4))
+    sums = zeros(() if tokens.tasks is None else plan.num_tasks)
+    values = (zeros(()), LossSums(*[sums] * 4))
     of_weights = (zeros(kernel.shape), None if bias_v is None else zeros(bias_v.shape))
     carry, hidden_cse = jax.lax.scan(
         body,
         (values, of_weights if gradients else None),
-        jax.tree.map(split, (hidden_ble, *tokens)),
+        jax.tree.map(split, (hidden_ble, tokens)),
     )
     values, of_weights = carry
     if of_weights is None:
@@ -160,8 +175,9 @@ def _local(plan: _Plan, axes: _Axes, hidden_ble, kernel, bias_v, tokens, *, grad
     return values, _Gradients(jax.lax.psum(hidden_ble, axes.vocab), *of_weights)
 
 
-def _chunk(plan, axes, kernel, bias_v, hidden_ne, targets_n, weights_n, shares_n, *, gradients):
+def _chunk(plan: _Plan, axes: _Axes, kernel, bias_v, hidden_ne, tokens: _Tokens, *, gradients):
     """Loss of some tokens over all of the vocabulary, of which this device may hold a part."""
+    targets_n, weights_n, shares_n, tasks_n = tokens
     form, letters = plan.form, "ve" if plan.form.vocab_first else "ev"
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     logits_nv = product(f"ne,{letters}->nv", hidden_ne, kernel)
@@ -179,7 +195,8 @@ def _chunk(plan, axes, kernel, bias_v, hidden_ne, targets_n, weights_n, shares_n
     )
     log_z_n = highest_n + jnp.log(z_n)
     losses = token_losses(Scores(true_n, log_z_n, highest_n, total_n), plan.wanted, vocab_size)
-    values = (jnp.sum(losses.loss * shares_n), summed(losses, weights_n))
+    sums = summed(losses, weights_n, plan.num_tasks, tasks_n)
+    values = (jnp.sum(losses.loss * shares_n), sums)
     if not gradients:
         return values, None
     on, off = smooth(plan.wanted, vocab_size)

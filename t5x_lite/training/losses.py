@@ -10,7 +10,10 @@ NORMALIZERS = ("NUM_REAL_TARGET_TOKENS", "NUM_TOTAL_TARGET_TOKENS", "AVERAGE_PER
 
 
 class LossSums(NamedTuple):
-    """Sums over the weighted target tokens, float32 scalars; `loss` already contains `z_loss`."""
+    """Sums over the weighted target tokens; `loss` already contains `z_loss`.
+
+    float32 scalars, or [tasks] where tokens are told apart by task.
+    """
 
     loss: jax.Array
     z_loss: jax.Array
@@ -52,9 +55,10 @@ def cross_entropy(
     logits_blv: jax.Array,
     targets_bl: jax.Array,
     weights_bl: jax.Array,
-    *,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
+    num_tasks: int = 0,
+    tasks_bl: jax.Array | None = None,
 ) -> LossSums:
     """Sum over tokens of weight * (cross-entropy + z_loss * (log Z)²), in nats.
 
@@ -71,7 +75,8 @@ def cross_entropy(
         total=jnp.sum(logits_blv, axis=-1),
     )
     wanted = TokenLoss(z_loss, label_smoothing)
-    return summed(token_losses(scores, wanted, logits_blv.shape[-1]), weights_bl)
+    losses = token_losses(scores, wanted, logits_blv.shape[-1])
+    return summed(losses, weights_bl, num_tasks, tasks_bl)
 
 
 class Scores(NamedTuple):
@@ -108,6 +113,13 @@ def smooth(wanted: TokenLoss, vocab_size: int) -> tuple[float, float]:
     return 1.0 - wanted.label_smoothing, wanted.label_smoothing / (vocab_size - 1)
 
 
-def summed(losses: TokenLosses, weights: jax.Array) -> LossSums:
-    """Weighted sums over all tokens."""
-    return LossSums(*(jnp.sum(x * weights) for x in losses), weight=jnp.sum(weights))
+def summed(
+    losses: TokenLosses, weights: jax.Array, num_tasks: int = 0, tasks: jax.Array | None = None
+) -> LossSums:
+    """Weighted sums over all tokens, or over those of each task: `tasks` are their numbers."""
+    if not num_tasks or tasks is None:
+        return LossSums(*(jnp.sum(x * weights) for x in losses), weight=jnp.sum(weights))
+    weights_nt = jnp.where(tasks[..., None] == jnp.arange(num_tasks), weights[..., None], 0.0)
+    over = tuple(range(tasks.ndim))
+    sums = (jnp.sum(x[..., None] * weights_nt, axis=over) for x in losses)
+    return LossSums(*sums, weight=jnp.sum(weights_nt, axis=over))

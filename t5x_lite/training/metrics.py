@@ -10,6 +10,7 @@ import numpy as np
 # Metrics that add up over steps, and those of which the latest counts; the others are averaged.
 _SUMS = ("loss", "z_loss", "correct", "weight", "input_tokens", "target_tokens")
 _LATEST = ("learning_rate", "skipped_steps")
+_OF_TASKS = ("task_loss", "task_correct", "task_weight")  # sums of each task, [tasks]
 
 
 def global_norm(tree: Any) -> jax.Array:
@@ -42,7 +43,7 @@ def summarize(window: Sequence[Mapping[str, jax.Array]]) -> dict[str, float]:
     means = {
         name: float(np.mean([m[name] for m in host]))
         for name in host[-1]
-        if name not in _SUMS + _LATEST
+        if name not in _SUMS + _LATEST + _OF_TASKS
     }
     return {
         "loss": total["loss"] / weight,
@@ -52,4 +53,23 @@ def summarize(window: Sequence[Mapping[str, jax.Array]]) -> dict[str, float]:
         "input_tokens": total["input_tokens"],
         "target_tokens": total["target_tokens"],
         **means,
+    }
+
+
+def summarize_tasks(
+    window: Sequence[Mapping[str, jax.Array]], names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Loss, accuracy and number of target tokens of each task that a window of steps met.
+
+    `names` are the tasks in the order of the metrics; without any there is nothing to tell.
+    """
+    if not names:
+        return {}
+    host = jax.device_get([{name: metrics[name] for name in _OF_TASKS} for metrics in window])
+    of_tasks_nt = [np.array([metrics[name] for metrics in host], np.float64) for name in _OF_TASKS]
+    loss_t, correct_t, weight_t = (np.sum(x_nt, axis=0).tolist() for x_nt in of_tasks_nt)
+    return {
+        name: {"loss": loss / weight, "accuracy": correct / weight, "tokens": weight}
+        for name, loss, correct, weight in zip(names, loss_t, correct_t, weight_t, strict=True)
+        if weight
     }

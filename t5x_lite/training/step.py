@@ -94,17 +94,22 @@ def make_train_step(
     Dropout's key is a function of seed and step, so a step gives the same result whenever run.
     optimizer_memory: where on the devices the optimizer's state is worked on, if it lives elsewhere
     between steps (a tree of shardings).
+
+    A static third argument asks for the sums of so many tasks as well, [tasks] each, of batches
+    whose "task_ids" say of which task each target token is.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, num_tasks: int = 0
+    ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         grads, sums, extra = _gradients(
-            graphdef, loss, update, state.params, optimizer.frozen, batch, key
+            graphdef, loss, update, state.params, optimizer.frozen, batch, key, num_tasks
         )
         grads = optimizer.trained(grads, state.step)
         grad_norms = norms("grad_norm", grads)
         grad_norm = grad_norms["grad_norm"]
-        finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums.loss)
+        finite = jnp.isfinite(grad_norm) & jnp.isfinite(jnp.sum(sums.loss))
         if update.clip_norm is not None:
             shrink = jnp.minimum(1.0, update.clip_norm / grad_norm)
             grads = jax.tree.map(lambda g: g * shrink, grads)
@@ -124,11 +129,12 @@ def make_train_step(
             skipped += 1 - finite.astype(jnp.int32)
         change = jax.tree.map(jnp.subtract, params, state.params)
         metrics = {
-            **sums._asdict(),
+            **jax.tree.map(jnp.sum, sums)._asdict(),
             **extra,
             **grad_norms,
             **norms("param_norm", params),
             **norms("update_norm", change),
+            **(_of_tasks(sums) if num_tasks else {}),
             "learning_rate": rate,
             "skipped_steps": skipped,
             **_real_tokens(batch),
@@ -147,7 +153,14 @@ def make_eval_step(graphdef: nnx.GraphDef) -> Callable[..., LossSums]:
     return eval_step
 
 
-def _gradients(graphdef, loss: Loss, update: Update, params, frozen, batch: Batch, key):
+def _of_tasks(sums: LossSums) -> Metrics:
+    """What is told of each task, [tasks]."""
+    return {f"task_{name}": getattr(sums, name) for name in ("loss", "correct", "weight")}
+
+
+def _gradients(
+    graphdef, loss: Loss, update: Update, params, frozen, batch: Batch, key, num_tasks: int
+):
     """Gradient, sums and extra losses of a batch, whole or in microbatches.
 
     There is none of the weights whose paths are in `frozen`.
@@ -162,7 +175,7 @@ def _gradients(graphdef, loss: Loss, update: Update, params, frozen, batch: Batc
 
     def objective(trained, batch, key):
         predictions = bind(graphdef, joined(trained, kept))(batch, key=key)
-        value, sums = _losses(predictions, batch, loss)
+        value, sums = _losses(predictions, batch, loss, num_tasks)
         extra = jax.tree.map(lambda x: x / parts, _extra_losses(predictions, batch))
         return value + sum(extra.values()), (sums, extra)
 
@@ -188,16 +201,26 @@ def _split_rows(x: jax.Array, parts: int) -> jax.Array:
     return shard(x, None, "batch", *("length",)[: x.ndim - 2], *(None,) * (x.ndim - 3))
 
 
-def _losses(predictions: Predictions, batch: Batch, loss: Loss) -> tuple[jax.Array, LossSums]:
-    """What is to be minimised, and sums per token, of a batch or a part of it."""
+def _losses(
+    predictions: Predictions, batch: Batch, loss: Loss, num_tasks: int = 0
+) -> tuple[jax.Array, LossSums]:
+    """What is to be minimised, and sums over tokens or a task's, of a batch or a part of it."""
     side = _side(batch)
     targets_bl, weights_bl = batch[f"{side}_target_tokens"], batch[f"{side}_loss_weights"]
     shares_bl = batch.get(_SHARES, weights_bl)
+    tasks_bl = batch.get("task_ids")
     wanted = TokenLoss(loss.z_loss, loss.label_smoothing)
     if loss.logits_chunk is None:
         logits_blv = predictions.logits
         value = cross_entropy(logits_blv, targets_bl, shares_bl, **wanted._asdict()).loss
-        return value, cross_entropy(logits_blv, targets_bl, weights_bl, **wanted._asdict())
+        return value, cross_entropy(
+            logits_blv,
+            targets_bl,
+            weights_bl,
+            **wanted._asdict(),
+            num_tasks=num_tasks,
+            tasks_bl=tasks_bl,
+        )
     output = predictions.output
     return chunked_cross_entropy(
         predictions.hidden,
@@ -206,9 +229,11 @@ def _losses(predictions: Predictions, batch: Batch, loss: Loss) -> tuple[jax.Arr
         targets_bl,
         weights_bl,
         shares_bl,
+        tasks_bl,
         form=OutputForm(output.vocab_first, output.scale),
         wanted=wanted,
         chunk=loss.logits_chunk,
+        num_tasks=num_tasks,
     )
 
 

@@ -5,28 +5,32 @@ dropped, so that every step stands there once.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from etils import epath
 from tensorboardX import SummaryWriter
+from tensorboardX.record_writer import register_writer_factory
+
+from t5x_lite.appending import Appender
 
 RECORDS = "metrics.jsonl"
 EVENTS = "tensorboard"
+_FORGIVING = "forgiving"  # the kind of path whose writer outlives a full disk
 
 
 class Writers:
     """Writes records of one run; a context manager. `start_step` is where the run goes on."""
 
-    def __init__(self, model_dir: str | Path, *, start_step: int):
-        self._path = Path(model_dir) / RECORDS
-        kept = [record for record in read_records(model_dir) if record["step"] <= start_step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        temporary.replace(self._path)
-        self._lines = self._path.open("a", buffering=1)
+    def __init__(
+        self, model_dir: epath.PathLike, *, start_step: int, report: Callable[[str], None] = print
+    ):
+        path = epath.Path(model_dir) / RECORDS
+        drop_after(path, start_step)
+        self._lines = Appender(path, report)
         self._events = SummaryWriter(
-            str(Path(model_dir) / EVENTS), purge_step=start_step + 1 if start_step else None
+            f"{_FORGIVING}:{epath.Path(model_dir) / EVENTS}",
+            purge_step=start_step + 1 if start_step else None,
         )
 
     def __enter__(self) -> "Writers":
@@ -38,14 +42,19 @@ class Writers:
 
     def write(self, step: int, kind: str, numbers: Mapping[str, float]) -> None:
         """Record numbers under a kind such as "train" or "validation/embedded_text"."""
-        self._lines.write(json.dumps({"step": step, "kind": kind, **numbers}) + "\n")
+        record = {"step": step, "kind": kind, **numbers}
+        self._lines.write((json.dumps(record) + "\n").encode())
         for name, value in numbers.items():
             self._events.add_scalar(f"{kind}/{name}", value, step)
 
 
-def read_records(model_dir: str | Path) -> Iterator[dict[str, Any]]:
+def read_records(model_dir: epath.PathLike) -> Iterator[dict[str, Any]]:
     """The records of a run in the order they were written; a half-written last line is left out."""
-    path = Path(model_dir) / RECORDS
+    yield from read_lines(epath.Path(model_dir) / RECORDS)
+
+
+def read_lines(path: epath.Path) -> Iterator[dict[str, Any]]:
+    """The JSON lines of a file up to one that is cut off; none if there is no file."""
     if not path.exists():
         return
     for line in path.read_text().splitlines():
@@ -53,3 +62,28 @@ def read_records(model_dir: str | Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except json.JSONDecodeError:
             return
+
+
+def drop_after(path: epath.Path, step: int) -> None:
+    """Drop what a file of JSON lines says of later steps, and a last line that is cut off."""
+    if not path.exists():
+        return
+    before = path.read_text()
+    kept = "".join(json.dumps(r) + "\n" for r in read_lines(path) if r["step"] <= step)
+    if kept != before:
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(kept)
+        temporary.replace(path)
+
+
+class _ForgivingFiles:
+    """How tensorboardX opens files: its own writers end with their thread at the first failure."""
+
+    def open(self, path: str) -> Appender:
+        return Appender(path.removeprefix(f"{_FORGIVING}:"), lambda _: None)
+
+    def directory_check(self, path: str) -> None:
+        epath.Path(path.removeprefix(f"{_FORGIVING}:")).mkdir(parents=True, exist_ok=True)
+
+
+register_writer_factory(_FORGIVING, _ForgivingFiles())

@@ -71,6 +71,37 @@ def _examples(batch):
     return found
 
 
+@pytest.mark.parametrize("pack", [True, False])
+def test_a_batch_tells_the_task_of_every_target_token(tasks, pack):
+    stream = _stream(tasks, pack=pack, tell_tasks=True)
+    assert stream.told_tasks == ["text", "short", "long"]
+    met = set()
+    for batch, _ in _take(stream, stream.start(), 12, slice(2, 7)):
+        targets, told = batch["decoder_target_tokens"], batch["task_ids"]
+        assert told.shape == targets.shape
+        assert told.dtype == np.int32
+        segments = batch["decoder_segment_ids"] if pack else np.int32(targets > 0)
+        for row, segment in {*zip(*np.nonzero(segments), strict=True)}:
+            own = told[row][segments[row] == segments[row, segment]]
+            assert len({*own.tolist()}) == 1
+            tokens = {*targets[row][segments[row] == segments[row, segment]].tolist()} - {0, 1}
+            if len(tokens) == 1 and 100 <= min(tokens) < 150:
+                expected = 1
+            elif len(tokens) == 1 and 200 <= min(tokens) < 207:
+                expected = 2
+            else:
+                expected = 0
+            assert own[0] == expected
+            met.add(expected)
+    assert met == {0, 1, 2}
+
+
+def test_a_single_task_needs_no_telling(tasks):
+    stream = _stream(tasks[:1], tell_tasks=True)
+    assert stream.told_tasks == []
+    assert "task_ids" not in _take(stream, stream.start(), 1)[0][0]
+
+
 @settings(max_examples=25)
 @given(
     pack=st.booleans(),

@@ -43,7 +43,7 @@ def small_data(data_dir):
 @pytest.fixture
 def train_small(small_data):
     """Run `train` with a tiny model: train_small(directory, steps=6, mesh={"data": 8})."""
-    from t5x_lite.checkpoints import CheckpointPolicy
+    from t5x_lite.checkpoint_policy import CheckpointPolicy
     from t5x_lite.models.config import TransformerConfig
     from t5x_lite.run.held_out import Evaluation
     from t5x_lite.run.train import train

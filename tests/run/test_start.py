@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t5x_lite.checkpoints import CheckpointPolicy
+from t5x_lite.checkpoint_policy import CheckpointPolicy
 from t5x_lite.errors import ConfigError
 from t5x_lite.run.export_weights import recorded_model
 from t5x_lite.run.held_out import Evaluation

@@ -112,10 +112,26 @@ def test_results_lost_between_the_last_save_and_their_writing_are_made_again(tra
     assert again["samples"] == results["samples"]
 
 
+def _assert_tasks_add_up_to_the_whole(records):
+    """Of the steps' losses: the mean over tasks, weighted by tokens, is the mean over tokens."""
+    for whole in (record for record in records if record["kind"] == "train"):
+        parts = [
+            record
+            for record in records
+            if record["kind"].startswith("train/") and record["step"] == whole["step"]
+        ]
+        tokens = np.array([part["tokens"] for part in parts])
+        assert len(parts) == 3
+        for name in ("loss", "accuracy"):
+            mean = np.sum(tokens * [part[name] for part in parts]) / tokens.sum()
+            assert mean == pytest.approx(whole[name], rel=1e-5)
+
+
 def test_the_loss_falls_and_every_task_is_judged_beside_its_baselines(train_small, tmp_path):
     train_small(tmp_path, steps=30, log_every_steps=5)
     losses = list(_losses(tmp_path).values())
     assert losses[-1] < losses[0] - 1.0
+    _assert_tasks_add_up_to_the_whole(list(read_records(tmp_path)))
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["tasks"]) == {"embedded_text", "embedded_summarize", "embedded_name"}
     for task in results["tasks"].values():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from t5x_lite import __main__, gin_files
-from t5x_lite.checkpoints import CheckpointPolicy, Checkpoints
+from t5x_lite.checkpoint_policy import CheckpointPolicy
+from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.transformer import abstract
 from t5x_lite.run.export_weights import recorded_model

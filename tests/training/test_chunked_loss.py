@@ -1,5 +1,6 @@
 """The loss in chunks, alone and on meshes of eight devices, against float64."""
 
+import contextlib
 import re
 
 import jax
@@ -123,6 +124,25 @@ def test_a_loss_in_chunks_is_the_same_on_every_mesh(hidden_case, sizes):
     assert f"f32[{chunk},{here}]" in text
     if here < VOCAB:
         assert not re.search(rf"f32\[[\d,]*\d,{VOCAB}\]", text.replace(f"{EMBED},{VOCAB}", ""))
+
+
+@pytest.mark.parametrize("sizes", [None, dict(data=2, tensor=2, sequence=2)], ids=["", "mesh"])
+def test_the_sums_of_each_task_equal_float64_of_its_tokens_alone(expected_sums, sizes):
+    case = Hidden(OutputForm(), False, TokenLoss(z_loss=1e-2), expected_sums)
+    tasks = np.random.default_rng(5).integers(0, 3, case.targets.shape).astype(np.int32)
+    with jax.set_mesh(make_mesh(sizes)) if sizes else contextlib.nullcontext():
+        sums = jax.jit(
+            lambda *arguments: chunked_cross_entropy(
+                *arguments, form=case.form, wanted=case.wanted, chunk=7, num_tasks=4
+            )[1]
+        )(*case.arguments, tasks)
+    logits = np.float64(case.hidden) @ np.float64(case.kernel)
+    settings = case.wanted._asdict()
+    for task in range(4):  # of the last there is no token
+        weights = np.where(tasks == task, case.weights, 0.0)
+        expected = expected_sums(logits, case.targets, weights, **settings)._asdict()
+        for name, value in expected.items():
+            assert float(getattr(sums, name)[task]) == pytest.approx(value, rel=1e-5), (task, name)
 
 
 def test_products_in_bfloat16_are_added_up_in_float32(expected_sums):
