@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
@@ -164,7 +165,8 @@ class Checkpoints:
         if self.base is not None:
             frozen = self._frozen(abstract._asdict()["params"])
             for name in self._with_weights(abstract):
-                state[name] = joined(state[name], frozen)
+                # Each tree has arrays of its own: a step is given all of them to overwrite.
+                state[name] = joined(state[name], jax.tree.map(jnp.copy, frozen))
         return abstract._replace(**state), parts["progress"]
 
     def restore_weights(self, step: int, abstract: Any) -> Any:

@@ -10,6 +10,12 @@ from t5x_lite.data.packing import Segments
 Converter = Callable[..., dict[str, NDArray]]
 
 
+def as_given(features: Mapping[str, Segments], *, packed: bool) -> dict[str, NDArray]:
+    """Return the features themselves, int32 [batch, length]: what generating and scoring take."""
+    assert not packed, "only rows of one example can be told apart by their padding"
+    return {name: feature.tokens for name, feature in features.items()}
+
+
 def encoder_decoder(features: Mapping[str, Segments], *, packed: bool) -> dict[str, NDArray]:
     """Return the batch of an encoder-decoder model from "inputs" and "targets".
 

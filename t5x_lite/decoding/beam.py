@@ -27,16 +27,18 @@ def beam_search(
     cache: Cache,
     take: Callable[[Cache, jax.Array], Cache],
     *,
-    batch_size: int,
+    first_b: jax.Array,
     num_beams: int,
     max_length: int,
     length_penalty: float = 0.6,
     min_length: int = 0,
     eos_id: int = 1,
+    wanted_b: jax.Array | None = None,
 ) -> Decoded:
     """The best `num_beams` texts of every row, best first: tokens [batch, beams, max_length].
 
-    `next_token` and `cache` are for batch x beams rows, the beams of a row side by side.
+    `next_token` and `cache` are for batch x beams rows, the beams of a row side by side; the row's
+    texts begin behind the token `first_b`. No step is made for rows that are not `wanted_b`.
     `take(cache, rows)` gives the cache whose row i was row `rows[i]`.
 
     A finished text of n tokens (its EOS counts) scores log p / ((5 + n) / 6)**length_penalty. Each
@@ -46,20 +48,23 @@ def beam_search(
     finished gives its live beams, with log p as their scores. Where fewer texts finished than beams
     there are, the rest is zeros and scores `NOTHING`.
     """
+    batch_size = len(first_b)
     shape = (batch_size, num_beams)
+    nobody_b = jnp.zeros(batch_size, bool) if wanted_b is None else ~wanted_b
 
     def penalty(length):
         return ((5.0 + length) / 6.0) ** length_penalty
 
     def undecided(search: _Search) -> jax.Array:
         reachable_b = search.live_log_prob_bk[:, 0] / penalty(max_length + 1)
-        settled = jnp.all(search.finished_score_bk[:, -1] > reachable_b)
-        return (search.length < max_length) & ~settled
+        settled_b = (search.finished_score_bk[:, -1] > reachable_b) | nobody_b
+        return (search.length < max_length) & ~jnp.all(settled_b)
 
     def step(search: _Search) -> _Search:
         last_bk = jax.lax.dynamic_index_in_dim(
             search.live_bkl, jnp.maximum(search.length - 1, 0), axis=2, keepdims=False
         )
+        last_bk = jnp.where(search.length == 0, first_b[:, None], last_bk)
         logits_nv, cache = next_token(last_bk.reshape(-1), search.cache)
         log_prob_bkv = jax.nn.log_softmax(logits_nv.astype(jnp.float32)).reshape(*shape, -1)
         early = (jnp.arange(log_prob_bkv.shape[-1]) == eos_id) & (search.length + 1 < min_length)

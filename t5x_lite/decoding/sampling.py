@@ -63,22 +63,25 @@ def decode(
     next_token: NextToken,
     cache: Cache,
     *,
-    batch_size: int,
+    first_b: jax.Array,
     max_length: int,
     sampling: Sampling = GREEDY,
     keys_b: jax.Array | None = None,
     min_length: int = 0,
     eos_id: int = 1,
+    wanted_b: jax.Array | None = None,
 ) -> Decoded:
     """One text a row, of at most `max_length` tokens; tokens [batch, max_length].
 
     `next_token` maps (last tokens [batch], cache) to (logits [batch, vocab], cache). Decoding
-    starts with token 0 and stops early when every row has its EOS, which no row may have among its
-    first `min_length` - 1 tokens.
+    starts behind the tokens `first_b` and stops early when every row has its EOS, which no row may
+    have among its first `min_length` - 1 tokens. Rows that are not `wanted_b` stay empty.
 
     keys_b: a key of `jax.random.key` for each row, needed at a temperature above 0: a row's text
     depends on its own key alone, whatever stands beside it.
     """
+    batch_size = len(first_b)
+    done_b = jnp.zeros(batch_size, bool) if wanted_b is None else ~wanted_b
 
     def unfinished(loop: _Loop) -> jax.Array:
         return (loop.step < max_length) & ~jnp.all(loop.done_b)
@@ -108,8 +111,8 @@ def decode(
             jnp.zeros((), jnp.int32),
             jnp.zeros((batch_size, max_length), jnp.int32),
             jnp.zeros(batch_size, jnp.float32),
-            jnp.zeros(batch_size, jnp.int32),
-            jnp.zeros(batch_size, bool),
+            first_b,
+            done_b,
             cache,
         ),
     )

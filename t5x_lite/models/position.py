@@ -60,6 +60,21 @@ class RelativePositionBias(nnx.Module):
         )
         return jnp.take(self.rel_embedding[...], buckets_qk, axis=1)[None]
 
+    def from_place(
+        self, first: jax.Array, query_length: int, key_length: int, *, bidirectional: bool
+    ) -> jax.Array:
+        """The rows of `__call__` from query `first` on, which only the running program knows."""
+        buckets_d = relative_position_buckets(
+            np.arange(key_length - 1, -key_length, -1),  # how far behind the query a key is
+            np.zeros(1, int),
+            bidirectional=bidirectional,
+            num_buckets=self.config.relpos_num_buckets,
+            max_distance=self.config.relpos_max_distance,
+        )[:, 0]
+        place_q = first + jnp.arange(query_length)
+        place_qk = key_length - 1 - place_q[:, None] + jnp.arange(key_length)
+        return jnp.take(self.rel_embedding[...], jnp.asarray(buckets_d)[place_qk], axis=1)[None]
+
 
 def rotate(x_blhd: jax.Array, positions_bl: jax.Array, theta: float) -> jax.Array:
     """Rotary positions (Su et al. 2021): the halves of each head turned by position * frequency.

@@ -39,10 +39,13 @@ class LayerCache(NamedTuple):
     cross: KeyValue | None
 
 
+Caches = tuple[LayerCache, ...]  # one a layer
+
+
 class LayerOutput(NamedTuple):
     """What a layer hands on besides the residual stream."""
 
-    cache: LayerCache | None
+    cache: Any  # a LayerCache; a tuple of them from a block; None
     router: RouterLosses | None
 
 
@@ -64,16 +67,19 @@ class CrossAttention(nnx.Module):
 
     def __call__(self, x_ble, around: Surroundings, cache: LayerCache | None, key) -> jax.Array:
         attention_key, key = split_key(key, 2)
+        if cache is not None and cache.cross is not None:
+            kv = cache.cross
+        else:
+            assert around.encoded_bke is not None
+            kv = self.attention.keys_and_values(around.encoded_bke)
+        mask = around.cross_mask_bhqk
+        assert mask is not None
 
         def attend(y_ble):
-            if cache is not None and cache.cross is not None:
-                kv = cache.cross
-            else:
-                assert around.encoded_bke is not None
-                kv = self.attention.keys_and_values(around.encoded_bke)
-            mask = around.cross_mask_bhqk
-            assert mask is not None
-            return self.attention(y_ble, kv, mask_bhqk=mask, key=attention_key), None
+            # Several texts about one input ask as its further queries: nothing is copied for them.
+            y_bqe = y_ble.reshape(len(kv.k_bkhd), -1, y_ble.shape[-1])
+            y_bqe = self.attention(y_bqe, kv, mask_bhqk=mask, key=attention_key)
+            return y_bqe.reshape(y_ble.shape), None
 
         return _residual(self.config, self.norm, key, x_ble, attend)[0]
 
@@ -154,16 +160,19 @@ class Block(nnx.Module):
             setattr(self, f"layer_{i}", Layer(config, cross=cross, sparse=sparse, rngs=rngs))
 
     def __call__(self, x_ble, around, bias_bhqk, cache, key, cross=None):
-        """Run the layers; caches are stacked along a leading axis of the block's layers."""
+        """Run the layers; `cache` has one for each of them."""
         outputs = []
         for i, layer_key in enumerate(split_key(key, self.size)):
             layer = getattr(self, f"layer_{i}")
-            layer_cache = jax.tree.map(lambda leaf, i=i: leaf[i], cache)
+            layer_cache = None if cache is None else cache[i]
             x_ble, output = layer(x_ble, around, bias_bhqk, layer_cache, layer_key)
             outputs.append(output)
-        caches = [output.cache for output in outputs]
-        cache = None if cache is None else jax.tree.map(lambda *c: jnp.stack(c), *caches)
-        return x_ble, LayerOutput(cache, outputs[-1].router)
+        caches = None if cache is None else tuple(output.cache for output in outputs)
+        return x_ble, LayerOutput(caches, outputs[-1].router)
+
+    def crosses(self) -> list[CrossAttention]:
+        """The layers' cross-attentions, in order."""
+        return [getattr(self, f"layer_{i}").cross for i in range(self.size)]
 
 
 class Stack(nnx.Module):
@@ -185,10 +194,9 @@ class Stack(nnx.Module):
         around: Surroundings,
         *,
         cross_layers: CrossAttention | None = None,
-        cache: LayerCache | None = None,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerOutput]:
-        """Run all layers. Caches are stacked along the layers; router losses are summed over them.
+        """Run all layers; router losses are summed over them.
 
         `cross_layers`, stacked too, turn an encoder's layers into a decoder's that shares them.
         """
@@ -198,16 +206,39 @@ class Stack(nnx.Module):
         keys_n = None if inside is None else jax.random.split(inside, self.num_units)
 
         def body(x_ble, unit):
-            layer, cross, layer_cache, layer_key = unit
-            return layer(x_ble, around, bias_bhqk, layer_cache, layer_key, cross)
+            layer, cross, layer_key = unit
+            return layer(x_ble, around, bias_bhqk, None, layer_key, cross)
 
-        units = (self.layers, cross_layers, cache, keys_n)
+        units = (self.layers, cross_layers, keys_n)
         x_ble, output = self._run(recomputed(body, self.config), x_ble, units)
         output = output._replace(router=jax.tree.map(jnp.sum, output.router))
         x_ble = self.norm(x_ble) if self.config.final_norm else x_ble
         if self.config.dropout_after_final_norm:
             x_ble = drop(x_ble, self.config, after)
         return x_ble, output
+
+    def step(
+        self,
+        x_ble: jax.Array,
+        around: Surroundings,
+        caches: Caches,
+        *,
+        cross_layers: CrossAttention | None = None,
+    ) -> tuple[jax.Array, Caches]:
+        """Run all layers without dropout on some tokens, from caches to caches, one a layer.
+
+        Layer by layer and not scanned, so that a loop over tokens writes to the caches in place.
+        """
+        bias_bhqk = around.bias(self.relpos_bias) if hasattr(self, "relpos_bias") else None
+        size, after = len(caches) // self.num_units, []
+        for i in range(self.num_units):
+            layer, cross = jax.tree.map(lambda w, i=i: w[i], (self.layers, cross_layers))
+            own = caches[i * size : (i + 1) * size]
+            in_block = isinstance(layer, Block)
+            cache = own if in_block else own[0]
+            x_ble, output = layer(x_ble, around, bias_bhqk, cache, None, cross)
+            after += output.cache if in_block else [output.cache]
+        return self.norm(x_ble) if self.config.final_norm else x_ble, tuple(after)
 
     def _run(self, body: Callable, x_ble: jax.Array, units: Any):
         if self.config.scan_layers:

@@ -1,6 +1,6 @@
 """The model: batch in, hidden states and logits out; the same weights train, score and decode."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from t5x_lite.models.layers import (
     split_key,
 )
 from t5x_lite.models.moe import RouterLosses
-from t5x_lite.models.stack import CrossAttention, LayerCache, Stack, Surroundings, stacked
+from t5x_lite.models.stack import Caches, CrossAttention, LayerCache, Stack, Surroundings, stacked
 from t5x_lite.partitioning import LogicalAxes, shard
 from t5x_lite.trees import nested
 
@@ -56,11 +56,32 @@ class Text(NamedTuple):
 
 
 class DecodingState(NamedTuple):
-    """All that decoding remembers from token to token; an argument and a result, never a secret."""
+    """All that decoding remembers from token to token; an argument and a result, never a secret.
 
-    layers: LayerCache  # leaves [layers, batch, length, heads, head_dim]
-    input_segments_bk: jax.Array | None
-    length: jax.Array  # how many tokens are already written
+    The caches have a row for each text being written; several texts about one input stand side by
+    side and share its cross-attention. Prompts of several lengths end at the same place:
+    `padding_b` tells how many places before a prompt are empty.
+    """
+
+    caches: Caches  # keys and values [texts, length, heads, head_dim]
+    real_inputs_bk: jax.Array | None  # which inputs are no padding
+    length: jax.Array  # how many places are already written
+    padding_b: jax.Array | None = None
+
+    def taken(self, rows: jax.Array) -> "DecodingState":
+        """The state whose text i goes on from text `rows[i]`, one about the same input."""
+        return self._own(lambda x: jnp.take(x, rows, axis=0))
+
+    def repeated(self, copies: int) -> "DecodingState":
+        """The state with so many texts, side by side, for each one."""
+        state = self._own(lambda x: jnp.repeat(x, copies, axis=0))
+        if self.padding_b is None:
+            return state
+        return state._replace(padding_b=jnp.repeat(self.padding_b, copies))
+
+    def _own(self, change: Callable[[jax.Array], jax.Array]) -> "DecodingState":
+        caches = (cache._replace(own=jax.tree.map(change, cache.own)) for cache in self.caches)
+        return self._replace(caches=tuple(caches))
 
 
 class Transformer(nnx.Module):
@@ -145,6 +166,14 @@ class Transformer(nnx.Module):
         encoded_ble, output = self.encoder(x_ble, around, key=key)
         return encoded_ble, output.router
 
+    def encode_inputs(self, tokens_bl: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The encoder's output on unpacked inputs, and what of it is no padding [b, l].
+
+        A prompt's output comes first.
+        """
+        inputs = self.inputs(tokens_bl)
+        return self.encode(inputs)[0], inputs.segments_bl > 0
+
     @jax.named_scope("decoder")
     def _decode(self, batch: Batch, encoded_bke, inputs: Text | None, key):
         # The first input token is 0, so what is padding is asked of the targets.
@@ -183,24 +212,30 @@ class Transformer(nnx.Module):
         return self.next_sentence(pooled_be).astype(jnp.float32)
 
     def start_decoding(
-        self, input_tokens_bk: jax.Array | None, max_length: int, *, batch_size: int | None = None
+        self,
+        input_tokens_bk: jax.Array | None,
+        max_length: int,
+        *,
+        batch_size: int | None = None,
+        copies: int = 1,
+        padding_b: jax.Array | None = None,
     ) -> DecodingState:
         """Set up caches for up to `max_length` tokens; with an encoder, encode unpacked inputs.
 
-        A decoder-only model has no inputs here: its prompt is fed to `decode_tokens`.
+        copies: how many texts are written about each input. A decoder-only model has no inputs
+        here: its prompt is fed to `decode_tokens`, behind `padding_b` empty places.
         """
-        config = self.config
-        cross, segments_bk = None, None
+        config, real_bk = self.config, None
+        crosses: Iterable[KeyValue | None] = [None] * config.num_decoder_layers
         if input_tokens_bk is not None:
             batch_size = input_tokens_bk.shape[0]
-            inputs = self.inputs(input_tokens_bk)
-            encoded_bke, _ = self.encode(inputs)
-            segments_bk = inputs.segments_bl
-            cross = jax.vmap(lambda c: c.attention.keys_and_values(encoded_bke))(self._crosses())
-        shape = (batch_size, max_length, config.kv_heads, config.head_dim)
-        empty = jnp.zeros((*self._layer_shape(), *shape), config.dtype)
-        layers = LayerCache(KeyValue(empty, empty), self._per_layer(cross))
-        return DecodingState(layers, segments_bk, jnp.zeros((), jnp.int32))
+            encoded_bke, real_bk = self.encode_inputs(input_tokens_bk)
+            crosses = [c.attention.keys_and_values(encoded_bke) for c in self._crosses()]
+        assert batch_size is not None
+        shape = (batch_size * copies, max_length, config.kv_heads, config.head_dim)
+        empty = shard(jnp.zeros(shape, config.dtype), "batch", None, "heads", "kv")
+        caches = tuple(LayerCache(KeyValue(empty, empty), cross) for cross in crosses)
+        return DecodingState(caches, real_bk, jnp.zeros((), jnp.int32), padding_b)
 
     @jax.named_scope("decoder")
     def decode_tokens(
@@ -210,34 +245,34 @@ class Transformer(nnx.Module):
 
         With `prefix` the tokens see each other both ways, as a prefix LM's inputs do.
         """
-        length, max_length = tokens_bl.shape[1], state.layers.own.k_bkhd.shape[-3]
-        positions_bl = jnp.broadcast_to(state.length + jnp.arange(length), tokens_bl.shape)
+        length, max_length = tokens_bl.shape[1], state.caches[0].own.k_bkhd.shape[1]
+        place_bl = jnp.broadcast_to(state.length + jnp.arange(length), tokens_bl.shape)
+        first_b1 = jnp.zeros_like(place_bl[:, :1])
+        if state.padding_b is not None:
+            first_b1 = state.padding_b[:, None]
         both_ways = self.config.decoder_buckets_bidirectional
-
-        def bias(table):
-            bias_bhqk = table(max_length, max_length, bidirectional=both_ways)
-            return jax.lax.dynamic_slice_in_dim(bias_bhqk, state.length, length, axis=2)
-
-        ones_bl = jnp.ones_like(tokens_bl)
-        last_seen_bhq1 = positions_bl[:, None, :, None]
-        if prefix:
-            last_seen_bhq1 = jnp.full_like(last_seen_bhq1, state.length + length - 1)
-        cross_mask = None
-        if state.input_segments_bk is not None:
-            cross_mask = segment_mask(ones_bl, state.input_segments_bk)
+        last_bl = jnp.full_like(place_bl, state.length + length - 1) if prefix else place_bl
+        places_k = jnp.arange(max_length)
+        cross_mask_bhqk = None
+        if state.real_inputs_bk is not None:
+            cross_mask_bhqk = state.real_inputs_bk[:, None, None, :]
         around = Surroundings(
-            segments_bl=ones_bl,
-            positions_bl=positions_bl,
-            self_mask_bhqk=jnp.arange(max_length) <= last_seen_bhq1,
-            bias=bias,
-            cross_mask_bhqk=cross_mask,
+            segments_bl=(place_bl >= first_b1).astype(jnp.int32),
+            positions_bl=jnp.maximum(place_bl - first_b1, 0),
+            self_mask_bhqk=(places_k <= last_bl[:, None, :, None])
+            & (places_k >= first_b1[:, None, :, None]),
+            bias=lambda table: table.from_place(
+                state.length, length, max_length, bidirectional=both_ways
+            ),
+            cross_mask_bhqk=cross_mask_bhqk,
             written=state.length,
         )
-        x_ble = self.decoder_places(self._embed(tokens_bl), positions_bl, None)
-        hidden_ble, output = self._run_decoder(x_ble, around, cache=state.layers)
-        assert output.cache is not None  # caches in, caches out
-        state = state._replace(layers=output.cache, length=state.length + length)
-        return self.logits(hidden_ble), state
+        x_ble = self.decoder_places(self._embed(tokens_bl), around.positions_bl, None)
+        if self.config.share_stacks:
+            x_ble, caches = self.encoder.step(x_ble, around, state.caches, cross_layers=self.cross)
+        else:
+            x_ble, caches = self.decoder.step(x_ble, around, state.caches)
+        return self.logits(x_ble), state._replace(caches=caches, length=state.length + length)
 
     def decode_token(
         self, tokens_b: jax.Array, state: DecodingState
@@ -249,25 +284,18 @@ class Transformer(nnx.Module):
     def _embed(self, tokens_bl: jax.Array) -> jax.Array:
         return shard(self.token_embedder(tokens_bl), "batch", "length", None)
 
-    def _layer_shape(self) -> tuple[int, ...]:
-        """How caches of all layers are stacked: [layers], or [blocks, layers of a block]."""
-        every = self.config.moe.every if self.config.moe else 1
-        layers = self.config.num_decoder_layers
-        return (layers,) if self.config.moe is None else (layers // every, every)
-
-    def _crosses(self) -> CrossAttention:
-        """Every layer's cross-attention, stacked along one axis."""
+    def _crosses(self) -> list[CrossAttention]:
+        """The cross-attention of every layer."""
+        stacked_layers: Any = self.cross if self.config.share_stacks else self.decoder.layers
+        units = [
+            jax.tree.map(lambda w, i=i: w[i], stacked_layers)
+            for i in range(jax.tree.leaves(stacked_layers)[0].shape[0])
+        ]
         if self.config.share_stacks:
-            return self.cross
-        layers: Any = self.decoder.layers
+            return units
         if self.config.moe is None:
-            return layers.cross
-        crosses = [getattr(layers, f"layer_{i}").cross for i in range(self.config.moe.every)]
-        return jax.tree.map(lambda *w: jnp.stack(w, axis=1).reshape(-1, *w[0].shape[1:]), *crosses)
-
-    def _per_layer(self, tree: Any) -> Any:
-        """[layers, ...] as `_layer_shape` has it."""
-        return jax.tree.map(lambda x: x.reshape(*self._layer_shape(), *x.shape[1:]), tree)
+            return [layer.cross for layer in units]
+        return [cross for block in units for cross in block.crosses()]
 
 
 def _text(batch: Batch, side: str, tokens_bl: jax.Array, padding_of: str | None = None) -> Text:

@@ -1,7 +1,7 @@
 """Looking at a model with data it was not trained on: loss per task, and decoded samples."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -9,11 +9,12 @@ import numpy as np
 from flax import nnx
 
 from t5x_lite.data.batches import process_rows, to_devices
+from t5x_lite.data.converters import as_given
 from t5x_lite.data.stream import StreamTask, evaluation_batches
 from t5x_lite.data.vocabularies import AnyVocabulary
-from t5x_lite.decoding.sampling import decode
 from t5x_lite.errors import ConfigError
-from t5x_lite.models.transformer import Params, bind
+from t5x_lite.models.transformer import Params
+from t5x_lite.run.inference import Inference
 from t5x_lite.run.results import Sample
 from t5x_lite.training.step import make_eval_step
 
@@ -49,6 +50,7 @@ class HeldOut:
         tasks: Sequence[StreamTask],
         vocabulary: AnyVocabulary,
         evaluation: Evaluation,
+        inference: Inference,
         *,
         batch_sharding: jax.sharding.Sharding,
         replicated: jax.sharding.Sharding,
@@ -60,8 +62,7 @@ class HeldOut:
         self._sharding = batch_sharding
         self._settings = stream_settings
         self._eval_step = jax.jit(make_eval_step(graphdef), out_shardings=replicated)
-        length = stream_settings["feature_lengths"]["targets"]
-        self._decode = jax.jit(make_greedy(graphdef, length), out_shardings=replicated)
+        self._inference = inference
 
     def losses(self, params: Params) -> dict[str, dict[str, float]]:
         """Cross-entropy (nats per target token), accuracy and target tokens of every task."""
@@ -81,51 +82,36 @@ class HeldOut:
     def samples(self, params: Params) -> list[Sample]:
         """Greedy decodings of the first examples of every supervised task.
 
-        A decoder without an encoder gives none.
+        An encoder without a decoder gives none.
         """
         found: list[Sample] = []
+        count = self._evaluation.samples
+        if self._inference.config.encoder_only or not count:
+            return found
         for task in self.tasks:
-            if task.objective is not None or not self._evaluation.samples:
+            if task.objective is not None:
                 continue
-            batch = next(self._batches(task))
-            if "encoder_input_tokens" not in batch:
-                continue
-            tokens = {
-                "inputs": batch["encoder_input_tokens"],
-                "target": batch["decoder_target_tokens"],
-                "prediction": self._decode(params, batch["encoder_input_tokens"]),
-            }
-            texts = {
-                name: [self._vocabulary.decode(row.tolist()) for row in self._first_rows(array)]
-                for name, array in tokens.items()
-            }
-            found += [
-                Sample(task=task.name, inputs=i, target=t, prediction=p)
-                for i, t, p in zip(*texts.values(), strict=True)
-            ]
+            settings = {**self._settings, "converter": as_given, "rows": self._rows}
+            features, real = next(evaluation_batches(task, **settings, limit=self._limit))
+            written = self._inference.generate(params, features)
+            columns = features["inputs"], features["targets"], written.tokens[:, 0]
+            columns = (column[: min(count, real)].tolist() for column in columns)
+            for tokens in zip(*columns, strict=True):
+                inputs, target, prediction = map(self._vocabulary.decode, tokens)
+                found.append(
+                    Sample(task=task.name, inputs=inputs, target=target, prediction=prediction)
+                )
         return found
 
+    @property
+    def _limit(self) -> int | None:
+        return self._evaluation.max_examples
+
+    @property
+    def _rows(self) -> slice:
+        return process_rows(self._settings["batch_size"], self._sharding)
+
     def _batches(self, task: StreamTask) -> Iterator[dict[str, jax.Array]]:
-        size = self._settings["batch_size"]
-        rows = process_rows(size, self._sharding)
-        limit = self._evaluation.max_examples
+        size, rows, limit = self._settings["batch_size"], self._rows, self._limit
         for batch, _ in evaluation_batches(task, **self._settings, rows=rows, limit=limit):
             yield to_devices(batch, self._sharding, batch_size=size)
-
-    def _first_rows(self, array: jax.Array) -> np.ndarray:
-        return np.asarray(jax.device_get(array))[: self._evaluation.samples]
-
-
-def make_greedy(graphdef: nnx.GraphDef, max_length: int) -> Callable[..., jax.Array]:
-    """A pure function (weights, input tokens [batch, length]) -> tokens [batch, max_length]."""
-
-    def greedy(params: Params, input_tokens_bk: jax.Array) -> jax.Array:
-        model = bind(graphdef, params)
-        return decode(
-            model.decode_token,
-            model.start_decoding(input_tokens_bk, max_length),
-            batch_size=input_tokens_bk.shape[0],
-            max_length=max_length,
-        ).tokens
-
-    return greedy

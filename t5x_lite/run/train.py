@@ -9,6 +9,7 @@ import jax
 from t5x_lite.checkpoint_policy import CheckpointPolicy
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.plan import Data
+from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
@@ -16,6 +17,7 @@ from t5x_lite.processes import simulate_devices
 from t5x_lite.run.console import Console, duration
 from t5x_lite.run.feed import Feed, make_feed
 from t5x_lite.run.held_out import Evaluation, HeldOut
+from t5x_lite.run.inference import Inference
 from t5x_lite.run.loop import Run
 from t5x_lite.run.meter import Work
 from t5x_lite.run.profiling import Profile, Profiler
@@ -87,7 +89,7 @@ def train(
     directory.mkdir(parents=True, exist_ok=True)
     saving = Checkpoints(directory, checkpoints, report=console.note)
     with jax.set_mesh(program.mesh), saving as saved:
-        held_out = _held_out(program, feed, evaluation)
+        held_out = _held_out(program, feed, model, evaluation)
         run = Run(program, feed.stream, held_out, saved, console, directory, startup)
         _introduce(console, model, program, directory)
         run.begin(init_from, steps)
@@ -123,12 +125,17 @@ def finish(run: Run, feed: Feed, evaluation: Evaluation, directory: Path, consol
     )
 
 
-def _held_out(program: Program, feed: Feed, evaluation: Evaluation) -> HeldOut:
+def _held_out(
+    program: Program, feed: Feed, model: TransformerConfig, evaluation: Evaluation
+) -> HeldOut:
+    greedy = Generation(max_length=feed.settings["feature_lengths"]["targets"])
+    batch_size = feed.settings["batch_size"]
     return HeldOut(
         program.graphdef,
         feed.plan.validation_tasks(),
         feed.plan.vocabulary(),
         evaluation,
+        Inference(model, greedy, mesh=program.mesh, batch_size=batch_size),
         batch_sharding=program.batch_sharding,
         replicated=program.replicated,
         stream_settings=feed.settings,

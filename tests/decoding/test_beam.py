@@ -44,7 +44,13 @@ def search(log_probs, beams, **options):
     cache = (jnp.zeros((), jnp.int32), nothing, jnp.repeat(jnp.arange(rows), beams))
     out = jax.jit(
         lambda cache: beam_search(
-            next_token, cache, take, batch_size=rows, num_beams=beams, max_length=LENGTH, **options
+            next_token,
+            cache,
+            take,
+            first_b=jnp.zeros(rows, jnp.int32),
+            num_beams=beams,
+            max_length=LENGTH,
+            **options,
         )
     )(cache)
     return np.asarray(out.tokens), np.asarray(out.scores)
@@ -148,6 +154,8 @@ def test_the_search_ends_once_no_live_beam_can_win():
 
     nothing = jnp.zeros(2, jnp.int32)
     cache = (jnp.zeros((), jnp.int32), nothing, jnp.arange(2))
-    beam_search(counted, cache, take, batch_size=2, num_beams=1, max_length=LENGTH)
+    beam_search(
+        counted, cache, take, first_b=jnp.zeros(2, jnp.int32), num_beams=1, max_length=LENGTH
+    )
     jax.effects_barrier()
     assert len(steps) == 1

@@ -41,7 +41,9 @@ def test_greedy_takes_the_most_likely_token_until_each_rows_eos(eos_id):
     scores = np.random.default_rng(0).normal(size=(9, 40, VOCAB, VOCAB)).astype(np.float32)
     expected = brute_force(scores, eos_id=eos_id)
     greedy = functools.partial(decode, chain(jnp.asarray(scores)), jnp.int32(0))
-    tokens, _ = jax.jit(lambda: greedy(batch_size=40, max_length=9, eos_id=eos_id))()
+    tokens, _ = jax.jit(
+        lambda: greedy(first_b=jnp.zeros(40, jnp.int32), max_length=9, eos_id=eos_id)
+    )()
     assert tokens.dtype == jnp.int32
     np.testing.assert_array_equal(tokens, expected)
     lengths = np.argmax(expected == eos_id, axis=1)
@@ -58,7 +60,9 @@ def test_decoding_stops_when_the_last_row_has_its_eos(ends, expected_calls):
         token_b = jnp.where(step == jnp.array(ends), EOS, 3)
         return jax.nn.one_hot(token_b, VOCAB), step + 1
 
-    tokens, _ = decode(next_token, jnp.int32(0), batch_size=len(ends), max_length=8)
+    tokens, _ = decode(
+        next_token, jnp.int32(0), first_b=jnp.zeros(len(ends), jnp.int32), max_length=8
+    )
     jax.effects_barrier()
     assert len(calls) == expected_calls
     for row, end in zip(tokens.tolist(), ends, strict=True):
@@ -77,7 +81,9 @@ def test_greedy_from_caches_equals_scoring_the_whole_prefix_anew(
     def cached(params):
         model = bind(graphdef, params)
         state = model.start_decoding(inputs, length)
-        return decode(model.decode_token, state, batch_size=6, max_length=length).tokens
+        return decode(
+            model.decode_token, state, first_b=jnp.zeros(6, jnp.int32), max_length=length
+        ).tokens
 
     @jax.jit
     def score(params, so_far):
@@ -112,9 +118,14 @@ def drawn(sampling, *, rows=20_000, length=2, logits=LOGITS, keys=None, **option
 
     keys = jax.random.split(jax.random.key(0), rows) if keys is None else keys
     out = decode(
-        next_token, (), batch_size=len(keys), max_length=length, sampling=sampling, keys_b=keys,
+        next_token,
+        (),
+        first_b=jnp.zeros(len(keys), jnp.int32),
+        max_length=length,
+        sampling=sampling,
+        keys_b=keys,
         **options,
-    )  # fmt: skip
+    )
     return np.asarray(out.tokens), np.asarray(out.scores)
 
 
@@ -180,5 +191,9 @@ def test_impossible_settings_are_refused(changes):
 def test_drawing_without_keys_is_refused():
     with pytest.raises(ValueError, match="needs keys_b"):
         decode(
-            lambda t, c: (t, c), (), batch_size=1, max_length=1, sampling=Sampling(temperature=1.0)
+            lambda t, c: (t, c),
+            (),
+            first_b=jnp.zeros(1, jnp.int32),
+            max_length=1,
+            sampling=Sampling(temperature=1.0),
         )

@@ -1,0 +1,135 @@
+"""What one call of a decoder gives: which search, how many texts, how long."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from t5x_lite.decoding.beam import beam_search
+from t5x_lite.decoding.sampling import Cache, Decoded, NextToken, Sampling, decode
+from t5x_lite.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How texts are generated; the defaults give the most likely token at each step.
+
+    max_length: tokens of a text, its EOS included. min_length: no EOS among the first
+    `min_length` - 1 tokens.
+    num_beams: beam search by T5's rules if more than 1; length_penalty: its exponent.
+    temperature, top_k, top_p: as in `Sampling`; 0 takes the most likely token.
+    num_returns: texts of an input: the best beams, or as many draws.
+    seed: of the draws; an input's texts depend on its own number and on nothing beside it.
+    """
+
+    max_length: int = 128
+    min_length: int = 0
+    num_beams: int = 1
+    length_penalty: float = 0.6
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    num_returns: int = 1
+    seed: int = 0
+
+    def __post_init__(self):
+        _ = self.sampling
+        for name in ("max_length", "num_beams", "num_returns"):
+            if getattr(self, name) < 1:
+                self._reject(name, "1 or more")
+        if not 0 <= self.min_length <= self.max_length:
+            self._reject("min_length", f"a number from 0 to max_length = {self.max_length}")
+        if self.num_beams > 1 and self.temperature > 0:
+            self._reject("temperature", f"0 with num_beams = {self.num_beams}: beams draw nothing")
+        if self.num_beams > 1 and self.num_returns > self.num_beams:
+            self._reject("num_returns", f"at most num_beams = {self.num_beams}")
+        if self.num_beams == 1 and self.temperature == 0 and self.num_returns > 1:
+            self._reject("num_returns", "1, or a temperature above 0, or more than one beam")
+
+    @property
+    def sampling(self) -> Sampling:
+        """How a token is drawn, where there are no beams."""
+        try:
+            return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        except ConfigError as error:
+            names = (name.replace("Sampling", "Generation") for name in error.names)
+            raise ConfigError(error.message, *names) from None
+
+    @property
+    def copies(self) -> int:
+        """How many texts of an input are written at a time."""
+        return self.num_beams if self.num_beams > 1 else self.num_returns
+
+    def _reject(self, name: str, wanted: str):
+        raise ConfigError(
+            f"Generation.{name} is {getattr(self, name)!r}; wanted {wanted}", f"Generation.{name}"
+        )
+
+
+class SpecialTokens(NamedTuple):
+    """What a model's texts begin behind (None: nothing) and end with; the defaults are T5's."""
+
+    start: int | None = 0
+    end: int = 1
+
+
+class Written(NamedTuple):
+    """Texts int32 [batch, returns, length], 0 behind their EOS, and scores [batch, returns].
+
+    Beams stand best first, draws as they were drawn. Scores are as `Decoded` says.
+    """
+
+    tokens: jax.Array
+    scores: jax.Array
+
+
+def generate(
+    generation: Generation,
+    next_token: NextToken,
+    cache: Cache,
+    take: Callable[[Cache, jax.Array], Cache],
+    *,
+    first_b: jax.Array,
+    wanted_b: jax.Array,
+    keys_b: jax.Array,
+    eos_id: int = 1,
+) -> Written:
+    """The texts of every row, behind the tokens `first_b`.
+
+    `next_token` and `cache` are for batch x `generation.copies` rows, the copies of a row side by
+    side; `take(cache, rows)` gives the cache whose row i was row `rows[i]`. Rows that are not
+    `wanted_b` are not waited for. keys_b: a key of `jax.random.key` for each row.
+    """
+    lengths = dict(max_length=generation.max_length, min_length=generation.min_length)
+    returns = generation.num_returns
+    if generation.num_beams > 1:
+        found = beam_search(
+            next_token,
+            cache,
+            take,
+            first_b=first_b,
+            num_beams=generation.num_beams,
+            length_penalty=generation.length_penalty,
+            eos_id=eos_id,
+            wanted_b=wanted_b,
+            **lengths,
+        )
+        return Written(found.tokens[:, :returns], found.scores[:, :returns])
+    numbers_r = jnp.arange(returns)
+    keys_br = jax.vmap(lambda key: jax.vmap(lambda n: jax.random.fold_in(key, n))(numbers_r))(
+        keys_b
+    )
+    drawn: Decoded = decode(
+        next_token,
+        cache,
+        first_b=jnp.repeat(first_b, returns),
+        sampling=generation.sampling,
+        keys_b=keys_br.reshape(-1),
+        eos_id=eos_id,
+        wanted_b=jnp.repeat(wanted_b, returns),
+        **lengths,
+    )
+    shape = (len(first_b), returns)
+    return Written(drawn.tokens.reshape(*shape, -1), drawn.scores.reshape(shape))
