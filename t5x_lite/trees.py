@@ -37,4 +37,4 @@ def without(tree: Any, paths: Collection[str]) -> Any:
 
 def joined(tree: Any, others: Mapping[str, Any]) -> Any:
     """The tree with more leaves, by their paths; itself where there are none."""
-    return nested(flat(tree) | others) if others else tree
+    return nested({**flat(tree), **others}) if others else tree

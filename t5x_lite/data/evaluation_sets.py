@@ -67,8 +67,9 @@ class _Reader:
     def read(self, name: str) -> EvaluationSet | None:
         """Return a task's set; None for one without metrics or without the split."""
         how = self._known.get(name)
-        if (how is None and not self._data.declarations) or (how is None and self._data.modules):
-            how = self._of_seqio(name)
+        if how is None and self._data.modules:
+            task = self._task(name)
+            how = TaskMetrics(task.postprocess_fn, task.metric_fns)
         if how is None or not how.metrics:
             return None
         _ = [how.needs(kind) for kind in ("predictions", "scores")]
@@ -84,10 +85,6 @@ class _Reader:
             _write(path, lines)
         with path.open(encoding="utf-8") as file:
             return EvaluationSet(name, self._split, how, [_case(json.loads(x)) for x in file])
-
-    def _of_seqio(self, name: str) -> TaskMetrics:
-        task = self._task(name)
-        return TaskMetrics(task.postprocess_fn, task.metric_fns)
 
     def _task(self, name: str) -> "seqio.Task":
         if self._registered is None:

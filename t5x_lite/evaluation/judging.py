@@ -17,7 +17,7 @@ class TaskMetrics(NamedTuple):
     """How a task is judged: what is done to texts before the metrics, None for nothing."""
 
     postprocess: Callable[..., Any] | None
-    metrics: Sequence[Callable[..., Mapping[str, float]]]
+    metrics: Sequence[Callable[..., Mapping[str, Any]]]
 
     def needs(self, kind: Kind) -> bool:
         """Whether a metric takes generated texts, or the scores of the targets."""

@@ -169,9 +169,9 @@ class Adapter(nnx.Module):
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        assert config.adapter_dim is not None
+        inner, embed = config.adapter_dim, config.emb_dim
+        assert inner is not None
         config = dataclasses.replace(config, init_std=None)
-        embed, inner = config.emb_dim, config.adapter_dim
         self.down = Dense(config, (embed, inner), ("embed", "mlp"), rngs=rngs)
         self.up = Dense(config, (inner, embed), ("mlp", "embed"), init=zeros, rngs=rngs)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -84,7 +85,7 @@ def evaluate(
     directory, console = epath.Path(model_dir), Console(silent=not processes.is_first())
     _check(losses, metrics, max_examples, published)
     processes.simulate_devices(cpu_devices)
-    model = dataclasses.replace(recorded_model(directory), dtype=dtype)
+    model = dataclasses.replace(recorded_model(Path(model_dir)), dtype=dtype)
     device_mesh = make_mesh(mesh)
     with Checkpoints(directory) as saved:
         chosen = _chosen(saved, steps)
@@ -159,7 +160,9 @@ def _tools(
     settings = batch_settings(data, plan, model, batch_size=inference.batch_size)
     judge = held_out = None
     if wanted.metrics and not model.encoder_only:
-        sets = evaluation_sets(data, plan, console.note, split=split)
+        sets = processes.first_then_others(
+            lambda: evaluation_sets(data, plan, console.note, split=split)
+        )
         named = {each.name for each in sets}
         if rest := [task.name for task in plan.tasks if task.name not in named]:
             console.note(f"without metrics or without {split}: {', '.join(rest)}")

@@ -10,12 +10,14 @@ from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
 from t5x_lite import processes
-from t5x_lite.data.evaluation_sets import EvaluationSet
+from t5x_lite.data.evaluation_sets import EvaluationSet, evaluation_sets
+from t5x_lite.data.plan import Data, Plan
 from t5x_lite.data.vocabularies import AnyVocabulary
 from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation.averages import benchmark_averages
 from t5x_lite.evaluation.judging import Case, judge
+from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.transformer import Params
 from t5x_lite.run.inference import Inference
 from t5x_lite.run.observers import Observer, Report
@@ -112,6 +114,24 @@ class Judge:
             part = _gathered(run(batch), rows, size)
             found.append(part[: len(cases) - first])
         return np.concatenate(found)
+
+
+def make_judge(
+    wanted: TaskEvaluation,
+    data: Data,
+    plan: Plan,
+    model: TransformerConfig,
+    mesh: jax.sharding.Mesh,
+    batch_size: int,
+    report: Callable[[str], None],
+) -> Judge | None:
+    """What a run's tasks are judged with; None, and a word, where none of them has metrics."""
+    sets = processes.first_then_others(lambda: evaluation_sets(data, plan, report))
+    if not sets or model.encoder_only:
+        report("no task has metrics to be judged by")
+        return None
+    inference = Inference(model, wanted.generation, mesh=mesh, batch_size=batch_size)
+    return Judge(inference, sets, plan.vocabulary(), max_examples=wanted.max_examples)
 
 
 class JudgingObserver(Observer):

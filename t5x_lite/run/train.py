@@ -18,8 +18,10 @@ from t5x_lite.run.console import Console, duration
 from t5x_lite.run.feed import Feed, make_feed
 from t5x_lite.run.held_out import Evaluation, HeldOut
 from t5x_lite.run.inference import Inference
+from t5x_lite.run.judge import JudgingObserver, TaskEvaluation, make_judge
 from t5x_lite.run.loop import Run
 from t5x_lite.run.meter import Work
+from t5x_lite.run.observers import Observer
 from t5x_lite.run.profiling import Profile, Profiler
 from t5x_lite.run.program import Program, build
 from t5x_lite.run.record import check_model_dir, write_launch
@@ -46,6 +48,7 @@ def train(
     update: Update,
     evaluation: Evaluation,
     checkpoints: CheckpointPolicy,
+    task_evaluation: TaskEvaluation | None = None,
     init_from: InitFrom | None = None,
     loss_on_inputs: bool = False,
     log_every_steps: int = 20,
@@ -61,7 +64,8 @@ def train(
     init_from: whose weights a run without checkpoints starts with. loss_on_inputs: a decoder
     without an encoder learns its inputs too. cpu_devices: simulate so many devices on a CPU, over
     all processes.
-    profile: which steps to trace. describe_config: gives the text that is saved beside the
+    profile: which steps to trace. task_evaluation: judge the tasks by their own metrics, too, each
+    time the held-out losses are taken. describe_config: gives the text that is saved beside the
     checkpoints as the operative configuration.
 
     Raises ConfigError, before anything expensive, for settings that cannot work together.
@@ -90,6 +94,9 @@ def train(
     saving = Checkpoints(directory, checkpoints, report=console.note)
     with jax.set_mesh(program.mesh), saving as saved:
         held_out = _held_out(program, feed, model, evaluation)
+        judge = task_evaluation and make_judge(
+            task_evaluation, data, feed.plan, model, program.mesh, batch_size, console.note
+        )
         run = Run(program, feed.stream, held_out, saved, console, directory, startup)
         _introduce(console, model, program, directory)
         run.begin(init_from, steps)
@@ -98,7 +105,9 @@ def train(
         )
         if run.step < steps:
             work = Work.of(model, program.mesh, batch_size, data.feature_lengths)
-            observers = (Profiler(profile, directory / EVENTS, console),)
+            observers: list[Observer] = [Profiler(profile, directory / EVENTS, console)]
+            if judge is not None:
+                observers.append(JudgingObserver(judge, console.note))
             run.train(steps, evaluation.every_steps, log_every_steps, work, observers, record)
         finish(run, feed, evaluation, directory, console)
 
