@@ -2,8 +2,9 @@
 
     python benchmarks/data_memory.py --directory=/tmp/data_memory --text_mb=10,100 --store_gb=10
 
-Every size in a process of its own. `text_mb`: JSON lines, tokenised by SentencePiece into a store,
-peak memory of the process. `store_gb`: tokens of a synthetic store, opened and read for 2,000
+Every size in a process of its own. `text_mb`: JSON lines, documents of the embedded corpus drawn at
+random, tokenised by SentencePiece into a store, peak memory of the process.
+`store_gb`: tokens of a synthetic store, opened and read for 2,000
 shuffled batches; what the process itself holds before and after, mapped pages of files left out.
 What is made is removed. data_stream.md holds what was measured.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-WORDS = ["trees", "grow", "slowly", "and", "quickly", "without", "being", "asked"]
+FILES = 32
 
 
 def held_mib() -> float:
@@ -31,28 +32,38 @@ def held_mib() -> float:
 
 def tokenise(directory: Path, megabytes: int) -> None:
     """Write a corpus of so many MB in 8 files, tokenise it, print the peak."""
+    from t5x_lite.data import corpora
     from t5x_lite.data.caching import build_token_store
     from t5x_lite.data.quiet_import import import_seqio
     from t5x_lite.data.tasks import JsonLinesText
+    from t5x_lite.data.token_store import TokenStore
     from t5x_lite.data.vocabularies import Vocabulary, train_vocabulary
 
+    texts = list(corpora.embedded_documents().values())
+    lines = [json.dumps({"text": text}).encode() + b"\n" for text in texts]
     random = np.random.default_rng(0)
-    for number in range(8):
-        with open(directory / f"c4-train.{number:05d}-of-00008.json", "w") as file:
-            while file.tell() < megabytes * 1_000_000 / 8:
-                text = " ".join(random.choice(WORDS, 250))
-                file.write(json.dumps({"text": text}) + "\n")
+    for number in range(FILES):
+        with open(directory / f"c4-train.{number:05d}-of-{FILES:05d}.json", "wb") as file:
+            while file.tell() < megabytes * 1_000_000 / FILES:
+                file.writelines(lines[n] for n in random.integers(0, len(lines), 500))
     model = directory / "unigram.model"
-    train_vocabulary((" ".join(random.choice(WORDS, 20)) for _ in range(400)), model, vocab_size=30)
+    train_vocabulary(texts, model, vocab_size=8000, max_lines=50_000)
+    del texts, lines
     import_seqio()
     import seqio
 
     JsonLinesText("memory", str(directory), Vocabulary(str(model))).register("", print)
     task = seqio.TaskRegistry.get("memory")
-    before = held_mib()
+    before, cpu = held_mib(), time.process_time()
     build_token_store(task, "train", directory / "store", tokenizer="sentencepiece")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"| tokenising {megabytes:,} MB | held {before:,.0f} MiB before | peak {peak:,.0f} MiB |")
+    cpu = time.process_time() - cpu
+    tokens = len(TokenStore.open(directory / "store").tokens("targets"))
+    print(
+        f"| tokenising {megabytes:,} MB, {tokens:,} tokens | held {before:,.0f} MiB before, "
+        f"{held_mib():,.0f} MiB after | peak {peak:,.0f} MiB | {cpu:,.0f} s CPU |",
+        flush=True,
+    )
     began = time.perf_counter()
     build_token_store(task, "train", directory / "store", tokenizer="sentencepiece")
     print(f"| the same again | {time.perf_counter() - began:.2f} s | nothing is tokenised |")

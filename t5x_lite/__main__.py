@@ -24,15 +24,22 @@ COMMANDS = {
     "import": "make a run directory of a Hugging Face model",
     "export": "make a Hugging Face model of a run directory",
     "evaluate": "take held-out losses and the tasks' own metrics of checkpoints",
+    "doctor": "look whether all hosts of a run are fit for it, before the first step",
     "plan": "compile a step for a TPU slice from here: memory, time, collectives",
 }
 # Where the function of a command is, if not in run/<command>.py under its name.
 FUNCTIONS = {"import": "import_weights", "export": "export_weights"}
 # A file that is read before the user's, for commands that can do without one of the user's.
-FIRST_FILES = {"plan": "runs/plan.gin", "c4": "runs/c4.gin", "inspect": "runs/inspect.gin"}
+FIRST_FILES = {
+    "plan": "runs/plan.gin",
+    "c4": "runs/c4.gin",
+    "inspect": "runs/inspect.gin",
+    "doctor": "runs/doctor.gin",
+}
 # Flags that stand for a macro or for a parameter of the command's function.
 SHORT_FLAGS = {
     "c4": {"wet": "WET", "out": "OUT", "bad_words": "BAD_WORDS", "variant": "VARIANT"},
+    "doctor": {"devices": "doctor.devices"},
     "plan": {
         "topology": "plan.topology_name",
         "slices": "plan.slices",
@@ -43,7 +50,7 @@ SHORT_FLAGS = {
     },
 }
 # Commands that several processes may carry out together.
-OF_SEVERAL_PROCESSES = {"train"}
+OF_SEVERAL_PROCESSES = {"train", "doctor"}
 PROCESS_FLAGS = {
     "coordinator_address": "HOST:PORT at which process 0 meets the others; a TPU pod tells",
     "num_processes": "how many there are",
@@ -76,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _prepare_environment()
         gin_files.parse(files, flags, search)
         if options.command in OF_SEVERAL_PROCESSES:
-            _join_processes(vars(options))
+            _join_processes(options.command, vars(options))
         gin_files.call(_function(options.command))
     except ConfigError as error:
         # gin wraps what is raised below it; the attributes stay, the text grows.
@@ -91,10 +98,13 @@ def _function(command: str) -> Callable[..., None]:
     return getattr(importlib.import_module(f"t5x_lite.run.{name}"), name)
 
 
-def _join_processes(flags: Mapping[str, str | None]) -> None:
-    from t5x_lite import processes
+def _join_processes(command: str, flags: Mapping[str, str | None]) -> None:
+    from t5x_lite import processes, roll_call
 
-    processes.initialize(processes.Meeting.find(flags, os.environ))
+    meeting = processes.Meeting.find(flags, os.environ)
+    if command == "doctor":
+        roll_call.call(meeting, seconds=float(flags["wait_seconds"] or 0))
+    processes.initialize(meeting)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,6 +135,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         for flag, summary in PROCESS_FLAGS.items() if name in OF_SEVERAL_PROCESSES else ():
             command.add_argument(f"--{flag}", help=summary)
+        if name == "doctor":
+            command.add_argument("--wait_seconds", default="300", help="for other processes")
         for flag, parameter in SHORT_FLAGS.get(name, {}).items():
             command.add_argument(
                 f"--{flag}", metavar="VALUE", nargs="?", const="True", help=f"sets {parameter}"

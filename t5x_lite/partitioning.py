@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t5x_lite.errors import ConfigError
@@ -61,8 +62,11 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         )
     of_a_slice = {**shape, "data": shape["data"] // len(slices)}
     names, types = tuple(shape), (AxisType.Auto,) * len(shape)
+    # `jax.make_mesh` splits a slice's dimensions for v5e alone; fsdp 32 on v6e:16x16 needs it too.
     parts = [
-        jax.make_mesh(tuple(of_a_slice.values()), names, axis_types=types, devices=part).devices
+        mesh_utils.create_device_mesh(
+            tuple(of_a_slice.values()), devices=part, allow_split_physical_axes=True
+        )
         for part in slices.values()
     ]
     whole = np.concatenate(parts, axis=MESH_AXES.index("data"))

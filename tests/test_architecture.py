@@ -35,6 +35,7 @@ LEVELS = {
     "checkpoint_policy": 3,
     "appending": 0,
     "processes": 0,
+    "roll_call": 0,
     "trees": 0,
     "errors": 0,
     "": 0,

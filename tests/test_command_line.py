@@ -276,6 +276,9 @@ def test_every_shipped_recipe_builds_all_that_it_passes(name, tmp_path):
     from t5x_lite.run.train import train
 
     flags = [f"--gin.MODEL_DIR={tmp_path}"]
+    bindings = gin_files.read([name], [], [CONFIGS])
+    if any(b.name == "C4_DIR" and b.value == gin_files.REQUIRED for b in bindings):
+        flags.append("--gin.C4_DIR=c4")
     gin.clear_config()
     try:
         gin_files.check_macros(gin_files.read([name], flags, [CONFIGS]))

@@ -169,3 +169,17 @@ def test_slices_follow_one_another_along_data():
     assert slices == [[0, 0], [0, 0], [1, 1], [1, 1]]
     with pytest.raises(ConfigError, match="splits 2 slices along data = 1"):
         make_mesh({"fsdp": 8}, devices)
+
+
+@pytest.mark.usefixtures("needs_libtpu")
+@pytest.mark.parametrize(
+    ("slice_name", "sizes"),
+    [("v6e:16x16", {"data": 8, "fsdp": 32}), ("v5p:4x4x4", {"data": 8, "fsdp": 8})],
+)
+def test_a_mesh_axis_may_be_made_of_parts_of_a_slices_dimensions(slice_name, sizes):
+    from t5x_lite.planning.topologies import topology, tpu_devices
+
+    devices = tpu_devices(topology(slice_name))
+    mesh = make_mesh(sizes, devices)
+    assert {name: mesh.shape[name] for name in sizes} == sizes
+    assert len({device.id for device in mesh.devices.flat}) == len(devices)

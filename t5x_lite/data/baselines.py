@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t5x_lite.data import order
-from t5x_lite.data.examples import Examples, open_examples, task_number
+from t5x_lite.data.examples import Examples, task_number
+from t5x_lite.data.opening import GrowingExamples, open_examples
 from t5x_lite.data.stream import StreamTask
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.spans import Sentinels
@@ -59,10 +60,13 @@ def target_baselines(
         )
         for task in (train, validation)
     )
-    train_draws = np.arange(min(train_limit, train_examples.size))
-    _, train_indices = order.visit(
-        train_draws, train_examples.size, seed=seed, stream=task_number(train.name)
-    )
+    if isinstance(train_examples, GrowingExamples):  # nobody waits for the end of the store
+        train_indices = np.arange(min(train_limit, train_examples.known(train_limit)))
+    else:
+        size = train_examples.size
+        _, train_indices = order.visit(
+            np.arange(min(train_limit, size)), size, seed=seed, stream=task_number(train.name)
+        )
     train_v = _count_targets(train_examples, train_indices, vocabulary_size)
 
     indices = np.arange(examples.size)[:validation_limit]

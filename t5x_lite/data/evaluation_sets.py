@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from t5x_lite.data.plan import Data, Plan
-from t5x_lite.data.plan import _fingerprint as fingerprint
 from t5x_lite.data.quiet_import import import_seqio
 from t5x_lite.data.registered import registered_tasks
+from t5x_lite.data.stores import plan_path
 from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation.judging import Case, TaskMetrics
 
@@ -100,7 +100,7 @@ class _Reader:
         if store is None:
             return None
         lengths = sorted(self._data.feature_lengths.items())
-        parts = [_FORMAT, fingerprint(self._data), lengths, self._data.seed, store]
+        parts = [_FORMAT, plan_path(self._data).stem, lengths, self._data.seed, store]
         digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         folder = re.sub(r"[^\w.#]", "_", name)
         return Path(self._data.data_dir, "evaluation", folder, f"{self._split}-{digest}.jsonl")

@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 
 from t5x_lite.data import seqio_order
 from t5x_lite.data.finishing import EOS_ID, FEATURES, feature_widths, finish
+from t5x_lite.data.groups import group_documents
 from t5x_lite.data.rows import (
     corrupt_spans,
     example_keys,
     gather,
     gather_with_eos,
-    group_documents,
     has_compiled,
     read_only,
 )
-from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import philox
 from t5x_lite.objectives.denoising import Objective, PairObjective, RandomPieces
 from t5x_lite.objectives.features import check_sentinels
@@ -51,6 +50,10 @@ class Store(Protocol):
 
     def offsets(self, feature: str) -> NDArray[np.int64]:
         """Return where each example begins and, last, where the last one ends."""
+        ...
+
+    def groups(self, feature: str) -> NDArray[np.int64] | None:
+        """Return the table of `data.groups`, if there is one."""
         ...
 
 
@@ -91,50 +94,6 @@ class Ending(Protocol):
     ) -> Examples:
         """Return the examples of a task's store."""
         ...
-
-
-def open_examples(
-    name: str,
-    store: Store,
-    *,
-    objective: Objective | None,
-    ending: Ending | None = None,
-    feature_lengths: Mapping[str, int],
-    sentinels: Sentinels,
-    seed: int,
-    like_seqio: bool = False,
-) -> Examples:
-    """Return the examples of a task: pieces of text if there is an objective, else stored pairs.
-
-    `like_seqio` takes the noise from where seqio's unshuffled pipeline does (`data.seqio_order`).
-
-    Raises ConfigError for a store without examples, and for features that are not stored, that
-    have no length, or that are too short for the objective.
-    """
-    needed = FEATURES if objective is None else ("targets",)
-    if missing := [feature for feature in needed if feature not in store.features]:
-        raise ConfigError(
-            f"task {name!r} stores the features {', '.join(store.features)}: it lacks "
-            f"{' and '.join(missing)}",
-            "MIXTURE_OR_TASK_NAME",
-        )
-    if missing := [feature for feature in FEATURES if feature_lengths.get(feature, 0) < 1]:
-        raise ConfigError(
-            f"the feature lengths {dict(feature_lengths)} lack {' and '.join(missing)}, "
-            "which take 1 token or more",
-            "TASK_FEATURE_LENGTHS",
-        )
-    examples: Examples
-    if objective is not None:
-        settings = {"sentinels": sentinels, "seed": seed, "like_seqio": like_seqio}
-        examples = TextExamples(name, store, objective, feature_lengths, **settings)
-    elif ending is not None:
-        examples = ending.open(name, store, feature_lengths, seed=seed)
-    else:
-        examples = PairExamples(store, feature_lengths)
-    if not examples.size:
-        raise ConfigError(f"the token store of task {name!r} holds no example", "DATA_DIR")
-    return examples
 
 
 class PairExamples:
@@ -210,8 +169,9 @@ class TextExamples:
         self._offsets = store.offsets("targets").view(np.ndarray)
         self._eos_after_documents = objective.eos_after == "documents"
         self._is_compiled = has_compiled(objective)
-        self._first_documents = group_documents(self._offsets, objective.documents_per_group)
-        self._group_starts = self._offsets[self._first_documents]
+        self._first_documents, self._group_starts = group_documents(
+            store, "targets", objective.documents_per_group
+        )
         groups = np.arange(len(self._group_starts) - 1)
         self._piece_lengths = np.broadcast_to(np.int64(raw_length), len(groups))
         if isinstance(objective, RandomPieces):

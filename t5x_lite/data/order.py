@@ -17,8 +17,10 @@ from t5x_lite.objectives import philox
 # What a mixture does about a task that has no more examples: begin it anew, end, go on without it.
 Exhaustion = Literal["repeat", "stop", "renormalise"]
 
+BLOCK = 1 << 14  # examples of a first epoch that begins before all are there
+
 # What a key is folded with, so that no two uses of one seed share random numbers.
-_MIXTURE, _ROWS, _EPOCH = 1, 2, 3
+_MIXTURE, _ROWS, _EPOCH, _BLOCK = 1, 2, 3, 4
 _ROUNDS = 8
 
 
@@ -87,6 +89,34 @@ def visit(
     return epochs_n, permute(places_n, size, round_keys_nr=round_keys_ur[epoch_of_n])
 
 
+def end_of_block(draws: int) -> int:
+    """Return how many examples must be known for so many draws of `visit_in_blocks`."""
+    return -(-draws // BLOCK) * BLOCK
+
+
+def visit_in_blocks(
+    draws_n: NDArray[np.int64], known: int, *, seed: int, stream: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the same as `visit` for a task that need not be there as a whole yet.
+
+    Its first epoch takes blocks of examples as they lie, shuffled each for itself; later epochs are
+    those of `visit`. `known` is as many examples as `end_of_block` says, or all. With blocks of 4:
+
+        size 6, draws 0 ... 11   ->   epochs   0 0 0 0 0 0 1 1 1 1 1 1
+                                      examples 2 0 3 1 5 4 3 1 5 0 2 4   (for instance)
+    """
+    epochs_n, indices_n = np.divmod(np.asarray(draws_n, np.int64), known)
+    if len(later := np.flatnonzero(epochs_n)):
+        indices_n[later] = visit(draws_n[later], known, seed=seed, stream=stream)[1]
+    blocks_n = np.where(epochs_n == 0, indices_n // BLOCK, -1)
+    for block in np.unique(blocks_n[blocks_n >= 0]).tolist():
+        own, begin = np.flatnonzero(blocks_n == block), block * BLOCK
+        round_keys_nr = np.tile(_epoch_keys(seed, stream, 0, block), (len(own), 1))
+        size = min(BLOCK, known - begin)
+        indices_n[own] = begin + permute(indices_n[own] - begin, size, round_keys_nr=round_keys_nr)
+    return epochs_n, indices_n
+
+
 def _pick(shares: NDArray[np.float64], uniforms: NDArray[np.floating]) -> NDArray[np.int64]:
     """Return the task in whose part of [0, 1) each number lies."""
     ends = np.cumsum(shares)
@@ -140,17 +170,21 @@ def _mix(values_n: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return (values_n ^ values_n >> np.uint64(31)) >> np.uint64(1)
 
 
-def _round_keys(seed: int, stream: int, epochs_u: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Return the keys of the rounds of each epoch's permutation: [u, rounds]."""
-    keys_u2 = philox.example_keys(seed, stream, epochs_u, np.zeros_like(epochs_u))
-    bits_ur = philox.random_bits(philox.fold_in(keys_u2, _EPOCH), 2 * _ROUNDS).astype(np.uint64)
+def _round_keys(
+    seed: int, stream: int, epochs_u: NDArray[np.int64], block: int | None = None
+) -> NDArray[np.uint64]:
+    """Return the keys of the rounds of each epoch's permutation, or of its block's: [u, rounds]."""
+    places_u = np.full_like(epochs_u, block or 0)
+    keys_u2 = philox.example_keys(seed, stream, epochs_u, places_u)
+    keys_u2 = philox.fold_in(keys_u2, _EPOCH if block is None else _BLOCK)
+    bits_ur = philox.random_bits(keys_u2, 2 * _ROUNDS).astype(np.uint64)
     return bits_ur[:, ::2] << np.uint64(32) | bits_ur[:, 1::2]
 
 
 @functools.lru_cache(4096)
-def _epoch_keys(seed: int, stream: int, epoch: int) -> NDArray[np.uint64]:
-    """Return the same for one epoch, which a task is in for many windows."""
-    return _round_keys(seed, stream, np.array([epoch]))[0]
+def _epoch_keys(seed: int, stream: int, epoch: int, block: int | None = None) -> NDArray[np.uint64]:
+    """Return the same for one epoch, or block, which a task is in for many windows."""
+    return _round_keys(seed, stream, np.array([epoch]), block)[0]
 
 
 def _window_bits(window: int, seed: int, purpose: int, count: int) -> NDArray[np.uint32]:

@@ -5,35 +5,35 @@ it; later starts read that plan and import neither seqio nor TensorFlow.
 """
 
 import dataclasses
-import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import os
-import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from t5x_lite.data import files
-from t5x_lite.data.caching import MakeParts, build_token_store
+from t5x_lite.data.builder import Builder
+from t5x_lite.data.growing import GrowingStore
 from t5x_lite.data.order import Exhaustion
 from t5x_lite.data.pair_endings import PairEnding
 from t5x_lite.data.quiet_import import import_seqio
 from t5x_lite.data.reading import Tokenizer
 from t5x_lite.data.registered import check_name, registered_tasks
 from t5x_lite.data.steps import Denoise, EndPairs, late_step, to_vocabulary
+from t5x_lite.data.stores import (
+    PartMaker,
+    Place,
+    Report,
+    make_store,
+    plan_path,
+    store_place,
+    tell_differences,
+)
 from t5x_lite.data.stream import StreamTask
 from t5x_lite.data.tasks import Declaration
-from t5x_lite.data.token_store import (
-    TOKENISING_PACKAGES,
-    TokenStore,
-    changed_shards,
-    describe_store,
-    differences,
-)
+from t5x_lite.data.token_store import TokenStore, changed_shards
 from t5x_lite.data.vocabularies import BYTES, AnyVocabulary, named
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.denoising import Objective, SpanCorruption
@@ -42,7 +42,7 @@ from t5x_lite.objectives.features import check_sentinels
 if TYPE_CHECKING:
     import seqio
 
-_FORMAT = 2
+Tokenise = Literal["before_training", "while_training"]
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,15 @@ class Data:
     vocabulary: one to use in place of the tasks' own.
     tokenizer: what tokenises tasks that only rename and tokenise fields: "seqio", or, several times
         faster, "sentencepiece" (`data.reading` tells how they differ).
+    tokenise: what happens where a task's train store is missing: it is made "before_training", or
+        "while_training", by other processes (their number: `processes`), so that the first step
+        comes early. The first epoch then shuffles blocks of 16,384 examples, from the beginning of
+        the source to its end, whether or not the store is there; later epochs shuffle all.
     pack: put several short examples in one row.
     exhaustion, num_epochs: what becomes of a task that was gone through so often: "repeat" it for
         ever, "stop" the run, or "renormalise": go on with the others until all were.
     seed: of the order of examples, the draws among tasks and the noise.
+    splits: which to get ready; who only evaluates needs no "train".
     """
 
     mixture_or_task_name: str
@@ -71,14 +76,22 @@ class Data:
     modules: tuple[str, ...] = ()
     vocabulary: AnyVocabulary | None = None
     tokenizer: Tokenizer = "seqio"
+    tokenise: Tokenise = "before_training"
+    processes: int = 1
     pack: bool = True
     exhaustion: Exhaustion = "repeat"
     num_epochs: int = 1
     seed: int = 0
+    splits: tuple[str, ...] = ("train", "validation")
 
-
-# Given the data, a task's name and a split: who tokenises the files of its source.
-PartMaker = Callable[[Data, str, str], MakeParts]
+    def __post_init__(self):
+        if self.tokenise not in get_args(Tokenise) or self.processes < 1:
+            raise ConfigError(
+                f"tokenise is {self.tokenise!r} in {self.processes} processes: it takes "
+                f"{' or '.join(get_args(Tokenise))}, and 1 process or more",
+                "Data.tokenise",
+                "Data.processes",
+            )
 
 
 @dataclass(frozen=True)
@@ -99,13 +112,22 @@ class PlannedTask:
 
 @dataclass(frozen=True)
 class Plan:
-    """The stores of a mixture's tasks, under one vocabulary."""
+    """The stores of a mixture's tasks, under one vocabulary.
+
+    builder: makes those that are not there yet; `close` ends it.
+    """
 
     data_dir: str
     objective: Objective
     vocabulary_path: str
     extra_ids: int
     tasks: tuple[PlannedTask, ...]
+    builder: Builder | None = None
+
+    def close(self) -> None:
+        """End what is still going on: the making of stores, which another start takes up."""
+        if self.builder is not None:
+            self.builder.stop()
 
     def vocabulary(self) -> AnyVocabulary:
         """Return the vocabulary that all tasks share."""
@@ -129,7 +151,11 @@ class Plan:
 
     def _open(self, task: PlannedTask, split: str) -> StreamTask:
         objective = (task.objective or self.objective) if task.is_text else None
-        store = self._store(task, split)
+        directory = Path(self.data_dir, task.stores[split])
+        if self.builder is None or directory.exists():
+            store = TokenStore.open(directory)
+        else:
+            store = GrowingStore(directory, self.builder.check)
         return StreamTask(task.name, store, task.rate, objective, task.ending)
 
     def _store(self, task: PlannedTask, split: str) -> TokenStore:
@@ -138,7 +164,7 @@ class Plan:
 
 def prepare(
     data: Data,
-    report: Callable[[str], None] = lambda line: None,
+    report: Report = lambda line: None,
     *,
     make_parts: PartMaker | None = None,
 ) -> Plan:
@@ -152,16 +178,15 @@ def prepare(
     data = dataclasses.replace(data, data_dir=os.path.abspath(data.data_dir))
     if not data.modules:
         check_name(data, [name for declared in data.declarations for name in declared.names])
-    path = Path(data.data_dir, "plans", _fingerprint(data) + ".json")
-    if (plan := _read_plan(path, data)) is None:
+    if (plan := ready(data)) is None:
         plan = _make_plan(data, report, make_parts)
-        _write_plan(path, plan)
+        _write_plan(plan_path(data), plan)
     return plan
 
 
 def _make_plan(
     data: Data,
-    report: Callable[[str], None],
+    report: Report,
     make_parts: PartMaker | None,
 ) -> Plan:
     report("importing seqio and TensorFlow ...")
@@ -186,94 +211,60 @@ def _make_plan(
             objective.raw_length(data.feature_lengths)
             needed = objective.sentinels_needed(data.feature_lengths)
             check_sentinels(needed, vocabulary.sentinels)
+    places = {
+        task.name: {split: store_place(task, split, data) for split in _splits(task, rate, data)}
+        for task, rate in rates
+    }
+    later = []
+    for task, _ in rates:
+        for split, place in places[task.name].items():
+            if split == "train" and data.tokenise == "while_training":
+                later += [] if Path(data.data_dir, place.name).exists() else [task.name]
+            else:
+                make_store(task, place, data, report, make_parts)
+    tasks = tuple(
+        PlannedTask(
+            task.name,
+            rate,
+            isinstance(step := late_steps[task.name], Denoise),
+            {split: place.name for split, place in places[task.name].items()},
+            step.objective if isinstance(step, Denoise) else None,
+            step.ending if isinstance(step, EndPairs) else None,
+        )
+        for task, rate in rates
+    )
     return Plan(
         data_dir=data.data_dir,
         objective=data.objective,
         vocabulary_path=vocabulary.path,
         extra_ids=vocabulary.extra_ids,
-        tasks=tuple(
-            PlannedTask(
-                task.name,
-                rate,
-                isinstance(step := late_steps[task.name], Denoise),
-                {
-                    split: _store(task, split, data, report, make_parts)
-                    for split in _splits(task, rate)
-                },
-                step.objective if isinstance(step, Denoise) else None,
-                step.ending if isinstance(step, EndPairs) else None,
-            )
-            for task, rate in rates
-        ),
+        tasks=tasks,
+        builder=_builder({name: places[name]["train"] for name in later}, data, report),
     )
 
 
-def _splits(task: "seqio.Task", rate: float) -> list[str]:
+def _builder(places: Mapping[str, Place], data: Data, report: Report) -> Builder | None:
+    """Begin to make the train stores of tasks, those of the smallest sources first."""
+    if not places:
+        return None
+    for place in places.values():
+        tell_differences(place, data, report)
+    report(f"tokenising {', '.join(places)} while training ...")
+    in_order = sorted(places, key=lambda name: places[name].size)
+    directories = {name: os.path.join(data.data_dir, places[name].name) for name in in_order}
+    return Builder(data, directories, report)
+
+
+def _splits(task: "seqio.Task", rate: float, data: Data) -> list[str]:
     """Return the splits to tokenise: a task of rate 0 is there to be evaluated only."""
-    return [*(["train"] if rate else []), *(["validation"] if "validation" in task.splits else [])]
+    there = [*(["train"] if rate else []), *(["validation"] if "validation" in task.splits else [])]
+    return [split for split in there if split in data.splits]
 
 
-def _store(
-    task: "seqio.Task",
-    split: str,
-    data: Data,
-    report: Callable[[str], None],
-    make_parts: PartMaker | None,
-) -> str:
-    """Return the directory, relative to `data_dir`, of a split's store, which is built if missing.
-
-    Its name holds a hash of what it is made from, so that a changed task gets a new store.
-    """
-    description = describe_store(task, split, data.tokenizer)
-    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
-    folder = re.sub(r"[^\w.#]", "_", task.name)
-    name = os.path.join("stores", folder, f"{split}-{digest[:16]}")
-    directory = Path(data.data_dir, name)
-    if not directory.exists():
-        for other in sorted(directory.parent.glob(f"{split}-*/manifest.json")):
-            manifest = json.loads(other.read_text("utf-8"))
-            differing = differences(description, manifest)
-            report(f"{other.parent} does not fit: {'; '.join(differing)[:500]}")
-        report(f"tokenising {task.name}/{split} ...")
-        maker = make_parts and make_parts(data, task.name, split)
-        build_token_store(
-            task, split, directory, report, tokenizer=data.tokenizer, make_parts=maker
-        )
-    TokenStore.open(directory, description)
-    return name
-
-
-def _fingerprint(data: Data) -> str:
-    """Return a name for all that decides a plan, short of the content of corpora."""
-    declared = [
-        (type(each).__module__, *getattr(each, "sources", ())) for each in data.declarations
-    ]
-    modules = set(data.modules).union(*declared)
-    parts = [
-        _FORMAT,
-        data.mixture_or_task_name,
-        data.tokenizer,
-        [repr(declaration) for declaration in data.declarations],
-        [(name, _module_digest(name)) for name in sorted(modules)],
-        data.vocabulary and (repr(data.vocabulary), data.vocabulary.fingerprint),
-        [(name, importlib.metadata.version(name)) for name in TOKENISING_PACKAGES],
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-
-
-def _module_digest(name: str) -> str:
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        spec = None
-    source = Path(spec.origin).read_bytes() if spec and spec.origin else b""
-    return hashlib.sha256(source).hexdigest()
-
-
-def _read_plan(path: Path, data: Data) -> Plan | None:
+def ready(data: Data) -> Plan | None:
     """Read a plan; None where there is none or something it rests on is gone or has changed."""
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(plan_path(data).read_text("utf-8"))
     except FileNotFoundError:
         return None
     try:

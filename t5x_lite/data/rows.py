@@ -11,8 +11,6 @@ from t5x_lite.objectives import philox, spans
 from t5x_lite.objectives.denoising import Objective, SpanCorruption
 from t5x_lite.objectives.spans import Rows, Sentinels
 
-_OFFSETS_PER_READ = 1 << 20
-
 
 def has_compiled(objective: Objective) -> bool:
     """Tell whether `corrupt_spans` takes the place of an objective here."""
@@ -99,18 +97,3 @@ def read_only(array: NDArray) -> NDArray:
     array = array.view(np.ndarray)
     array.flags.writeable = False
     return array
-
-
-def group_documents(offsets: NDArray[np.int64], documents_per_group: int) -> NDArray[np.int64]:
-    """Return the first document of each group and, last, how many documents there are.
-
-    A group is that many documents with tokens; empty documents count for nothing. The offsets are
-    read a megatoken of documents at a time, so memory stays flat.
-    """
-    parts, seen = [], 0
-    for low in range(0, len(offsets) - 1, _OFFSETS_PER_READ):
-        bounds = np.asarray(offsets[low : low + _OFFSETS_PER_READ + 1])
-        documents = low + np.flatnonzero(np.diff(bounds) > 0)
-        parts.append(documents[-seen % documents_per_group :: documents_per_group])
-        seen += len(documents)
-    return np.concatenate([*parts, [len(offsets) - 1]]).astype(np.int64)

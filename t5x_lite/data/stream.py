@@ -7,44 +7,23 @@ the window began.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, TypedDict, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from t5x_lite.data import converters, order, seqio_order
 from t5x_lite.data.converters import Converter
-from t5x_lite.data.examples import Ending, Examples, Store, open_examples, task_number
+from t5x_lite.data.examples import Examples, task_number
+from t5x_lite.data.opening import GrowingExamples, known, open_examples
 from t5x_lite.data.packing import Segments, best_fit_decreasing
+from t5x_lite.data.positions import FORMAT, Position, check_position
+from t5x_lite.data.stream_tasks import StreamTask, check_packable, check_piecewise
 from t5x_lite.data.windows import Placed, Window, cut, lay_out, task_ids
 from t5x_lite.errors import ConfigError
-from t5x_lite.objectives.denoising import Objective
 from t5x_lite.objectives.spans import Sentinels
 
-FORMAT = 1
 Batch = dict[str, NDArray]
-
-
-class StreamTask(NamedTuple):
-    """A task of a mixture: its store, its rate in any unit, its objective (None for pairs).
-
-    ending: of pairs that are not simply cut where they are too long.
-    """
-
-    name: str
-    store: Store
-    rate: float
-    objective: Objective | None
-    ending: Ending | None = None
-
-
-class Position(TypedDict):
-    """Where a stream stands, as JSON; the same for any number of hosts."""
-
-    format: int
-    window: int
-    row: int
-    drawn: dict[str, int]
 
 
 class Stream:
@@ -56,11 +35,12 @@ class Stream:
     comes exactly `num_epochs` times. The last batch is then filled up with empty rows.
 
     The order follows from the tasks, their rates and sizes, the feature lengths, the seed, `pack`,
-    `exhaustion` and `window_examples`; the batch size only cuts it. Raises ConfigError for an empty
-    store and for features that do not suit a task. `like_seqio` takes examples as they are stored,
-    and tasks and noise as seqio's unshuffled pipeline does, bit for bit in the first epoch
-    (`data.seqio_order`). `tell_tasks` adds the number of each target token's task as "task_ids"
-    [batch, length], if there are several.
+    `exhaustion`, `in_blocks` and `window_examples`; the batch size only cuts it. `in_blocks` lets
+    the first epoch begin before a store is complete (`order.visit_in_blocks`). Raises ConfigError
+    for an empty store and for features that do not suit a task. `like_seqio` takes examples as they
+    are stored, and tasks and noise as seqio's unshuffled pipeline does, bit for bit in the first
+    epoch (`data.seqio_order`). `tell_tasks` adds the number of each target token's task as
+    "task_ids" [batch, length], if there are several.
     """
 
     def __init__(
@@ -76,6 +56,7 @@ class Stream:
         exhaustion: order.Exhaustion = "repeat",
         num_epochs: int = 1,
         window_examples: int = 1024,
+        in_blocks: bool = False,
         like_seqio: bool = False,
         tell_tasks: bool = False,
     ):
@@ -88,7 +69,9 @@ class Stream:
                 "Data.exhaustion",
                 "Data.num_epochs",
             )
-        self.batch_size = batch_size
+        if in_blocks:
+            check_piecewise(tasks)
+        self.batch_size, self._in_blocks = batch_size, in_blocks
         self._names = [task.name for task in tasks]
         # The tasks by the numbers that batches tell; none where they tell nothing.
         self.told_tasks = self._names if tell_tasks and len(tasks) > 1 else []
@@ -109,19 +92,15 @@ class Stream:
         self._like_seqio = like_seqio
         self._lengths = _shared_widths(self._examples)
         if pack:
-            _check_packable(tasks)
+            check_packable(tasks)
         self._seed, self._pack, self._window_examples = seed, pack, window_examples
         self._converter = converter
         self._exhaustion: order.Exhaustion = exhaustion
-        self._most = {
-            name: num_epochs * examples.size
-            for name, examples in zip(self._names, self._examples, strict=True)
-        }
+        self._num_epochs = num_epochs
 
     def start(self) -> Position:
         """Return the position of the first batch."""
-        drawn = dict.fromkeys(self._names, 0)
-        return {"format": FORMAT, "window": 0, "row": 0, "drawn": drawn}
+        return self._position(0, 0, dict.fromkeys(self._names, 0))
 
     def batches(
         self, position: Position, rows: slice = slice(None)
@@ -146,26 +125,25 @@ class Stream:
         }
 
     def epochs(self, position: Position) -> dict[str, float]:
-        """Return how often each task has been gone through before a position: 1.5 is half-way."""
+        """Return how often each task has been gone through before a position: 1.5 is half-way.
+
+        A task whose size is not known yet, as its store is being made, is left out.
+        """
         counts = self.examples(position)
-        return {
-            name: counts[name] / examples.size
-            for name, examples in zip(self._names, self._examples, strict=True)
+        sizes = {
+            name: each.size_so_far if isinstance(each, GrowingExamples) else each.size
+            for name, each in zip(self._names, self._examples, strict=True)
         }
+        return {name: counts[name] / size for name, size in sizes.items() if size is not None}
 
     def _check(self, position: Position) -> None:
-        if position["format"] != FORMAT:
-            raise ConfigError(
-                f"the stream's position has format {position['format']}: this version reads "
-                f"format {FORMAT}",
-                "MODEL_DIR",
-            )
-        if set(position["drawn"]) != set(self._names):
-            raise ConfigError(
-                f"the run to resume drew from the tasks {sorted(position['drawn'])}, the mixture "
-                f"now has {sorted(self._names)}",
-                "MIXTURE_OR_TASK_NAME",
-            )
+        check_position(position, self._names, order.BLOCK if self._in_blocks else None)
+
+    def _position(self, window: int, row: int, drawn: Mapping[str, int]) -> Position:
+        position: Position = {"format": FORMAT, "window": window, "row": row, "drawn": dict(drawn)}
+        if self._in_blocks:
+            position["block"] = order.BLOCK
+        return position
 
     def _batches(self, position: Position, rows: slice) -> Iterator[tuple[Batch, Position]]:
         window = self._plan(position["window"], position["drawn"])
@@ -186,12 +164,7 @@ class Stream:
             placed = Placed(*(np.concatenate(column) for column in zip(*parts, strict=True)))
             yield (
                 self._materialise(placed, np.arange(self.batch_size)[rows]),
-                {
-                    "format": FORMAT,
-                    "window": window.number,
-                    "row": row,
-                    "drawn": dict(window.drawn),
-                },
+                self._position(window.number, row, window.drawn),
             )
 
     def _plan(self, number: int, drawn: Mapping[str, int]) -> Window:
@@ -205,11 +178,7 @@ class Stream:
             own = np.flatnonzero(task_n == task)
             drawn_after[name] += len(own)
             draws = np.arange(drawn[name], drawn_after[name])
-            epoch_n[own], index_n[own] = (
-                np.divmod(draws, examples.size)
-                if self._like_seqio
-                else order.visit(draws, examples.size, seed=self._seed, stream=task_number(name))
-            )
+            epoch_n[own], index_n[own] = self._visit(name, examples, draws)
             if self._pack:
                 lengths_n2[own] = examples.lengths(epoch_n[own], index_n[own])
         row_n = self._rows(number, lengths_n2)
@@ -221,6 +190,18 @@ class Stream:
         num_rows = int(row_n.max(initial=-1)) + 1
         return Window(number, dict(drawn), drawn_after, num_rows, placed)
 
+    def _visit(
+        self, name: str, examples: Examples, draws: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the epoch and the example that each of a task's draws stands for."""
+        if self._like_seqio:
+            return np.divmod(draws, examples.size)
+        keys = {"seed": self._seed, "stream": task_number(name)}
+        if not self._in_blocks:
+            return order.visit(draws, examples.size, **keys)
+        wanted = order.end_of_block(int(draws[-1]) + 1)
+        return order.visit_in_blocks(draws, known(examples, wanted), **keys)
+
     def _draw(self, number: int, drawn: Mapping[str, int]) -> NDArray[np.int64]:
         """Return the task of each example of a window, which has fewer or none at the end."""
         if self._like_seqio:
@@ -229,7 +210,8 @@ class Stream:
             return seqio_order.mixture_tasks(self._rates, rows_n, seed=self._seed)
         left = None
         if self._exhaustion != "repeat":
-            left = np.array([self._most[name] - drawn[name] for name in self._names])
+            each = zip(self._names, self._examples, strict=True)
+            left = np.array([self._left(examples, drawn[name]) for name, examples in each])
         return order.draw_tasks(
             self._rates,
             number,
@@ -238,6 +220,13 @@ class Stream:
             left=left,
             exhaustion=self._exhaustion,
         )
+
+    def _left(self, examples: Examples, drawn: int) -> int:
+        """Return how many more draws a task has, or at least a window's."""
+        there = known(examples, drawn + self._window_examples)
+        if there < drawn + self._window_examples:
+            there *= self._num_epochs
+        return there - drawn
 
     def _rows(self, number: int, lengths_n2: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return each example's row: packed and shuffled, or one row each in the order drawn."""
@@ -331,16 +320,6 @@ def _evaluation_batches(
             for feature in segments:
                 segments[feature].fill(features[feature], row_n)
         yield converter(segments, packed=False), count
-
-
-def _check_packable(tasks: Sequence[StreamTask]) -> None:
-    for task in tasks:
-        if labels := getattr(task.objective, "labels", ()):
-            raise ConfigError(
-                f"{' and '.join(labels)} of task {task.name!r} is one number a row: wanted pack = "
-                "False, so that no two examples share one",
-                "Data.pack",
-            )
 
 
 def _shared_widths(examples: Sequence[Examples]) -> dict[str, int]:

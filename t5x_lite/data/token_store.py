@@ -5,7 +5,12 @@ and a manifest that says what it was made from:
 
     targets.tokens.bin      5 9 7 | 12 | 8 8        little-endian uint16 (uint32 above 65,536 ids)
     targets.offsets.npy     0 3 4 6                 int64, one more than there are examples
+    targets.groups.npy      [0 0]                   int64, of every 128th document with tokens: its
+                                                    number, and where it begins
     manifest.json
+
+From the groups alone follows how text is cut into pieces (`data.groups`), so that a run need not
+read the offsets of hundreds of millions of documents before it begins.
 
 It holds what seqio's own `task.preprocess_precache` yields of each file of the source, in the order
 of the files, example for example. Building (`data.caching`) needs seqio and TensorFlow; reading
@@ -69,13 +74,8 @@ class TokenStore:
                 "DATA_DIR",
             )
         store = cls(directory, manifest)
-        for feature in store.features:
-            tokens, offsets = store._path(feature, "tokens.bin"), store.offsets(feature)
-            wanted = int(offsets[-1]) * store._dtype(feature).itemsize
-            if len(offsets) != store.num_examples + 1 or tokens.stat().st_size != wanted:
-                raise ConfigError(
-                    f"the token store in {directory} is damaged: delete it", "DATA_DIR"
-                )
+        if not all(store._is_whole(feature) for feature in store.features):
+            raise ConfigError(f"the token store in {directory} is damaged: delete it", "DATA_DIR")
         return store
 
     @property
@@ -98,6 +98,29 @@ class TokenStore:
     def offsets(self, feature: str) -> NDArray[np.int64]:
         """Return where each example begins and, last, where the last one ends: int64 [n + 1]."""
         return np.load(self._path(feature, "offsets.npy"), mmap_mode="r")
+
+    def groups(self, feature: str) -> NDArray[np.int64] | None:
+        """Return the number and the start of every 128th document with tokens: int64 [g, 2].
+
+        None for a store that was made before there were groups.
+        """
+        if (count := self.manifest["features"][feature].get("groups")) is None:
+            return None
+        if not count:  # which cannot be mapped
+            return np.zeros((0, 2), np.int64)
+        return np.load(self._path(feature, "groups.npy"), mmap_mode="r")
+
+    def _is_whole(self, feature: str) -> bool:
+        try:
+            tokens, offsets = self._path(feature, "tokens.bin"), self.offsets(feature)
+            groups = self.groups(feature)
+            return (
+                len(offsets) == self.num_examples + 1
+                and tokens.stat().st_size == int(offsets[-1]) * self._dtype(feature).itemsize
+                and (groups is None or len(groups) == self.manifest["features"][feature]["groups"])
+            )
+        except (FileNotFoundError, EOFError, ValueError):  # a file is gone, or shorter than it says
+            return False
 
     def _dtype(self, feature: str) -> np.dtype:
         return np.dtype(self.manifest["features"][feature]["dtype"])

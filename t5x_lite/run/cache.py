@@ -1,5 +1,6 @@
 """`t5x_lite cache`: tokenise a task or mixture once, before it is trained on."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 
@@ -27,7 +28,8 @@ def cache(
     console = Console()
     with Processes(processes) as workers:
         make_parts = workers.make_parts if beam_flags is None else Beam(beam_flags).make_parts
-        plan = prepare(data, report=console.note, make_parts=make_parts)
+        before = dataclasses.replace(data, tokenise="before_training")
+        plan = prepare(before, report=console.note, make_parts=make_parts)
     rows = [
         (
             task.name,

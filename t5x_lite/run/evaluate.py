@@ -12,6 +12,7 @@ from t5x_lite import processes
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.evaluation_sets import evaluation_sets
 from t5x_lite.data.plan import Data, Plan, prepare
+from t5x_lite.data.stores import plan_path
 from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation.averages import benchmark_averages, missing_tasks
@@ -89,6 +90,8 @@ def evaluate(
     device_mesh = make_mesh(mesh)
     with Checkpoints(directory) as saved:
         chosen = _chosen(saved, steps)
+        if not plan_path(data).exists():  # of a run that trains on it
+            data = dataclasses.replace(data, splits=("validation",))
         plan = prepare(data, report=console.note)
         check_vocabulary(plan, model)
         with jax.set_mesh(device_mesh):

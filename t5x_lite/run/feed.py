@@ -67,6 +67,7 @@ def make_feed(
         pack=data.pack,
         exhaustion=data.exhaustion,
         num_epochs=data.num_epochs,
+        in_blocks=data.tokenise == "while_training",
         tell_tasks=True,
     )
     return Feed(plan, stream, settings)

@@ -1,13 +1,16 @@
 """`t5x_lite inspect`: what a model will read, and how fast it will learn, as a person reads it."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from t5x_lite.data.examples import Examples, TextExamples, open_examples
+from t5x_lite.data.examples import Examples, TextExamples
 from t5x_lite.data.finishing import EOS_ID, FEATURES
+from t5x_lite.data.growing import GrowingStore
+from t5x_lite.data.opening import open_examples
 from t5x_lite.data.pair_endings import EndedPairs
 from t5x_lite.data.plan import Data, prepare
 from t5x_lite.data.stream import Stream, StreamTask
@@ -61,7 +64,8 @@ def inspect(
 
 
 def _show_data(console: Console, data: Data, examples: int) -> None:
-    plan = prepare(data, report=console.note)
+    before = dataclasses.replace(data, tokenise="before_training")
+    plan = prepare(before, report=console.note)
     vocabulary = plan.vocabulary()
     settings = {
         "feature_lengths": data.feature_lengths,
@@ -133,6 +137,7 @@ def _raw_text(task: StreamTask, held: Examples, number: int, vocabulary: AnyVoca
     if isinstance(held, EndedPairs):
         number = int(held.stored(np.array([number]))[0])
     parts = []
+    assert not isinstance(task.store, GrowingStore)
     for feature in FEATURES:
         first, last = task.store.offsets(feature)[number : number + 2]
         parts.append(vocabulary.decode(task.store.tokens(feature)[first:last].tolist()))

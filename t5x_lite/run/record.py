@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -87,7 +88,11 @@ def versions() -> dict[str, str]:
 
 
 def _git_revision() -> str:
-    """The checkout's commit, with "+dirty" for local changes; "none" outside a checkout."""
+    """The checkout's commit, with "+dirty" for local changes.
+
+    Outside a checkout what the launcher that shipped the code says in T5X_LITE_REVISION, or "none".
+    """
+    shipped = os.environ.get("T5X_LITE_REVISION", "none")
 
     def git(*arguments: str) -> str:
         directory = Path(__file__).resolve().parent
@@ -98,10 +103,10 @@ def _git_revision() -> str:
     try:
         inside = git("ls-files", Path(__file__).name)  # a wheel may lie inside someone's checkout
         if not inside:
-            return "none"
+            return shipped
         return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
-        return "none"
+        return shipped
 
 
 def _architecture(model: TransformerConfig) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 import resource
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -92,7 +93,7 @@ def train(
     startup.lap("data")
     directory.mkdir(parents=True, exist_ok=True)
     saving = Checkpoints(directory, checkpoints, report=console.note)
-    with jax.set_mesh(program.mesh), saving as saved:
+    with jax.set_mesh(program.mesh), saving as saved, closing(feed.plan):
         held_out = _held_out(program, feed, model, evaluation)
         judge = task_evaluation and make_judge(
             task_evaluation, data, feed.plan, model, program.mesh, batch_size, console.note

@@ -34,6 +34,9 @@ class MemoryStore:
     def offsets(self, feature):
         return np.cumsum([0, *map(len, self._features[feature])])
 
+    def groups(self, feature):
+        return None
+
 
 @pytest.fixture(scope="session")
 def memory_store():

@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from t5x_lite.data import caching
-from t5x_lite.data.caching import build_token_store, write_part
+from t5x_lite.data import groups, parts
+from t5x_lite.data.caching import build_token_store
+from t5x_lite.data.parts import write_parts
 from t5x_lite.data.plan import Data
 from t5x_lite.data.reading import plain_records
 from t5x_lite.data.steps import text_steps
@@ -28,9 +29,10 @@ KILLED_AT_EVERY_STEP = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from t5x_lite.data import caching
+from t5x_lite.data import caching, parts
 
-FILES = [[[5, 6], [7]], [], [[8, 9, 10]], [[11], [], [12, 13]]]
+parts._TOKENS = 2  # so that the first file has three parts
+FILES = [[[5, 6], [7, 7, 7], [7]], [], [[8, 9, 10]], [[11], [], [12, 13]]]
 
 class Task:
     name = "t"
@@ -53,7 +55,7 @@ class Opened:
     def __init__(self, directory):
         self.directory = directory
 
-caching.describe_store, caching.read_groups = describe, read
+caching.describe_store, parts.read_groups = describe, read
 os.fsync = lambda descriptor: None  # what a killed process wrote is not lost with it
 caching.TokenStore.open = Opened
 
@@ -169,7 +171,8 @@ def test_beam_writes_the_bytes_of_one_process(tmp_path):
 
 def test_parts_may_come_in_any_order(task, tmp_path):
     def backwards(numbers, partial):
-        return (write_part(task, "train", number, partial) for number in reversed(numbers))
+        for number in reversed(numbers):
+            yield from write_parts(task, "train", number, partial)
 
     build(task, tmp_path / "one")
     build(task, tmp_path / "two", make_parts=backwards)
@@ -181,8 +184,8 @@ def test_what_is_done_is_not_done_again(task, tmp_path):
 
     def stop_after_two(numbers, partial):
         for number in numbers[:2]:
-            made.append(write_part(task, "train", number, partial))
-            yield number
+            made.extend(write_parts(task, "train", number, partial))
+            yield
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -191,7 +194,8 @@ def test_what_is_done_is_not_done_again(task, tmp_path):
 
     def rest(numbers, partial):
         made.extend(numbers)
-        return (write_part(task, "train", number, partial) for number in numbers)
+        for number in numbers:
+            yield from write_parts(task, "train", number, partial)
 
     build(task, tmp_path / "store", make_parts=rest)
     assert made == [0, 1, 2, 3, 4]
@@ -209,7 +213,7 @@ def test_of_many_files_it_is_said_how_many_are_done(tmp_path):
 
 def test_parts_of_another_description_are_not_gone_on_with(task, declared, corpus, tmp_path):
     def stop_after_one(numbers, partial):
-        yield write_part(task, "train", numbers[0], partial)
+        yield from write_parts(task, "train", numbers[0], partial)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -260,7 +264,7 @@ def test_a_full_disk_is_said_and_what_is_done_stays(task, tmp_path, monkeypatch)
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr(caching.os, "fsync", full)
+    monkeypatch.setattr(parts.os, "fsync", full)
     with pytest.raises(ConfigError, match="no space left on the device of") as caught:
         build(task, tmp_path / "store")
     assert caught.value.names == ("DATA_DIR",)
@@ -311,7 +315,8 @@ with alone(Path({str(tmp_path)!r}, ".store.lock"), lambda line: print(line, flus
         command = [sys.executable, "-c", program]
         second = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert second.stdout.readline() == "waiting for the process that makes store ...\n"
-        return (write_part(task, "train", number, partial) for number in numbers)
+        for number in numbers:
+            yield from write_parts(task, "train", number, partial)
 
     build(task, tmp_path / "store", make_parts=meanwhile)
     second.stdout.close()
@@ -324,3 +329,37 @@ def test_offsets_are_the_file_that_numpy_would_write(task, tmp_path):
     np.save(tmp_path / "again.npy", np.array(store.offsets("targets")))
     written = (tmp_path / "store" / "targets.offsets.npy").read_bytes()
     assert written == (tmp_path / "again.npy").read_bytes()
+
+
+def test_a_file_in_many_parts_gives_the_bytes_of_one_in_a_single_part(task, tmp_path, monkeypatch):
+    build(task, tmp_path / "one")
+    monkeypatch.setattr(parts, "_TOKENS", 200)
+    seen = []
+
+    def counted(numbers, partial):
+        for number in numbers:
+            seen.extend(write_parts(task, "train", number, partial))
+            yield
+
+    monkeypatch.setattr("t5x_lite.data.reading._EXAMPLES_PER_READ", 7)
+    build(task, tmp_path / "many", make_parts=counted)
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    assert len(seen) > 2 * 5
+
+
+@pytest.mark.parametrize("documents", [128, 256, 384])
+def test_the_table_of_groups_says_what_all_offsets_say(tmp_path, documents):
+    for number, lines in enumerate((300, 4, 211, 500)):
+        texts = ["" if n % 7 == 3 else "word" * (n % 5 + 1) for n in range(lines)]
+        path = tmp_path / f"c4-train.{number:05d}-of-00004.json"
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    name = f"grouped_{documents}"
+    JsonLinesText(name, str(tmp_path), ByteVocabulary()).register("", print)
+    build(seqio.TaskRegistry.get(name), tmp_path / "store")
+    store = TokenStore.open(tmp_path / "store")
+    first, starts = groups.group_documents(store, "targets", documents)
+    offsets = np.asarray(store.offsets("targets"))
+    filled = np.flatnonzero(np.diff(offsets) > 0)
+    np.testing.assert_array_equal(first, [*filled[::documents], len(offsets) - 1])
+    np.testing.assert_array_equal(starts, offsets[first])
+    assert store.groups("inputs").shape == (0, 2)

@@ -6,8 +6,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from t5x_lite.data import examples
-from t5x_lite.data.examples import open_examples
-from t5x_lite.data.rows import group_documents
+from t5x_lite.data.groups import group_documents
+from t5x_lite.data.opening import open_examples
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.bert import Bert, MaskedLM
 from t5x_lite.objectives.denoising import SpanCorruption
@@ -83,14 +83,14 @@ def test_pieces_are_those_of_reduce_concat_and_split_tokens(
     assert _lists(_all(opened)["inputs"]) == expected
 
 
-def test_documents_are_grouped_alike_however_many_are_read_at_a_time(monkeypatch):
+def test_documents_are_grouped_alike_however_many_are_read_at_a_time(memory_store, monkeypatch):
     lengths = np.random.default_rng(0).integers(0, 4, 1000)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    whole = group_documents(offsets, 7)
+    store = memory_store(targets=[[5] * length for length in lengths])
+    whole = group_documents(store, "targets", 7)
     for read in (1, 2, 6, 7, 8, 333, 999, 1000):
-        monkeypatch.setattr("t5x_lite.data.rows._OFFSETS_PER_READ", read)
-        np.testing.assert_array_equal(group_documents(offsets, 7), whole)
-    assert len(whole) == -(-np.count_nonzero(lengths) // 7) + 1
+        monkeypatch.setattr("t5x_lite.data.groups._OFFSETS_PER_READ", read)
+        np.testing.assert_array_equal(group_documents(store, "targets", 7), whole)
+    assert len(whole[0]) == -(-np.count_nonzero(lengths) // 7) + 1
 
 
 @given(

@@ -28,6 +28,40 @@ def test_a_draw_does_not_depend_on_what_is_drawn_with_it(size, first, count, see
     np.testing.assert_array_equal(together, np.concatenate(alone, axis=1))
 
 
+@given(st.integers(1, 300), st.integers(1, 80), SEEDS, STREAMS)
+def test_epochs_that_begin_in_blocks_meet_each_example_once_too(size, block, seed, stream):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "BLOCK", block)
+        order._epoch_keys.cache_clear()
+        draws = np.arange(3 * size)
+        epochs, examples = order.visit_in_blocks(draws, size, seed=seed, stream=stream)
+        for epoch in range(3):
+            assert sorted(examples[epochs == epoch]) == list(range(size))
+        for first in range(0, size, block):
+            assert sorted(examples[first : first + block]) == sorted(draws[:size][first:][:block])
+        later = order.visit(draws[size:], size, seed=seed, stream=stream)
+        np.testing.assert_array_equal(examples[size:], later[1])
+
+
+@given(st.integers(1, 300), st.integers(1, 80), st.integers(0, 299), st.data())
+def test_a_block_looks_alike_however_much_of_the_rest_is_known(size, block, draw, data):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "BLOCK", block)
+        draws = np.array([min(draw, size - 1)])
+        known = data.draw(st.integers(min(order.end_of_block(int(draws[0]) + 1), size), size))
+        of_all, of_some = (
+            order.visit_in_blocks(draws, count, seed=5, stream=1) for count in (size, known)
+        )
+        np.testing.assert_array_equal(of_all, of_some)
+
+
+def test_blocks_each_have_an_order_of_their_own(monkeypatch):
+    monkeypatch.setattr(order, "BLOCK", 1000)
+    _, examples = order.visit_in_blocks(np.arange(3000), 3000, seed=3, stream=1)
+    for one, other in itertools.combinations(examples.reshape(3, 1000) % 1000, 2):
+        assert (one == other).mean() < 0.01
+
+
 def test_epochs_tasks_and_seeds_each_have_an_order_of_their_own():
     size = 1000
     orders = [

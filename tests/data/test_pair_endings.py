@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t5x_lite.data.examples import open_examples
+from t5x_lite.data.opening import open_examples
 from t5x_lite.data.pair_endings import PairEnding, answer_place, stretch_start
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.spans import Sentinels

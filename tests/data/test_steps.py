@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from t5x_lite.data import steps, tasks
-from t5x_lite.data.examples import TextExamples, open_examples
+from t5x_lite.data.examples import TextExamples
 from t5x_lite.data.finishing import FEATURES
+from t5x_lite.data.opening import open_examples
 from t5x_lite.data.pair_endings import PairEnding
 from t5x_lite.data.steps import Denoise, EndPairs
 from t5x_lite.data.vocabularies import ByteVocabulary

@@ -232,10 +232,12 @@ def test_of_two_builders_the_first_one_wins(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-def test_files_that_do_not_fit_each_other_are_refused(tmp_path):
+@pytest.mark.parametrize("name", ["tokens.bin", "offsets.npy", "groups.npy"])
+@pytest.mark.parametrize("kept", [None, 0, -2])
+def test_files_that_are_gone_or_cut_short_are_refused(tmp_path, name, kept):
     build_token_store(number_task("numbers", [[1, 2], [3]], size=50), "train", tmp_path / "store")
-    tokens = tmp_path / "store" / "targets.tokens.bin"
-    tokens.write_bytes(tokens.read_bytes()[:-2])
+    path = tmp_path / "store" / f"targets.{name}"
+    path.unlink() if kept is None else path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(ConfigError, match="is damaged"):
         TokenStore.open(tmp_path / "store")
 

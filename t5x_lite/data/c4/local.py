@@ -4,14 +4,11 @@ The work is that of `stages`, part by part; here is the order, and what becomes 
 in C4's layout, c4-train.00000-of-00064.json.gz and so on, none of them empty, and statistics.json.
 """
 
-import contextlib
 import dataclasses
 import json
-import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +16,10 @@ from t5x_lite.data import files
 from t5x_lite.data.c4 import spill, stages
 from t5x_lite.data.c4.stages import Job
 from t5x_lite.data.c4.wet import Counts
+from t5x_lite.data.pool import Pool, WorkerKilledError
 from t5x_lite.errors import ConfigError
 
 Report = Callable[[str], None]
-RunAll = Callable[[Callable[[int], Counts], Iterable[int]], Iterable[Counts]]
 STATISTICS = "statistics.json"
 _VALIDATION_SHARDS = 8
 
@@ -36,7 +33,7 @@ def build(job: Job, *, processes: int, report: Report) -> Counts:
     """
     try:
         return _build(job, processes, report)
-    except OSError as error:
+    except (OSError, WorkerKilledError) as error:
         raise ConfigError(
             f"{error}: what is done is kept, and the same command goes on from there", "WET", "OUT"
         ) from None
@@ -52,11 +49,11 @@ def _build(job: Job, processes: int, report: Report) -> Counts:
         ("telling languages", stages.finish, every_bucket),
     ]
     total = Counts()
-    with _pool(processes) as run_all:
+    with Pool(processes) as pool:
         for what, function, numbers in order:
             report(f"{what}: {len(numbers):,} parts ...")
-            for counts in run_all(partial(function, job), numbers):
-                total += counts
+            for counts in pool.map(partial(function, job), numbers):
+                total += counts or Counts()
     _complete(job, total)
     return total
 
@@ -116,14 +113,3 @@ def _join(parts: Sequence[Path], path: Path) -> None:
             with open(part, "rb") as file:
                 shutil.copyfileobj(file, joined)
     os.replace(partial_path, path)
-
-
-@contextlib.contextmanager
-def _pool(processes: int) -> Iterator[RunAll]:
-    """Give a map over several processes, or over this one."""
-    if processes == 1:
-        yield map
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as executor:
-        yield executor.map
