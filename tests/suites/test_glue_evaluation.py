@@ -75,12 +75,13 @@ def glue(tmp_path_factory, write_data_sets):
 
 def save_untrained(directory, random_params, steps, **sizes):
     """Make a run directory of a model that was never trained."""
-    sizes = dict(vocab_size=384, emb_dim=8, num_heads=1, head_dim=8, mlp_dim=8) | sizes
+    sizes = dict(vocab_size=384, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=8) | sizes
     config = TransformerConfig(**sizes, num_encoder_layers=1, num_decoder_layers=1)
     params = jax.tree.map(jax.numpy.asarray, random_params(config))
     with Checkpoints(directory, CheckpointPolicy(every_steps=1, keep_latest=None)) as saved:
         for step in steps:
-            saved.save(step, Weights(np.asarray(step, np.int32), params), {}, force=True)
+            state = Weights(np.asarray(step, np.int32), params)
+            saved.save(step, state, {"seconds": 0.0}, force=True)
             saved.wait()
     write_launch(directory, config, start_step=0, describe_config=str)
     return directory
