@@ -157,9 +157,10 @@ def _prepare_environment() -> None:
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "t5x_lite", "compiled"))
     # Simulated devices share few cores: a slow one must not be taken for a hung one.
-    flag = "--xla_cpu_collective_call_terminate_timeout_seconds"
-    if flag not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}=600".strip()
+    for what in ("collective_call_terminate_timeout", "collective_timeout"):
+        flag = f"--xla_cpu_{what}_seconds"
+        if flag not in os.environ.get("XLA_FLAGS", ""):
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}=600".strip()
 
 
 def _exit(command: str, message: str) -> NoReturn:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from t5x_lite import checksums
+from t5x_lite import checksums, processes
 from t5x_lite.checkpoint_policy import Better, CheckpointPolicy, ranking
 from t5x_lite.errors import ConfigError
 from t5x_lite.frozen import Base
@@ -211,8 +211,10 @@ class Checkpoints:
     def set_aside(self, step: int) -> epath.Path:
         """Move a step out of the way, where a person may look at it; returns its new place."""
         place = self.model_dir / "damaged" / f"{step}.{time.time_ns()}"
-        place.parent.mkdir(exist_ok=True)
-        self._directory(step).rename(place)
+        if processes.is_first():
+            place.parent.mkdir(exist_ok=True)
+            self._directory(step).rename(place)
+        processes.barrier("set aside")
         self._checkpointer.reload()
         return place
 

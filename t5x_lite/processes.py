@@ -2,11 +2,11 @@
 
 A TPU pod runs one process a host; a simulated pod (`launch/local_pod.py`) some on one machine. They
 meet in the coordination service of `jax.distributed`, which the first of them serves. What is said
-through it is JSON and small. All functions here but `initialize` work with one process as well, and
-then do nothing that takes time. Every process makes the same calls in the same order.
+through it is JSON and small. With one process all functions do what there is to do and take no
+time. Every process makes the same calls in the same order; calls for different things (`what`) may
+be made from different threads.
 """
 
-import itertools
 import json
 import os
 import signal
@@ -34,12 +34,12 @@ _VARIABLES = {
 }
 _DEVICES = "JAX_NUM_CPU_DEVICES"  # of each process: jax's own variable
 _WAIT = 600.0  # seconds a process waits for the others, where nothing long is going on
-_LONG = 30 * 24 * 3600.0  # where one works and the others wait: a dead one is noticed elsewhere
+LONG = 30 * 24 * 3600.0  # where one works and the others wait: a dead one is noticed elsewhere
 _SLOW = 5.0  # seconds of waiting that are worth a word
 _HERE = "t5x_lite"  # the folder of our keys and barriers
 
 Value = TypeVar("Value")
-_rounds = itertools.count()
+_rounds: Counter[str] = Counter()
 _barriers: Counter[str] = Counter()
 
 
@@ -53,7 +53,11 @@ class MissingProcessError(RuntimeError):
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where the processes meet and who this one is; all None where the cluster tells."""
+    """Where the processes meet and who this one is; all None where the cluster tells.
+
+    One process alone needs no meeting; if it has one, its devices talk as those of several would,
+    which adds in the same order.
+    """
 
     coordinator_address: str | None = None
     num_processes: int | None = None
@@ -68,13 +72,14 @@ class Meeting:
             _number(said["num_processes"], "num_processes"),
             _number(said["process_id"], "process_id"),
         )
-        if meeting.num_processes == 1 or not any(said.values()):
+        alone = meeting.num_processes == 1 and meeting.coordinator_address is None
+        if alone or not any(said.values()):
             return meeting
         if lacking := [name for name in FLAGS if not said[name]]:
             variables = ", ".join(_VARIABLES[name] for name in lacking)
             raise ConfigError(
-                f"lacking --{' and --'.join(lacking)} (or {variables} in the environment); "
-                f"wanted all of --{', --'.join(FLAGS)}, or none where the cluster tells"
+                f"lacking --{' and --'.join(lacking)} (or {variables} in the environment); wanted "
+                f"all of --{', --'.join(FLAGS)}, or none where the cluster tells"
             )
         if not 0 <= (meeting.process_id or 0) < (meeting.num_processes or 0):
             raise ConfigError(
@@ -91,10 +96,9 @@ def initialize(meeting: Meeting, *, heartbeat_seconds: int = 100, wait_seconds: 
     is alone. wait_seconds: for the others. heartbeat_seconds: jax ends this process when another
     has not been heard of for so long.
     """
-    if jax.distributed.is_initialized() or meeting.num_processes == 1:
-        return
     known = meeting.coordinator_address is not None
-    if not known and not _cluster_tells(os.environ):
+    told = meeting.num_processes != 1 and _cluster_tells(os.environ)
+    if jax.distributed.is_initialized() or not (known or told):
         return
     if meeting.process_id:
         _wait_for_the_first(meeting, wait_seconds)
@@ -158,10 +162,7 @@ def name(number: int) -> str:
 
 
 def barrier(what: str, *, seconds: float = _WAIT) -> None:
-    """Return once all processes are here; MissingProcessError, naming those missing, if not.
-
-    Calls for different things may be made from different threads.
-    """
+    """Return once all processes are here; MissingProcessError, naming those missing, if not."""
     if count() == 1:
         return
     place = f"barrier/{what}/{_barriers[what]}"
@@ -180,26 +181,33 @@ def barrier(what: str, *, seconds: float = _WAIT) -> None:
     _delete(f"{place}/{index()}")
 
 
-def gather(value: Any, *, seconds: float = _WAIT) -> list[Any]:
+def gather(value: Any, what: str = "gather", *, seconds: float = _WAIT) -> list[Any]:
     """The values of all processes, in the order of their numbers, on all of them."""
     if count() == 1:
         return [value]
-    return [_exchange({index(): value}, seconds)[number] for number in range(count())]
+    found = _exchange({index(): value}, what, seconds)
+    return [found[number] for number in range(count())]
 
 
-def broadcast(value: Any, *, seconds: float = _WAIT) -> Any:
+def broadcast(value: Any, what: str = "broadcast", *, seconds: float = _WAIT) -> Any:
     """The first process's value, on all of them."""
-    return _exchange({0: value} if is_first() else {}, seconds)[0] if count() > 1 else value
+    if count() == 1:
+        return value
+    return _exchange({0: value} if is_first() else {}, what, seconds)[0]
 
 
 def check_same(what: str, value: Any) -> None:
-    """Raise ConfigError, on all processes, if `value` is not the same on all of them."""
-    values = gather(value)
-    for number, other in enumerate(values):
-        if other != values[0]:
+    """Raise ConfigError, on all processes, if `value` is not the same on all of them.
+
+    Of dicts and of lists that are equally long only what differs is named.
+    """
+    first, mine = json.loads(json.dumps(broadcast(value))), json.loads(json.dumps(value))
+    different = None if first == mine else _difference(first, mine)
+    for number, found in enumerate(gather(different)):
+        if found is not None:
             raise ConfigError(
-                f"the processes differ in {what}: {name(0)} has {values[0]!r}, {name(number)} has "
-                f"{other!r}"
+                f"the processes differ in {what}: {name(0)} has {found[0]!r}, {name(number)} has "
+                f"{found[1]!r}"
             )
 
 
@@ -218,21 +226,31 @@ def first_then_others(make: Callable[[], Value]) -> Value:
             made = make()
         except ConfigError as raised:
             error = raised
-    said = broadcast(error and [error.message, *error.names], seconds=_LONG)
+    said = broadcast(error and [error.message, *error.names], "the first alone", seconds=LONG)
     if said is not None:
         raise error or ConfigError(*said)
     return made if is_first() else make()  # pyright: ignore
 
 
-def _exchange(mine: Mapping[int, Any], seconds: float) -> dict[int, Any]:
-    number = next(_rounds)
+def _exchange(mine: Mapping[int, Any], what: str, seconds: float) -> dict[int, Any]:
+    number = _rounds[what]
+    _rounds[what] += 1
     for key, value in mine.items():
-        _set(f"round/{number}/{key}", json.dumps(value))
-    barrier(f"round {number}", seconds=seconds)
-    found = {int(key.rsplit("/", 1)[1]): json.loads(v) for key, v in _all(f"round/{number}")}
+        _set(f"said/{what}/{number}/{key}", json.dumps(value))
+    barrier(what, seconds=seconds)
+    found = _all(f"said/{what}/{number}")
     # All are past the round before this one, so nobody reads it any more.
-    _delete(f"round/{number - 1}/{index()}")
-    return found
+    _delete(f"said/{what}/{number - 1}/{index()}")
+    return {int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in found}
+
+
+def _difference(one: Any, other: Any) -> tuple[Any, Any]:
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return next((a, b) for a, b in zip(one, other, strict=True) if a != b)
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = [n for n in {**one, **other} if one.get(n) != other.get(n)]
+        return {n: one.get(n) for n in names}, {n: other.get(n) for n in names}
+    return one, other
 
 
 def _wait_for_the_first(meeting: Meeting, seconds: float) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+from t5x_lite import processes
 from t5x_lite.data import converters
 from t5x_lite.data.baselines import target_baselines
 from t5x_lite.data.converters import Converter
@@ -55,7 +56,9 @@ def make_feed(
             "Data.pack",
             "TransformerConfig.prompt_length",
         )
-    plan = prepare(data, report=report)
+    plan = processes.first_then_others(partial(prepare, data, report=report))
+    if processes.count() > 1:
+        processes.check_same("their data", _identity(plan))
     check_vocabulary(plan, model)
     check_tasks(plan, model)
     settings = batch_settings(
@@ -114,6 +117,15 @@ def check_tasks(plan: Plan, model: TransformerConfig) -> None:
                 "MIXTURE_OR_TASK_NAME",
                 "OBJECTIVE",
             )
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    """What tells two hosts' copies of the data apart."""
+    stores = {f"{task.name}/{split}": store for task, split, store in plan.stores()}
+    return {
+        "vocabulary": plan.vocabulary().fingerprint,
+        **{name: [store.directory.name, store.num_examples] for name, store in stores.items()},
+    }
 
 
 def _converter(model: TransformerConfig, *, loss_on_inputs: bool) -> Converter:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from t5x_lite import processes
 from t5x_lite.checkpoints import Checkpoints, Json
 from t5x_lite.data.batches import prefetch, process_rows, to_devices
 from t5x_lite.data.stream import Position, Stream
@@ -59,6 +60,7 @@ class Run:
             )
             self._startup.lap("weights")
             self._step = compiled and compiled.result()
+            processes.barrier("compiled", seconds=processes.LONG)  # before they talk in a step
             self._startup.lap("compiling beyond that")
         self._position = self._stream.start() if position is None else position
         if self.step >= steps:
@@ -88,7 +90,12 @@ class Run:
         self._observers, self._record = observers, record
         note = self._console.note
         with (
-            Writers(self._directory, start_step=self.step, report=note) as self._writers,
+            Writers(
+                self._directory,
+                start_step=self.step,
+                report=note,
+                silent=not processes.is_first(),
+            ) as self._writers,
             self._batches() as batches,
             stopping() as stop_signal,
             self._console.line(),

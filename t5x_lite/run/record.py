@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from t5x_lite import processes
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
 
@@ -62,12 +63,15 @@ def write_launch(
     Returns the same, for the checkpoints.
     """
     config, packages = describe_config(), versions()
+    record = {"model": json.dumps(_architecture(model)), "config": config, "versions": packages}
+    if not processes.is_first():
+        return record
     (model_dir / MODEL).write_text(json.dumps(_architecture(model), indent=2) + "\n")
     launch = model_dir / LAUNCHES / f"{_FROM_STEP}{start_step:08d}"
     launch.mkdir(parents=True, exist_ok=True)
     (launch / "operative_config.gin").write_text(config)
     (launch / "versions.json").write_text(json.dumps(packages, indent=2) + "\n")
-    return {"model": json.dumps(_architecture(model)), "config": config, "versions": packages}
+    return record
 
 
 def launch_steps(model_dir: Path) -> list[int]:

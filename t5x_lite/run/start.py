@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
+from t5x_lite import processes
 from t5x_lite.checkpoints import Checkpoints, absolute, shortened
 from t5x_lite.data.stream import Position
 from t5x_lite.errors import ConfigError
@@ -64,18 +65,12 @@ def start(
     Damaged checkpoints are moved away, and the run goes on from the newest that is intact.
     """
     _find_base(program, saved, init_from)
-    while (latest := saved.latest_step) is not None:
-        if (damage := saved.damage(latest)) is None:
-            try:
-                with console.waiting(f"restoring step {latest:,}"):
-                    return _go_on(program, saved, latest)
-            except ConfigError:  # of frozen weights, which are not this run's
-                raise
-            except Exception as error:
-                # Whoever was killed between a save and its checksums left only orbax's own.
-                if saved.is_sealed(latest) or len(saved.steps) == 1:
-                    raise
-                damage = f"it has no checksums and cannot be read: {shortened(str(error))}"
+    while (latest := processes.broadcast(saved.latest_step)) is not None:
+        if (damage := _damage(saved, latest)) is None:
+            with console.waiting(f"restoring step {latest:,}"):
+                found, damage = _tried(program, saved, latest)
+            if found is not None:
+                return found
         if len(saved.steps) == 1:
             raise ConfigError(
                 f"step {latest:,} is damaged ({damage}) and the only checkpoint in "
@@ -142,6 +137,32 @@ def chosen_step(saved: Checkpoints, step: int | None, *names: str) -> int:
             *names,
         )
     return steps[-1] if step is None else step
+
+
+def _damage(saved: Checkpoints, step: int) -> str | None:
+    """What the first process finds wrong: it alone reads the files, which takes a while."""
+    return processes.broadcast(
+        saved.damage(step) if processes.is_first() else None, "damage", seconds=processes.LONG
+    )
+
+
+def _tried(program: Program, saved: Checkpoints, step: int) -> tuple[Start | None, str | None]:
+    """The start from a step, or what is wrong with it, the same in all processes.
+
+    A step with checksums, and the only one there is, is not given up for an error.
+    """
+    if processes.broadcast(saved.is_sealed(step) or len(saved.steps) == 1):
+        return _go_on(program, saved, step), None
+    found, failure = None, None
+    try:
+        found = _go_on(program, saved, step)
+    except ConfigError:  # of frozen weights, which are not this run's
+        raise
+    except Exception as error:
+        # Whoever was killed between a save and its checksums left only orbax's own.
+        failure = f"it has no checksums and cannot be read: {shortened(str(error))}"
+    failures = [each for each in processes.gather(failure) if each is not None]
+    return (None, failures[0]) if failures else (found, None)
 
 
 def _go_on(program: Program, saved: Checkpoints, step: int) -> Start:

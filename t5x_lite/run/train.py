@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 
+from t5x_lite import processes
 from t5x_lite.checkpoint_policy import CheckpointPolicy
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.plan import Data
@@ -14,7 +15,6 @@ from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.processes import simulate_devices
 from t5x_lite.run.console import Console, duration
 from t5x_lite.run.feed import Feed, make_feed
 from t5x_lite.run.held_out import Evaluation, HeldOut
@@ -78,14 +78,15 @@ def train(
             "steps and log_every_steps must be at least 1", "train.steps", "TRAIN_STEPS"
         )
     check_model_dir(directory, model)
-    simulate_devices(cpu_devices)
+    processes.simulate_devices(cpu_devices)
     program = build(
         model, optimizer, learning_rate, loss, update, mesh=mesh, batch_size=batch_size, seed=seed
     )
     if init_from is not None and not (directory / "checkpoints").exists():
         check_init_from(init_from, program.abstract.params)
     steps = last_step(directory, init_from, steps, program.abstract.params)
-    console = Console(silent=jax.process_index() != 0)
+    processes.check_same("their configuration", describe_config().splitlines())
+    console = Console(silent=not processes.is_first())
     startup.lap("import")
     feed = make_feed(
         data, model, batch_size=batch_size, loss_on_inputs=loss_on_inputs, report=console.note
@@ -123,10 +124,13 @@ def _introduce(
 
 def finish(run: Run, feed: Feed, evaluation: Evaluation, directory: Path, console: Console) -> None:
     """Show the results of a run that is done; what a finished run left is not made again."""
-    results = read_results(directory)
+    results = processes.broadcast(read_results(directory))
     if results is None or results["step"] != run.step:
         results = run.results(feed.baselines(evaluation.max_examples))
-        write_results(directory, results)
+        if processes.is_first():
+            write_results(directory, results)
+    if not processes.is_first():
+        return
     show_results(console, directory, results)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     console.note(

@@ -20,11 +20,22 @@ _FORGIVING = "forgiving"  # the kind of path whose writer outlives a full disk
 
 
 class Writers:
-    """Writes records of one run; a context manager. `start_step` is where the run goes on."""
+    """Writes records of one run; a context manager. `start_step` is where the run goes on.
+
+    silent: it writes nothing, as in all processes but the first.
+    """
 
     def __init__(
-        self, model_dir: epath.PathLike, *, start_step: int, report: Callable[[str], None] = print
+        self,
+        model_dir: epath.PathLike,
+        *,
+        start_step: int,
+        report: Callable[[str], None] = print,
+        silent: bool = False,
     ):
+        self._silent = silent
+        if silent:
+            return
         path = epath.Path(model_dir) / RECORDS
         drop_after(path, start_step)
         self._lines = Appender(path, report)
@@ -37,11 +48,15 @@ class Writers:
         return self
 
     def __exit__(self, *_):
+        if self._silent:
+            return
         self._lines.close()
         self._events.close()
 
     def write(self, step: int, kind: str, numbers: Mapping[str, float]) -> None:
         """Record numbers under a kind such as "train" or "validation/embedded_text"."""
+        if self._silent:
+            return
         record = {"step": step, "kind": kind, **numbers}
         self._lines.write((json.dumps(record) + "\n").encode())
         for name, value in numbers.items():

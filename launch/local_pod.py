@@ -1,0 +1,11 @@
+#!/usr/bin/env python3
+"""Runs a command in several processes that are a simulated pod: see `local_pod.py --help`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from t5x_lite.local_pod import main
+
+main()
