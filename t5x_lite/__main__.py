@@ -50,7 +50,7 @@ SHORT_FLAGS = {
     },
 }
 # Commands that several processes may carry out together.
-OF_SEVERAL_PROCESSES = {"train", "doctor"}
+OF_SEVERAL_PROCESSES = {"train", "evaluate", "doctor"}
 PROCESS_FLAGS = {
     "coordinator_address": "HOST:PORT at which process 0 meets the others; a TPU pod tells",
     "num_processes": "how many there are",

@@ -59,7 +59,10 @@ def show_evaluation(
     Of many checkpoints it shows, for each task, the one with the best mean of its metrics (the
     lowest loss where it has no others), as the T5 study chose them, and the newest.
     """
-    names = list(dict.fromkeys(name for scores in figures.values() for name in scores))
+    tasks = dict.fromkeys(name.split("/")[0] for scores in figures.values() for name in scores)
+    order = {task: number for number, task in enumerate(tasks)}
+    found = dict.fromkeys(name for scores in figures.values() for name in scores)
+    names = sorted(found, key=lambda name: order[name.split("/")[0]])
     columns = _columns(figures)
     rows = [
         (

@@ -33,7 +33,9 @@ SOURCES = (
     ),
     *(
         f"t5x_lite.suites.{name}"
-        for name in ("benchmarks", "languages", "multilingual", "study", "tables", "texts")
+        for name in (
+            *("benchmarks", "languages", "multilingual", "options", "study", "tables", "texts"),
+        )
     ),
 )
 

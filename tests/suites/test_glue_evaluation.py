@@ -16,8 +16,9 @@ from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.run.evaluate import evaluate
-from t5x_lite.run.inference import Generated, Inference
+from t5x_lite.run.inference import Generated, Inference, Scored
 from t5x_lite.run.record import write_launch
+from t5x_lite.suites.options import StudyOptions
 from t5x_lite.suites.study import Study
 
 pytest.importorskip("tensorflow_datasets")
@@ -97,14 +98,14 @@ def look(glue, model_dir, tmp_path_factory):
     """Evaluate on a task or mixture of GLUE."""
     place = tmp_path_factory.getbasetemp() / "glue_data"
 
-    def run(name="glue_v002_proportional", **changes):
+    def run(name="glue_v002_proportional", declared=Study, **changes):
         settings = dict(
             model_dir=str(model_dir),
             data=Data(
                 mixture_or_task_name=name,
                 feature_lengths={"inputs": 96, "targets": 20},
                 data_dir=str(place),
-                declarations=(Study(vocabulary=BYTES, tfds_data_dir=str(glue)),),
+                declarations=(declared(vocabulary=BYTES, tfds_data_dir=str(glue)),),
             ),
             batch_size=4,
             mesh={"data": 4, "tensor": 2},
@@ -190,6 +191,27 @@ def scores(name, seen):
         said = [1 - true if s == -1 else s for s, true in zip(said, truth, strict=True)]
         found["f1"] = f1_score(truth, said)
     return found
+
+
+def test_the_likeliest_label_is_the_answer_where_options_are_ranked(look, model_dir, monkeypatch):
+    def score(inference, params, batch):
+        texts = [[BYTES.decode(row) for row in batch[k].tolist()] for k in ("inputs", "targets")]
+        likely = [answer(inputs)[1] == target for inputs, target in zip(*texts, strict=True)]
+        totals = np.where(likely, -1.0, -5.0).astype(np.float32)
+        return Scored(totals, np.zeros_like(batch["targets"], np.float32))
+
+    monkeypatch.setattr(Inference, "score", score)
+    look("glue_options", declared=StudyOptions, steps=2)
+    for name in ("rte", "mnli_matched", "sst2"):
+        task, labels = f"glue_{name}_v002_options", SETS[name][1]
+        line = records(model_dir, 2)[task]
+        path = model_dir / "predictions" / "validation" / "2" / f"{task}.jsonl"
+        asked = [json.loads(x)["inputs"] for x in path.read_text().splitlines()]
+        assert line["examples"] == len(asked) == ROWS * len(labels)
+        seen = [answer(inputs) for inputs in asked[:: len(labels)]]
+        said = [labels.index(text) if text in labels else 0 for _, text in seen]
+        expected = accuracy_score([row["label"] for row, _ in seen], said)
+        assert line["accuracy"] == pytest.approx(100 * expected)
 
 
 def test_a_task_is_read_once_and_then_without_seqio(look, monkeypatch, capsys):
