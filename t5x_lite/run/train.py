@@ -17,6 +17,7 @@ from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.run.console import Console, duration
 from t5x_lite.run.feed import Feed, make_feed
+from t5x_lite.run.guard import Guard, Guarding
 from t5x_lite.run.held_out import Evaluation, HeldOut
 from t5x_lite.run.inference import Inference
 from t5x_lite.run.judge import JudgingObserver, TaskEvaluation, make_judge
@@ -25,10 +26,12 @@ from t5x_lite.run.meter import Work
 from t5x_lite.run.observers import Observer
 from t5x_lite.run.profiling import Profile, Profiler
 from t5x_lite.run.program import Program, build
+from t5x_lite.run.receipts import Receipts, ReceiptWriter
 from t5x_lite.run.record import check_model_dir, write_launch
 from t5x_lite.run.results import read_results, show_results, write_results
 from t5x_lite.run.start import InitFrom, check_init_from, last_step
 from t5x_lite.run.startup import Startup
+from t5x_lite.run.tracking import Tracker, WeightsAndBiases
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.step import Loss, Update
@@ -54,6 +57,9 @@ def train(
     loss_on_inputs: bool = False,
     log_every_steps: int = 20,
     profile: Profile = Profile(),  # noqa: B008 frozen
+    receipts: Receipts = Receipts(),  # noqa: B008 frozen
+    guard: Guard = Guard(),  # noqa: B008 frozen
+    tracker: WeightsAndBiases | None = None,
     seed: int = 0,
     cpu_devices: int | None = None,
     describe_config: Callable[[], str] = str,
@@ -65,9 +71,10 @@ def train(
     init_from: whose weights a run without checkpoints starts with. loss_on_inputs: a decoder
     without an encoder learns its inputs too. cpu_devices: simulate so many devices on a CPU, over
     all processes.
-    profile: which steps to trace. task_evaluation: judge the tasks by their own metrics, too, each
-    time the held-out losses are taken. describe_config: gives the text that is saved beside the
-    checkpoints as the operative configuration.
+    profile: which steps to trace. receipts: what is noted of each. guard: when the run goes back.
+    tracker: a service that gets the records too. task_evaluation: judge the tasks by their own
+    metrics, too, each time the held-out losses are taken. describe_config: gives the text that is
+    saved beside the checkpoints as the operative configuration.
 
     Raises ConfigError, before anything expensive, for settings that cannot work together.
     """
@@ -80,7 +87,15 @@ def train(
     check_model_dir(directory, model)
     processes.simulate_devices(cpu_devices)
     program = build(
-        model, optimizer, learning_rate, loss, update, mesh=mesh, batch_size=batch_size, seed=seed
+        model,
+        optimizer,
+        learning_rate,
+        loss,
+        update,
+        mesh=mesh,
+        batch_size=batch_size,
+        seed=seed,
+        fingerprint_every=receipts.fingerprint_every,
     )
     if init_from is not None and not (directory / "checkpoints").exists():
         check_init_from(init_from, program.abstract.params)
@@ -107,7 +122,13 @@ def train(
         )
         if run.step < steps:
             work = Work.of(model, program.mesh, batch_size, data.feature_lengths)
-            observers: list[Observer] = [Profiler(profile, directory / EVENTS, console)]
+            observers: list[Observer] = [
+                Profiler(profile, directory / EVENTS, console),
+                ReceiptWriter(receipts, directory, feed.stream, console.note),
+                Guarding(guard, directory, feed.stream, seed, lambda: saved.steps, console.note),
+            ]
+            if tracker is not None:
+                observers.append(Tracker(tracker, directory, describe_config))
             if judge is not None:
                 observers.append(JudgingObserver(judge, console.note))
             run.train(steps, evaluation.every_steps, log_every_steps, work, observers, record)
