@@ -242,7 +242,7 @@ def _make_plan(
             step.ending if isinstance(step, EndPairs) else None,
         )
         if task.name in places
-        else _live_task(task, rate, data.objective, vocabulary)
+        else _live_task(task, rate, data, vocabulary)
         for task, rate in rates
     )
     return Plan(
@@ -255,11 +255,9 @@ def _make_plan(
     )
 
 
-def _live_task(
-    task: "seqio.Task", rate: float, objective: Objective, vocabulary: AnyVocabulary
-) -> PlannedTask:
-    bound, splits = with_objective(task, objective), _splits(task, rate)
-    live = {split: LiveTask(bound, split, vocabulary.size) for split in splits}
+def _live_task(task: "seqio.Task", rate: float, data: Data, pieces: AnyVocabulary) -> PlannedTask:
+    bound, splits = with_objective(task, data.objective), _splits(task, rate, data)
+    live = {split: LiveTask(bound, split, pieces.size) for split in splits}
     return PlannedTask(task.name, rate, is_text=False, stores={}, live=live)
 
 
