@@ -21,6 +21,13 @@ class Feed(NamedTuple):
     stream: Stream
     settings: dict[str, Any]
 
+    @property
+    def mixture(self) -> dict[str, float]:
+        """The share of examples that is planned of each task."""
+        tasks = self.plan.train_tasks()
+        total = sum(task.rate for task in tasks)
+        return {task.name: task.rate / total for task in tasks}
+
     def baselines(self, max_examples: int | None) -> dict[str, Any]:
         """What a model must beat on each validation task, of so many examples."""
         same = {name: self.settings[name] for name in ("feature_lengths", "sentinels", "seed")}

@@ -118,7 +118,11 @@ def train(
         _introduce(console, model, program, directory)
         run.begin(init_from, steps)
         record = write_launch(
-            directory, model, start_step=run.step, describe_config=describe_config
+            directory,
+            model,
+            start_step=run.step,
+            describe_config=describe_config,
+            mixture=feed.mixture,
         )
         if run.step < steps:
             work = Work.of(model, program.mesh, batch_size, data.feature_lengths)
