@@ -127,12 +127,11 @@ def check_tasks(plan: Plan, model: TransformerConfig) -> None:
 
 
 def _identity(plan: Plan) -> dict[str, Any]:
-    """What tells two hosts' copies of the data apart."""
-    stores = {f"{task.name}/{split}": store for task, split, store in plan.stores()}
-    return {
-        "vocabulary": plan.vocabulary().fingerprint,
-        **{name: [store.directory.name, store.num_examples] for name, store in stores.items()},
+    """What tells two hosts' copies of the data apart: stores are named by what they are made of."""
+    stores = {
+        f"{task.name}/{split}": name for task in plan.tasks for split, name in task.stores.items()
     }
+    return {"vocabulary": plan.vocabulary().fingerprint, **stores}
 
 
 def _converter(model: TransformerConfig, *, loss_on_inputs: bool) -> Converter:
