@@ -25,6 +25,7 @@ COMMANDS = {
     "export": "make a Hugging Face model of a run directory",
     "infer": "generate, fill, embed or score the lines of a file, resumably",
     "serve": "open a page on this machine to try a model",
+    "evaluate": "take held-out losses and the tasks' own metrics of checkpoints",
     "compare": "name the first step at which two runs part",
     "doctor": "look whether all hosts of a run are fit for it, before the first step",
     "report": "show one run, or several beside each other, as a page",
@@ -71,7 +72,7 @@ SHORT_FLAGS = {
     },
 }
 # Commands that several processes may carry out together.
-OF_SEVERAL_PROCESSES = {"train", "doctor"}
+OF_SEVERAL_PROCESSES = {"train", "evaluate", "doctor"}
 PROCESS_FLAGS = {
     "coordinator_address": "HOST:PORT at which process 0 meets the others; a TPU pod tells",
     "num_processes": "how many there are",
