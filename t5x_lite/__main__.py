@@ -24,8 +24,12 @@ COMMANDS = {
     "import": "make a run directory of a Hugging Face model",
     "export": "make a Hugging Face model of a run directory",
     "torture": "train under faults and prove that nothing is lost",
+    "infer": "generate, fill, embed or score the lines of a file, resumably",
+    "serve": "open a page on this machine to try a model",
+    "evaluate": "take held-out losses and the tasks' own metrics of checkpoints",
     "compare": "name the first step at which two runs part",
     "doctor": "look whether all hosts of a run are fit for it, before the first step",
+    "report": "show one run, or several beside each other, as a page",
     "plan": "compile a step for a TPU slice from here: memory, time, collectives",
 }
 # Where the function of a command is, if not in run/<command>.py under its name.
@@ -35,10 +39,15 @@ FIRST_FILES = {
     "plan": "runs/plan.gin",
     "c4": "runs/c4.gin",
     "inspect": "runs/inspect.gin",
+    "infer": "runs/infer.gin",
+    "serve": "runs/serve.gin",
     "compare": "runs/compare.gin",
     "torture": "runs/torture.gin",
     "doctor": "runs/doctor.gin",
+    "report": "runs/report.gin",
 }
+# A macro that is a list of arguments without a flag.
+LISTS = {"report": "RUNS"}
 # Arguments without a flag, and the macros they stand for.
 POSITIONS = {"compare": {"run": "RUN", "other": "OTHER"}}
 # Flags that stand for a macro or for a parameter of the command's function.
@@ -46,6 +55,15 @@ SHORT_FLAGS = {
     "c4": {"wet": "WET", "out": "OUT", "bad_words": "BAD_WORDS", "variant": "VARIANT"},
     "doctor": {"devices": "doctor.devices"},
     "torture": {"minutes": "torture.minutes"},
+    "infer": {
+        "model_dir": "MODEL_DIR",
+        "inputs": "INPUTS",
+        "outputs": "OUTPUTS",
+        "what": "WHAT",
+        "prefix": "PREFIX",
+    },
+    "serve": {"model_dir": "MODEL_DIR", "host": "HOST", "port": "PORT"},
+    "report": {"output": "report.output"},
     "plan": {
         "topology": "plan.topology_name",
         "slices": "plan.slices",
@@ -59,7 +77,7 @@ SHORT_FLAGS = {
 # Commands that start `train` with the same files and flags, as a process of its own.
 STARTS_TRAIN = {"torture"}
 # Commands that several processes may carry out together.
-OF_SEVERAL_PROCESSES = {"train", "doctor"}
+OF_SEVERAL_PROCESSES = {"train", "evaluate", "doctor"}
 PROCESS_FLAGS = {
     "coordinator_address": "HOST:PORT at which process 0 meets the others; a TPU pod tells",
     "num_processes": "how many there are",
@@ -85,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for flag, parameter in short.items():
         if (value := getattr(options, flag)) is not None:
             flags.append(f"--gin.{parameter}={value}")
+    if listed := getattr(options, "listed", None):
+        flags.append(f"--gin.{LISTS[options.command]}={listed!r}")
     search = ["", *filter(None, options.gin_search_paths.split(",")), str(GIN_CONFIGS)]
     bindings: list[gin_files.Binding] = []
     try:
@@ -168,6 +188,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(f"--{flag}", help=summary)
         if name == "doctor":
             command.add_argument("--wait_seconds", default="300", help="for other processes")
+        if macro := LISTS.get(name):
+            command.add_argument("listed", nargs="*", metavar=macro.removesuffix("S"))
         for flag, parameter in SHORT_FLAGS.get(name, {}).items():
             command.add_argument(
                 f"--{flag}", metavar="VALUE", nargs="?", const="True", help=f"sets {parameter}"

@@ -9,7 +9,7 @@ from t5x_lite import checksums
 from t5x_lite.convert.tensor_files import TensorFiles
 from t5x_lite.data.token_store import TokenStore
 from t5x_lite.errors import ConfigError
-from t5x_lite.run.export_weights import recorded_model
+from t5x_lite.run.record import recorded_model
 from t5x_lite.untrusted import inside, read_json
 
 OUTSIDE = ["../secret", "/etc/passwd", "a/../../secret", "", ".\0", "..\\secret", 7, None, "link"]

@@ -35,11 +35,13 @@ class Scene:
         return len(list((self.directory / "checkpoints").glob("*/commit_success.txt")))
 
     def trains(self) -> bool:
-        """Wait until it trains, and a random while longer; False if it ended before."""
-        if self.run.wait_for(STEP.match, LONG) is None:
-            return False
-        time.sleep(self.random.uniform(0.0, 2.0))
-        return True
+        """Wait until it trains, and for a random number of lines; False if it ended before."""
+        came: float | None = 0.0
+        for _ in range(self.random.randint(1, 16)):
+            if came is not None:
+                came = self.run.wait_for(STEP.match, LONG, since=came)
+        time.sleep(self.random.uniform(0.0, 0.3))
+        return came is not None
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,10 @@ def _kill(scene: Scene) -> tuple[int, ...]:
     return (-9, 0)
 
 
-def _kill_at(words: str) -> Callable[[Scene], tuple[int, ...]]:
+def _kill_at(words: str, *, from_start: bool = False) -> Callable[[Scene], tuple[int, ...]]:
     def kill(scene: Scene) -> tuple[int, ...]:
+        if not from_start:
+            scene.trains()
         scene.run.wait_for(lambda line: words in line, LONG, since=time.monotonic())
         time.sleep(scene.random.uniform(0.0, 0.2))
         scene.run.send(signal.SIGKILL)

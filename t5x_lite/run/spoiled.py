@@ -6,11 +6,10 @@ The batch of that step, counted from 1 along the order of the data, gets a loss 
 number: the same in every start, as a broken example would be. 0 spoils nothing.
 """
 
+import runpy
 import sys
 from collections.abc import Iterator
 from typing import Any
-
-from t5x_lite.__main__ import main
 
 
 def spoil(step: int) -> None:
@@ -36,4 +35,5 @@ if __name__ == "__main__":
     flag, *arguments = sys.argv[1:]
     if at := int(flag.removeprefix("--nan_at=")):
         spoil(at)
-    main(arguments)
+    sys.argv = ["t5x_lite", *arguments]
+    runpy.run_module("t5x_lite", run_name="__main__")
