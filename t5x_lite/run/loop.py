@@ -3,7 +3,7 @@
 import contextlib
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from t5x_lite.data.batches import prefetch, process_rows, to_devices
 from t5x_lite.data.stream import Position, Stream
 from t5x_lite.run.console import Console, training_line
 from t5x_lite.run.held_out import HeldOut
-from t5x_lite.run.meter import Meter, Work, stopping
+from t5x_lite.run.meter import Meter, Work
 from t5x_lite.run.observers import Moment, Observer
 from t5x_lite.run.program import Program
 from t5x_lite.run.results import Results, TaskResult
 from t5x_lite.run.start import InitFrom, start
 from t5x_lite.run.startup import Startup
+from t5x_lite.run.stopping import Stop, Stopping
 from t5x_lite.training.writers import Writers
 
 
@@ -40,7 +41,7 @@ class Run:
     ):
         self._program, self._stream, self._held_out = program, stream, held_out
         self._saved, self._console, self._directory = saved, console, directory
-        self._startup = startup
+        self._startup, self._ledger = startup, startup.ledger
         self.step = 0
         self._seconds = 0.0  # of training, over all launches
         self._observers: Sequence[Observer] = ()
@@ -89,42 +90,54 @@ class Run:
         """
         self._observers, self._record = observers, record
         note = self._console.note
-        with (
-            Writers(
-                self._directory,
-                start_step=self.step,
-                report=note,
-                silent=not processes.is_first(),
-            ) as self._writers,
-            self._batches() as batches,
-            stopping() as stop_signal,
-            self._console.line(),
-            contextlib.ExitStack() as entered,
-        ):
-            for observer in observers:
-                entered.enter_context(observer)
-            self._meter = Meter(self._seconds, batches, work, self._stream.told_tasks)
-            for batch, position in batches:
-                self._take_step(batch, position)
-                if self.step % log_every == 0 or self.step == steps:
-                    self._log(steps)
-                if self.step % evaluate_every == 0 or self.step == steps:
-                    self._evaluate()
-                last = self.step == steps or stop_signal() is not None
-                self._save(force=last)
-                if last:
-                    break
-            else:
-                self._console.note(f"the data ends after step {self.step:,} of {steps:,}")
+        with Stopping(self.step, note) as stopping:
+            with (
+                Writers(
+                    self._directory,
+                    start_step=self.step,
+                    report=note,
+                    silent=not processes.is_first(),
+                ) as self._writers,
+                self._batches() as batches,
+                self._console.line(),
+                contextlib.ExitStack() as entered,
+            ):
+                for observer in observers:
+                    entered.enter_context(observer)
+                self._meter = Meter(self._seconds, batches, work, self._stream.told_tasks)
+                stop = self._take_steps(batches, steps, evaluate_every, log_every, stopping)
+                with (
+                    self._ledger.spending("saving"),
+                    self._console.waiting(f"saving step {self.step:,}"),
+                ):
+                    self._saved.save_surely(self.step, self._state, **self._beside_state())
+        if stop is not None:
+            note(f"stopped after step {self.step:,} ({stop}); the same command goes on from here")
+            sys.exit(stop.exit_code)
+
+    def _take_steps(
+        self,
+        batches: Iterable[tuple[Mapping[str, jax.Array], Position]],
+        steps: int,
+        evaluate_every: int,
+        log_every: int,
+        stopping: Stopping,
+    ) -> Stop | None:
+        for batch, position in self._ledger.waited_for(batches, "waiting for data"):
+            self._take_step(batch, position)
+            if self.step % log_every == 0 or self.step == steps:
+                self._log(steps)
+            if self.step % evaluate_every == 0 or self.step == steps:
                 self._evaluate()
-                self._save(force=True)
-        with self._console.waiting(f"saving step {self.step:,}"):
-            self._saved.save_surely(self.step, self._state, **self._beside_state())
-        if (signal_number := stop_signal()) is not None:
-            self._console.note(
-                f"stopped after step {self.step:,}; the same command goes on from here"
-            )
-            sys.exit(128 + signal_number)
+            stop = stopping.reached(self.step)
+            last = self.step == steps or stop is not None
+            self._save(force=last)
+            if last:
+                return stop
+        self._console.note(f"the data ends after step {self.step:,} of {steps:,}")
+        self._evaluate()
+        self._save(force=True)
+        return None
 
     def results(self, baselines: Mapping[str, Any]) -> Results:
         """Held-out losses beside their baselines, and samples."""
@@ -203,7 +216,7 @@ class Run:
             observer.on_log(self.step, numbers, self._report)
 
     def _evaluate(self) -> None:
-        with self._meter.paused():
+        with self._meter.paused(), self._ledger.spending("evaluating"):
             losses = self._held_out.losses(self._state.evaluated)
             for name, numbers in losses.items():
                 self._report(f"validation/{name}", numbers)
@@ -214,7 +227,9 @@ class Run:
 
     def _save(self, *, force: bool) -> None:
         self._seconds = self._meter.seconds
-        if self._saved.save(self.step, self._state, force=force, **self._beside_state()):
+        with self._ledger.spending("saving"):
+            saving = self._saved.save(self.step, self._state, force=force, **self._beside_state())
+        if saving:
             blocked = self._saved.blocked_seconds
             self._console.note(f"saving step {self.step:,} (the run waited {blocked * 1e3:.0f} ms)")
             self._report("checkpoint", {"blocked_seconds": blocked})
