@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
-from jax.experimental import multihost_utils
 from jax._src import distributed  # its client has no public name; orbax takes it from here too
+from jax.experimental import multihost_utils
 
 from t5x_lite.errors import ConfigError
 
@@ -240,9 +240,7 @@ def post(key: str, value: Any) -> None:
 def hear(key: str, *, seconds: float) -> Any:
     """What somebody posted under a key, waiting so long for it, or None."""
     try:
-        return json.loads(
-            _client().blocking_key_value_get(f"{_HERE}/{key}", round(seconds * 1000))
-        )
+        return json.loads(_client().blocking_key_value_get(f"{_HERE}/{key}", round(seconds * 1000)))
     except jax.errors.JaxRuntimeError:
         return None
 

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from typing import NoReturn
 
 import jax
@@ -29,12 +30,29 @@ def start(seconds: float) -> None:
         _at_hand = Pulse(seconds)
 
 
-def stop() -> None:
-    """Leave the others in peace; they no longer miss this process."""
+def leave(code: int, why: str | Exception) -> None:
+    """Leave the others in peace (code 0); or end this process, and the others, who are told why.
+
+    Does nothing where there are no others. When a process dies, the exchanges of the others fail
+    before anybody knows why: such an error waits until that is known.
+    """
     global _at_hand
-    if _at_hand is not None:
+    if _at_hand is None:
+        return
+    if code == 0:
         _at_hand.close()
         _at_hand = None
+        return
+    if isinstance(why, MissingProcessError):
+        print(f"t5x_lite: {why}; ending, to be started again", file=sys.stderr, flush=True)
+        end(START_AGAIN, str(why))
+    if isinstance(why, Exception):
+        traceback.print_exception(why)
+        if isinstance(why, jax.errors.JaxRuntimeError):
+            print("t5x_lite: is a process missing? ...", file=sys.stderr, flush=True)
+            time.sleep(1.5 * _at_hand.seconds + 2)
+        why = f"{type(why).__name__}: {str(why)[:300]}"
+    end(code, why)
 
 
 def end(code: int, why: str) -> NoReturn:
@@ -43,27 +61,6 @@ def end(code: int, why: str) -> NoReturn:
         _at_hand.tell(code, why)
     sys.stdout.flush()
     os._exit(code)
-
-
-def failed(error: Exception) -> None:
-    """Return if an error is this process's own, having told the others; else end as they do.
-
-    When a process dies, the others' exchanges fail, before anybody knows why.
-    """
-    if _at_hand is None:
-        return
-    if isinstance(error, MissingProcessError):
-        print(f"t5x_lite: {error}; ending, to be started again", file=sys.stderr, flush=True)
-        end(START_AGAIN, str(error))
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        first = str(error).splitlines()[0][:300]
-        print(
-            f"t5x_lite: {first}; waiting to hear whether a process is missing ...",
-            file=sys.stderr,
-            flush=True,
-        )
-        time.sleep(1.5 * _at_hand.seconds)
-    _at_hand.tell(1, f"{type(error).__name__}: {str(error)[:300]}")
 
 
 class Pulse:
@@ -93,10 +90,10 @@ class Pulse:
     def tell(self, code: int, why: str) -> None:
         """Have all others end with this code."""
         self._left.set()
+        why = " ".join(why.split())
         verdict = [code, f"{processes.name(processes.index())} ended: {why}", processes.index()]
         processes.post("verdict/0", verdict)
-        if processes.is_first():
-            self._say_farewell()
+        self._part()
 
     def _beat(self) -> None:
         beats = 0
@@ -156,17 +153,15 @@ class Pulse:
             flush=True,
         )
         faulthandler.dump_traceback(all_threads=True)
-        if processes.is_first():
-            self._say_farewell()
-        else:
-            processes.post(f"left/{processes.index()}", 0)
+        self._part()
         os._exit(code)
 
-    def _say_farewell(self) -> None:
-        """Serve the others until they have heard."""
+    def _part(self) -> None:
+        """Say that this one has heard; process 0 serves the others until they have, too."""
+        if not processes.is_first():
+            processes.post(f"left/{processes.index()}", 0)
+            return
         until = time.monotonic() + max(_FAREWELL, 3 * self._tick)
         others = set(range(1, processes.count()))
         while time.monotonic() < until and not others <= set(processes.posted("left")):
             time.sleep(0.1)
-
-

@@ -7,7 +7,6 @@ when the run was down.
 
 import json
 import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,20 +55,20 @@ class Goodput(Observer):
             self._write()
 
     def on_log(self, step: int, numbers: Mapping[str, float], report: Report) -> None:
-        report("goodput", {"goodput": self.shares()["steps"], **self.seconds()})
+        seconds = {name.replace(" ", "_"): each for name, each in self.seconds().items()}
+        report("goodput", {"share": self.shares()["steps"], **seconds})
 
     def on_save(self, step: int) -> None:
         self._write()
 
     def seconds(self) -> dict[str, float]:
         """Seconds of all launches by purpose, and when the run was down."""
-        total = Counter[str](self._ledger.seconds)
+        launches = [self._ledger.seconds, *(each["seconds"] for each in self._before)]
+        total = {name: sum(each.get(name, 0.0) for each in launches) for name in PURPOSES}
         ends = [each["began"] + sum(each["seconds"].values()) for each in self._before]
-        starts = [each["began"] for each in self._before[1:]] + [self._began]
-        for each in self._before:
-            total.update(each["seconds"])
-        total["down"] = sum(max(0.0, b - a) for a, b in zip(ends, starts, strict=True) if ends)
-        return {name: total[name] for name in (*PURPOSES, "down")}
+        starts = [*(each["began"] for each in self._before), self._began][1:]
+        down = sum(max(0.0, start - end) for end, start in zip(ends, starts, strict=True))
+        return {**total, "down": down}
 
     def shares(self) -> dict[str, float]:
         """The same as parts of 1."""

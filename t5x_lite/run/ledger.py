@@ -3,7 +3,6 @@
 import contextlib
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -26,7 +25,7 @@ class Ledger:
     def __init__(self, began: float):
         self._lock = threading.Lock()
         self._purpose, self._since, self._entered = "start-up", began, began
-        self._seconds: Counter[str] = Counter()
+        self._seconds: dict[str, float] = dict.fromkeys(PURPOSES, 0.0)
         self.step = 0  # the newest
 
     def spend(self, purpose: str) -> None:

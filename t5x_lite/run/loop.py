@@ -3,7 +3,7 @@
 import contextlib
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -90,27 +90,27 @@ class Run:
         """
         self._observers, self._record = observers, record
         note = self._console.note
-        with Stopping(self.step, note) as stopping:
+        with (
+            Stopping(self.step, note) as stopping,
+            Writers(
+                self._directory,
+                start_step=self.step,
+                report=note,
+                silent=not processes.is_first(),
+            ) as self._writers,
+            self._batches() as batches,
+            self._console.line(),
+            contextlib.ExitStack() as entered,
+        ):
+            for observer in observers:
+                entered.enter_context(observer)
+            self._meter = Meter(self._seconds, batches, work, self._stream.told_tasks)
+            stop = self._take_steps(batches, steps, evaluate_every, log_every, stopping)
             with (
-                Writers(
-                    self._directory,
-                    start_step=self.step,
-                    report=note,
-                    silent=not processes.is_first(),
-                ) as self._writers,
-                self._batches() as batches,
-                self._console.line(),
-                contextlib.ExitStack() as entered,
+                self._ledger.spending("saving"),
+                self._console.waiting(f"saving step {self.step:,}"),
             ):
-                for observer in observers:
-                    entered.enter_context(observer)
-                self._meter = Meter(self._seconds, batches, work, self._stream.told_tasks)
-                stop = self._take_steps(batches, steps, evaluate_every, log_every, stopping)
-                with (
-                    self._ledger.spending("saving"),
-                    self._console.waiting(f"saving step {self.step:,}"),
-                ):
-                    self._saved.save_surely(self.step, self._state, **self._beside_state())
+                self._saved.save_surely(self.step, self._state, **self._beside_state())
         if stop is not None:
             note(f"stopped after step {self.step:,} ({stop}); the same command goes on from here")
             sys.exit(stop.exit_code)
@@ -139,8 +139,15 @@ class Run:
         self._save(force=True)
         return None
 
-    def results(self, baselines: Mapping[str, Any]) -> Results:
-        """Held-out losses beside their baselines, and samples."""
+    def results(
+        self, baselines: Mapping[str, Any], goodput: Callable[[], dict[str, float]]
+    ) -> Results:
+        """Held-out losses beside their baselines, samples, and where the time went."""
+        with self._ledger.spending("evaluating"):
+            found = self._results(baselines)
+        return {**found, "goodput": goodput()}
+
+    def _results(self, baselines: Mapping[str, Any]) -> Results:
         with self._console.waiting("decoding held-out examples"):
             samples = self._held_out.samples(self._state.evaluated)
         tasks = {
@@ -152,7 +159,9 @@ class Run:
             )
             for name, numbers in self._held_out.losses(self._state.evaluated).items()
         }
-        return Results(step=self.step, seconds=self._seconds, tasks=tasks, samples=samples)
+        return Results(
+            step=self.step, seconds=self._seconds, tasks=tasks, samples=samples, goodput={}
+        )
 
     def _compile(self) -> Any:
         """The step for this run's shapes; safe in a thread."""

@@ -17,6 +17,7 @@ from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.run.console import Console, duration
 from t5x_lite.run.feed import Feed, make_feed
+from t5x_lite.run.goodput import Goodput
 from t5x_lite.run.held_out import Evaluation, HeldOut
 from t5x_lite.run.inference import Inference
 from t5x_lite.run.loop import Run
@@ -27,6 +28,7 @@ from t5x_lite.run.record import check_model_dir, write_launch
 from t5x_lite.run.results import read_results, show_results, write_results
 from t5x_lite.run.start import InitFrom, check_init_from
 from t5x_lite.run.startup import Startup
+from t5x_lite.run.watchdog import Patience, Watchdog
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.step import Loss, Update
@@ -51,6 +53,7 @@ def train(
     loss_on_inputs: bool = False,
     log_every_steps: int = 20,
     profile: Profile = Profile(),  # noqa: B008 frozen
+    patience: Patience = Patience(),  # noqa: B008
     seed: int = 0,
     cpu_devices: int | None = None,
     describe_config: Callable[[], str] = str,
@@ -62,8 +65,9 @@ def train(
     init_from: whose weights a run without checkpoints starts with. loss_on_inputs: a decoder
     without an encoder learns its inputs too. cpu_devices: simulate so many devices on a CPU, over
     all processes.
-    profile: which steps to trace. describe_config: gives the text that is saved beside the
-    checkpoints as the operative configuration.
+    profile: which steps to trace. patience: how long nothing may happen.
+    describe_config: gives the text that is saved beside the checkpoints as the operative
+    configuration.
 
     Raises ConfigError, before anything expensive, for settings that cannot work together.
     """
@@ -94,14 +98,19 @@ def train(
         run = Run(program, feed.stream, held_out, saved, console, directory, startup)
         _introduce(console, model, program, directory)
         run.begin(init_from, steps)
+        goodput = Goodput(directory, startup.ledger)
         record = write_launch(
             directory, model, start_step=run.step, describe_config=describe_config
         )
         if run.step < steps:
             work = Work.of(model, program.mesh, batch_size, data.feature_lengths)
-            observers = (Profiler(profile, directory / EVENTS, console),)
+            observers = (
+                Profiler(profile, directory / EVENTS, console),
+                Watchdog(patience, startup.ledger),
+                goodput,
+            )
             run.train(steps, evaluation.every_steps, log_every_steps, work, observers, record)
-        finish(run, feed, evaluation, directory, console)
+        finish(run, feed, evaluation, directory, console, goodput)
 
 
 def _introduce(
@@ -112,11 +121,19 @@ def _introduce(
     console.note(f"model: {parameters:,} parameters in {directory}; mesh: {mesh}")
 
 
-def finish(run: Run, feed: Feed, evaluation: Evaluation, directory: Path, console: Console) -> None:
+def finish(
+    run: Run,
+    feed: Feed,
+    evaluation: Evaluation,
+    directory: Path,
+    console: Console,
+    goodput: Goodput,
+) -> None:
     """Show the results of a run that is done; what a finished run left is not made again."""
     results = processes.broadcast(read_results(directory))
     if results is None or results["step"] != run.step:
-        results = run.results(feed.baselines(evaluation.max_examples))
+        results = run.results(feed.baselines(evaluation.max_examples), goodput.seconds)
+        console.note(goodput.line())
         if processes.is_first():
             write_results(directory, results)
     if not processes.is_first():
