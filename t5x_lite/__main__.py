@@ -23,6 +23,7 @@ COMMANDS = {
     "c4": "build C4 or a variant of it from the WET files of Common Crawl",
     "import": "make a run directory of a Hugging Face model",
     "export": "make a Hugging Face model of a run directory",
+    "compare": "name the first step at which two runs part",
     "doctor": "look whether all hosts of a run are fit for it, before the first step",
     "plan": "compile a step for a TPU slice from here: memory, time, collectives",
 }
@@ -33,8 +34,11 @@ FIRST_FILES = {
     "plan": "runs/plan.gin",
     "c4": "runs/c4.gin",
     "inspect": "runs/inspect.gin",
+    "compare": "runs/compare.gin",
     "doctor": "runs/doctor.gin",
 }
+# Arguments without a flag, and the macros they stand for.
+POSITIONS = {"compare": {"run": "RUN", "other": "OTHER"}}
 # Flags that stand for a macro or for a parameter of the command's function.
 SHORT_FLAGS = {
     "c4": {"wet": "WET", "out": "OUT", "bad_words": "BAD_WORDS", "variant": "VARIANT"},
@@ -42,6 +46,7 @@ SHORT_FLAGS = {
     "plan": {
         "topology": "plan.topology_name",
         "slices": "plan.slices",
+        "price": "plan.price",
         "what": "plan.what",
         "explain": "plan.explain",
         "search": "plan.search",
@@ -72,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = [a for a in arguments if a.startswith("--gin.")]
     options = _parser().parse_args([a for a in arguments if not a.startswith("--gin.")])
     files = [*filter(None, [FIRST_FILES.get(options.command)]), *options.gin_file]
-    for flag, parameter in SHORT_FLAGS.get(options.command, {}).items():
+    short = SHORT_FLAGS.get(options.command, {}) | POSITIONS.get(options.command, {})
+    for flag, parameter in short.items():
         if (value := getattr(options, flag)) is not None:
             flags.append(f"--gin.{parameter}={value}")
     search = ["", *filter(None, options.gin_search_paths.split(",")), str(GIN_CONFIGS)]
@@ -139,6 +145,8 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        for position, macro in POSITIONS.get(name, {}).items():
+            command.add_argument(position, help=f"sets {macro}")
         command.add_argument(
             "--gin_file",
             action="append",

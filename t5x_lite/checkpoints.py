@@ -110,8 +110,7 @@ class Checkpoints:
         progress: JSON, position and clock. metrics: numbers of this very step. record: JSON for a
         person, such as the configuration and versions; nothing reads it.
         """
-        self._settle(wait=False)
-        if self.latest_step == step or not (force or self._wanted(step)):
+        if not self.due(step, force=force):
             return False
         began = time.perf_counter()
         self._settle(wait=True)
@@ -129,6 +128,11 @@ class Checkpoints:
         self._pending = (step, self._thread.submit(self._complete, step, response))
         self.blocked_seconds = time.perf_counter() - began
         return True
+
+    def due(self, step: int, *, force: bool = False) -> bool:
+        """Whether `save` would save; cheap."""
+        self._settle(wait=False)
+        return self.latest_step != step and (force or self._wanted(step))
 
     def progress(self, step: int) -> Json:
         """What was saved beside a step's state, without reading the state."""
@@ -180,9 +184,9 @@ class Checkpoints:
         """Whether `damage` has checksums to go by."""
         return is_address(self.model_dir) or checksums.is_sealed(Path(self._directory(step)))
 
-    def set_aside(self, step: int) -> epath.Path:
+    def set_aside(self, step: int, folder: str = "damaged") -> epath.Path:
         """Move a step out of the way, where a person may look at it; returns its new place."""
-        place = self.model_dir / "damaged" / f"{step}.{time.time_ns()}"
+        place = self.model_dir / folder / f"{step}.{time.time_ns()}"
         if processes.is_first():
             place.parent.mkdir(exist_ok=True)
             self._directory(step).rename(place)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from t5x_lite.data import order
 from t5x_lite.data.examples import Examples, task_number
-from t5x_lite.data.opening import GrowingExamples, open_examples
+from t5x_lite.data.opening import Unfinished, open_examples
 from t5x_lite.data.stream import StreamTask
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.spans import Sentinels
@@ -60,7 +60,7 @@ def target_baselines(
         )
         for task in (train, validation)
     )
-    if isinstance(train_examples, GrowingExamples):  # nobody waits for the end of the store
+    if isinstance(train_examples, Unfinished):  # nobody waits for its end
         train_indices = np.arange(min(train_limit, train_examples.known(train_limit)))
     else:
         size = train_examples.size

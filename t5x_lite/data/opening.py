@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 from t5x_lite.data.examples import Ending, Examples, PairExamples, Store, TextExamples
 from t5x_lite.data.finishing import FEATURES
 from t5x_lite.data.growing import GrowingStore, Prefix
+from t5x_lite.data.live import LiveExamples, LiveTask
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.denoising import Objective
 from t5x_lite.objectives.spans import Rows, Sentinels
 
-AnyStore = Store | GrowingStore
+AnyStore = Store | GrowingStore | LiveTask
 
 
 def open_examples(
@@ -55,9 +56,11 @@ def open_examples(
             return ending.open(name, store, feature_lengths, seed=seed)
         return PairExamples(store, feature_lengths)
 
-    if isinstance(store, GrowingStore):
+    if isinstance(store, LiveTask):
+        examples: Examples = LiveExamples(store, feature_lengths, seed=seed)
+    elif isinstance(store, GrowingStore):
         group = None if objective is None else objective.documents_per_group
-        examples: Examples = GrowingExamples(store, open_store, group)
+        examples = GrowingExamples(store, open_store, group)
     else:
         examples = open_store(store)
     if not known(examples, 1):
@@ -67,7 +70,12 @@ def open_examples(
 
 def known(examples: Examples, wanted: int) -> int:
     """Return how many examples are there: if fewer than wanted, there will never be more."""
-    return examples.known(wanted) if isinstance(examples, GrowingExamples) else examples.size
+    return examples.known(wanted) if isinstance(examples, Unfinished) else examples.size
+
+
+def size_so_far(examples: Examples) -> int | None:
+    """Return how many examples an epoch has, None until that is known."""
+    return examples.size_so_far if isinstance(examples, Unfinished) else examples.size
 
 
 class GrowingExamples:
@@ -137,3 +145,6 @@ class GrowingExamples:
         if before is None or examples.size >= before.size:  # a builder that begins tells less
             self._examples = examples
         self._is_whole = self._is_whole or not isinstance(found, Prefix)
+
+
+Unfinished = GrowingExamples | LiveExamples

@@ -16,12 +16,23 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from t5x_lite.data import files
 from t5x_lite.data.builder import Builder
 from t5x_lite.data.growing import GrowingStore
+from t5x_lite.data.live import LiveTask
 from t5x_lite.data.order import Exhaustion
 from t5x_lite.data.pair_endings import PairEnding
 from t5x_lite.data.quiet_import import import_seqio
 from t5x_lite.data.reading import Tokenizer
-from t5x_lite.data.registered import check_name, registered_tasks
-from t5x_lite.data.steps import Denoise, EndPairs, late_step, to_vocabulary
+from t5x_lite.data.registered import (
+    check_name,
+    own_objectives,
+    registered_tasks,
+    shared_vocabulary,
+)
+from t5x_lite.data.steps import (
+    Denoise,
+    EndPairs,
+    all_late_steps,
+    with_objective,
+)
 from t5x_lite.data.stores import (
     PartMaker,
     Place,
@@ -97,7 +108,8 @@ class PlannedTask:
     """A task's rate, the store of each split it has, and what becomes of what is stored.
 
     is_text: it is text for an objective, the task's own or, if it has none, the run's. ending: of
-    pairs that are not simply cut.
+    pairs that are not simply cut. live: the splits, in the place of stores, of a task that none
+    can serve.
     """
 
     name: str
@@ -106,6 +118,7 @@ class PlannedTask:
     stores: Mapping[str, str]
     objective: Objective | None = None
     ending: PairEnding | None = None
+    live: Mapping[str, LiveTask] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -138,7 +151,9 @@ class Plan:
     def validation_tasks(self) -> list[StreamTask]:
         """Open the validation store of each task that has one."""
         return [
-            self._open(task, "validation") for task in self.tasks if "validation" in task.stores
+            self._open(task, "validation")
+            for task in self.tasks
+            if "validation" in {**task.stores, **task.live}
         ]
 
     def stores(self) -> list[tuple[PlannedTask, str, TokenStore]]:
@@ -148,6 +163,8 @@ class Plan:
         ]
 
     def _open(self, task: PlannedTask, split: str) -> StreamTask:
+        if split in task.live:
+            return StreamTask(task.name, task.live[split], task.rate, None)
         objective = (task.objective or self.objective) if task.is_text else None
         directory = Path(self.data_dir, task.stores[split])
         if self.builder is None or directory.exists():
@@ -178,7 +195,8 @@ def prepare(
         check_name(data, [name for declared in data.declarations for name in declared.names])
     if (plan := ready(data)) is None:
         plan = _make_plan(data, report, make_parts)
-        _write_plan(plan_path(data), plan)
+        if not any(task.live for task in plan.tasks):  # which every start must register anew
+            _write_plan(plan_path(data), plan)
     return plan
 
 
@@ -190,31 +208,23 @@ def _make_plan(
     report("importing seqio and TensorFlow ...")
     import_seqio()
     rates = registered_tasks(data, report)
-    vocabularies = {
-        to_vocabulary(feature.vocabulary)
-        for task, _ in rates
-        for feature in task.output_features.values()
-    }
-    if len({(vocabulary.fingerprint, vocabulary.size) for vocabulary in vocabularies}) > 1:
-        raise ConfigError(
-            f"the tasks of {data.mixture_or_task_name!r} use different vocabularies: "
-            + ", ".join(sorted(vocabulary.path for vocabulary in vocabularies)),
-            "MIXTURE_OR_TASK_NAME",
-        )
-    vocabulary = min(vocabularies, key=lambda each: each.path)
-    late_steps = {task.name: late_step(task) for task, _ in rates}
+    vocabulary = shared_vocabulary(data, [task for task, _ in rates])
+    late_steps, live = all_late_steps(task for task, _ in rates)
+    for reason in live.values():
+        report(f"{reason}: it runs through seqio's own pipeline, on every host")
     for step in late_steps.values():
         if isinstance(step, Denoise):
             objective = step.objective or data.objective
             objective.raw_length(data.feature_lengths)
             needed = objective.sentinels_needed(data.feature_lengths)
             check_sentinels(needed, vocabulary.sentinels)
+    storable = [(task, rate) for task, rate in rates if task.name not in live]
     places = {
         task.name: {split: store_place(task, split, data) for split in _splits(task, rate)}
-        for task, rate in rates
+        for task, rate in storable
     }
     later = []
-    for task, _ in rates:
+    for task, _ in storable:
         for split, place in places[task.name].items():
             if split == "train" and data.tokenise == "while_training":
                 later += [] if Path(data.data_dir, place.name).exists() else [task.name]
@@ -229,6 +239,8 @@ def _make_plan(
             step.objective if isinstance(step, Denoise) else None,
             step.ending if isinstance(step, EndPairs) else None,
         )
+        if task.name in places
+        else _live_task(task, rate, data.objective, vocabulary)
         for task, rate in rates
     )
     return Plan(
@@ -239,6 +251,14 @@ def _make_plan(
         tasks=tasks,
         builder=_builder({name: places[name]["train"] for name in later}, data, report),
     )
+
+
+def _live_task(
+    task: "seqio.Task", rate: float, objective: Objective, vocabulary: AnyVocabulary
+) -> PlannedTask:
+    bound, splits = with_objective(task, objective), _splits(task, rate)
+    live = {split: LiveTask(bound, split, vocabulary.size) for split in splits}
+    return PlannedTask(task.name, rate, is_text=False, stores={}, live=live)
 
 
 def _builder(places: Mapping[str, Place], data: Data, report: Report) -> Builder | None:
@@ -265,7 +285,7 @@ def ready(data: Data) -> Plan | None:
     except FileNotFoundError:
         return None
     try:
-        tasks = tuple(_planned(task, _objectives(data)) for task in content["tasks"])
+        tasks = tuple(_planned(task, own_objectives(data)) for task in content["tasks"])
     except KeyError:
         return None
     plan = Plan(
@@ -291,14 +311,6 @@ def ready(data: Data) -> Plan | None:
     return plan
 
 
-def _objectives(data: Data) -> dict[str, Objective]:
-    """Return the objectives that tasks have of their own, as far as the declarations tell."""
-    found: dict[str, Objective] = {}
-    for declaration in data.declarations:
-        found |= getattr(declaration, "objectives", {})
-    return found
-
-
 def _planned(content: Mapping[str, Any], objectives: Mapping[str, Objective]) -> PlannedTask:
     """Read a task of a plan; raises KeyError where only registering it would tell its objective."""
     own, ending = content["own_objective"], content["ending"]
@@ -311,7 +323,7 @@ def _planned(content: Mapping[str, Any], objectives: Mapping[str, Objective]) ->
 
 def _written(task: PlannedTask) -> dict[str, Any]:
     content = dataclasses.asdict(dataclasses.replace(task, objective=None))
-    del content["objective"]
+    del content["objective"], content["live"]
     return content | {"own_objective": task.objective is not None}
 
 

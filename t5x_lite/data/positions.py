@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import NotRequired, TypedDict
 
+from t5x_lite.data.live import Marker
 from t5x_lite.errors import ConfigError
 
 FORMAT = 1
@@ -12,6 +13,7 @@ class Position(TypedDict):
     """Where a stream stands, as JSON; the same for any number of hosts.
 
     block: how many examples the first epoch shuffles at a time, where it does not shuffle them all.
+    markers: of the tasks that run through seqio's own pipeline (`data.live`).
     """
 
     format: int
@@ -19,6 +21,7 @@ class Position(TypedDict):
     row: int
     drawn: dict[str, int]
     block: NotRequired[int]
+    markers: NotRequired[dict[str, Marker]]
 
 
 def check_position(position: Position, names: Collection[str], block: int | None) -> None:

@@ -3,10 +3,13 @@
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from t5x_lite.data.steps import to_vocabulary
+from t5x_lite.data.vocabularies import AnyVocabulary
 from t5x_lite.errors import ConfigError
+from t5x_lite.objectives.denoising import Objective
 
 if TYPE_CHECKING:
     import seqio
@@ -52,6 +55,22 @@ def check_name(data: "Data", names: Iterable[str]) -> None:
         )
 
 
+def shared_vocabulary(data: "Data", tasks: Sequence["seqio.Task"]) -> AnyVocabulary:
+    """Return the vocabulary of all tasks; raises ConfigError if they have several."""
+    vocabularies = {
+        to_vocabulary(feature.vocabulary)
+        for task in tasks
+        for feature in task.output_features.values()
+    }
+    if len({(vocabulary.fingerprint, vocabulary.size) for vocabulary in vocabularies}) > 1:
+        raise ConfigError(
+            f"the tasks of {data.mixture_or_task_name!r} use different vocabularies: "
+            + ", ".join(sorted(vocabulary.path for vocabulary in vocabularies)),
+            "MIXTURE_OR_TASK_NAME",
+        )
+    return min(vocabularies, key=lambda each: each.path)
+
+
 def _with_vocabulary(task: "seqio.Task", vocabulary: "seqio.Vocabulary") -> "seqio.Task":
     return task.replace(
         output_features={
@@ -59,3 +78,11 @@ def _with_vocabulary(task: "seqio.Task", vocabulary: "seqio.Vocabulary") -> "seq
             for name, feature in task.output_features.items()
         }
     )
+
+
+def own_objectives(data: "Data") -> dict[str, Objective]:
+    """Return the objectives that tasks have of their own, as far as the declarations tell."""
+    found: dict[str, Objective] = {}
+    for declaration in data.declarations:
+        found |= getattr(declaration, "objectives", {})
+    return found

@@ -1,7 +1,7 @@
 """seqio preprocessors of text and pair tasks; those after the cache the stream knows as well."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -184,28 +184,56 @@ class EndPairs:
         return end_all(dataset).filter(lambda example: tf.size(example["inputs"]) > 0)
 
 
-def late_step(task: "seqio.Task") -> Denoise | EndPairs | None:
-    """Return what a task does after the cache placeholder, None for EOS alone; refuse all others.
+class NotStorableError(Exception):
+    """Why no token store can serve a task: it needs seqio's own pipeline."""
 
+
+def late_step(task: "seqio.Task") -> Denoise | EndPairs | None:
+    """Return what a task does after the cache placeholder, None for EOS alone.
+
+    Raises NotStorableError for all others.
     `append_eos` counts as `append_eos_after_trim`: an example too long for its row keeps its EOS.
     """
     import seqio
 
     steps = list(task.preprocessors)
     places = [i for i, s in enumerate(steps) if isinstance(s, seqio.CacheDatasetPlaceholder)]
-    steps = steps[places[0] + 1 :] if places else steps
+    if not places:
+        raise NotStorableError(f"task {task.name!r} has no seqio.CacheDatasetPlaceholder")
+    steps = steps[places[0] + 1 :]
     endings = seqio.preprocessors.append_eos_after_trim, seqio.preprocessors.append_eos
     if len(steps) == 1 and isinstance(steps[0], Denoise | EndPairs):
         return steps[0]
     if len(steps) != 1 or steps[0] not in endings:
         names = [getattr(step, "__name__", None) or repr(step) for step in steps]
-        raise ConfigError(
+        raise NotStorableError(
             f"task {task.name!r} has {', '.join(names) or 'nothing'} after its "
-            "seqio.CacheDatasetPlaceholder: a token store serves tasks with append_eos_after_trim "
-            "there or, where they are text, t5x_lite.data.steps.Denoise",
-            "MIXTURE_OR_TASK_NAME",
+            "seqio.CacheDatasetPlaceholder, and not append_eos_after_trim or "
+            "t5x_lite.data.steps.Denoise alone"
         )
     return None
+
+
+def all_late_steps(
+    tasks: Iterable["seqio.Task"],
+) -> tuple[dict[str, Denoise | EndPairs | None], dict[str, str]]:
+    """Return what tasks do with what is stored, and why no store can serve the others."""
+    steps, reasons = {}, {}
+    for task in tasks:
+        try:
+            steps[task.name] = late_step(task)
+        except NotStorableError as error:
+            reasons[task.name] = str(error)
+    return steps, reasons
+
+
+def with_objective(task: "seqio.Task", objective: Objective) -> "seqio.Task":
+    """Return a task for seqio's own pipeline whose text, if it is any, is for an objective."""
+    steps = [
+        Denoise(step.objective or objective) if isinstance(step, Denoise) else step
+        for step in task.preprocessors
+    ]
+    return task.replace(preprocessors=steps)
 
 
 def to_vocabulary(vocabulary: "seqio.Vocabulary") -> AnyVocabulary:

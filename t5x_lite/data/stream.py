@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from t5x_lite.data import converters, order, seqio_order
 from t5x_lite.data.converters import Converter
 from t5x_lite.data.examples import Examples, task_number
-from t5x_lite.data.opening import GrowingExamples, known, open_examples
+from t5x_lite.data.live import LiveExamples
+from t5x_lite.data.opening import known, open_examples, size_so_far
 from t5x_lite.data.packing import Segments, best_fit_decreasing
 from t5x_lite.data.positions import FORMAT, Position, check_position
 from t5x_lite.data.stream_tasks import StreamTask, check_packable, check_piecewise
-from t5x_lite.data.windows import Placed, Window, cut, lay_out, task_ids
+from t5x_lite.data.windows import Identities, Placed, Window, cut_batches, lay_out, task_ids
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.spans import Sentinels
 
@@ -89,6 +90,11 @@ class Stream:
             )
             for task in tasks
         ]
+        self._live = {
+            name: examples
+            for name, examples in zip(self._names, self._examples, strict=True)
+            if isinstance(examples, LiveExamples)
+        }
         self._like_seqio = like_seqio
         self._lengths = _shared_widths(self._examples)
         if pack:
@@ -113,6 +119,11 @@ class Stream:
         self._check(position)
         return self._batches(position, rows)
 
+    def identities(self, position: Position) -> Iterator[Identities]:
+        """Yield of each batch from a position on which examples it holds, of all rows."""
+        self._check(position)
+        return (Identities(self._names, *placed[:4]) for placed, _ in self._placed(position))
+
     def examples(self, position: Position) -> dict[str, int]:
         """Return how many examples of each task lie before a position."""
         self._check(position)
@@ -130,42 +141,36 @@ class Stream:
         A task whose size is not known yet, as its store is being made, is left out.
         """
         counts = self.examples(position)
-        sizes = {
-            name: each.size_so_far if isinstance(each, GrowingExamples) else each.size
-            for name, each in zip(self._names, self._examples, strict=True)
-        }
+        each = zip(self._names, self._examples, strict=True)
+        sizes = {name: size_so_far(examples) for name, examples in each}
         return {name: counts[name] / size for name, size in sizes.items() if size is not None}
 
     def _check(self, position: Position) -> None:
         check_position(position, self._names, order.BLOCK if self._in_blocks else None)
+        for name, marker in position.get("markers", {}).items():
+            if (live := self._live.get(name)) is not None:
+                live.accept(marker)
 
     def _position(self, window: int, row: int, drawn: Mapping[str, int]) -> Position:
         position: Position = {"format": FORMAT, "window": window, "row": row, "drawn": dict(drawn)}
         if self._in_blocks:
             position["block"] = order.BLOCK
+        if self._live:
+            position["markers"] = {
+                name: live.marker(drawn[name]) for name, live in self._live.items()
+            }
         return position
 
     def _batches(self, position: Position, rows: slice) -> Iterator[tuple[Batch, Position]]:
-        window = self._plan(position["window"], position["drawn"])
-        row = position["row"]
-        while True:
-            parts, filled = [], 0
-            while filled < self.batch_size:
-                if row >= window.num_rows:
-                    following = self._plan(window.number + 1, window.drawn_after)
-                    if not following.num_rows:
-                        break
-                    window, row = following, 0
-                taken = min(self.batch_size - filled, window.num_rows - row)
-                parts.append(cut(window.placed, row, row + taken, to=filled))
-                row, filled = row + taken, filled + taken
-            if not parts:
-                return
-            placed = Placed(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-            yield (
-                self._materialise(placed, np.arange(self.batch_size)[rows]),
-                self._position(window.number, row, window.drawn),
-            )
+        for placed, after in self._placed(position):
+            yield self._materialise(placed, np.arange(self.batch_size)[rows]), after
+
+    def _placed(self, position: Position) -> Iterator[tuple[Placed, Position]]:
+        """Yield the examples of each batch with their places, and the position after it."""
+        first = self._plan(position["window"], position["drawn"])
+        following = lambda window: self._plan(window.number + 1, window.drawn_after)  # noqa: E731
+        for placed, window, row in cut_batches(first, position["row"], self.batch_size, following):
+            yield placed, self._position(window.number, row, window.drawn)
 
     def _plan(self, number: int, drawn: Mapping[str, int]) -> Window:
         """Draw a window's examples and give each a place in a row."""
@@ -194,6 +199,8 @@ class Stream:
         self, name: str, examples: Examples, draws: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the epoch and the example that each of a task's draws stands for."""
+        if isinstance(examples, LiveExamples):
+            return examples.visit(draws)
         if self._like_seqio:
             return np.divmod(draws, examples.size)
         keys = {"seed": self._seed, "stream": task_number(name)}
@@ -223,6 +230,8 @@ class Stream:
 
     def _left(self, examples: Examples, drawn: int) -> int:
         """Return how many more draws a task has, or at least a window's."""
+        if isinstance(examples, LiveExamples):
+            return examples.draws(drawn + self._window_examples, self._num_epochs) - drawn
         there = known(examples, drawn + self._window_examples)
         if there < drawn + self._window_examples:
             there *= self._num_epochs
@@ -296,7 +305,7 @@ def evaluation_batches(
         examples,
         batch_size,
         np.arange(batch_size)[rows],
-        examples.size if limit is None else min(limit, examples.size),
+        examples.size if limit is None else min(limit, known(examples, limit)),
         converter,
     )
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from t5x_lite.models.attention_kernel import MASKED, Operands
 from t5x_lite.models.config import TransformerConfig
+from t5x_lite.models.fused_attention import can_fuse, fused_attention
 from t5x_lite.models.layers import Dense, drop, fan_in_normal
 from t5x_lite.models.position import rotate
 from t5x_lite.partitioning import shard
-
-MASKED = -1e10  # takes the place of a forbidden score before the softmax, as in T5X
 
 
 class KeyValue(NamedTuple):
@@ -116,7 +116,9 @@ class Attention(nnx.Module):
         groups = self.config.num_heads // self.config.kv_heads
         kv = KeyValue(*(jnp.repeat(x, groups, axis=2) if groups > 1 else x for x in kv))
         length, chunk = q_bqhd.shape[1], self.config.query_chunk
-        if chunk is None or length <= chunk or mask_bhqk.shape[2] != length:
+        if self._can_fuse(q_bqhd, mask_bhqk, bias_bhqk, key):
+            y_bqhd = self._weigh_fused(q_bqhd, kv, mask_bhqk, bias_bhqk)
+        elif chunk is None or length <= chunk or mask_bhqk.shape[2] != length:
             y_bqhd = self._weigh(q_bqhd, kv, mask_bhqk, bias_bhqk, key)
         else:
             y_bqhd = self._weigh_in_chunks(q_bqhd, kv, mask_bhqk, bias_bhqk, key)
@@ -136,6 +138,25 @@ class Attention(nnx.Module):
         weights_bhqk = jax.nn.softmax(scores_bhqk, axis=-1).astype(q_bqhd.dtype)
         weights_bhqk = drop(weights_bhqk, self.config, key, self.config.attention_dropout_rate)
         return jnp.einsum("bhqk,bkhd->bqhd", weights_bhqk, kv.v_bkhd)
+
+    def _can_fuse(self, q_bqhd, mask_bhqk, bias_bhqk, key) -> bool:
+        """Whether the kernel may take the place of `_weigh`: for one mask and bias, no dropout."""
+        rows, length, heads, _ = q_bqhd.shape
+        config = self.config
+        rate = config.attention_dropout_rate
+        drops = key is not None and (config.dropout_rate if rate is None else rate) > 0
+        shared = mask_bhqk.shape[1] == 1 and (bias_bhqk is None or bias_bhqk.shape[0] == 1)
+        same = length > 1 and mask_bhqk.shape[2] == length
+        return config.fused_attention and same and shared and not drops and can_fuse(rows, heads)
+
+    def _weigh_fused(self, q_bqhd, kv: KeyValue, mask_bhqk, bias_bhqk) -> jax.Array:
+        """`_weigh` as one kernel."""
+        q_bhqd, k_bhkd, v_bhkd = (jnp.swapaxes(x, 1, 2) for x in (q_bqhd, *kv))
+        mask_bqk = jnp.broadcast_to(mask_bhqk[:, 0], (len(q_bqhd), *mask_bhqk.shape[2:]))
+        bias_hqk = None if bias_bhqk is None else bias_bhqk[0].astype(jnp.float32)
+        scale = self.config.head_dim**-0.5 if self.config.scale_attention else 1.0
+        operands = Operands(q_bhqd, k_bhkd, v_bhkd, mask_bqk.astype(jnp.int8), bias_hqk)
+        return jnp.swapaxes(fused_attention(operands, scale=scale), 1, 2)
 
     def _weigh_in_chunks(self, q_bqhd, kv: KeyValue, mask_bhqk, bias_bhqk, key) -> jax.Array:
         """`_weigh`, some queries at a time; the backward pass makes their scores again."""

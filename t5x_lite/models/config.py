@@ -91,6 +91,8 @@ class TransformerConfig:
         outputs of matrix products that have no batch dimension of their own, "full" keeps only the
         inputs of each layer; a tuple of names keeps the activations saved under them ("attention",
         "mlp_hidden").
+    fused_attention: scores, softmax and weighted sum are one kernel on a TPU, unless attention
+        weights have dropout: scores never pass through main memory.
     query_chunk: attention works on so many queries at a time, whose scores the backward pass makes
         again, so that [heads, length, length] scores never exist in full; None: on all at once.
     scan_layers: compile one layer and loop over it; False unrolls. Weights look the same in both.
@@ -142,6 +144,7 @@ class TransformerConfig:
 
     dtype: str = "bfloat16"
     remat: str | tuple[str, ...] = "none"
+    fused_attention: bool = False
     query_chunk: int | None = None
     scan_layers: bool = True
 

@@ -28,7 +28,8 @@ class Cost(NamedTuple):
 
     part: encoder, decoder, loss (output layer included), optimizer, metrics, other. direction:
     forward, backward, recomputed, update. module, line: the innermost place in this package.
-    kernel: the instruction is a hand-written kernel, for which the compiler has no estimate.
+    kernel: the instruction is a hand-written kernel, for which the compiler has no estimate: its
+    counts are its author's, and its cycles follow from them.
     """
 
     part: str
@@ -47,8 +48,14 @@ class Cost(NamedTuple):
         return max(self.flops / peak, self.bytes / bandwidth)
 
 
-def costs(module: Module) -> list[Cost]:
-    """The cost of every instruction that runs on its own, loops multiplied out."""
+KernelCycles = Callable[[float, float], float]  # of (FLOPs, bytes)
+
+
+def costs(module: Module, kernel_cycles: KernelCycles = lambda flops, moved: 0.0) -> list[Cost]:
+    """The cost of every instruction that runs on its own, loops multiplied out.
+
+    kernel_cycles: what a kernel is taken to need.
+    """
     found: list[Cost] = []
 
     def visit(computation: Computation, repeats: int) -> None:
@@ -57,7 +64,14 @@ def costs(module: Module) -> list[Cost]:
             for inner, times in runs(module, instruction):
                 visit(inner, repeats * times)
             if instruction.opcode not in FREE:
-                found.append(_cost(module, instruction, names, repeats))
+                cost = _cost(module, instruction, names, repeats)
+                if instruction.is_kernel:
+                    flops, moved = instruction.stated
+                    cycles = kernel_cycles(flops, moved) * repeats
+                    cost = cost._replace(
+                        flops=float(flops * repeats), bytes=float(moved * repeats), cycles=cycles
+                    )
+                found.append(cost)
 
     visit(module[module.entry], 1)
     return found
@@ -86,7 +100,7 @@ def _cost(
         cycles=float(instruction.cycles * repeats),
         flops=float(_flops(module, instruction, names) * repeats),
         bytes=float(_traffic(module, instruction, names) * repeats),
-        kernel="tpu_custom_call" in instruction.attributes,
+        kernel=instruction.is_kernel,
     )
 
 

@@ -53,6 +53,7 @@ SCHEMA: dict[str, Any] = {
             "instruction_roofline": _NUMBER,
             "flops": _NUMBER,
             "bytes": _NUMBER,
+            "kernels": _NUMBER,
             "kernels_without_estimate": int,
             "parts": [{"part": str, "direction": str, "seconds": _NUMBER, "flops": _NUMBER}],
         },
@@ -88,6 +89,7 @@ SCHEMA: dict[str, Any] = {
             "chip_hours": _RANGE,
         },
     ),
+    "cost": (None, {"source": str, "price_per_chip_hour": _NUMBER, "cost": _RANGE}),
     "compiler": (None, {"jax": str, "libtpu": str, "seconds": _NUMBER, "cached": bool}),
     "notes": [str],
 }
@@ -147,7 +149,11 @@ def compiled_memory(module: Module, program: Compiled, limit: float) -> dict[str
 
 
 def compiled_compute(found: Sequence[Cost], topology: Topology) -> dict[str, Any]:
-    """The compiler's estimate of the time its instructions take, collectives aside."""
+    """The compiler's estimate of the time its instructions take, collectives aside.
+
+    kernels: the part of `seconds` that is not the compiler's, but taken from the FLOPs and bytes
+    that hand-written kernels state, at the chip's peaks.
+    """
     chip = topology.chip
     assert chip.clock is not None
     peak, bandwidth = chip.peak / chip.devices, chip.hbm_bandwidth / chip.devices
@@ -155,10 +161,11 @@ def compiled_compute(found: Sequence[Cost], topology: Topology) -> dict[str, Any
     return {
         "source": "compiler-estimated cycles of the scheduled program, loops multiplied out",
         "seconds": sum(cost.cycles for cost in found) / chip.clock,
+        "kernels": sum(cost.cycles for cost in found if cost.kernel) / chip.clock,
         "instruction_roofline": sum(c.seconds(peak=peak, bandwidth=bandwidth) for c in found),
         "flops": sum(cost.flops for cost in found),
         "bytes": sum(cost.bytes for cost in found),
-        "kernels_without_estimate": sum(cost.kernel for cost in found),
+        "kernels_without_estimate": sum(c.kernel and not c.cycles for c in found),
         "parts": [
             {
                 "part": part,
@@ -198,7 +205,9 @@ def analyse(program: Compiled, layout: Layout) -> tuple[list[Cost], dict[str, An
     """What is read from a compiled program: the costs of its instructions, and parts of a plan."""
     chip, module = layout.topology.chip, Module(program.text)
     assert chip.clock is not None
-    found = costs(module)
+    peak, bandwidth = chip.peak / chip.devices, chip.hbm_bandwidth / chip.devices
+    clock = chip.clock
+    found = costs(module, lambda flops, moved: clock * max(flops / peak, moved / bandwidth))
     collectives, exposed = exposed_seconds(module, layout, clock=chip.clock)
     parts = {
         "memory": compiled_memory(module, program, chip.hbm / chip.devices),
@@ -240,6 +249,17 @@ def estimate(plan: Mapping[str, Any], topology: Topology, training_tokens: float
         "training_tokens": training_tokens,
         "days": [steps * s / 86_400 for s in seconds],
         "chip_hours": [steps * s / 3600 * topology.chips for s in seconds],
+    }
+
+
+def cost(plan: Mapping[str, Any], price: float) -> dict[str, Any] | None:
+    """What the training costs at a price for an hour of a chip, in the price's currency."""
+    if plan["estimate"] is None:
+        return None
+    return {
+        "source": "chip-hours of the estimate times the price; storage, restarts not counted",
+        "price_per_chip_hour": price,
+        "cost": [hours * price for hours in plan["estimate"]["chip_hours"]],
     }
 
 

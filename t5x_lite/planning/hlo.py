@@ -68,6 +68,18 @@ class Instruction(NamedTuple):
         found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
         return int(found[1]) if found else 0
 
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is a hand-written kernel, which the compiler cannot look into."""
+        return "tpu_custom_call" in self.attributes
+
+    @property
+    def stated(self) -> tuple[int, int]:
+        """FLOPs and bytes of a kernel by its author's count, 0 where there is none."""
+        found = re.search(r'"cost_estimate":\{([^}]*)\}', self.attributes)
+        counts = dict(re.findall(r'"(\w+)":"(\d+)"', found[1])) if found else {}
+        return int(counts.get("flops", 0)), int(counts.get("bytes_accessed", 0))
+
     def called(self, attribute: str) -> str | None:
         """The computation named by an attribute: calls, body, condition, to_apply."""
         found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)

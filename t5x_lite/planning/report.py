@@ -106,6 +106,9 @@ def _time(plan: Mapping[str, Any]) -> str:
             (f"days for {estimate['training_tokens']:.3g} tokens", span(days)),
             ("chip-hours for them", span(estimate["chip_hours"], ",.0f")),
         ]
+    if (cost := plan["cost"]) is not None:
+        title = f"cost at {cost['price_per_chip_hour']:g} a chip-hour"
+        rows.append((title, span(cost["cost"], ",.0f")))
     rows += [
         (f"roofline: {name}, ms", f"{1e3 * bounds[name]:.3g}")
         for name in ("compute", "memory", "network")
@@ -156,7 +159,7 @@ def _collectives(network: Mapping[str, Any]) -> str:
 
 def _sources(plan: Mapping[str, Any]) -> str:
     lines = ["## Where the numbers come from", ""]
-    for name in ("memory", "compute", "collectives", "roofline", "estimate"):
+    for name in ("memory", "compute", "collectives", "roofline", "estimate", "cost"):
         if plan[name] is not None:
             lines.append(f"- {name}: {plan[name]['source']}")
     if plan["compute"] is not None:

@@ -10,6 +10,7 @@ import numpy as np
 from t5x_lite.data.examples import Examples, TextExamples
 from t5x_lite.data.finishing import EOS_ID, FEATURES
 from t5x_lite.data.growing import GrowingStore
+from t5x_lite.data.live import LiveTask
 from t5x_lite.data.opening import open_examples
 from t5x_lite.data.pair_endings import EndedPairs
 from t5x_lite.data.plan import Data, prepare
@@ -138,6 +139,10 @@ def _raw_text(task: StreamTask, held: Examples, number: int, vocabulary: AnyVoca
         number = int(held.stored(np.array([number]))[0])
     parts = []
     assert not isinstance(task.store, GrowingStore)
+    if isinstance(task.store, LiveTask):
+        rows = held.features(np.zeros(1, np.int64), np.array([number]))
+        texts = [rows[name].tokens[0, : rows[name].lengths[0]].tolist() for name in FEATURES]
+        return " -> ".join(_readable(tokens, vocabulary) for tokens in texts)
     for feature in FEATURES:
         first, last = task.store.offsets(feature)[number : number + 2]
         parts.append(vocabulary.decode(task.store.tokens(feature)[first:last].tolist()))

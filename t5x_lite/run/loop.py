@@ -3,7 +3,7 @@
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ import jax
 from t5x_lite import processes
 from t5x_lite.checkpoints import Checkpoints, Json
 from t5x_lite.data.batches import prefetch, process_rows, to_devices
-from t5x_lite.data.stream import Position, Stream
+from t5x_lite.data.stream import Batch, Position, Stream
+from t5x_lite.run import decisions
 from t5x_lite.run.console import Console, training_line
+from t5x_lite.run.decisions import GoBack
 from t5x_lite.run.held_out import HeldOut
 from t5x_lite.run.meter import Meter, Work
 from t5x_lite.run.observers import Moment, Observer
@@ -56,14 +58,12 @@ class Run:
             compiled = None
             if (self._saved.latest_step or 0) < steps:
                 compiled = pool.submit(self._compile)
-            self._state, self.step, position, self._seconds = start(
-                self._program, self._saved, init_from, self._console
-            )
+            self._init_from = init_from
+            self._take_up()
             self._startup.lap("weights")
             self._step = compiled and compiled.result()
             processes.barrier("compiled", seconds=processes.LONG)  # before they talk in a step
             self._startup.lap("compiling beyond that")
-        self._position = self._stream.start() if position is None else position
         if self.step >= steps:
             self._console.note(f"the run is finished: {self.step:,} of {steps:,} steps are done")
         elif self.step:
@@ -89,55 +89,17 @@ class Run:
         record: what every checkpoint says for a person, such as the configuration.
         """
         self._observers, self._record = observers, record
-        note = self._console.note
-        with (
-            Stopping(self.step, note) as stopping,
-            Writers(
-                self._directory,
-                start_step=self.step,
-                report=note,
-                silent=not processes.is_first(),
-            ) as self._writers,
-            self._batches() as batches,
-            self._console.line(),
-            contextlib.ExitStack() as entered,
-        ):
-            for observer in observers:
-                entered.enter_context(observer)
-            self._meter = Meter(self._seconds, batches, work, self._stream.told_tasks)
-            stop = self._take_steps(batches, steps, evaluate_every, log_every, stopping)
-            with (
-                self._ledger.spending("saving"),
-                self._console.waiting(f"saving step {self.step:,}"),
-            ):
-                self._saved.save_surely(self.step, self._state, **self._beside_state())
+        self._work, note = work, self._console.note
+        with Stopping(note) as stopping, self._console.line():
+            while True:
+                try:
+                    stop = self._train(steps, evaluate_every, log_every, stopping)
+                    break
+                except GoBack:
+                    self._take_up_again()
         if stop is not None:
             note(f"stopped after step {self.step:,} ({stop}); the same command goes on from here")
             sys.exit(stop.exit_code)
-
-    def _take_steps(
-        self,
-        batches: Iterable[tuple[Mapping[str, jax.Array], Position]],
-        steps: int,
-        evaluate_every: int,
-        log_every: int,
-        stopping: Stopping,
-    ) -> Stop | None:
-        for batch, position in self._ledger.waited_for(batches, "waiting for data"):
-            self._take_step(batch, position)
-            if self.step % log_every == 0 or self.step == steps:
-                self._log(steps)
-            if self.step % evaluate_every == 0 or self.step == steps:
-                self._evaluate()
-            stop = stopping.reached(self.step)
-            last = self.step == steps or stop is not None
-            self._save(force=last)
-            if last:
-                return stop
-        self._console.note(f"the data ends after step {self.step:,} of {steps:,}")
-        self._evaluate()
-        self._save(force=True)
-        return None
 
     def results(
         self, baselines: Mapping[str, Any], goodput: Callable[[], dict[str, float]]
@@ -162,6 +124,64 @@ class Run:
         return Results(
             step=self.step, seconds=self._seconds, tasks=tasks, samples=samples, goodput={}
         )
+
+    def _take_up_again(self) -> None:
+        self._saved.wait()
+        self._take_up()
+
+    def _take_up(self) -> None:
+        """Take up where the checkpoints and decisions say, at a start and when going back."""
+        self._start = start(self._program, self._saved, self._init_from, self._console)
+        self._state, self.step, position, self._seconds, progress = self._start
+        taken, known = decisions.read(self._directory), progress.get("decisions", 0)
+        self._jumps = decisions.jumps(taken, self.step, known)
+        self._taken = len(taken)
+        self._position = self._stream.start() if position is None else position
+
+    def _train(
+        self,
+        steps: int,
+        evaluate_every: int,
+        log_every: int,
+        stopping: Stopping,
+    ) -> Stop | None:
+        stop = None
+        note, entered = self._console.note, contextlib.ExitStack()
+        with (
+            Writers(
+                self._directory,
+                start_step=self.step,
+                report=note,
+                silent=not processes.is_first(),
+            ) as self._writers,
+            self._batches() as batches,
+            entered,
+        ):
+            for observer in self._observers:
+                entered.enter_context(observer)
+                observer.on_start(self.step, self._start.progress)
+            self._meter = Meter(self._seconds, batches, self._work, self._stream.told_tasks)
+            for batch, before, position in self._ledger.waited_for(batches, "waiting for data"):
+                self._take_step(batch, before, position)
+                if self.step % log_every == 0 or self.step == steps:
+                    self._log(steps)
+                if self.step % evaluate_every == 0 or self.step == steps:
+                    self._evaluate()
+                stop = stopping.reached()
+                last = self.step == steps or stop is not None
+                self._save(force=last)
+                if last:
+                    break
+            else:
+                note(f"the data ends after step {self.step:,} of {steps:,}")
+                self._evaluate()
+                self._save(force=True)
+            with (
+                self._ledger.spending("saving"),
+                self._console.waiting(f"saving step {self.step:,}"),
+            ):
+                self._saved.save_surely(self.step, self._state, **self._beside_state())
+        return stop
 
     def _compile(self) -> Any:
         """The step for this run's shapes; safe in a thread."""
@@ -190,17 +210,30 @@ class Run:
         sharding = self._program.batch_sharding
         rows = process_rows(size, sharding)
         return prefetch(
-            self._stream.batches(self._position, rows),
-            lambda item: (to_devices(item[0], sharding, batch_size=size), item[1]),
+            self._positioned(rows),
+            lambda item: (to_devices(item[0], sharding, batch_size=size), *item[1:]),
         )
 
-    def _take_step(self, batch: Mapping[str, jax.Array], position: Position) -> None:
+    def _positioned(self, rows: slice) -> Iterator[tuple[Batch, Position, Position]]:
+        """Each batch with the positions before and after it, leaving out what was decided."""
+        step, position, more = self.step, self._position, True
+        while more:
+            position, more = self._jumps.get(step, position), False
+            for batch, after in self._stream.batches(position, rows):
+                yield batch, position, after
+                step, position = step + 1, after
+                if more := step in self._jumps:
+                    break
+
+    def _take_step(
+        self, batch: Mapping[str, jax.Array], before: Position, position: Position
+    ) -> None:
         assert self._step is not None
         for observer in self._observers:
             observer.before_step(self.step + 1, self._state)
         self._state, metrics = self._step(self._state, batch)
         self.step, self._position, self._reported = self.step + 1, position, {}
-        moment = Moment(self.step, self._state, batch, position, metrics)
+        moment = Moment(self.step, self._state, batch, before, position, metrics)
         for observer in self._observers:
             observer.after_step(moment)
         self._meter.add(metrics, batch)
@@ -209,6 +242,8 @@ class Run:
 
     def _report(self, kind: str, numbers: Mapping[str, float]) -> None:
         self._writers.write(self.step, kind, numbers)
+        for observer in self._observers:
+            observer.on_report(self.step, kind, numbers)
         self._reported |= {f"{kind}/{name}": value for name, value in numbers.items()}
 
     def _log(self, steps: int) -> None:
@@ -236,16 +271,24 @@ class Run:
 
     def _save(self, *, force: bool) -> None:
         self._seconds = self._meter.seconds
+        if not self._saved.due(self.step, force=force):
+            return
+        for observer in self._observers:
+            observer.on_save(self.step)
         with self._ledger.spending("saving"):
-            saving = self._saved.save(self.step, self._state, force=force, **self._beside_state())
+            saving = self._saved.save(self.step, self._state, force=True, **self._beside_state())
         if saving:
             blocked = self._saved.blocked_seconds
             self._console.note(f"saving step {self.step:,} (the run waited {blocked * 1e3:.0f} ms)")
             self._report("checkpoint", {"blocked_seconds": blocked})
-            for observer in self._observers:
-                observer.on_save(self.step)
 
     def _beside_state(self) -> dict[str, Any]:
         """What is saved with the state, for `Checkpoints.save`."""
-        progress = {"position": self._position, "seconds": self._seconds}
+        progress: Json = {
+            "position": self._position,
+            "seconds": self._seconds,
+            "decisions": self._taken,
+        }
+        for observer in self._observers:
+            progress |= observer.to_save()
         return {"progress": progress, "metrics": self._reported, "record": self._record}

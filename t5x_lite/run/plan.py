@@ -9,6 +9,7 @@ import jax
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
+from t5x_lite.planning.estimate import check_schema, cost, estimate
 from t5x_lite.planning.explanation import draw, explanation
 from t5x_lite.planning.report import markdown
 from t5x_lite.planning.topologies import Topology, topology
@@ -36,6 +37,8 @@ def plan(
     slices: int = 1,
     what: str = "train",
     training_tokens: float = _T5_TOKENS,
+    training_steps: int | None = None,
+    price: float | None = None,
     packed: bool = True,
     compiler_options: Mapping[str, Any] | None = None,
     explain: bool = False,
@@ -49,7 +52,8 @@ def plan(
 
     mesh, batch_size, lengths: as for training; no data is read. topology_name: "v5e:4x4",
     "v5p:4x4x4", or GPUs, "h200:8", which get the analytic part alone. what: "train" or "eval".
-    training_tokens: how many the days and chip-hours are for. compiler_options: XLA's, by name;
+    training_tokens, or training_steps if given: what the days and chip-hours are for. price: of an
+    hour of a chip, to tell the cost. compiler_options: XLA's, by name;
     they come on top of those that `train` uses. explain: also list the dearest places of the
     program, and draw plan.png. search: try meshes, remat policies and batches around the given
     ones, compile the `search_compiles` most promising, and plan the best. output: a directory for
@@ -58,6 +62,10 @@ def plan(
     jax.config.update("jax_platforms", "cpu")  # shapes alone: leave accelerators to others
     if what not in STEPS:
         raise ConfigError(f"plan.what is {what!r}; wanted one of {sorted(STEPS)}", "plan.what")
+    if price is not None and price <= 0:
+        raise ConfigError(
+            f"price is {price}; wanted more than 0, for an hour of a chip", "plan.price"
+        )
     wanted = topology(topology_name, slices)
     setting = Setting(
         model,
@@ -88,6 +96,7 @@ def plan(
         )
         setting = best.setting
     planned = plan_step(setting, wanted, training_tokens, compiled, report=console.note)
+    _complete(planned.plan, wanted, training_steps, price)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "plan.json").write_text(json.dumps(planned.plan, indent=1) + "\n")
     text = markdown(planned.plan)
@@ -99,6 +108,17 @@ def plan(
     console.note(
         f"written to {directory}: {', '.join(sorted(p.name for p in directory.iterdir()))}"
     )
+
+
+def _complete(
+    made: dict[str, Any], wanted: Topology, training_steps: int | None, price: float | None
+) -> None:
+    """Put in what the wishes for a whole training make of a plan of one step."""
+    if training_steps is not None and made["estimate"] is not None:
+        made["estimate"] = estimate(made, wanted, training_steps * made["batch"]["tokens"])
+    if price is not None:
+        made["cost"] = cost(made, price)
+    check_schema(made)
 
 
 def _explained(planned: Planned, wanted: Topology, picture: Path) -> str:

@@ -79,7 +79,7 @@ def plan_step(
     else:
         found, parts = [], _without_compiler(numbers, wanted)
     made = {
-        "version": 1,
+        "version": 2,
         "what": STEPS[setting.what],
         "topology": {
             "name": wanted.name,
@@ -95,6 +95,7 @@ def plan_step(
     }
     fits = made["memory"]["fits"]
     made["estimate"] = estimate(made, wanted, training_tokens) if fits else None
+    made["cost"] = None
     check_schema(made)
     return Planned(made, found)
 
@@ -286,6 +287,11 @@ def _notes(parts: Mapping[str, Any], made: Compiled) -> list[str]:
     elif kernels := parts["compute"]["kernels_without_estimate"]:
         notes.append(
             f"{kernels} hand-written kernels carry no estimate: their time is missing above"
+        )
+    if made.text and (seconds := parts["compute"]["kernels"]):
+        notes.append(
+            f"{1e3 * seconds:.3g} ms are of hand-written kernels, by the FLOPs and bytes that they "
+            f"state and the chip's peaks; the compiler has no estimate of them"
         )
     return notes
 

@@ -15,7 +15,14 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
 
 MODEL = "model.json"
-_NOT_ARCHITECTURE = ("dtype", "remat", "query_chunk", "scan_layers", "dropout_rate")
+_NOT_ARCHITECTURE = (
+    "dtype",
+    "remat",
+    "query_chunk",
+    "fused_attention",
+    "scan_layers",
+    "dropout_rate",
+)
 _PACKAGES = (
     *("t5x_lite", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gin-config"),
     *("seqio", "tensorflow", "tensorflow-datasets", "sentencepiece"),

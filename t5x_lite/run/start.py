@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from t5x_lite import processes
 from t5x_lite.checkpoints import Checkpoints, shortened
 from t5x_lite.data.stream import Position
 from t5x_lite.errors import ConfigError
+from t5x_lite.run import decisions
 from t5x_lite.run.console import Console
 from t5x_lite.run.program import Program
 from t5x_lite.training.state import TrainState
@@ -42,12 +44,16 @@ class InitFrom:
 
 
 class Start(NamedTuple):
-    """What the first step of this launch is given. position: None for the stream's beginning."""
+    """What the first step of this launch is given.
+
+    position: None for the stream's beginning. progress: all that was saved beside the state.
+    """
 
     state: TrainState
     step: int
     position: Position | None
     seconds: float  # of training before this launch
+    progress: Mapping[str, Any] = {}
 
 
 def start(
@@ -56,14 +62,20 @@ def start(
     """The newest checkpoint of `saved`, else the weights of `init_from`, else fresh weights.
 
     An imported directory's own checkpoint holds weights alone: the optimizer and the stream begin.
-    Damaged checkpoints are moved away, and the run goes on from the newest that is intact.
+    Damaged checkpoints are moved away, and the run goes on from the newest that is intact. So are
+    those that a decision to go back gave up.
     """
+    taken = decisions.read(saved.model_dir)
     while (latest := processes.broadcast(saved.latest_step)) is not None:
         if (damage := _damage(saved, latest)) is None:
             with console.waiting(f"restoring step {latest:,}"):
                 found, damage = _tried(program, saved, latest)
-            if found is not None:
+            if found is not None and not decisions.gave_up(taken, latest, found.progress):
                 return found
+            if found is not None:
+                place = saved.set_aside(latest, "given_up")
+                console.note(f"step {latest:,} was given up; it is now {place}")
+                continue
         if len(saved.steps) == 1:
             raise ConfigError(
                 f"step {latest:,} is damaged ({damage}) and the only checkpoint in "
@@ -152,7 +164,7 @@ def _go_on(program: Program, saved: Checkpoints, step: int) -> Start:
         params = saved.restore_weights(step, program.abstract.params)
         return Start(program.from_weights(params, step), step, None, 0.0)
     state, progress = saved.restore(step, program.abstract)
-    return Start(state, step, progress["position"], progress["seconds"])
+    return Start(state, step, progress["position"], progress["seconds"], progress)
 
 
 def _from_weights(program: Program, init_from: InitFrom) -> Start:

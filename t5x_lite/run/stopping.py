@@ -42,13 +42,14 @@ class Stopping:
     """Catches the wish to stop; a context manager, for the main thread.
 
     A second signal ends the process at once, whatever it is doing: checkpoints are complete or do
-    not count. `step` is where the loop begins.
+    not count.
     """
 
-    def __init__(self, step: int, report: Callable[[str], None]):
-        self._step, self._report = step, report
+    def __init__(self, report: Callable[[str], None]):
+        self._report = report
+        self._asked = 0  # how often; a run that goes back to a checkpoint counts on
         self._wish: Stop | None = None  # of this process alone
-        self._agreed: tuple[int, Stop] | None = None  # the last step
+        self._agreed: tuple[int, Stop] | None = None  # what count it is at the last step
         self._between_steps = threading.Lock()
         self._left = threading.Event()
 
@@ -80,15 +81,15 @@ class Stopping:
             thread.join()
         self._ear.close()
 
-    def reached(self, step: int) -> Stop | None:
-        """Why to stop now, after `step` steps, or None; asked after every step."""
+    def reached(self) -> Stop | None:
+        """Why to stop now, or None; asked after every step, equally often by all processes."""
         if processes.count() == 1:
             return self._wish
         with self._between_steps:
-            self._step = step
-            if self._agreed is not None and step >= self._agreed[0]:
+            self._asked += 1
+            if self._agreed is not None and self._asked >= self._agreed[0]:
                 return self._agreed[1]
-        return Stop(signal.SIGTERM, None) if processes.is_preempted(step) else None
+        return Stop(signal.SIGTERM, None) if processes.is_preempted(self._asked) else None
 
     def _ask(self, number: int) -> None:
         self._wish = self._wish or Stop(number, processes.index())
@@ -111,9 +112,9 @@ class Stopping:
                 continue
             with self._between_steps:
                 try:
-                    steps = processes.gather(self._step, "stop", seconds=_AGREE)
+                    counts = processes.gather(self._asked, "stop", seconds=_AGREE)
                 except MissingProcessError as error:
                     self._report(f"no last step was agreed on: {error}")
                     return
-                self._agreed = (max(steps) + 1, Stop(*notice))
+                self._agreed = (max(counts) + 1, Stop(*notice))
             return

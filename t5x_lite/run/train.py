@@ -18,16 +18,20 @@ from t5x_lite.models.config import TransformerConfig
 from t5x_lite.run.console import Console, duration
 from t5x_lite.run.feed import Feed, make_feed
 from t5x_lite.run.goodput import Goodput
+from t5x_lite.run.guard import Guard, Guarding
 from t5x_lite.run.held_out import Evaluation, HeldOut
 from t5x_lite.run.inference import Inference
 from t5x_lite.run.loop import Run
 from t5x_lite.run.meter import Work
+from t5x_lite.run.observers import Observer
 from t5x_lite.run.profiling import Profile, Profiler
 from t5x_lite.run.program import Program, build
+from t5x_lite.run.receipts import Receipts, ReceiptWriter
 from t5x_lite.run.record import check_model_dir, write_launch
 from t5x_lite.run.results import read_results, show_results, write_results
 from t5x_lite.run.start import InitFrom, check_init_from
 from t5x_lite.run.startup import Startup
+from t5x_lite.run.tracking import Tracker, WeightsAndBiases
 from t5x_lite.run.watchdog import Patience, Watchdog
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
@@ -53,7 +57,10 @@ def train(
     loss_on_inputs: bool = False,
     log_every_steps: int = 20,
     profile: Profile = Profile(),  # noqa: B008 frozen
-    patience: Patience = Patience(),  # noqa: B008
+    receipts: Receipts = Receipts(),  # noqa: B008 frozen
+    guard: Guard = Guard(),  # noqa: B008 frozen
+    patience: Patience = Patience(),  # noqa: B008 frozen
+    tracker: WeightsAndBiases | None = None,
     seed: int = 0,
     cpu_devices: int | None = None,
     describe_config: Callable[[], str] = str,
@@ -65,7 +72,8 @@ def train(
     init_from: whose weights a run without checkpoints starts with. loss_on_inputs: a decoder
     without an encoder learns its inputs too. cpu_devices: simulate so many devices on a CPU, over
     all processes.
-    profile: which steps to trace. patience: how long nothing may happen.
+    profile: which steps to trace. receipts: what is noted of each. guard: when the run goes back.
+    patience: how long nothing may happen. tracker: a service that gets the records too.
     describe_config: gives the text that is saved beside the checkpoints as the operative
     configuration.
 
@@ -80,7 +88,15 @@ def train(
     check_model_dir(directory, model)
     processes.simulate_devices(cpu_devices)
     program = build(
-        model, optimizer, learning_rate, loss, update, mesh=mesh, batch_size=batch_size, seed=seed
+        model,
+        optimizer,
+        learning_rate,
+        loss,
+        update,
+        mesh=mesh,
+        batch_size=batch_size,
+        seed=seed,
+        fingerprint_every=receipts.fingerprint_every,
     )
     if init_from is not None and not (directory / "checkpoints").exists():
         check_init_from(init_from, program.abstract.params)
@@ -104,11 +120,15 @@ def train(
         )
         if run.step < steps:
             work = Work.of(model, program.mesh, batch_size, data.feature_lengths)
-            observers = (
+            observers: list[Observer] = [
                 Profiler(profile, directory / EVENTS, console),
                 Watchdog(patience, startup.ledger),
                 goodput,
-            )
+                ReceiptWriter(receipts, directory, feed.stream, console.note),
+                Guarding(guard, directory, feed.stream, seed, lambda: saved.steps, console.note),
+            ]
+            if tracker is not None:
+                observers.append(Tracker(tracker, directory, describe_config))
             run.train(steps, evaluation.every_steps, log_every_steps, work, observers, record)
         finish(run, feed, evaluation, directory, console, goodput)
 

@@ -37,12 +37,12 @@ class Watchdog(Observer):
 
     def __init__(self, patience: Patience, ledger: Ledger):
         self._patience, self._ledger = patience, ledger
-        self._left = threading.Event()
         limits = (patience.step_seconds, patience.other_seconds)
         self._tick = min(5.0, *(limit / 8 for limit in limits if limit is not None), 5.0)
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
         return self
 

@@ -1,6 +1,7 @@
 import dataclasses
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from t5x_lite.data.live import LiveTask
 from t5x_lite.data.mixtures import Mixture
 from t5x_lite.data.pair_endings import PairEnding
 from t5x_lite.data.plan import Data, prepare
@@ -295,17 +297,23 @@ def test_a_module_that_is_not_there_is_named(data_dir):
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        (
-            "mixed_vocabularies",
-            r"different vocabularies: .*unigram\.400\.model.*unigram\.500\.model",
-        ),
         ("trimmed", r"has append_eos_after_trim, truncate_inputs_left after its seqio\.Cache"),
-        ("bare", r"'bare' has .* after its seqio\.Cache"),
+        ("bare", r"task 'bare' has no seqio\.CacheDatasetPlaceholder"),
     ],
 )
-def test_tasks_that_a_store_cannot_serve_are_refused(data_dir, my_module, name, complaint):
+def test_why_no_store_can_serve_a_task_is_said_once(data_dir, my_module, name, complaint):
+    lines = []
+    plan = prepare(mine(data_dir, my_module, name), lines.append)
+    [said] = [line for line in lines if "seqio's own pipeline" in line]
+    assert re.search(complaint, said)
+    assert not plan.stores()
+    assert {type(task.store) for task in plan.train_tasks()} == {LiveTask}
+
+
+def test_tasks_of_different_vocabularies_are_refused(data_dir, my_module):
+    complaint = r"different vocabularies: .*unigram\.400\.model.*unigram\.500\.model"
     with pytest.raises(ConfigError, match=complaint) as caught:
-        prepare(mine(data_dir, my_module, name))
+        prepare(mine(data_dir, my_module, "mixed_vocabularies"))
     assert caught.value.names == ("MIXTURE_OR_TASK_NAME",)
 
 

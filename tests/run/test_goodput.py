@@ -28,7 +28,7 @@ def clock(monkeypatch):
 
 
 def moment(step):
-    return Moment(step, None, {}, {}, {})
+    return Moment(step, None, {}, {}, {}, {})
 
 
 def test_every_second_goes_to_one_purpose(clock):

@@ -82,6 +82,29 @@ def test_days_and_chip_hours_follow_from_the_step(tmp_path):
     assert estimate["mfu"][1] <= 1.0
 
 
+def test_the_cost_is_chip_hours_of_the_steps_times_the_price(tmp_path, capsys):
+    _plan("a100:8", tmp_path / "plan", training_steps=1000, price=2.5)
+    made = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    check_schema(made)
+    assert made["estimate"]["training_tokens"] == 1000 * made["batch"]["tokens"]
+    assert made["cost"]["price_per_chip_hour"] == 2.5
+    for paid, hours in zip(made["cost"]["cost"], made["estimate"]["chip_hours"], strict=True):
+        assert paid == pytest.approx(2.5 * hours)
+    for hours, seconds in zip(
+        made["estimate"]["chip_hours"], made["estimate"]["step_seconds"], strict=True
+    ):
+        assert hours == pytest.approx(1000 * seconds * 8 / 3600)
+    said = capsys.readouterr().out
+    assert "cost at 2.5 a chip-hour" in said
+    assert "- cost: chip-hours of the estimate times the price" in said
+
+
+def test_without_a_price_there_is_no_cost(tmp_path, capsys):
+    _plan("a100:8", tmp_path / "plan")
+    assert json.loads((tmp_path / "plan" / "plan.json").read_text())["cost"] is None
+    assert "cost" not in capsys.readouterr().out
+
+
 def test_an_evaluation_needs_no_optimizer(tmp_path):
     _plan("h100:8", tmp_path / "plan", what="eval")
     made = json.loads((tmp_path / "plan" / "plan.json").read_text())
@@ -94,6 +117,7 @@ def test_an_evaluation_needs_no_optimizer(tmp_path):
     [
         ({"mesh": {"fsdp": 3}}, "does not fit the 8 devices of h200:8"),
         ({"mesh": {"sideways": 8}}, "the mesh has an axis 'sideways'"),
+        ({"price": 0.0}, "wanted more than 0"),
         ({"what": "sing"}, "plan.what is 'sing'"),
     ],
 )

@@ -11,7 +11,7 @@ import os, signal, sys, threading
 from t5x_lite.run.stopping import Stopping
 
 heard = threading.Event()
-with Stopping(0, lambda text: heard.set()):
+with Stopping(lambda text: heard.set()):
     os.kill(os.getpid(), signal.SIGTERM)
     heard.wait()
     os.kill(os.getpid(), {second})
@@ -21,10 +21,10 @@ with Stopping(0, lambda text: heard.set()):
 
 def test_the_first_signal_is_the_wish_and_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with Stopping(3, lambda text: None) as stopping:
-        assert stopping.reached(4) is None
+    with Stopping(lambda text: None) as stopping:
+        assert stopping.reached() is None
         signal.raise_signal(signal.SIGTERM)
-        assert stopping.reached(5) == Stop(signal.SIGTERM, 0)
+        assert stopping.reached() == Stop(signal.SIGTERM, 0)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 

@@ -1,0 +1,23 @@
+# An image for TPU VMs and TPU node pools.
+# From the checkout's root:
+#
+#   docker build -f launch/docker/tpu.Dockerfile --build-arg REVISION="$(git rev-parse HEAD)" \
+#       -t IMAGE . && docker push IMAGE
+#
+# Dependencies are pinned with hashes in requirements-tpu.txt (launch/docker/lock.sh renews them).
+FROM python:3.11-slim-bookworm
+
+COPY launch/docker/requirements-tpu.txt /tmp/requirements.txt
+RUN pip install --no-cache-dir --require-hashes -r /tmp/requirements.txt
+
+COPY pyproject.toml README.md LICENSE /t5x_lite/
+COPY t5x_lite /t5x_lite/t5x_lite
+COPY gin_configs /t5x_lite/gin_configs
+RUN pip install --no-cache-dir --no-deps --no-build-isolation /t5x_lite \
+    && useradd --create-home --uid 1000 runner
+
+ARG REVISION=none
+ENV T5X_LITE_REVISION=$REVISION PYTHONUNBUFFERED=1
+USER 1000
+WORKDIR /home/runner
+CMD ["t5x_lite", "--help"]

@@ -1,0 +1,123 @@
+"""`attention_kernel` as a function with a gradient, on any mesh; devices but TPUs do it plainly."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from t5x_lite.models import attention_kernel
+from t5x_lite.models.attention_kernel import TILE, Operands
+from t5x_lite.partitioning import batch_parts, is_axes, mesh_axes, partition_spec
+
+_AXES = Operands(
+    q_bhqd=("batch", "heads", "length", None),
+    k_bhkd=("batch", "heads", None, None),
+    v_bhkd=("batch", "heads", None, None),
+    mask_bqk=("batch", "length", None),
+    bias_hqk=("heads", "length", None),
+)
+
+
+def can_fuse(rows: int, heads: int) -> bool:
+    """Whether the mesh at hand divides the rows of a batch and the heads."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not rows % batch_parts(mesh) and not heads % _parts("heads")
+
+
+def fused_attention(operands: Operands, *, scale: float = 1.0) -> jax.Array:
+    """softmax(scale * q k + bias) v where the mask is not 0: [b, h, q, d], of any lengths.
+
+    The backward pass makes the scores again. Where no key may be looked at, the result means
+    nothing and has no gradient.
+    """
+    length = operands.q_bhqd.shape[2]
+    queries, keys = TILE * _parts("length"), TILE
+    fill = {"q": queries, "k": keys}
+    filled = Operands(
+        *(
+            x if x is None else _filled(x, [fill.get(letter, 1) for letter in name.split("_")[1]])
+            for name, x in operands._asdict().items()
+        )
+    )
+    y_bhqd: Any = _attend(scale, filled)
+    return y_bhqd[:, :, :length]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(scale: float, operands: Operands) -> jax.Array:
+    def local(operands: Operands) -> jax.Array:
+        return jax.lax.platform_dependent(
+            operands,
+            tpu=functools.partial(attention_kernel.forward, scale=scale),
+            default=functools.partial(attention_kernel.plain, scale=scale),
+        )
+
+    return _sharded(local, (_axes(operands),), _AXES.q_bhqd)(operands)
+
+
+def _attend_backward(scale: float, operands: Operands, slopes_bhqd: jax.Array):
+    def of_plain(operands: Operands, slopes_bhqd: jax.Array) -> Operands:
+        real = operands._replace(mask_bqk=None)
+        _, pull = jax.vjp(
+            lambda real: attention_kernel.plain(
+                real._replace(mask_bqk=operands.mask_bqk), scale=scale
+            ),
+            real,
+        )
+        return pull(slopes_bhqd)[0]
+
+    def local(operands: Operands, slopes_bhqd: jax.Array) -> Operands:
+        found = jax.lax.platform_dependent(
+            operands,
+            slopes_bhqd,
+            tpu=functools.partial(attention_kernel.backward, scale=scale),
+            default=of_plain,
+        )
+        dk, dv, dbias = found.k_bhkd, found.v_bhkd, found.bias_hqk
+        if axes := _live("length"):  # each device has some of the queries
+            dk, dv = jax.lax.psum((dk, dv), axes)
+        if dbias is not None and (axes := _live("batch")):
+            dbias = jax.lax.psum(dbias, axes)
+        return found._replace(k_bhkd=dk, v_bhkd=dv, bias_hqk=dbias)
+
+    axes = _axes(operands)
+    writes = axes._replace(mask_bqk=None)
+    return (_sharded(local, (axes, _AXES.q_bhqd), writes)(operands, slopes_bhqd),)
+
+
+_attend.defvjp(lambda scale, operands: (_attend(scale, operands), operands), _attend_backward)
+
+
+def _sharded(function, reads, writes):
+    """Every device's part of `function`, by logical axes; the function itself without a mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+
+    def specs(tree):
+        return jax.tree.map(partition_spec, tree, is_leaf=is_axes)
+
+    return jax.shard_map(function, in_specs=specs(reads), out_specs=specs(writes), check_vma=False)
+
+
+def _axes(operands: Operands) -> Operands:
+    """Logical axes of the operands there are."""
+    return Operands(*(x if x is None else axes for x, axes in zip(operands, _AXES, strict=True)))
+
+
+def _live(axis: str) -> tuple[str, ...]:
+    """The mesh axes of a logical one that the mesh at hand has."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return () if mesh.empty else mesh_axes(axis)
+
+
+def _parts(axis: str) -> int:
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[name] for name in _live(axis))
+
+
+def _filled(x: jax.Array, multiples: list[int]) -> jax.Array:
+    """`x` with zeros behind it, up to a multiple along every dimension."""
+    missing = [-size % multiple for size, multiple in zip(x.shape, multiples, strict=True)]
+    return jnp.pad(x, [(0, more) for more in missing]) if any(missing) else x

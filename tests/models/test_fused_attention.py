@@ -1,0 +1,147 @@
+"""The attention kernel, interpreted, and the model that uses it, beside plain attention.
+
+On a TPU nobody has run it yet: its compiler takes it (`needs_libtpu`), and what it would compute is
+what Pallas' interpreter computes of it here.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import SingleDeviceSharding
+
+from t5x_lite.models import attention_kernel
+from t5x_lite.models.attention_kernel import Operands
+from t5x_lite.models.transformer import abstract, bind
+from t5x_lite.partitioning import make_mesh
+from t5x_lite.planning.costs import costs
+from t5x_lite.planning.hlo import Module
+from t5x_lite.planning.topologies import topology, tpu_devices
+
+SCALE = 0.3
+
+
+@pytest.fixture(scope="module")
+def make_operands():
+    """Operands of two rows and three heads: make_operands(256, 128, bias=True)."""
+
+    def make(queries, keys, *, bias):
+        rng = np.random.default_rng(0)
+
+        def normal(*shape):
+            return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+        mask = (rng.random((2, queries, keys)) < 0.7).astype(np.int8)
+        mask[1, 7] = 0  # a query that may look nowhere
+        return Operands(
+            normal(2, 3, queries, 16),
+            normal(2, 3, keys, 16),
+            normal(2, 3, keys, 16),
+            jnp.asarray(mask),
+            normal(3, queries, keys) if bias else None,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize(("queries", "keys", "blocks"), [(128, 256, 1), (384, 128, 3)])
+def test_the_kernel_and_its_gradient_equal_plain_attention(
+    make_operands, monkeypatch, queries, keys, blocks, bias
+):
+    monkeypatch.setattr(attention_kernel, "_SCORES", keys * queries // blocks)
+    operands = make_operands(queries, keys, bias=bias)
+    real = operands._replace(mask_bqk=None)
+
+    def plain(real):
+        given = real._replace(mask_bqk=operands.mask_bqk)
+        return attention_kernel.plain(given, scale=SCALE)
+
+    expected, pull = jax.vjp(plain, real)
+    found = attention_kernel.forward(operands, scale=SCALE, interpret=True)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    slopes = jnp.asarray(np.random.default_rng(1).normal(size=found.shape), jnp.float32)
+    gradients = attention_kernel.backward(operands, slopes, scale=SCALE, interpret=True)
+    for name, expected in pull(slopes)[0]._asdict().items():
+        found = getattr(gradients, name)
+        assert (found is None) == (expected is None)
+        if expected is not None:
+            np.testing.assert_allclose(found, expected, atol=5e-6, err_msg=name)
+
+
+def test_products_of_the_kernel_take_the_type_of_the_values(make_operands):
+    operands = make_operands(128, 128, bias=True)
+    halves = operands._replace(
+        **{n: getattr(operands, n).astype(jnp.bfloat16) for n in ("q_bhqd", "k_bhkd", "v_bhkd")}
+    )
+    found = attention_kernel.forward(halves, scale=SCALE, interpret=True)
+    expected = attention_kernel.plain(halves, scale=SCALE)
+    assert found.dtype == expected.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(found), np.float32(expected), atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("encoder-decoder", None),
+        ("encoder-decoder", dict(data=2, fsdp=2, tensor=2)),
+        ("prefix LM", dict(tensor=2, sequence=4)),
+    ],
+    ids=["one device", "data-fsdp-tensor", "tensor-sequence"],
+)
+def test_a_model_with_fused_attention_computes_what_it_computes_without(
+    tiny_config, plausible_params, batch_for, kind, sizes
+):
+    changes = dict(remat="minimal")
+    if kind == "prefix LM":
+        changes |= dict(num_encoder_layers=0, prefix_attention=True)
+    config = tiny_config(**changes)
+    params, batch = plausible_params(config), batch_for(config, 1, rows=8)
+    weights_bl1 = batch["decoder_loss_weights"][..., None]  # what padding says, nobody reads
+
+    def differentiated(config):
+        def loss(params):
+            model = bind(abstract(config)[0], params)
+            return jnp.mean(weights_bl1 * model(batch).logits ** 2)
+
+        return jax.jit(jax.value_and_grad(loss))
+
+    expected, slopes = differentiated(config)(params)
+    fused = differentiated(tiny_config(**changes, fused_attention=True))
+    if sizes is None:
+        found, gradients = fused(params)
+    else:
+        with jax.set_mesh(make_mesh(sizes)):
+            found, gradients = fused(params)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(slopes), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
+
+
+@pytest.mark.usefixtures("needs_libtpu")
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_the_tpus_compiler_takes_the_kernel_and_its_plan_counts_it(bias):
+    place = SingleDeviceSharding(tpu_devices(topology("v5e:2x2"))[0])
+
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    side = array(jnp.bfloat16, 2, 4, 512, 64)
+    operands = Operands(
+        side,
+        side,
+        side,
+        array(jnp.int8, 2, 512, 512),
+        array(jnp.float32, 4, 512, 512) if bias else None,
+    )
+
+    def both(operands, slopes):
+        y = attention_kernel.forward(operands, scale=1.0)
+        return y, attention_kernel.backward(operands, slopes, scale=1.0)
+
+    text = jax.jit(both).lower(operands, side).compile().as_text()
+    found = [cost for cost in costs(Module(text), lambda flops, moved: 7.0) if cost.kernel]
+    scores = 2 * 4 * 512 * 512
+    width = 128  # of a matrix unit, half of which a head of 64 leaves idle
+    assert sorted(cost.flops for cost in found) == [2 * n * scores * width for n in (2, 5)]
+    assert [cost.cycles for cost in found] == [7.0, 7.0]
