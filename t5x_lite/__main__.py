@@ -25,6 +25,7 @@ COMMANDS = {
     "export": "make a Hugging Face model of a run directory",
     "compare": "name the first step at which two runs part",
     "doctor": "look whether all hosts of a run are fit for it, before the first step",
+    "report": "show one run, or several beside each other, as a page",
     "plan": "compile a step for a TPU slice from here: memory, time, collectives",
 }
 # Where the function of a command is, if not in run/<command>.py under its name.
@@ -36,13 +37,17 @@ FIRST_FILES = {
     "inspect": "runs/inspect.gin",
     "compare": "runs/compare.gin",
     "doctor": "runs/doctor.gin",
+    "report": "runs/report.gin",
 }
+# A macro that is a list of arguments without a flag.
+LISTS = {"report": "RUNS"}
 # Arguments without a flag, and the macros they stand for.
 POSITIONS = {"compare": {"run": "RUN", "other": "OTHER"}}
 # Flags that stand for a macro or for a parameter of the command's function.
 SHORT_FLAGS = {
     "c4": {"wet": "WET", "out": "OUT", "bad_words": "BAD_WORDS", "variant": "VARIANT"},
     "doctor": {"devices": "doctor.devices"},
+    "report": {"output": "report.output"},
     "plan": {
         "topology": "plan.topology_name",
         "slices": "plan.slices",
@@ -81,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for flag, parameter in short.items():
         if (value := getattr(options, flag)) is not None:
             flags.append(f"--gin.{parameter}={value}")
+    if listed := getattr(options, "listed", None):
+        flags.append(f"--gin.{LISTS[options.command]}={listed!r}")
     search = ["", *filter(None, options.gin_search_paths.split(",")), str(GIN_CONFIGS)]
     bindings: list[gin_files.Binding] = []
     try:
@@ -163,6 +170,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(f"--{flag}", help=summary, type=number)
         if name == "doctor":
             command.add_argument("--wait_seconds", default="300", help="for other processes")
+        if macro := LISTS.get(name):
+            command.add_argument("listed", nargs="*", metavar=macro.removesuffix("S"))
         for flag, parameter in SHORT_FLAGS.get(name, {}).items():
             command.add_argument(
                 f"--{flag}", metavar="VALUE", nargs="?", const="True", help=f"sets {parameter}"

@@ -27,6 +27,7 @@ LEVELS = {
     "suites": 3,
     "decoding": 2,
     "evaluation": 2,
+    "reporting": 3,
     "training": 2,
     "objectives": 1,
     "partitioning": 0,

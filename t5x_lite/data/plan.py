@@ -11,14 +11,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from t5x_lite.data import files
 from t5x_lite.data.builder import Builder
-from t5x_lite.data.growing import GrowingStore
 from t5x_lite.data.live import LiveTask
 from t5x_lite.data.order import Exhaustion
-from t5x_lite.data.pair_endings import PairEnding
+from t5x_lite.data.planned import Plan, PlannedTask, read_task, task_as_json
 from t5x_lite.data.quiet_import import import_seqio
 from t5x_lite.data.reading import Tokenizer
 from t5x_lite.data.registered import (
@@ -38,14 +37,15 @@ from t5x_lite.data.stores import (
     Place,
     Report,
     make_store,
+    open_store,
     plan_path,
+    store_exists,
     store_place,
     tell_differences,
 )
-from t5x_lite.data.stream import StreamTask
 from t5x_lite.data.tasks import Declaration
-from t5x_lite.data.token_store import TokenStore, changed_shards
-from t5x_lite.data.vocabularies import BYTES, AnyVocabulary, named
+from t5x_lite.data.token_store import changed_shards
+from t5x_lite.data.vocabularies import BYTES, AnyVocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.denoising import Objective, SpanCorruption
 from t5x_lite.objectives.features import check_sentinels
@@ -64,6 +64,8 @@ class Data:
     modules named in `modules` registers when it is imported.
     feature_lengths: tokens of "inputs" and "targets" in a row.
     data_dir: where corpora, vocabularies and token stores are made and found again.
+    store_dir: an address, such as "gs://bucket/tokens", to which finished stores are moved and
+        where they are read (`data.remote`).
     objective: what text tasks are turned into.
     vocabulary: one to use in place of the tasks' own.
     tokenizer: what tokenises tasks that only rename and tokenise fields: "seqio", or, several times
@@ -88,6 +90,7 @@ class Data:
     tokenizer: Tokenizer = "seqio"
     tokenise: Tokenise = "before_training"
     processes: int = 1
+    store_dir: str | None = None
     pack: bool = True
     exhaustion: Exhaustion = "repeat"
     num_epochs: int = 1
@@ -101,80 +104,15 @@ class Data:
                 "Data.tokenise",
                 "Data.processes",
             )
-
-
-@dataclass(frozen=True)
-class PlannedTask:
-    """A task's rate, the store of each split it has, and what becomes of what is stored.
-
-    is_text: it is text for an objective, the task's own or, if it has none, the run's. ending: of
-    pairs that are not simply cut. live: the splits, in the place of stores, of a task that none
-    can serve.
-    """
-
-    name: str
-    rate: float
-    is_text: bool
-    stores: Mapping[str, str]
-    objective: Objective | None = None
-    ending: PairEnding | None = None
-    live: Mapping[str, LiveTask] = dataclasses.field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The stores of a mixture's tasks, under one vocabulary.
-
-    builder: makes those that are not there yet; `close` ends it.
-    """
-
-    data_dir: str
-    objective: Objective
-    vocabulary_path: str
-    extra_ids: int
-    tasks: tuple[PlannedTask, ...]
-    builder: Builder | None = None
-
-    def close(self) -> None:
-        """End what is still going on: the making of stores, which another start takes up."""
-        if self.builder is not None:
-            self.builder.stop()
-
-    def vocabulary(self) -> AnyVocabulary:
-        """Return the vocabulary that all tasks share."""
-        return named(self.vocabulary_path, self.extra_ids)
-
-    def train_tasks(self) -> list[StreamTask]:
-        """Open the train store of each task that is ever drawn."""
-        return [self._open(task, "train") for task in self.tasks if task.rate > 0]
-
-    def validation_tasks(self) -> list[StreamTask]:
-        """Open the validation store of each task that has one."""
-        return [
-            self._open(task, "validation")
-            for task in self.tasks
-            if "validation" in {**task.stores, **task.live}
-        ]
-
-    def stores(self) -> list[tuple[PlannedTask, str, TokenStore]]:
-        """Open every store: its task, its split, itself."""
-        return [
-            (task, split, self._store(task, split)) for task in self.tasks for split in task.stores
-        ]
-
-    def _open(self, task: PlannedTask, split: str) -> StreamTask:
-        if split in task.live:
-            return StreamTask(task.name, task.live[split], task.rate, None)
-        objective = (task.objective or self.objective) if task.is_text else None
-        directory = Path(self.data_dir, task.stores[split])
-        if self.builder is None or directory.exists():
-            store = TokenStore.open(directory)
-        else:
-            store = GrowingStore(directory, self.builder.check)
-        return StreamTask(task.name, store, task.rate, objective, task.ending)
-
-    def _store(self, task: PlannedTask, split: str) -> TokenStore:
-        return TokenStore.open(os.path.join(self.data_dir, task.stores[split]))
+        if self.store_dir is not None and (
+            self.tokenise == "while_training" or not files.is_address(self.store_dir)
+        ):
+            raise ConfigError(
+                f"store_dir is {self.store_dir!r}: it takes an address, such as "
+                "gs://bucket/tokens, and stores that are made before training",
+                "Data.store_dir",
+                "Data.tokenise",
+            )
 
 
 def prepare(
@@ -227,7 +165,7 @@ def _make_plan(
     for task, _ in storable:
         for split, place in places[task.name].items():
             if split == "train" and data.tokenise == "while_training":
-                later += [] if Path(data.data_dir, place.name).exists() else [task.name]
+                later += [] if store_exists(data, place.name) else [task.name]
             else:
                 make_store(task, place, data, report, make_parts)
     tasks = tuple(
@@ -249,6 +187,7 @@ def _make_plan(
         vocabulary_path=vocabulary.path,
         extra_ids=vocabulary.extra_ids,
         tasks=tasks,
+        store_dir=data.store_dir,
         builder=_builder({name: places[name]["train"] for name in later}, data, report),
     )
 
@@ -285,7 +224,7 @@ def ready(data: Data) -> Plan | None:
     except FileNotFoundError:
         return None
     try:
-        tasks = tuple(_planned(task, own_objectives(data)) for task in content["tasks"])
+        tasks = tuple(read_task(task, own_objectives(data)) for task in content["tasks"])
     except KeyError:
         return None
     plan = Plan(
@@ -294,6 +233,7 @@ def ready(data: Data) -> Plan | None:
         vocabulary_path=_located(data.data_dir, content["vocabulary_path"]),
         extra_ids=content["extra_ids"],
         tasks=tasks,
+        store_dir=data.store_dir,
     )
     try:
         if plan.vocabulary().fingerprint != content["fingerprint"]:
@@ -301,30 +241,14 @@ def ready(data: Data) -> Plan | None:
     except ConfigError:
         return None
     for task in tasks:
-        for directory in task.stores.values():
+        for name in task.stores.values():
             try:
-                manifest = TokenStore.open(os.path.join(data.data_dir, directory)).manifest
+                manifest = open_store(data, name).manifest
             except ConfigError:
                 return None
             if changed_shards(manifest):
                 return None
     return plan
-
-
-def _planned(content: Mapping[str, Any], objectives: Mapping[str, Objective]) -> PlannedTask:
-    """Read a task of a plan; raises KeyError where only registering it would tell its objective."""
-    own, ending = content["own_objective"], content["ending"]
-    return PlannedTask(
-        **{name: content[name] for name in ("name", "rate", "is_text", "stores")},
-        objective=objectives[content["name"]] if own else None,
-        ending=ending and PairEnding(**ending),
-    )
-
-
-def _written(task: PlannedTask) -> dict[str, Any]:
-    content = dataclasses.asdict(dataclasses.replace(task, objective=None))
-    del content["objective"], content["live"]
-    return content | {"own_objective": task.objective is not None}
 
 
 def _located(data_dir: str, path: str) -> str:
@@ -340,7 +264,7 @@ def _write_plan(path: Path, plan: Plan) -> None:
         "vocabulary_path": os.path.relpath(path_of_model, base) if is_below else path_of_model,
         "extra_ids": plan.extra_ids,
         "fingerprint": plan.vocabulary().fingerprint,
-        "tasks": [_written(task) for task in plan.tasks],
+        "tasks": [task_as_json(task) for task in plan.tasks],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:

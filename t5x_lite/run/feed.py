@@ -21,6 +21,13 @@ class Feed(NamedTuple):
     stream: Stream
     settings: dict[str, Any]
 
+    @property
+    def mixture(self) -> dict[str, float]:
+        """The share of examples that is planned of each task."""
+        tasks = self.plan.train_tasks()
+        total = sum(task.rate for task in tasks)
+        return {task.name: task.rate / total for task in tasks}
+
     def baselines(self, max_examples: int | None) -> dict[str, Any]:
         """What a model must beat on each validation task, of so many examples."""
         same = {name: self.settings[name] for name in ("feature_lengths", "sentinels", "seed")}
@@ -99,12 +106,11 @@ def check_tasks(plan: Plan, model: TransformerConfig) -> None:
 
 
 def _identity(plan: Plan) -> dict[str, Any]:
-    """What tells two hosts' copies of the data apart."""
-    stores = {f"{task.name}/{split}": store for task, split, store in plan.stores()}
-    return {
-        "vocabulary": plan.vocabulary().fingerprint,
-        **{name: [store.directory.name, store.num_examples] for name, store in stores.items()},
+    """What tells two hosts' copies of the data apart: stores are named by what they are made of."""
+    stores = {
+        f"{task.name}/{split}": name for task in plan.tasks for split, name in task.stores.items()
     }
+    return {"vocabulary": plan.vocabulary().fingerprint, **stores}
 
 
 def _converter(model: TransformerConfig, *, loss_on_inputs: bool) -> Converter:

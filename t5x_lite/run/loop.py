@@ -256,6 +256,7 @@ class Run:
         for name, of_task in self._meter.by_task.items():
             self._report(f"train/{name}", of_task)
         self._report("epochs", self._stream.epochs(self._position))
+        self._report("examples", self._stream.examples(self._position))
         for observer in self._observers:
             observer.on_log(self.step, numbers, self._report)
 

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from t5x_lite import processes
@@ -62,9 +62,11 @@ def write_launch(
     *,
     start_step: int,
     describe_config: Callable[[], str],
+    mixture: Mapping[str, float] | None = None,
 ) -> dict[str, object]:
     """Record this launch: the model, the operative gin config, versions, git revision, command.
 
+    mixture: the share of examples that is planned of each task.
     Returns the same, for the checkpoints.
     """
     config, packages = describe_config(), versions()
@@ -76,6 +78,7 @@ def write_launch(
     launch.mkdir(parents=True, exist_ok=True)
     (launch / "operative_config.gin").write_text(config)
     (launch / "versions.json").write_text(json.dumps(packages, indent=2) + "\n")
+    (launch / "mixture.json").write_text(json.dumps(mixture or {}, indent=2) + "\n")
     return record
 
 

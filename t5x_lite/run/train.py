@@ -116,7 +116,11 @@ def train(
         run.begin(init_from, steps)
         goodput = Goodput(directory, startup.ledger)
         record = write_launch(
-            directory, model, start_step=run.step, describe_config=describe_config
+            directory,
+            model,
+            start_step=run.step,
+            describe_config=describe_config,
+            mixture=feed.mixture,
         )
         if run.step < steps:
             work = Work.of(model, program.mesh, batch_size, data.feature_lengths)
