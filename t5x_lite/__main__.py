@@ -23,6 +23,9 @@ COMMANDS = {
     "c4": "build C4 or a variant of it from the WET files of Common Crawl",
     "import": "make a run directory of a Hugging Face model",
     "export": "make a Hugging Face model of a run directory",
+    "infer": "generate, fill, embed or score the lines of a file, resumably",
+    "serve": "open a page on this machine to try a model",
+    "evaluate": "take held-out losses and the tasks' own metrics of checkpoints",
     "compare": "name the first step at which two runs part",
     "doctor": "look whether all hosts of a run are fit for it, before the first step",
     "report": "show one run, or several beside each other, as a page",
@@ -35,6 +38,8 @@ FIRST_FILES = {
     "plan": "runs/plan.gin",
     "c4": "runs/c4.gin",
     "inspect": "runs/inspect.gin",
+    "infer": "runs/infer.gin",
+    "serve": "runs/serve.gin",
     "compare": "runs/compare.gin",
     "doctor": "runs/doctor.gin",
     "report": "runs/report.gin",
@@ -47,6 +52,14 @@ POSITIONS = {"compare": {"run": "RUN", "other": "OTHER"}}
 SHORT_FLAGS = {
     "c4": {"wet": "WET", "out": "OUT", "bad_words": "BAD_WORDS", "variant": "VARIANT"},
     "doctor": {"devices": "doctor.devices"},
+    "infer": {
+        "model_dir": "MODEL_DIR",
+        "inputs": "INPUTS",
+        "outputs": "OUTPUTS",
+        "what": "WHAT",
+        "prefix": "PREFIX",
+    },
+    "serve": {"model_dir": "MODEL_DIR", "host": "HOST", "port": "PORT"},
     "report": {"output": "report.output"},
     "plan": {
         "topology": "plan.topology_name",
@@ -59,7 +72,7 @@ SHORT_FLAGS = {
     },
 }
 # Commands that several processes may carry out together.
-OF_SEVERAL_PROCESSES = {"train", "doctor"}
+OF_SEVERAL_PROCESSES = {"train", "evaluate", "doctor"}
 PROCESS_FLAGS = {
     "coordinator_address": "HOST:PORT at which process 0 meets the others; a TPU pod tells",
     "num_processes": "how many there are",

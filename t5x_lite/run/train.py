@@ -11,7 +11,7 @@ from t5x_lite import processes
 from t5x_lite.checkpoint_policy import CheckpointPolicy
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.plan import Data
-from t5x_lite.decoding.generation import Generation
+from t5x_lite.decoding.generation import Generation, SpecialTokens
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
@@ -20,6 +20,7 @@ from t5x_lite.run.feed import Feed, make_feed
 from t5x_lite.run.guard import Guard, Guarding
 from t5x_lite.run.held_out import Evaluation, HeldOut
 from t5x_lite.run.inference import Inference
+from t5x_lite.run.judge import JudgingObserver, TaskEvaluation, make_judge
 from t5x_lite.run.loop import Run
 from t5x_lite.run.meter import Work
 from t5x_lite.run.observers import Observer
@@ -28,8 +29,9 @@ from t5x_lite.run.program import Program, build
 from t5x_lite.run.receipts import Receipts, ReceiptWriter
 from t5x_lite.run.record import check_model_dir, write_launch
 from t5x_lite.run.results import read_results, show_results, write_results
-from t5x_lite.run.start import InitFrom, check_init_from
+from t5x_lite.run.start import InitFrom, check_init_from, last_step
 from t5x_lite.run.startup import Startup
+from t5x_lite.run.text_record import TextRecord, write_text_record
 from t5x_lite.run.tracking import Tracker, WeightsAndBiases
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
@@ -51,6 +53,7 @@ def train(
     update: Update,
     evaluation: Evaluation,
     checkpoints: CheckpointPolicy,
+    task_evaluation: TaskEvaluation | None = None,
     init_from: InitFrom | None = None,
     loss_on_inputs: bool = False,
     log_every_steps: int = 20,
@@ -70,8 +73,9 @@ def train(
     without an encoder learns its inputs too. cpu_devices: simulate so many devices on a CPU, over
     all processes.
     profile: which steps to trace. receipts: what is noted of each. guard: when the run goes back.
-    tracker: a service that gets the records too. describe_config: gives the text that is saved
-    beside the checkpoints as the operative configuration.
+    tracker: a service that gets the records too. task_evaluation: judge the tasks by their own
+    metrics, too, each time the held-out losses are taken. describe_config: gives the text that is
+    saved beside the checkpoints as the operative configuration.
 
     Raises ConfigError, before anything expensive, for settings that cannot work together.
     """
@@ -96,6 +100,7 @@ def train(
     )
     if init_from is not None and not (directory / "checkpoints").exists():
         check_init_from(init_from, program.abstract.params)
+    steps = last_step(directory, init_from, steps, program.abstract.params)
     processes.check_same("their configuration", describe_config().splitlines())
     console = Console(silent=not processes.is_first())
     startup.lap("import")
@@ -107,6 +112,9 @@ def train(
     saving = Checkpoints(directory, checkpoints, report=console.note)
     with jax.set_mesh(program.mesh), saving as saved, closing(feed.plan):
         held_out = _held_out(program, feed, model, evaluation)
+        judge = task_evaluation and make_judge(
+            task_evaluation, data, feed.plan, model, program.mesh, batch_size, console.note
+        )
         run = Run(program, feed.stream, held_out, saved, console, directory, startup)
         _introduce(console, model, program, directory)
         run.begin(init_from, steps)
@@ -117,6 +125,7 @@ def train(
             describe_config=describe_config,
             mixture=feed.mixture,
         )
+        write_text_record(directory, TextRecord(feed.plan.vocabulary(), SpecialTokens()))
         if run.step < steps:
             work = Work.of(model, program.mesh, batch_size, data.feature_lengths)
             observers: list[Observer] = [
@@ -126,6 +135,8 @@ def train(
             ]
             if tracker is not None:
                 observers.append(Tracker(tracker, directory, describe_config))
+            if judge is not None:
+                observers.append(JudgingObserver(judge, console.note))
             run.train(steps, evaluation.every_steps, log_every_steps, work, observers, record)
         finish(run, feed, evaluation, directory, console)
 
