@@ -23,7 +23,10 @@ COMMANDS = {
     "c4": "build C4 or a variant of it from the WET files of Common Crawl",
     "import": "make a run directory of a Hugging Face model",
     "export": "make a Hugging Face model of a run directory",
+    "evaluate": "take held-out losses and the tasks' own metrics of checkpoints",
+    "compare": "name the first step at which two runs part",
     "doctor": "look whether all hosts of a run are fit for it, before the first step",
+    "report": "show one run, or several beside each other, as a page",
     "plan": "compile a step for a TPU slice from here: memory, time, collectives",
 }
 # Where the function of a command is, if not in run/<command>.py under its name.
@@ -33,12 +36,19 @@ FIRST_FILES = {
     "plan": "runs/plan.gin",
     "c4": "runs/c4.gin",
     "inspect": "runs/inspect.gin",
+    "compare": "runs/compare.gin",
     "doctor": "runs/doctor.gin",
+    "report": "runs/report.gin",
 }
+# A macro that is a list of arguments without a flag.
+LISTS = {"report": "RUNS"}
+# Arguments without a flag, and the macros they stand for.
+POSITIONS = {"compare": {"run": "RUN", "other": "OTHER"}}
 # Flags that stand for a macro or for a parameter of the command's function.
 SHORT_FLAGS = {
     "c4": {"wet": "WET", "out": "OUT", "bad_words": "BAD_WORDS", "variant": "VARIANT"},
     "doctor": {"devices": "doctor.devices"},
+    "report": {"output": "report.output"},
     "plan": {
         "topology": "plan.topology_name",
         "slices": "plan.slices",
@@ -50,7 +60,7 @@ SHORT_FLAGS = {
     },
 }
 # Commands that several processes may carry out together.
-OF_SEVERAL_PROCESSES = {"train", "doctor"}
+OF_SEVERAL_PROCESSES = {"train", "evaluate", "doctor"}
 PROCESS_FLAGS = {
     "coordinator_address": "HOST:PORT at which process 0 meets the others; a TPU pod tells",
     "num_processes": "how many there are",
@@ -72,9 +82,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = [a for a in arguments if a.startswith("--gin.")]
     options = _parser().parse_args([a for a in arguments if not a.startswith("--gin.")])
     files = [*filter(None, [FIRST_FILES.get(options.command)]), *options.gin_file]
-    for flag, parameter in SHORT_FLAGS.get(options.command, {}).items():
+    short = SHORT_FLAGS.get(options.command, {}) | POSITIONS.get(options.command, {})
+    for flag, parameter in short.items():
         if (value := getattr(options, flag)) is not None:
             flags.append(f"--gin.{parameter}={value}")
+    if listed := getattr(options, "listed", None):
+        flags.append(f"--gin.{LISTS[options.command]}={listed!r}")
     search = ["", *filter(None, options.gin_search_paths.split(",")), str(GIN_CONFIGS)]
     bindings: list[gin_files.Binding] = []
     try:
@@ -122,6 +135,8 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        for position, macro in POSITIONS.get(name, {}).items():
+            command.add_argument(position, help=f"sets {macro}")
         command.add_argument(
             "--gin_file",
             action="append",
@@ -137,6 +152,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(f"--{flag}", help=summary)
         if name == "doctor":
             command.add_argument("--wait_seconds", default="300", help="for other processes")
+        if macro := LISTS.get(name):
+            command.add_argument("listed", nargs="*", metavar=macro.removesuffix("S"))
         for flag, parameter in SHORT_FLAGS.get(name, {}).items():
             command.add_argument(
                 f"--{flag}", metavar="VALUE", nargs="?", const="True", help=f"sets {parameter}"

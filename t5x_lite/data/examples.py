@@ -15,6 +15,7 @@ from t5x_lite.data import seqio_order
 from t5x_lite.data.finishing import EOS_ID, FEATURES, feature_widths, finish
 from t5x_lite.data.groups import group_documents
 from t5x_lite.data.rows import (
+    at_hand,
     corrupt_spans,
     example_keys,
     gather,
@@ -103,7 +104,7 @@ class PairExamples:
         self.size = store.num_examples
         self.widths = {feature: feature_lengths[feature] for feature in FEATURES}
         self._tokens = {feature: read_only(store.tokens(feature)) for feature in FEATURES}
-        self._offsets = {feature: store.offsets(feature).view(np.ndarray) for feature in FEATURES}
+        self._offsets = {feature: read_only(store.offsets(feature)) for feature in FEATURES}
 
     def lengths(
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
@@ -118,12 +119,12 @@ class PairExamples:
     ) -> dict[str, Rows]:
         """Return "inputs" and "targets", each as wide as its feature length."""
         del epochs_n
-        return {
-            feature: gather_with_eos(
-                self._tokens[feature], *self._spans(feature, indices_n), length
-            )
-            for feature, length in self.widths.items()
-        }
+        made = {}
+        for feature, length in self.widths.items():
+            starts_n, lengths_n = self._spans(feature, indices_n)
+            tokens, starts_n = at_hand(self._tokens[feature], starts_n, lengths_n)
+            made[feature] = gather_with_eos(tokens, starts_n, lengths_n, length)
+        return made
 
     def _spans(
         self, feature: str, indices_n: NDArray[np.int64]
@@ -166,7 +167,7 @@ class TextExamples:
         raw_length = objective.raw_length(feature_lengths)
         check_sentinels(objective.sentinels_needed(feature_lengths), sentinels)
         self._tokens = read_only(store.tokens("targets"))
-        self._offsets = store.offsets("targets").view(np.ndarray)
+        self._offsets = read_only(store.offsets("targets"))
         self._eos_after_documents = objective.eos_after == "documents"
         self._is_compiled = has_compiled(objective)
         self._first_documents, self._group_starts = group_documents(
@@ -205,8 +206,7 @@ class TextExamples:
         if self._is_compiled:
             group_n, starts_n, lengths_n = self._spans(indices_n)
             return corrupt_spans(
-                self._tokens,
-                self._group_starts[group_n] + starts_n,
+                *at_hand(self._tokens, self._group_starts[group_n] + starts_n, lengths_n),
                 lengths_n,
                 objective=self._objective,
                 keys_n2=keys_n2,
@@ -226,7 +226,8 @@ class TextExamples:
         group_n, starts_n, lengths_n = self._spans(indices_n)
         if self._eos_after_documents:
             return self._gather_with_eos(group_n, starts_n, lengths_n)
-        return gather(self._tokens, self._group_starts[group_n] + starts_n, lengths_n)
+        starts_n = self._group_starts[group_n] + starts_n
+        return gather(*at_hand(self._tokens, starts_n, lengths_n), lengths_n)
 
     def _others(
         self, keys_n2: NDArray[np.uint32], indices_n: NDArray[np.int64]
@@ -292,7 +293,11 @@ class TextExamples:
         is_eos_nl = eos_k[before_nl] == line_nl
         skipped_nl = before_nl - (np.cumsum(counts_g) - counts_g)[number_n, None]
         source_nl = self._group_starts[group_n][:, None] + place_nl - skipped_nl
-        tokens_nl = self._tokens.take(source_nl, mode="clip").astype(np.int32)
+        source_nl = np.clip(source_nl, 0, len(self._tokens) - 1)
+        first_n = source_nl.min(axis=1)
+        tokens, starts_n = at_hand(self._tokens, first_n, source_nl.max(axis=1) - first_n + 1)
+        source_nl += (starts_n - first_n)[:, None]
+        tokens_nl = tokens[source_nl].astype(np.int32)
         tokens_nl[is_eos_nl] = EOS_ID
         tokens_nl[place_l >= lengths_n[:, None]] = 0
         return Rows(tokens_nl, lengths_n.astype(np.int32))

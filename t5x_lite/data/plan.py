@@ -11,14 +11,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from t5x_lite.data import files
 from t5x_lite.data.builder import Builder
-from t5x_lite.data.growing import GrowingStore
 from t5x_lite.data.live import LiveTask
 from t5x_lite.data.order import Exhaustion
-from t5x_lite.data.pair_endings import PairEnding
+from t5x_lite.data.planned import Plan, PlannedTask, read_task, task_as_json
 from t5x_lite.data.quiet_import import import_seqio
 from t5x_lite.data.reading import Tokenizer
 from t5x_lite.data.registered import (
@@ -38,14 +37,15 @@ from t5x_lite.data.stores import (
     Place,
     Report,
     make_store,
+    open_store,
     plan_path,
+    store_exists,
     store_place,
     tell_differences,
 )
-from t5x_lite.data.stream import StreamTask
 from t5x_lite.data.tasks import Declaration
-from t5x_lite.data.token_store import TokenStore, changed_shards
-from t5x_lite.data.vocabularies import BYTES, AnyVocabulary, named
+from t5x_lite.data.token_store import changed_shards
+from t5x_lite.data.vocabularies import BYTES, AnyVocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.denoising import Objective, SpanCorruption
 from t5x_lite.objectives.features import check_sentinels
@@ -64,6 +64,8 @@ class Data:
     modules named in `modules` registers when it is imported.
     feature_lengths: tokens of "inputs" and "targets" in a row.
     data_dir: where corpora, vocabularies and token stores are made and found again.
+    store_dir: an address, such as "gs://bucket/tokens", to which finished stores are moved and
+        where they are read (`data.remote`).
     objective: what text tasks are turned into.
     vocabulary: one to use in place of the tasks' own.
     tokenizer: what tokenises tasks that only rename and tokenise fields: "seqio", or, several times
@@ -76,6 +78,7 @@ class Data:
     exhaustion, num_epochs: what becomes of a task that was gone through so often: "repeat" it for
         ever, "stop" the run, or "renormalise": go on with the others until all were.
     seed: of the order of examples, the draws among tasks and the noise.
+    splits: which to get ready; who only evaluates needs no "train".
     """
 
     mixture_or_task_name: str
@@ -88,10 +91,12 @@ class Data:
     tokenizer: Tokenizer = "seqio"
     tokenise: Tokenise = "before_training"
     processes: int = 1
+    store_dir: str | None = None
     pack: bool = True
     exhaustion: Exhaustion = "repeat"
     num_epochs: int = 1
     seed: int = 0
+    splits: tuple[str, ...] = ("train", "validation")
 
     def __post_init__(self):
         if self.tokenise not in get_args(Tokenise) or self.processes < 1:
@@ -101,80 +106,15 @@ class Data:
                 "Data.tokenise",
                 "Data.processes",
             )
-
-
-@dataclass(frozen=True)
-class PlannedTask:
-    """A task's rate, the store of each split it has, and what becomes of what is stored.
-
-    is_text: it is text for an objective, the task's own or, if it has none, the run's. ending: of
-    pairs that are not simply cut. live: the splits, in the place of stores, of a task that none
-    can serve.
-    """
-
-    name: str
-    rate: float
-    is_text: bool
-    stores: Mapping[str, str]
-    objective: Objective | None = None
-    ending: PairEnding | None = None
-    live: Mapping[str, LiveTask] = dataclasses.field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The stores of a mixture's tasks, under one vocabulary.
-
-    builder: makes those that are not there yet; `close` ends it.
-    """
-
-    data_dir: str
-    objective: Objective
-    vocabulary_path: str
-    extra_ids: int
-    tasks: tuple[PlannedTask, ...]
-    builder: Builder | None = None
-
-    def close(self) -> None:
-        """End what is still going on: the making of stores, which another start takes up."""
-        if self.builder is not None:
-            self.builder.stop()
-
-    def vocabulary(self) -> AnyVocabulary:
-        """Return the vocabulary that all tasks share."""
-        return named(self.vocabulary_path, self.extra_ids)
-
-    def train_tasks(self) -> list[StreamTask]:
-        """Open the train store of each task that is ever drawn."""
-        return [self._open(task, "train") for task in self.tasks if task.rate > 0]
-
-    def validation_tasks(self) -> list[StreamTask]:
-        """Open the validation store of each task that has one."""
-        return [
-            self._open(task, "validation")
-            for task in self.tasks
-            if "validation" in {**task.stores, **task.live}
-        ]
-
-    def stores(self) -> list[tuple[PlannedTask, str, TokenStore]]:
-        """Open every store: its task, its split, itself."""
-        return [
-            (task, split, self._store(task, split)) for task in self.tasks for split in task.stores
-        ]
-
-    def _open(self, task: PlannedTask, split: str) -> StreamTask:
-        if split in task.live:
-            return StreamTask(task.name, task.live[split], task.rate, None)
-        objective = (task.objective or self.objective) if task.is_text else None
-        directory = Path(self.data_dir, task.stores[split])
-        if self.builder is None or directory.exists():
-            store = TokenStore.open(directory)
-        else:
-            store = GrowingStore(directory, self.builder.check)
-        return StreamTask(task.name, store, task.rate, objective, task.ending)
-
-    def _store(self, task: PlannedTask, split: str) -> TokenStore:
-        return TokenStore.open(os.path.join(self.data_dir, task.stores[split]))
+        if self.store_dir is not None and (
+            self.tokenise == "while_training" or not files.is_address(self.store_dir)
+        ):
+            raise ConfigError(
+                f"store_dir is {self.store_dir!r}: it takes an address, such as "
+                "gs://bucket/tokens, and stores that are made before training",
+                "Data.store_dir",
+                "Data.tokenise",
+            )
 
 
 def prepare(
@@ -220,14 +160,14 @@ def _make_plan(
             check_sentinels(needed, vocabulary.sentinels)
     storable = [(task, rate) for task, rate in rates if task.name not in live]
     places = {
-        task.name: {split: store_place(task, split, data) for split in _splits(task, rate)}
+        task.name: {split: store_place(task, split, data) for split in _splits(task, rate, data)}
         for task, rate in storable
     }
     later = []
     for task, _ in storable:
         for split, place in places[task.name].items():
             if split == "train" and data.tokenise == "while_training":
-                later += [] if Path(data.data_dir, place.name).exists() else [task.name]
+                later += [] if store_exists(data, place.name) else [task.name]
             else:
                 make_store(task, place, data, report, make_parts)
     tasks = tuple(
@@ -240,7 +180,7 @@ def _make_plan(
             step.ending if isinstance(step, EndPairs) else None,
         )
         if task.name in places
-        else _live_task(task, rate, data.objective, vocabulary)
+        else _live_task(task, rate, data, vocabulary)
         for task, rate in rates
     )
     return Plan(
@@ -249,15 +189,14 @@ def _make_plan(
         vocabulary_path=vocabulary.path,
         extra_ids=vocabulary.extra_ids,
         tasks=tasks,
+        store_dir=data.store_dir,
         builder=_builder({name: places[name]["train"] for name in later}, data, report),
     )
 
 
-def _live_task(
-    task: "seqio.Task", rate: float, objective: Objective, vocabulary: AnyVocabulary
-) -> PlannedTask:
-    bound, splits = with_objective(task, objective), _splits(task, rate)
-    live = {split: LiveTask(bound, split, vocabulary.size) for split in splits}
+def _live_task(task: "seqio.Task", rate: float, data: Data, pieces: AnyVocabulary) -> PlannedTask:
+    bound, splits = with_objective(task, data.objective), _splits(task, rate, data)
+    live = {split: LiveTask(bound, split, pieces.size) for split in splits}
     return PlannedTask(task.name, rate, is_text=False, stores={}, live=live)
 
 
@@ -273,9 +212,10 @@ def _builder(places: Mapping[str, Place], data: Data, report: Report) -> Builder
     return Builder(data, directories, report)
 
 
-def _splits(task: "seqio.Task", rate: float) -> list[str]:
+def _splits(task: "seqio.Task", rate: float, data: Data) -> list[str]:
     """Return the splits to tokenise: a task of rate 0 is there to be evaluated only."""
-    return [*(["train"] if rate else []), *(["validation"] if "validation" in task.splits else [])]
+    there = [*(["train"] if rate else []), *(["validation"] if "validation" in task.splits else [])]
+    return [split for split in there if split in data.splits]
 
 
 def ready(data: Data) -> Plan | None:
@@ -285,7 +225,7 @@ def ready(data: Data) -> Plan | None:
     except FileNotFoundError:
         return None
     try:
-        tasks = tuple(_planned(task, own_objectives(data)) for task in content["tasks"])
+        tasks = tuple(read_task(task, own_objectives(data)) for task in content["tasks"])
     except KeyError:
         return None
     plan = Plan(
@@ -294,6 +234,7 @@ def ready(data: Data) -> Plan | None:
         vocabulary_path=_located(data.data_dir, content["vocabulary_path"]),
         extra_ids=content["extra_ids"],
         tasks=tasks,
+        store_dir=data.store_dir,
     )
     try:
         if plan.vocabulary().fingerprint != content["fingerprint"]:
@@ -301,30 +242,14 @@ def ready(data: Data) -> Plan | None:
     except ConfigError:
         return None
     for task in tasks:
-        for directory in task.stores.values():
+        for name in task.stores.values():
             try:
-                manifest = TokenStore.open(os.path.join(data.data_dir, directory)).manifest
+                manifest = open_store(data, name).manifest
             except ConfigError:
                 return None
             if changed_shards(manifest):
                 return None
     return plan
-
-
-def _planned(content: Mapping[str, Any], objectives: Mapping[str, Objective]) -> PlannedTask:
-    """Read a task of a plan; raises KeyError where only registering it would tell its objective."""
-    own, ending = content["own_objective"], content["ending"]
-    return PlannedTask(
-        **{name: content[name] for name in ("name", "rate", "is_text", "stores")},
-        objective=objectives[content["name"]] if own else None,
-        ending=ending and PairEnding(**ending),
-    )
-
-
-def _written(task: PlannedTask) -> dict[str, Any]:
-    content = dataclasses.asdict(dataclasses.replace(task, objective=None))
-    del content["objective"], content["live"]
-    return content | {"own_objective": task.objective is not None}
 
 
 def _located(data_dir: str, path: str) -> str:
@@ -340,7 +265,7 @@ def _write_plan(path: Path, plan: Plan) -> None:
         "vocabulary_path": os.path.relpath(path_of_model, base) if is_below else path_of_model,
         "extra_ids": plan.extra_ids,
         "fingerprint": plan.vocabulary().fingerprint,
-        "tasks": [_written(task) for task in plan.tasks],
+        "tasks": [task_as_json(task) for task in plan.tasks],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:

@@ -1,6 +1,7 @@
 """Stretches of a long array of tokens as rows that end in EOS; compiled where it can be."""
 
 from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,8 +93,33 @@ def gather_with_eos(
     return Rows(rows_nl, (lengths_n + 1).astype(np.int32))
 
 
-def read_only(array: NDArray) -> NDArray:
-    """Return a plain array that cannot be written, the one kind compiled loops are made for."""
+class Fetched(Protocol):
+    """An array that is not at hand: `data.remote.RemoteArray`."""
+
+    def fetch(
+        self, starts_n: NDArray[np.int64], lengths_n: NDArray[np.int64]
+    ) -> tuple[NDArray, NDArray[np.int64]]:
+        """Return stretches end to end, and where each begins there."""
+        ...
+
+
+def at_hand(
+    array: NDArray | Fetched, starts_n: NDArray[np.int64], lengths_n: NDArray[np.int64]
+) -> tuple[NDArray, NDArray[np.int64]]:
+    """Return an array that holds the stretches, and where each begins in it."""
+    if isinstance(array, np.ndarray):
+        return array, starts_n
+    tokens, starts_n = array.fetch(starts_n, lengths_n)
+    return read_only(tokens), starts_n
+
+
+def read_only(array: Any) -> Any:
+    """Return a plain array that cannot be written, the one kind compiled loops are made for.
+
+    One that is not at hand stays what it is.
+    """
+    if not isinstance(array, np.ndarray):
+        return array
     array = array.view(np.ndarray)
     array.flags.writeable = False
     return array

@@ -7,11 +7,13 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from t5x_lite.data.caching import MakeParts, build_token_store
+from t5x_lite.data.remote import Objects, RemoteStore, upload
 from t5x_lite.data.token_store import TOKENISING_PACKAGES, TokenStore, describe_store, differences
 
 if TYPE_CHECKING:
@@ -20,9 +22,24 @@ if TYPE_CHECKING:
     from t5x_lite.data.plan import Data
 
 _PLAN_FORMAT = 2
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, in what stands for it
 # Given the data, a task's name and a split: who tokenises the files of its source.
 PartMaker = Callable[["Data", str, str], MakeParts]
 Report = Callable[[str], None]
+
+
+class Roots(Protocol):
+    """Where everything lies: in `data_dir`, but finished stores under `store_dir`, if given."""
+
+    @property
+    def data_dir(self) -> str:
+        """A directory."""
+        ...
+
+    @property
+    def store_dir(self) -> str | None:
+        """An address."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +78,44 @@ def tell_differences(place: Place, data: "Data", report: Report) -> None:
 def make_store(
     task: "seqio.Task", place: Place, data: "Data", report: Report, make_parts: PartMaker | None
 ) -> None:
-    """Build a split's store unless it is there."""
+    """Build a split's store unless it is there, on disk and then, if need be, at an address."""
     split, directory = place.description["split"], Path(data.data_dir, place.name)
-    if not directory.exists():
+    if not store_exists(data, place.name) and not directory.exists():
         tell_differences(place, data, report)
         report(f"tokenising {task.name}/{split} ...")
         maker = make_parts and make_parts(data, task.name, split)
         build_token_store(
             task, split, directory, report, tokenizer=data.tokenizer, make_parts=maker
         )
-    TokenStore.open(directory, place.description)
+    if data.store_dir is not None and not store_exists(data, place.name):
+        upload(directory, store_location(data, place.name), report)
+        shutil.rmtree(directory)
+    open_store(data, place.name, place.description)
+
+
+def store_location(roots: Roots, name: str) -> str:
+    """Return where a store lies: a directory or an address."""
+    if roots.store_dir is None:
+        return os.path.join(roots.data_dir, name)
+    return f"{roots.store_dir.rstrip('/')}/{name}"
+
+
+def store_exists(roots: Roots, name: str) -> bool:
+    """Tell whether a store is there as a whole."""
+    location = store_location(roots, name)
+    if roots.store_dir is None:
+        return os.path.exists(location)
+    return Objects(location).read("manifest.json") is not None
+
+
+def open_store(
+    roots: Roots, name: str, expected: Mapping[str, Any] | None = None
+) -> TokenStore | RemoteStore:
+    """Open a store where it lies; raises ConfigError where it is not there or another."""
+    location = store_location(roots, name)
+    if roots.store_dir is None:
+        return TokenStore.open(location, expected)
+    return RemoteStore.open(location, expected)
 
 
 def plan_path(data: "Data") -> Path:
@@ -86,7 +131,8 @@ def plan_path(data: "Data") -> Path:
         _PLAN_FORMAT,
         data.mixture_or_task_name,
         data.tokenizer,
-        [repr(declaration) for declaration in data.declarations],
+        [_ADDRESS.sub("", repr(declaration)) for declaration in data.declarations],
+        data.splits,
         [(name, _module_digest(name)) for name in sorted(modules)],
         data.vocabulary and (repr(data.vocabulary), data.vocabulary.fingerprint),
         [(name, importlib.metadata.version(name)) for name in TOKENISING_PACKAGES],

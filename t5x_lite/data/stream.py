@@ -20,7 +20,7 @@ from t5x_lite.data.opening import known, open_examples, size_so_far
 from t5x_lite.data.packing import Segments, best_fit_decreasing
 from t5x_lite.data.positions import FORMAT, Position, check_position
 from t5x_lite.data.stream_tasks import StreamTask, check_packable, check_piecewise
-from t5x_lite.data.windows import Placed, Window, cut, lay_out, task_ids
+from t5x_lite.data.windows import Identities, Placed, Window, cut_batches, lay_out, task_ids
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.spans import Sentinels
 
@@ -119,6 +119,11 @@ class Stream:
         self._check(position)
         return self._batches(position, rows)
 
+    def identities(self, position: Position) -> Iterator[Identities]:
+        """Yield of each batch from a position on which examples it holds, of all rows."""
+        self._check(position)
+        return (Identities(self._names, *placed[:4]) for placed, _ in self._placed(position))
+
     def examples(self, position: Position) -> dict[str, int]:
         """Return how many examples of each task lie before a position."""
         self._check(position)
@@ -157,26 +162,15 @@ class Stream:
         return position
 
     def _batches(self, position: Position, rows: slice) -> Iterator[tuple[Batch, Position]]:
-        window = self._plan(position["window"], position["drawn"])
-        row = position["row"]
-        while True:
-            parts, filled = [], 0
-            while filled < self.batch_size:
-                if row >= window.num_rows:
-                    following = self._plan(window.number + 1, window.drawn_after)
-                    if not following.num_rows:
-                        break
-                    window, row = following, 0
-                taken = min(self.batch_size - filled, window.num_rows - row)
-                parts.append(cut(window.placed, row, row + taken, to=filled))
-                row, filled = row + taken, filled + taken
-            if not parts:
-                return
-            placed = Placed(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-            yield (
-                self._materialise(placed, np.arange(self.batch_size)[rows]),
-                self._position(window.number, row, window.drawn),
-            )
+        for placed, after in self._placed(position):
+            yield self._materialise(placed, np.arange(self.batch_size)[rows]), after
+
+    def _placed(self, position: Position) -> Iterator[tuple[Placed, Position]]:
+        """Yield the examples of each batch with their places, and the position after it."""
+        first = self._plan(position["window"], position["drawn"])
+        following = lambda window: self._plan(window.number + 1, window.drawn_after)  # noqa: E731
+        for placed, window, row in cut_batches(first, position["row"], self.batch_size, following):
+            yield placed, self._position(window.number, row, window.drawn)
 
     def _plan(self, number: int, drawn: Mapping[str, int]) -> Window:
         """Draw a window's examples and give each a place in a row."""

@@ -66,13 +66,7 @@ class TokenStore:
             manifest = json.loads((directory / "manifest.json").read_text("utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"there is no token store in {directory}", "DATA_DIR") from None
-        if differing := differences(expected or {}, manifest):
-            raise ConfigError(
-                f"the token store in {directory} was made from other data: "
-                + "; ".join(differing)
-                + "; delete it or use another directory",
-                "DATA_DIR",
-            )
+        refuse_other(manifest, expected, directory)
         store = cls(directory, manifest)
         if not all(store._is_whole(feature) for feature in store.features):
             raise ConfigError(f"the token store in {directory} is damaged: delete it", "DATA_DIR")
@@ -200,6 +194,19 @@ def fingerprint(path: str) -> str:
             file.seek(max(size - _STRETCH_BYTES, 0) * number // (_STRETCHES - 1))
             digest.update(file.read(_STRETCH_BYTES))
     return digest.hexdigest()[:32]
+
+
+def refuse_other(
+    manifest: Mapping[str, Any], expected: Mapping[str, Any] | None, place: str | os.PathLike
+) -> None:
+    """Raise ConfigError, which says what differs, for a store that was made from other data."""
+    if differing := differences(expected or {}, manifest):
+        raise ConfigError(
+            f"the token store in {place} was made from other data: "
+            + "; ".join(differing)
+            + "; delete it or use another directory",
+            "DATA_DIR",
+        )
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any], path: str = "") -> list[str]:

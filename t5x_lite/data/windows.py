@@ -1,6 +1,6 @@
 """A window of draws: which example goes where."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,40 @@ class Window(NamedTuple):
     drawn_after: dict[str, int]
     num_rows: int
     placed: Placed
+
+
+class Identities(NamedTuple):
+    """Which examples a batch holds, one a place: number of the task, epoch, index, row."""
+
+    names: Sequence[str]
+    task_n: NDArray[np.int64]
+    epoch_n: NDArray[np.int64]
+    index_n: NDArray[np.int64]
+    row_n: NDArray[np.int64]
+
+
+def cut_batches(
+    window: Window, row: int, batch_size: int, following: Callable[[Window], Window]
+) -> Iterator[tuple[Placed, Window, int]]:
+    """Yield the examples of batch after batch, from a row of a window on.
+
+    With each come the window and the row that follow it. Ends where the window that follows is
+    empty; the last batch may have fewer rows.
+    """
+    while True:
+        parts, filled = [], 0
+        while filled < batch_size:
+            if row >= window.num_rows:
+                after = following(window)
+                if not after.num_rows:
+                    break
+                window, row = after, 0
+            taken = min(batch_size - filled, window.num_rows - row)
+            parts.append(cut(window.placed, row, row + taken, to=filled))
+            row, filled = row + taken, filled + taken
+        if not parts:
+            return
+        yield Placed(*(np.concatenate(column) for column in zip(*parts, strict=True))), window, row
 
 
 def task_ids(

@@ -42,4 +42,4 @@ def cache(
     ]
     columns = ("task", "split", "examples", "tokens", "tokenised by")
     console.table(data.mixture_or_task_name, columns, rows)
-    console.note(f"token stores are in {os.path.join(data.data_dir, 'stores')}")
+    console.note(f"token stores are in {os.path.join(data.store_dir or data.data_dir, 'stores')}")

@@ -21,6 +21,13 @@ class Feed(NamedTuple):
     stream: Stream
     settings: dict[str, Any]
 
+    @property
+    def mixture(self) -> dict[str, float]:
+        """The share of examples that is planned of each task."""
+        tasks = self.plan.train_tasks()
+        total = sum(task.rate for task in tasks)
+        return {task.name: task.rate / total for task in tasks}
+
     def baselines(self, max_examples: int | None) -> dict[str, Any]:
         """What a model must beat on each validation task, of so many examples."""
         same = {name: self.settings[name] for name in ("feature_lengths", "sentinels", "seed")}
@@ -49,18 +56,21 @@ def make_feed(
 
     Raises ConfigError where the model cannot learn from this data.
     """
+    if data.pack and model.prompt_length:
+        raise ConfigError(
+            f"a prompt of {model.prompt_length} vectors stands before one example, and Data.pack "
+            f"puts several in a row; wanted Data.pack = False",
+            "Data.pack",
+            "TransformerConfig.prompt_length",
+        )
     plan = processes.first_then_others(partial(prepare, data, report=report))
     if processes.count() > 1:
         processes.check_same("their data", _identity(plan))
     check_vocabulary(plan, model)
     check_tasks(plan, model)
-    settings = {
-        "feature_lengths": data.feature_lengths,
-        "batch_size": batch_size,
-        "seed": data.seed,
-        "sentinels": plan.vocabulary().sentinels,
-        "converter": _converter(model, loss_on_inputs=loss_on_inputs),
-    }
+    settings = batch_settings(
+        data, plan, model, batch_size=batch_size, loss_on_inputs=loss_on_inputs
+    )
     stream = Stream(
         plan.train_tasks(),
         **settings,
@@ -71,6 +81,24 @@ def make_feed(
         tell_tasks=True,
     )
     return Feed(plan, stream, settings)
+
+
+def batch_settings(
+    data: Data,
+    plan: Plan,
+    model: TransformerConfig,
+    *,
+    batch_size: int,
+    loss_on_inputs: bool = False,
+) -> dict[str, Any]:
+    """What all batches for this model have in common, as `stream` takes it."""
+    return {
+        "feature_lengths": data.feature_lengths,
+        "batch_size": batch_size,
+        "seed": data.seed,
+        "sentinels": plan.vocabulary().sentinels,
+        "converter": _converter(model, loss_on_inputs=loss_on_inputs),
+    }
 
 
 def check_vocabulary(plan: Plan, model: TransformerConfig) -> None:
@@ -99,12 +127,11 @@ def check_tasks(plan: Plan, model: TransformerConfig) -> None:
 
 
 def _identity(plan: Plan) -> dict[str, Any]:
-    """What tells two hosts' copies of the data apart."""
-    stores = {f"{task.name}/{split}": store for task, split, store in plan.stores()}
-    return {
-        "vocabulary": plan.vocabulary().fingerprint,
-        **{name: [store.directory.name, store.num_examples] for name, store in stores.items()},
+    """What tells two hosts' copies of the data apart: stores are named by what they are made of."""
+    stores = {
+        f"{task.name}/{split}": name for task in plan.tasks for split, name in task.stores.items()
     }
+    return {"vocabulary": plan.vocabulary().fingerprint, **stores}
 
 
 def _converter(model: TransformerConfig, *, loss_on_inputs: bool) -> Converter:

@@ -89,6 +89,16 @@ class Inference:
         self._embed = program(_embedded)
 
     @property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The mesh that everything is laid out over."""
+        return self._mesh
+
+    @property
+    def row_slice(self) -> slice:
+        """Which rows of a batch are this process's."""
+        return self._rows
+
+    @property
     def rows(self) -> int:
         """How many rows of a batch are this process's."""
         return self._rows.stop - self._rows.start
@@ -300,7 +310,8 @@ def undropped(config: TransformerConfig) -> TransformerConfig:
 
 
 def _embedded(model: Transformer, batch: Mapping[str, jax.Array]) -> jax.Array:
-    encoded_ble, real_bl = model.encode_inputs(batch["inputs"])
+    prompt = model.config.prompt_length
+    encoded_ble, real_bl = (x[:, prompt:] for x in model.encode_inputs(batch["inputs"]))
     real_bl1 = real_bl[..., None].astype(jnp.float32)
     total_be = jnp.sum(encoded_ble.astype(jnp.float32) * real_bl1, axis=1)
     return total_be / jnp.maximum(jnp.sum(real_bl1, axis=1), 1.0)

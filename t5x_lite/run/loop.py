@@ -3,7 +3,7 @@
 import contextlib
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ import jax
 from t5x_lite import processes
 from t5x_lite.checkpoints import Checkpoints, Json
 from t5x_lite.data.batches import prefetch, process_rows, to_devices
-from t5x_lite.data.stream import Position, Stream
+from t5x_lite.data.stream import Batch, Position, Stream
+from t5x_lite.run import decisions
 from t5x_lite.run.console import Console, training_line
+from t5x_lite.run.decisions import GoBack
 from t5x_lite.run.held_out import HeldOut
 from t5x_lite.run.meter import Meter, Work, stopping
 from t5x_lite.run.observers import Moment, Observer
@@ -55,14 +57,12 @@ class Run:
             compiled = None
             if (self._saved.latest_step or 0) < steps:
                 compiled = pool.submit(self._compile)
-            self._state, self.step, position, self._seconds = start(
-                self._program, self._saved, init_from, self._console
-            )
+            self._init_from = init_from
+            self._take_up()
             self._startup.lap("weights")
             self._step = compiled and compiled.result()
             processes.barrier("compiled", seconds=processes.LONG)  # before they talk in a step
             self._startup.lap("compiling beyond that")
-        self._position = self._stream.start() if position is None else position
         if self.step >= steps:
             self._console.note(f"the run is finished: {self.step:,} of {steps:,} steps are done")
         elif self.step:
@@ -88,36 +88,14 @@ class Run:
         record: what every checkpoint says for a person, such as the configuration.
         """
         self._observers, self._record = observers, record
-        note = self._console.note
-        with (
-            Writers(
-                self._directory,
-                start_step=self.step,
-                report=note,
-                silent=not processes.is_first(),
-            ) as self._writers,
-            self._batches() as batches,
-            stopping() as stop_signal,
-            self._console.line(),
-            contextlib.ExitStack() as entered,
-        ):
-            for observer in observers:
-                entered.enter_context(observer)
-            self._meter = Meter(self._seconds, batches, work, self._stream.told_tasks)
-            for batch, position in batches:
-                self._take_step(batch, position)
-                if self.step % log_every == 0 or self.step == steps:
-                    self._log(steps)
-                if self.step % evaluate_every == 0 or self.step == steps:
-                    self._evaluate()
-                last = self.step == steps or stop_signal() is not None
-                self._save(force=last)
-                if last:
+        self._work = work
+        with stopping() as stop_signal, self._console.line():
+            while True:
+                try:
+                    self._train(steps, evaluate_every, log_every, stop_signal)
                     break
-            else:
-                self._console.note(f"the data ends after step {self.step:,} of {steps:,}")
-                self._evaluate()
-                self._save(force=True)
+                except GoBack:
+                    self._take_up_again()
         with self._console.waiting(f"saving step {self.step:,}"):
             self._saved.save_surely(self.step, self._state, **self._beside_state())
         if (signal_number := stop_signal()) is not None:
@@ -140,6 +118,56 @@ class Run:
             for name, numbers in self._held_out.losses(self._state.evaluated).items()
         }
         return Results(step=self.step, seconds=self._seconds, tasks=tasks, samples=samples)
+
+    def _take_up_again(self) -> None:
+        self._saved.wait()
+        self._take_up()
+
+    def _take_up(self) -> None:
+        """Take up where the checkpoints and decisions say, at a start and when going back."""
+        self._start = start(self._program, self._saved, self._init_from, self._console)
+        self._state, self.step, position, self._seconds, progress = self._start
+        taken, known = decisions.read(self._directory), progress.get("decisions", 0)
+        self._jumps = decisions.jumps(taken, self.step, known)
+        self._taken = len(taken)
+        self._position = self._stream.start() if position is None else position
+
+    def _train(
+        self,
+        steps: int,
+        evaluate_every: int,
+        log_every: int,
+        stop_signal: Callable[[], int | None],
+    ) -> None:
+        note, entered = self._console.note, contextlib.ExitStack()
+        with (
+            Writers(
+                self._directory,
+                start_step=self.step,
+                report=note,
+                silent=not processes.is_first(),
+            ) as self._writers,
+            self._batches() as batches,
+            entered,
+        ):
+            for observer in self._observers:
+                entered.enter_context(observer)
+                observer.on_start(self.step, self._start.progress)
+            self._meter = Meter(self._seconds, batches, self._work, self._stream.told_tasks)
+            for batch, before, position in batches:
+                self._take_step(batch, before, position)
+                if self.step % log_every == 0 or self.step == steps:
+                    self._log(steps)
+                if self.step % evaluate_every == 0 or self.step == steps:
+                    self._evaluate()
+                last = self.step == steps or stop_signal() is not None
+                self._save(force=last)
+                if last:
+                    break
+            else:
+                note(f"the data ends after step {self.step:,} of {steps:,}")
+                self._evaluate()
+                self._save(force=True)
 
     def _compile(self) -> Any:
         """The step for this run's shapes; safe in a thread."""
@@ -168,17 +196,30 @@ class Run:
         sharding = self._program.batch_sharding
         rows = process_rows(size, sharding)
         return prefetch(
-            self._stream.batches(self._position, rows),
-            lambda item: (to_devices(item[0], sharding, batch_size=size), item[1]),
+            self._positioned(rows),
+            lambda item: (to_devices(item[0], sharding, batch_size=size), *item[1:]),
         )
 
-    def _take_step(self, batch: Mapping[str, jax.Array], position: Position) -> None:
+    def _positioned(self, rows: slice) -> Iterator[tuple[Batch, Position, Position]]:
+        """Each batch with the positions before and after it, leaving out what was decided."""
+        step, position, more = self.step, self._position, True
+        while more:
+            position, more = self._jumps.get(step, position), False
+            for batch, after in self._stream.batches(position, rows):
+                yield batch, position, after
+                step, position = step + 1, after
+                if more := step in self._jumps:
+                    break
+
+    def _take_step(
+        self, batch: Mapping[str, jax.Array], before: Position, position: Position
+    ) -> None:
         assert self._step is not None
         for observer in self._observers:
             observer.before_step(self.step + 1, self._state)
         self._state, metrics = self._step(self._state, batch)
         self.step, self._position, self._reported = self.step + 1, position, {}
-        moment = Moment(self.step, self._state, batch, position, metrics)
+        moment = Moment(self.step, self._state, batch, before, position, metrics)
         for observer in self._observers:
             observer.after_step(moment)
         self._meter.add(metrics, batch)
@@ -201,6 +242,7 @@ class Run:
         for name, of_task in self._meter.by_task.items():
             self._report(f"train/{name}", of_task)
         self._report("epochs", self._stream.epochs(self._position))
+        self._report("examples", self._stream.examples(self._position))
         for observer in self._observers:
             observer.on_log(self.step, numbers, self._report)
 
@@ -216,14 +258,22 @@ class Run:
 
     def _save(self, *, force: bool) -> None:
         self._seconds = self._meter.seconds
-        if self._saved.save(self.step, self._state, force=force, **self._beside_state()):
+        if not self._saved.due(self.step, force=force):
+            return
+        for observer in self._observers:
+            observer.on_save(self.step)
+        if self._saved.save(self.step, self._state, force=True, **self._beside_state()):
             blocked = self._saved.blocked_seconds
             self._console.note(f"saving step {self.step:,} (the run waited {blocked * 1e3:.0f} ms)")
             self._report("checkpoint", {"blocked_seconds": blocked})
-            for observer in self._observers:
-                observer.on_save(self.step)
 
     def _beside_state(self) -> dict[str, Any]:
         """What is saved with the state, for `Checkpoints.save`."""
-        progress = {"position": self._position, "seconds": self._seconds}
+        progress: Json = {
+            "position": self._position,
+            "seconds": self._seconds,
+            "decisions": self._taken,
+        }
+        for observer in self._observers:
+            progress |= observer.to_save()
         return {"progress": progress, "metrics": self._reported, "record": self._record}

@@ -13,14 +13,15 @@ Report = Callable[[str, Mapping[str, float]], None]  # (kind, numbers), for the 
 class Moment(NamedTuple):
     """A run after a step that was handed to the devices and is perhaps not done yet.
 
-    step: finished steps. batch: what the step was given. position: of the stream, after the batch.
-    metrics: of the step alone. The arrays may be kept; those of `state` are the next step's to
-    overwrite.
+    step: finished steps. batch: what the step was given. before, position: of the stream, before
+    and after the batch. metrics: of the step alone. The arrays may be kept; those of `state` are
+    the next step's to overwrite.
     """
 
     step: int
     state: Any
     batch: Mapping[str, jax.Array]
+    before: Position
     position: Position
     metrics: Mapping[str, jax.Array]
 
@@ -38,6 +39,16 @@ class Observer:
 
     def __exit__(self, *_: object) -> None:
         """Let go of what was taken."""
+
+    def on_start(self, step: int, progress: Mapping[str, Any]) -> None:
+        """Hear after which step the run goes on, and what was saved beside that checkpoint's state.
+
+        Comes after `__enter__`, and again when the run goes back.
+        """
+
+    def to_save(self) -> Mapping[str, str | float]:
+        """What `on_start` shall find in `progress` under a name of one's own."""
+        return {}
 
     def before_step(self, step: int, state: Any) -> None:
         """Hear that step `step`, counted from 1, is about to be handed to the devices."""
@@ -58,4 +69,4 @@ class Observer:
         """Hear a record that is written: what `report` was given, or the run itself reports."""
 
     def on_save(self, step: int) -> None:
-        """Hear that a checkpoint of this step is being written."""
+        """Hear that a checkpoint of this step is about to be written."""

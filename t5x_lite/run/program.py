@@ -11,6 +11,7 @@ from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.partitioning import batch_parts, make_mesh, named_sharding, shardings
 from t5x_lite.run.compiler_options import compiler_options
+from t5x_lite.training.fingerprints import fingerprinted
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.state import (
@@ -29,6 +30,7 @@ class Program(NamedTuple):
     mesh: jax.sharding.Mesh
     graphdef: nnx.GraphDef
     placed: TrainState
+    frozen: frozenset[str]  # paths of the weights that no step changes
     abstract: TrainState
     batch_sharding: jax.sharding.NamedSharding
     replicated: jax.sharding.NamedSharding
@@ -49,8 +51,13 @@ def build(
     batch_size: int,
     seed: int,
     devices: Sequence[Any] | None = None,
+    fingerprint_every: int | None = None,
 ) -> Program:
-    """Lay the run out over the devices (all there are); nothing is computed or allocated yet."""
+    """Lay the run out over the devices (all there are); nothing is computed or allocated yet.
+
+    fingerprint_every: after so many steps each time the metrics tell of the bits of the weights,
+    and always of those of the batch (`training.fingerprints`); None leaves them out.
+    """
     device_mesh = make_mesh(mesh, devices)
     if batch_size < 1 or batch_size % batch_parts(device_mesh):
         raise ConfigError(
@@ -87,10 +94,13 @@ def build(
         if update.offload_optimizer
         else None,
     )
+    if fingerprint_every is not None:
+        step = fingerprinted(step, fingerprint_every)
     return Program(
         mesh=device_mesh,
         graphdef=graphdef,
         placed=placed,
+        frozen=bound.frozen,
         abstract=abstract_state(model, bound, placed),
         batch_sharding=named_sharding(device_mesh, ("batch", "length")),
         replicated=replicated,

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from t5x_lite import processes
@@ -15,6 +15,8 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
 
 MODEL = "model.json"
+LAUNCHES = "launches"
+_FROM_STEP = "from_step_"
 _NOT_ARCHITECTURE = (
     "dtype",
     "remat",
@@ -62,9 +64,11 @@ def write_launch(
     *,
     start_step: int,
     describe_config: Callable[[], str],
+    mixture: Mapping[str, float] | None = None,
 ) -> dict[str, object]:
     """Record this launch: the model, the operative gin config, versions, git revision, command.
 
+    mixture: the share of examples that is planned of each task.
     Returns the same, for the checkpoints.
     """
     config, packages = describe_config(), versions()
@@ -72,11 +76,18 @@ def write_launch(
     if not processes.is_first():
         return record
     (model_dir / MODEL).write_text(json.dumps(_architecture(model), indent=2) + "\n")
-    launch = model_dir / "launches" / f"from_step_{start_step:08d}"
+    launch = model_dir / LAUNCHES / f"{_FROM_STEP}{start_step:08d}"
     launch.mkdir(parents=True, exist_ok=True)
     (launch / "operative_config.gin").write_text(config)
     (launch / "versions.json").write_text(json.dumps(packages, indent=2) + "\n")
+    (launch / "mixture.json").write_text(json.dumps(mixture or {}, indent=2) + "\n")
     return record
+
+
+def launch_steps(model_dir: Path) -> list[int]:
+    """The steps from which the run was launched, the first launch included."""
+    launches = (model_dir / LAUNCHES).glob(f"{_FROM_STEP}*")
+    return sorted(int(path.name.removeprefix(_FROM_STEP)) for path in launches)
 
 
 def versions() -> dict[str, str]:

@@ -17,16 +17,19 @@ from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.run.console import Console, duration
 from t5x_lite.run.feed import Feed, make_feed
+from t5x_lite.run.guard import Guard, Guarding
 from t5x_lite.run.held_out import Evaluation, HeldOut
 from t5x_lite.run.inference import Inference
+from t5x_lite.run.judge import JudgingObserver, TaskEvaluation, make_judge
 from t5x_lite.run.loop import Run
 from t5x_lite.run.meter import Work
 from t5x_lite.run.observers import Observer
 from t5x_lite.run.profiling import Profile, Profiler
 from t5x_lite.run.program import Program, build
+from t5x_lite.run.receipts import Receipts, ReceiptWriter
 from t5x_lite.run.record import check_model_dir, write_launch
 from t5x_lite.run.results import read_results, show_results, write_results
-from t5x_lite.run.start import InitFrom, check_init_from
+from t5x_lite.run.start import InitFrom, check_init_from, last_step
 from t5x_lite.run.startup import Startup
 from t5x_lite.run.tracking import Tracker, WeightsAndBiases
 from t5x_lite.training.optimizers import OptimizerConfig
@@ -49,10 +52,13 @@ def train(
     update: Update,
     evaluation: Evaluation,
     checkpoints: CheckpointPolicy,
+    task_evaluation: TaskEvaluation | None = None,
     init_from: InitFrom | None = None,
     loss_on_inputs: bool = False,
     log_every_steps: int = 20,
     profile: Profile = Profile(),  # noqa: B008 frozen
+    receipts: Receipts = Receipts(),  # noqa: B008 frozen
+    guard: Guard = Guard(),  # noqa: B008 frozen
     tracker: WeightsAndBiases | None = None,
     seed: int = 0,
     cpu_devices: int | None = None,
@@ -65,8 +71,10 @@ def train(
     init_from: whose weights a run without checkpoints starts with. loss_on_inputs: a decoder
     without an encoder learns its inputs too. cpu_devices: simulate so many devices on a CPU, over
     all processes.
-    profile: which steps to trace. tracker: a service that gets the records too. describe_config:
-    gives the text that is saved beside the checkpoints as the operative configuration.
+    profile: which steps to trace. receipts: what is noted of each. guard: when the run goes back.
+    tracker: a service that gets the records too. task_evaluation: judge the tasks by their own
+    metrics, too, each time the held-out losses are taken. describe_config: gives the text that is
+    saved beside the checkpoints as the operative configuration.
 
     Raises ConfigError, before anything expensive, for settings that cannot work together.
     """
@@ -79,10 +87,19 @@ def train(
     check_model_dir(directory, model)
     processes.simulate_devices(cpu_devices)
     program = build(
-        model, optimizer, learning_rate, loss, update, mesh=mesh, batch_size=batch_size, seed=seed
+        model,
+        optimizer,
+        learning_rate,
+        loss,
+        update,
+        mesh=mesh,
+        batch_size=batch_size,
+        seed=seed,
+        fingerprint_every=receipts.fingerprint_every,
     )
     if init_from is not None and not (directory / "checkpoints").exists():
         check_init_from(init_from, program.abstract.params)
+    steps = last_step(directory, init_from, steps, program.abstract.params)
     processes.check_same("their configuration", describe_config().splitlines())
     console = Console(silent=not processes.is_first())
     startup.lap("import")
@@ -94,17 +111,30 @@ def train(
     saving = Checkpoints(directory, checkpoints, report=console.note)
     with jax.set_mesh(program.mesh), saving as saved, closing(feed.plan):
         held_out = _held_out(program, feed, model, evaluation)
+        judge = task_evaluation and make_judge(
+            task_evaluation, data, feed.plan, model, program.mesh, batch_size, console.note
+        )
         run = Run(program, feed.stream, held_out, saved, console, directory, startup)
         _introduce(console, model, program, directory)
         run.begin(init_from, steps)
         record = write_launch(
-            directory, model, start_step=run.step, describe_config=describe_config
+            directory,
+            model,
+            start_step=run.step,
+            describe_config=describe_config,
+            mixture=feed.mixture,
         )
         if run.step < steps:
             work = Work.of(model, program.mesh, batch_size, data.feature_lengths)
-            observers: list[Observer] = [Profiler(profile, directory / EVENTS, console)]
+            observers: list[Observer] = [
+                Profiler(profile, directory / EVENTS, console),
+                ReceiptWriter(receipts, directory, feed.stream, console.note),
+                Guarding(guard, directory, feed.stream, seed, lambda: saved.steps, console.note),
+            ]
             if tracker is not None:
                 observers.append(Tracker(tracker, directory, describe_config))
+            if judge is not None:
+                observers.append(JudgingObserver(judge, console.note))
             run.train(steps, evaluation.every_steps, log_every_steps, work, observers, record)
         finish(run, feed, evaluation, directory, console)
 

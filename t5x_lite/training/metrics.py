@@ -10,6 +10,7 @@ import numpy as np
 # Metrics that add up over steps, and those of which the latest counts; the others are averaged.
 _SUMS = ("loss", "z_loss", "correct", "weight", "input_tokens", "target_tokens")
 _LATEST = ("learning_rate", "skipped_steps")
+BITS = "bits/"  # begins the names of fingerprints, which are no numbers to average
 _OF_TASKS = ("task_loss", "task_correct", "task_weight")  # sums of each task, [tasks]
 
 
@@ -43,7 +44,7 @@ def summarize(window: Sequence[Mapping[str, jax.Array]]) -> dict[str, float]:
     means = {
         name: float(np.mean([m[name] for m in host]))
         for name in host[-1]
-        if name not in _SUMS + _LATEST + _OF_TASKS
+        if name not in _SUMS + _LATEST + _OF_TASKS and not name.startswith(BITS)
     }
     return {
         "loss": total["loss"] / weight,

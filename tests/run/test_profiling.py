@@ -27,7 +27,7 @@ def traced(monkeypatch, tmp_path):
                 if step == signal_at:
                     os.kill(os.getpid(), signal.SIGUSR1)
                 profiler.before_step(step, ())
-                profiler.after_step(Moment(step, (), {}, NOWHERE, {}))
+                profiler.after_step(Moment(step, (), {}, NOWHERE, NOWHERE, {}))
         return happened
 
     return run

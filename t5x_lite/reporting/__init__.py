@@ -1,0 +1,1 @@
+"""Finished and unfinished runs as a page for people: read from model directories, never changed."""

@@ -1,0 +1,78 @@
+"""A report as one HTML file that needs nothing else: no network, no script, pictures inside."""
+
+import base64
+import html
+from collections.abc import Sequence
+
+from t5x_lite.reporting.figures import Figure
+from t5x_lite.reporting.runs import Run
+from t5x_lite.reporting.tables import Table
+
+_STYLE = """
+:root { color-scheme: light; --ink: #1a1a1a; --faint: #666; --line: #ddd; --tint: #f6f6f4; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1160px; padding: 1.5rem 1rem 4rem; color: var(--ink);
+  background: #fff; font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; margin: 0 0 .3rem; }
+h2 { font-size: 1.2rem; margin: 2.4rem 0 .4rem; border-bottom: 2px solid var(--ink); }
+h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
+.note, .lead { color: var(--faint); margin: .3rem 0 0; font-size: .9rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .8rem .3rem 0; text-align: right; vertical-align: top;
+  border-bottom: 1px solid var(--line); white-space: nowrap; }
+td.long { white-space: normal; min-width: 16rem; max-width: 34rem; overflow-wrap: anywhere; }
+th { border-bottom-color: var(--ink); }
+th:first-child, td:first-child { text-align: left; }
+.pictures { display: grid; gap: 1.2rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); }
+figure { margin: 0; }
+figcaption { font-weight: 600; font-size: .92rem; }
+figure, img { width: 100%; min-width: 0; height: auto; }
+details { margin: .6rem 0; overflow-wrap: anywhere; }
+summary { cursor: pointer; }
+pre { overflow-x: auto; background: var(--tint); padding: .8rem; font-size: .8rem; }
+@media print { details { display: none; } }
+"""
+
+
+def page(
+    title: str, lead: str, runs: Sequence[Run], tables: Sequence[Table], figures: Sequence[Figure]
+) -> str:
+    """The whole file."""
+    pictures = "".join(map(_picture, figures))
+    parts = [
+        f"<h1>{html.escape(title)}</h1><p class='lead'>{html.escape(lead)}</p>",
+        "<h2>Numbers</h2>",
+        *(table.html() for table in tables),
+        f"<h2>Curves</h2><div class='pictures'>{pictures}</div>" if figures else "",
+        "<h2>Configurations</h2>",
+        *map(_configuration, runs),
+    ]
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        "<meta http-equiv='Content-Security-Policy' "
+        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+        "<link rel='icon' href='data:,'>"
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
+        + "\n".join(part for part in parts if part)
+        + "</body></html>\n"
+    )
+
+
+def _picture(figure: Figure) -> str:
+    data = base64.b64encode(figure.png).decode()
+    title = html.escape(figure.title)
+    return (
+        f"<figure><figcaption>{title}</figcaption>"
+        f"<img alt='{title}' src='data:image/png;base64,{data}'></figure>"
+    )
+
+
+def _configuration(run: Run) -> str:
+    made = "\n".join(f"{name}: {value}" for name, value in run.versions.items())
+    return (
+        f"<details><summary>{html.escape(run.name)} ({html.escape(str(run.directory))})</summary>"
+        f"<pre>{html.escape(made)}</pre><pre>{html.escape(run.config)}</pre></details>"
+    )

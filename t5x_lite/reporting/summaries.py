@@ -1,0 +1,86 @@
+"""The tables of a report: how runs ended, what set them apart, what they cost."""
+
+from collections.abc import Sequence
+
+from t5x_lite.reporting.runs import Run, differences
+from t5x_lite.reporting.tables import Table, number
+
+
+def tables(runs: Sequence[Run]) -> list[Table]:
+    """All tables that there is something to say in, the outcome first."""
+    found = [_outcome(runs), _differences(runs), _efficiency(runs)]
+    found += [table for run in runs for table in (_mixture(run), _samples(run))]
+    return [table for table in found if table.rows]
+
+
+def _outcome(runs: Sequence[Run]) -> Table:
+    tasks = list(dict.fromkeys(task for run in runs for task in run.validated))
+    rows = []
+    for run in runs:
+        for task in tasks:
+            if (loss := run.latest(f"validation/{task}", "loss")) is None:
+                continue
+            result = run.results.get("tasks", {}).get(task, {})
+            accuracy = run.latest(f"validation/{task}", "accuracy")
+            rows.append(
+                (
+                    *(run.name, task, f"{run.last_step:,}", number(loss)),
+                    *(number(result.get("unigram")), number(accuracy, ".1%")),
+                )
+            )
+    return Table(
+        "Held-out loss at the end",
+        ("run", "task", "step", "loss", "unigram baseline", "accuracy"),
+        rows,
+        "Nats per target token. The unigram baseline guesses every token by its frequency in the "
+        "training targets.",
+    )
+
+
+def _differences(runs: Sequence[Run]) -> Table:
+    return Table(
+        "What the configurations differ in",
+        ("name", *(run.name for run in runs)),
+        [(name, *values) for name, values in differences(runs)] if len(runs) > 1 else [],
+    )
+
+
+def _efficiency(runs: Sequence[Run]) -> Table:
+    def row(run: Run) -> tuple[str, ...]:
+        speed, mfu = (run.middle("train", n) for n in ("tokens_per_second", "mfu"))
+        padding, wait = (run.middle("train", n) for n in ("padding", "data_wait"))
+        skipped = run.latest("train", "skipped_steps")
+        seconds = run.results.get("seconds")
+        hours = None if seconds is None else seconds / 3600
+        return (
+            *(run.name, f"{run.last_step:,}", number(hours, ".2f"), number(speed, ",.0f")),
+            *(number(mfu, ".1%"), number(padding, ".1%"), number(wait, ".1%")),
+            number(skipped, ".0f"),
+        )
+
+    return Table(
+        "Efficiency",
+        (
+            *("run", "steps", "hours of training", "real tokens/s", "MFU", "padding"),
+            *("waiting for data", "steps skipped"),
+        ),
+        [row(run) for run in runs if "train" in run.records],
+        "Medians over the run. Only chips whose peak is known have an MFU.",
+    )
+
+
+def _mixture(run: Run) -> Table:
+    rows = [
+        (name, f"{planned:.2%}", f"{drawn:.2%}", f"{epochs:.3f}")
+        for name, planned, drawn, epochs in run.shares()
+    ]
+    return Table(f"Mixture of {run.name}", ("task", "planned", "drawn", "epochs"), rows)
+
+
+def _samples(run: Run) -> Table:
+    rows = [
+        tuple(" ".join(str(sample[name]).split()) for name in sample)
+        for sample in run.results.get("samples", ())
+    ]
+    columns = tuple(next(iter(run.results.get("samples", ())), {}))
+    return Table(f"Held-out examples of {run.name}, decoded greedily", columns, rows)
