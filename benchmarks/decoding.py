@@ -41,6 +41,7 @@ def main() -> None:
     """Measure both and print a JSON line for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--beams", type=int, nargs="+", default=[4, 1])
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--input_length", type=int, default=64)
     parser.add_argument("--batch_size", type=int, default=4)
@@ -55,7 +56,7 @@ def main() -> None:
     theirs = transformers.T5ForConditionalGeneration.from_pretrained(options.directory).eval()
     rng = np.random.default_rng(0)
     inputs = rng.integers(3, 32000, (options.batch_size, options.input_length)).astype(np.int32)
-    for beams in (1, 4):
+    for beams in options.beams:
         ours = Inference(
             config,
             # No text is complete before its last token: all searches write all of them.
