@@ -37,6 +37,7 @@ LEVELS = {
     "appending": 0,
     "local_pod": 1,
     "processes": 1,
+    "pulse": 2,
     "roll_call": 1,
     "trees": 0,
     "errors": 0,

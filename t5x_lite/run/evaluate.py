@@ -28,11 +28,11 @@ from t5x_lite.run.evaluation_report import (
     write_predictions,
     write_records,
 )
-from t5x_lite.run.export_weights import recorded_model
 from t5x_lite.run.feed import batch_settings, check_tasks, check_vocabulary
 from t5x_lite.run.held_out import Evaluation, HeldOut
 from t5x_lite.run.inference import Inference
 from t5x_lite.run.judge import Judge, flat_scores
+from t5x_lite.run.record import recorded_model
 from t5x_lite.run.start import chosen_step
 
 Steps = Literal["newest", "all"] | int | Sequence[int]

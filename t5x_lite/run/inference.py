@@ -76,7 +76,7 @@ class Inference:
             )
         self._sharding = named_sharding(mesh, ("batch", "length"))
         self._rows = process_rows(batch_size, self._sharding)
-        graphdef = abstract(self.config)[0]
+        graphdef = self._graphdef = abstract(self.config)[0]
 
         def program(function: Callable[..., Any]) -> Any:
             def run(params: Params, batch: Mapping[str, jax.Array]):
@@ -147,6 +147,21 @@ class Inference:
             raise ConfigError("a model without an encoder embeds nothing", "MODEL_DIR")
         arrays = {"inputs": self._widened(batch["inputs"])}
         return self._run(self._embed, params, arrays, len(batch["inputs"]))[0]
+
+    def written(self, params: Params, batch: Mapping[str, jax.Array]) -> Written:
+        """What `generate` compiles: a pure function of weights and a batch of `shapes`."""
+        return self._written(bind(self._graphdef, params), batch)
+
+    def shapes(self, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `written` takes for inputs, or prompts with their start, of `length` tokens."""
+        rows, decoder_only = self.batch_size, self.config.decoder_only
+        tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+        shapes = {"prompts" if decoder_only else "inputs": tokens}
+        shapes["numbers"] = jax.ShapeDtypeStruct((rows,), jnp.uint32)
+        shapes["wanted"] = jax.ShapeDtypeStruct((rows,), bool)
+        if decoder_only:
+            shapes["padding"] = jax.ShapeDtypeStruct((rows,), jnp.int32)
+        return shapes
 
     def _run(
         self, program: Any, params: Params, arrays: dict[str, NDArray], count: int

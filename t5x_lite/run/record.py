@@ -12,7 +12,7 @@ from pathlib import Path
 
 from t5x_lite import processes
 from t5x_lite.errors import ConfigError
-from t5x_lite.models.config import TransformerConfig
+from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
 
 MODEL = "model.json"
 LAUNCHES = "launches"
@@ -82,6 +82,19 @@ def write_launch(
     (launch / "versions.json").write_text(json.dumps(packages, indent=2) + "\n")
     (launch / "mixture.json").write_text(json.dumps(mixture or {}, indent=2) + "\n")
     return record
+
+
+def recorded_model(model_dir: Path) -> TransformerConfig:
+    """The configuration that a run wrote into its directory."""
+    path = model_dir / MODEL
+    try:
+        fields = json.loads(path.read_text())
+        moe = fields.pop("moe", None)
+        fields["moe"] = None if moe is None else MixtureOfExperts(**moe)
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return TransformerConfig(**fields)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} does not tell a run's model: {error}", "MODEL_DIR") from error
 
 
 def launch_steps(model_dir: Path) -> list[int]:

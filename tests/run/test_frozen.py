@@ -16,8 +16,9 @@ from t5x_lite.frozen import RECORD, fingerprints
 from t5x_lite.models.transformer import abstract
 from t5x_lite.partitioning import make_mesh, named_sharding
 from t5x_lite.run.console import Console
-from t5x_lite.run.export_weights import export_weights, recorded_model
+from t5x_lite.run.export_weights import export_weights
 from t5x_lite.run.held_out import Evaluation
+from t5x_lite.run.record import recorded_model
 from t5x_lite.run.start import InitFrom, start
 from t5x_lite.training.groups import Grouped
 from t5x_lite.training.optimizers import Adafactor
