@@ -100,7 +100,7 @@ def initialize(meeting: Meeting, *, heartbeat_seconds: int = 100, wait_seconds: 
     has not been heard of for so long.
     """
     known = meeting.coordinator_address is not None
-    told = meeting.num_processes != 1 and _cluster_tells(os.environ)
+    told = meeting.num_processes != 1 and cluster_tells(os.environ)
     if jax.distributed.is_initialized() or not (known or told):
         return
     if meeting.process_id:
@@ -316,7 +316,7 @@ def _say_who_waits(meeting: Meeting, seconds: float) -> None:
     print(f"{who} waits up to {seconds} s for the others at {where} ...", file=sys.stderr)
 
 
-def _cluster_tells(environment: Mapping[str, str]) -> bool:
+def cluster_tells(environment: Mapping[str, str]) -> bool:
     """Whether jax finds the other processes by itself, and there are or may be others."""
     from jax._src import cloud_tpu_init
 

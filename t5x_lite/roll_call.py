@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.processes import Meeting, _cluster_tells
+from t5x_lite.processes import Meeting, cluster_tells
 
 _LONGEST = 60.0  # seconds that an answer may be later than the one who waits for it
 
@@ -46,7 +46,7 @@ def call(meeting: Meeting, *, seconds: float) -> None:
 
 
 def _told_by_cluster(meeting: Meeting) -> Meeting:
-    if meeting.coordinator_address is not None or not _cluster_tells(os.environ):
+    if meeting.coordinator_address is not None or not cluster_tells(os.environ):
         return meeting
     from jax._src.clusters import ClusterEnv
 

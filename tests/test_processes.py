@@ -139,7 +139,7 @@ def test_a_process_that_finds_nobody_says_so():
     ],
 )
 def test_clusters_of_one_are_left_alone(variables, told):
-    assert processes._cluster_tells(variables) == told
+    assert processes.cluster_tells(variables) == told
 
 
 def test_simulated_devices_are_counted_over_all_processes(monkeypatch):
