@@ -5,6 +5,21 @@ and the einsum that makes it spells the same letters:
 
     b batch   l length   q query length   k key length   n layers   e embed
     h heads   d head_dim   m mlp   v vocab   x experts
+
+`load` gives a trained model with `generate`, `score`, `embed` and `fill`, for a notebook.
 """
 
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+
+def load(directory: str, **options: Any) -> Any:
+    """The `run.text_model.TextModel` of a run or Hugging Face directory; options are its `load`'s.
+
+    >>> model = t5x_lite.load("runs/tiny")
+    >>> model.generate("summarize: ...", num_beams=4)
+    [Output(text='...', score=-1.25)]
+    """
+    return importlib.import_module("t5x_lite.run.text_model").load(directory, **options)

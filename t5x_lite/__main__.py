@@ -23,6 +23,9 @@ COMMANDS = {
     "c4": "build C4 or a variant of it from the WET files of Common Crawl",
     "import": "make a run directory of a Hugging Face model",
     "export": "make a Hugging Face model of a run directory",
+    "infer": "generate, fill, embed or score the lines of a file, resumably",
+    "serve": "open a page on this machine to try a model",
+    "evaluate": "take held-out losses and the tasks' own metrics of checkpoints",
     "compare": "name the first step at which two runs part",
     "doctor": "look whether all hosts of a run are fit for it, before the first step",
     "report": "show one run, or several beside each other, as a page",
@@ -35,6 +38,8 @@ FIRST_FILES = {
     "plan": "runs/plan.gin",
     "c4": "runs/c4.gin",
     "inspect": "runs/inspect.gin",
+    "infer": "runs/infer.gin",
+    "serve": "runs/serve.gin",
     "compare": "runs/compare.gin",
     "doctor": "runs/doctor.gin",
     "report": "runs/report.gin",
@@ -47,6 +52,14 @@ POSITIONS = {"compare": {"run": "RUN", "other": "OTHER"}}
 SHORT_FLAGS = {
     "c4": {"wet": "WET", "out": "OUT", "bad_words": "BAD_WORDS", "variant": "VARIANT"},
     "doctor": {"devices": "doctor.devices"},
+    "infer": {
+        "model_dir": "MODEL_DIR",
+        "inputs": "INPUTS",
+        "outputs": "OUTPUTS",
+        "what": "WHAT",
+        "prefix": "PREFIX",
+    },
+    "serve": {"model_dir": "MODEL_DIR", "host": "HOST", "port": "PORT"},
     "report": {"output": "report.output"},
     "plan": {
         "topology": "plan.topology_name",
@@ -59,11 +72,12 @@ SHORT_FLAGS = {
     },
 }
 # Commands that several processes may carry out together.
-OF_SEVERAL_PROCESSES = {"train", "doctor"}
+OF_SEVERAL_PROCESSES = {"train", "evaluate", "doctor"}
 PROCESS_FLAGS = {
     "coordinator_address": "HOST:PORT at which process 0 meets the others; a TPU pod tells",
     "num_processes": "how many there are",
     "process_id": "which of them this one is, from 0",
+    "missing_seconds": "one that was not heard of for so long is dead, and the others end (60)",
 }
 GIN_CONFIGS = Path(__file__).resolve().parent.parent / "gin_configs"
 EXAMPLE = """
@@ -97,12 +111,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.command in OF_SEVERAL_PROCESSES:
             _join_processes(options.command, vars(options))
         gin_files.call(_function(options.command))
+        _leave_processes(0)
     except ConfigError as error:
         # gin wraps what is raised below it; the attributes stay, the text grows.
         parts = [error.message, *gin_files.where_set(error.names, bindings)]
         _exit(options.command, "; ".join(parts))
     except KeyboardInterrupt:
+        _leave_processes(130, "interrupted")
         sys.exit(130)
+    except SystemExit:
+        _leave_processes(0)
+        raise
+    except Exception as error:
+        _leave_processes(1, error)
+        raise
 
 
 def _function(command: str) -> Callable[..., None]:
@@ -111,12 +133,21 @@ def _function(command: str) -> Callable[..., None]:
 
 
 def _join_processes(command: str, flags: Mapping[str, str | None]) -> None:
-    from t5x_lite import processes, roll_call
+    from t5x_lite import processes, pulse, roll_call
 
     meeting = processes.Meeting.find(flags, os.environ)
     if command == "doctor":
         roll_call.call(meeting, seconds=float(flags["wait_seconds"] or 0))
-    processes.initialize(meeting)
+    seconds = float(flags["missing_seconds"] or pulse.SECONDS)
+    # jax's own watch comes later: it names nobody.
+    processes.initialize(meeting, heartbeat_seconds=round(2 * seconds) + 40)
+    pulse.start(seconds)
+
+
+def _leave_processes(code: int, why: str | Exception = "") -> None:
+    """Leave the other processes in peace (0), or end here, and them too; nothing if alone."""
+    if pulse := sys.modules.get("t5x_lite.pulse"):
+        pulse.leave(code, why)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -148,7 +179,8 @@ def _parser() -> argparse.ArgumentParser:
             "--gin_search_paths", default="", metavar="DIR,DIR", help="where else to look for files"
         )
         for flag, summary in PROCESS_FLAGS.items() if name in OF_SEVERAL_PROCESSES else ():
-            command.add_argument(f"--{flag}", help=summary)
+            number = float if flag == "missing_seconds" else str
+            command.add_argument(f"--{flag}", help=summary, type=number)
         if name == "doctor":
             command.add_argument("--wait_seconds", default="300", help="for other processes")
         if macro := LISTS.get(name):
@@ -181,6 +213,7 @@ def _prepare_environment() -> None:
 
 def _exit(command: str, message: str) -> NoReturn:
     print(f"t5x_lite {command}: {message}", file=sys.stderr)
+    _leave_processes(2, message)
     sys.exit(2)
 
 

@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from t5x_lite import checksums, processes
 from t5x_lite.checkpoint_policy import Better, CheckpointPolicy, ranking
 from t5x_lite.errors import ConfigError
+from t5x_lite.frozen import Base
+from t5x_lite.trees import flat, joined, nested, without
 
 Json = dict[str, Any]
 State = TypeVar("State", bound=NamedTuple)  # its fields are trees of arrays
@@ -42,6 +45,9 @@ class Checkpoints:
     reported, and tried again at a later step; only after `policy.max_failures` in a row is it an
     error, a ConfigError.
 
+    A run that rests on another's checkpoint (`rest_on`) saves its weights without the frozen ones;
+    whoever reads weights here is given all of them.
+
     Without a policy it is for reading: nothing is saved, and what another process is saving stays.
     """
 
@@ -56,6 +62,7 @@ class Checkpoints:
         self._policy = policy or CheckpointPolicy(keep_latest=None)
         self._report = report
         self.model_dir = epath.Path(model_dir)
+        self.base = Base.recorded(self.model_dir)
         self.blocked_seconds = 0.0  # of the loop, by the last save
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saving")
         self._pending: tuple[int, Future[None]] | None = None
@@ -114,7 +121,7 @@ class Checkpoints:
             return False
         began = time.perf_counter()
         self._settle(wait=True)
-        parts = {"state": state._asdict(), "progress": progress}
+        parts = {"state": self._own(state), "progress": progress}
         if record is not None:
             parts["record"] = record
         try:
@@ -146,20 +153,41 @@ class Checkpoints:
         """Shapes and types of a step's weights, as nested dicts of descriptions; no numbers."""
         with _context():
             found = ocp.checkpointables_metadata(self._directory(step))
-        return found.metadata["state"]["params"]
+        own = found.metadata["state"]["params"]
+        if self.base is None:
+            return own
+        with self._base() as other:
+            there = flat(other.saved_weights(self.base.step))
+        return joined(own, {path: there[path] for path in self.base.fingerprints})
 
     def restore(self, step: int, abstract: State) -> tuple[State, Json]:
         """The state of a step, placed as `abstract` says, and its progress."""
         parts = self._checkpointer.load_checkpointables(
-            step, {"state": abstract._asdict(), "progress": None}
+            step, {"state": self._own(abstract), "progress": None}
         )
-        return abstract._replace(**parts["state"]), parts["progress"]
+        state = parts["state"]
+        if self.base is not None:
+            frozen = self._frozen(abstract._asdict()["params"])
+            for name in self._with_weights(abstract):
+                # Each tree has arrays of its own: a step is given all of them to overwrite.
+                state[name] = joined(state[name], jax.tree.map(jnp.copy, frozen))
+        return abstract._replace(**state), parts["progress"]
 
     def restore_weights(self, step: int, abstract: Any) -> Any:
         """The weights of a step alone, placed as `abstract` says, whatever else was saved."""
-        with _context(partial_load=True):
-            parts = ocp.load_checkpointables(self._directory(step), {"state": {"params": abstract}})
-        return parts["state"]["params"]
+        own = without(abstract, self.base.fingerprints) if self.base else abstract
+        params: Any = {}
+        if own:
+            with _context(partial_load=True):
+                parts = ocp.load_checkpointables(self._directory(step), {"state": {"params": own}})
+            params = parts["state"]["params"]
+        return joined(params, self._frozen(abstract)) if self.base else params
+
+    def rest_on(self, base: Base) -> None:
+        """Save and restore from now on without the weights that `base` holds, and record it."""
+        self.base = base
+        if jax.process_index() == 0:
+            base.record(self.model_dir)
 
     def wait(self) -> None:
         """Return once everything saved so far is safely on disk, or has failed."""
@@ -193,6 +221,42 @@ class Checkpoints:
         processes.barrier("set aside")
         self._checkpointer.reload()
         return place
+
+    def _with_weights(self, state: NamedTuple) -> list[str]:
+        found = state._asdict()
+        return [name for name in ("params", "average") if found.get(name) is not None]
+
+    def _own(self, state: NamedTuple) -> dict[str, Any]:
+        """What of a state is saved here: all but the frozen weights that another run keeps."""
+        parts = state._asdict()
+        if self.base is None:
+            return parts
+        own = {
+            name: without(parts[name], self.base.fingerprints) for name in self._with_weights(state)
+        }
+        return parts | own
+
+    def _frozen(self, abstract: Any) -> dict[str, Any]:
+        """The frozen weights among `abstract`, by their paths, from where this run took them."""
+        assert self.base is not None
+        wanted = {p: leaf for p, leaf in flat(abstract).items() if p in self.base.fingerprints}
+        if not wanted:
+            return {}
+        with self._base() as other:
+            weights = flat(other.restore_weights(self.base.step, nested(wanted)))
+        self.base.check(weights, self.model_dir)
+        return weights
+
+    def _base(self) -> "Checkpoints":
+        """The run that this one rests on, for reading."""
+        assert self.base is not None
+        if not (self.base.model_dir / "checkpoints").is_dir():
+            raise self.base.error(self.model_dir, "no checkpoints")
+        other = Checkpoints(self.base.model_dir)
+        if self.base.step not in other.steps:
+            there = ", ".join(f"{step:,}" for step in other.steps) or "none"
+            raise self.base.error(self.model_dir, f"the steps {there}")
+        return other
 
     def _directory(self, step: int) -> epath.Path:
         return epath.Path(self._checkpointer.directory) / str(step)

@@ -118,6 +118,7 @@ class _Launch:
         self._ended: queue.Queue[int] = queue.Queue()  # numbers of processes
         port = _free_port()
         self._processes = [self._start(number, port) for number in range(pod.processes)]
+        _say(f"process {', '.join(f'{n} is {p.pid}' for n, p in self._enumerated())}")
         self._threads = [
             *(self._thread(self._wait, n) for n in range(pod.processes)),
             *(self._thread(_copy, p.stdout, sys.stdout, n) for n, p in self._enumerated()),

@@ -7,6 +7,7 @@ time. Every process makes the same calls in the same order; calls for different 
 be made from different threads.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 
 import jax
 from jax._src import distributed  # its client has no public name; orbax takes it from here too
+from jax.experimental import multihost_utils
 
 from t5x_lite.errors import ConfigError
 
@@ -40,6 +42,7 @@ _HERE = "t5x_lite"  # the folder of our keys and barriers
 
 Value = TypeVar("Value")
 _rounds: Counter[str] = Counter()
+_hosts: list[str] = []
 _barriers: Counter[str] = Counter()
 
 
@@ -123,7 +126,7 @@ def initialize(meeting: Meeting, *, heartbeat_seconds: int = 100, wait_seconds: 
     # jax's service keeps SIGTERM for a notice that comes a step later; until a run says otherwise
     # (`run.stopping`), it ends the process as everywhere.
     signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-    _set(f"host/{index()}", socket.gethostname())
+    _hosts[:] = gather(socket.gethostname(), "hosts")
 
 
 def simulate_devices(total: int | None) -> None:
@@ -155,10 +158,7 @@ def is_first() -> bool:
 
 def name(number: int) -> str:
     """A process as people look for it: its number and its host."""
-    try:
-        return f"process {number} on {_client().key_value_try_get(f'{_HERE}/host/{number}')}"
-    except jax.errors.JaxRuntimeError:
-        return f"process {number}, which never started"
+    return f"process {number} on {_hosts[number]}" if _hosts else f"process {number}"
 
 
 def barrier(what: str, *, seconds: float = _WAIT) -> None:
@@ -167,12 +167,11 @@ def barrier(what: str, *, seconds: float = _WAIT) -> None:
         return
     place = f"barrier/{what}/{_barriers[what]}"
     _barriers[what] += 1
-    _set(f"{place}/{index()}", "")
+    overwrite(f"{place}/{index()}", 0)
     try:
         _client().wait_at_barrier(f"{_HERE}/{place}", round(seconds * 1000))
     except jax.errors.JaxRuntimeError as error:
-        here = {int(key.rsplit("/", 1)[1]) for key, _ in _all(place)}
-        missing = [number for number in range(count()) if number not in here]
+        missing = sorted(set(range(count())) - set(posted(place)))
         if not missing:
             raise
         raise MissingProcessError(
@@ -232,16 +231,50 @@ def first_then_others(make: Callable[[], Value]) -> Value:
     return made if is_first() else make()  # pyright: ignore
 
 
+def post(key: str, value: Any) -> None:
+    """Leave a value for all processes; the first that is left under a key stays."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is one
+        _client().key_value_set(f"{_HERE}/{key}", json.dumps(value))
+
+
+def hear(key: str, *, seconds: float) -> Any:
+    """What somebody posted under a key, waiting so long for it, or None."""
+    try:
+        return json.loads(_client().blocking_key_value_get(f"{_HERE}/{key}", round(seconds * 1000)))
+    except jax.errors.JaxRuntimeError:
+        return None
+
+
+def overwrite(key: str, value: Any) -> None:
+    """Leave a value for all processes in place of what is there."""
+    _set(key, json.dumps(value))
+
+
+def posted(folder: str) -> dict[int, Any]:
+    """What was left under folder/0, folder/1 ... by now; raises what jax does without an answer."""
+    return {int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in _all(folder)}
+
+
+def is_preempted(step: int) -> bool:
+    """Whether jax's preemption service stops all processes after `step` steps.
+
+    To be asked after every step. It listens to platforms' notices; SIGTERM is kept from it.
+    """
+    if distributed.global_state.preemption_sync_manager is None:
+        return False
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
 def _exchange(mine: Mapping[int, Any], what: str, seconds: float) -> dict[int, Any]:
     number = _rounds[what]
     _rounds[what] += 1
     for key, value in mine.items():
-        _set(f"said/{what}/{number}/{key}", json.dumps(value))
+        overwrite(f"said/{what}/{number}/{key}", value)
     barrier(what, seconds=seconds)
-    found = _all(f"said/{what}/{number}")
+    found = posted(f"said/{what}/{number}")
     # All are past the round before this one, so nobody reads it any more.
     _delete(f"said/{what}/{number - 1}/{index()}")
-    return {int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in found}
+    return found
 
 
 def _difference(one: Any, other: Any) -> tuple[Any, Any]:

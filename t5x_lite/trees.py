@@ -1,6 +1,6 @@
 """Nested dicts, as weights and optimizer states are, by the paths of their leaves."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -26,3 +26,15 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[name] = leaf
     return tree
+
+
+def without(tree: Any, paths: Collection[str]) -> Any:
+    """The tree without the leaves at these paths; itself where there are none."""
+    if not paths:
+        return tree
+    return nested({path: leaf for path, leaf in flat(tree).items() if path not in paths})
+
+
+def joined(tree: Any, others: Mapping[str, Any]) -> Any:
+    """The tree with more leaves, by their paths; itself where there are none."""
+    return nested({**flat(tree), **others}) if others else tree

@@ -78,6 +78,7 @@ class Data:
     exhaustion, num_epochs: what becomes of a task that was gone through so often: "repeat" it for
         ever, "stop" the run, or "renormalise": go on with the others until all were.
     seed: of the order of examples, the draws among tasks and the noise.
+    splits: which to get ready; who only evaluates needs no "train".
     """
 
     mixture_or_task_name: str
@@ -95,6 +96,7 @@ class Data:
     exhaustion: Exhaustion = "repeat"
     num_epochs: int = 1
     seed: int = 0
+    splits: tuple[str, ...] = ("train", "validation")
 
     def __post_init__(self):
         if self.tokenise not in get_args(Tokenise) or self.processes < 1:
@@ -158,7 +160,7 @@ def _make_plan(
             check_sentinels(needed, vocabulary.sentinels)
     storable = [(task, rate) for task, rate in rates if task.name not in live]
     places = {
-        task.name: {split: store_place(task, split, data) for split in _splits(task, rate)}
+        task.name: {split: store_place(task, split, data) for split in _splits(task, rate, data)}
         for task, rate in storable
     }
     later = []
@@ -178,7 +180,7 @@ def _make_plan(
             step.ending if isinstance(step, EndPairs) else None,
         )
         if task.name in places
-        else _live_task(task, rate, data.objective, vocabulary)
+        else _live_task(task, rate, data, vocabulary)
         for task, rate in rates
     )
     return Plan(
@@ -192,11 +194,9 @@ def _make_plan(
     )
 
 
-def _live_task(
-    task: "seqio.Task", rate: float, objective: Objective, vocabulary: AnyVocabulary
-) -> PlannedTask:
-    bound, splits = with_objective(task, objective), _splits(task, rate)
-    live = {split: LiveTask(bound, split, vocabulary.size) for split in splits}
+def _live_task(task: "seqio.Task", rate: float, data: Data, pieces: AnyVocabulary) -> PlannedTask:
+    bound, splits = with_objective(task, data.objective), _splits(task, rate, data)
+    live = {split: LiveTask(bound, split, pieces.size) for split in splits}
     return PlannedTask(task.name, rate, is_text=False, stores={}, live=live)
 
 
@@ -212,9 +212,10 @@ def _builder(places: Mapping[str, Place], data: Data, report: Report) -> Builder
     return Builder(data, directories, report)
 
 
-def _splits(task: "seqio.Task", rate: float) -> list[str]:
+def _splits(task: "seqio.Task", rate: float, data: Data) -> list[str]:
     """Return the splits to tokenise: a task of rate 0 is there to be evaluated only."""
-    return [*(["train"] if rate else []), *(["validation"] if "validation" in task.splits else [])]
+    there = [*(["train"] if rate else []), *(["validation"] if "validation" in task.splits else [])]
+    return [split for split in there if split in data.splits]
 
 
 def ready(data: Data) -> Plan | None:

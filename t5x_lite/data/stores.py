@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from t5x_lite.data.plan import Data
 
 _PLAN_FORMAT = 2
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, in what stands for it
 # Given the data, a task's name and a split: who tokenises the files of its source.
 PartMaker = Callable[["Data", str, str], MakeParts]
 Report = Callable[[str], None]
@@ -130,7 +131,8 @@ def plan_path(data: "Data") -> Path:
         _PLAN_FORMAT,
         data.mixture_or_task_name,
         data.tokenizer,
-        [repr(declaration) for declaration in data.declarations],
+        [_ADDRESS.sub("", repr(declaration)) for declaration in data.declarations],
+        data.splits,
         [(name, _module_digest(name)) for name in sorted(modules)],
         data.vocabulary and (repr(data.vocabulary), data.vocabulary.fingerprint),
         [(name, importlib.metadata.version(name)) for name in TOKENISING_PACKAGES],

@@ -4,6 +4,7 @@ A declaration is a frozen value that registers tasks with seqio when it is asked
 TensorFlow are imported then, not before: a run that finds its token stores ready never does.
 """
 
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,8 @@ from t5x_lite.data.records import STRICT, BadLines
 from t5x_lite.data.sources import JsonLinesSource, Source
 from t5x_lite.data.steps import Document, Pair, pair_steps, text_steps
 from t5x_lite.data.vocabularies import AnyVocabulary, Vocabulary, train_vocabulary
+from t5x_lite.evaluation import metrics
+from t5x_lite.evaluation.judging import TaskMetrics
 from t5x_lite.objectives.denoising import Objective
 
 Report = Callable[[str], None]
@@ -97,6 +100,16 @@ class EmbeddedCorpus:
         """The names of the tasks and of the mixture."""
         return ("embedded_text", "embedded_summarize", "embedded_name", "embedded_mix")
 
+    @property
+    def evaluations(self) -> Mapping[str, TaskMetrics]:
+        """How the tasks of pairs are judged."""
+        return {
+            "embedded_summarize": TaskMetrics(
+                None, (functools.partial(metrics.rouge, bootstrap=False),)
+            ),
+            "embedded_name": TaskMetrics(None, (metrics.sequence_accuracy,)),
+        }
+
     def register(self, data_dir: str, report: Report) -> None:
         """Write the corpus, train the vocabulary, count examples and register with seqio."""
         directory = os.path.join(data_dir, "embedded", "corpus")
@@ -120,8 +133,9 @@ class EmbeddedCorpus:
 
         text, summarize, name, mix = self.names
         add_task(text, source, text_steps(), vocabulary)
-        add_task(summarize, source, pair_steps(summary_pair), vocabulary)
-        add_task(name, source, pair_steps(name_pair), vocabulary)
+        for task, make_pair in ((summarize, summary_pair), (name, name_pair)):
+            scores = self.evaluations[task].metrics
+            add_task(task, source, pair_steps(make_pair), vocabulary, metrics=scores)
         documents = list(corpora.read_documents(source.directory, "train"))
         counts = {
             text: summary.characters // self.characters_per_example,

@@ -1,13 +1,14 @@
 """A user's own files of inputs and targets as a task, by a few gin lines."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from t5x_lite.data.records import STRICT, BadLines
 from t5x_lite.data.sources import JsonLinesSource
 from t5x_lite.data.tasks import Report, add_task
 from t5x_lite.data.vocabularies import AnyVocabulary
+from t5x_lite.evaluation.judging import TaskMetrics
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,8 @@ class TextPairs:
 
     train and validation: which files, such as "data/train.*.jsonl" or "gs://bucket/dev.tsv": lines
     of JSON, or ".tsv" under a line of column names; ".gz" too. inputs and targets: the columns.
-    metrics: functions (targets, predictions) -> scores. For files of plain text there is
-    `tasks.JsonLinesText`.
+    metrics: functions (targets, predictions) -> scores; postprocess: what is done to texts before,
+    as in seqio. For files of plain text there is `tasks.JsonLinesText`.
     """
 
     name: str
@@ -27,12 +28,18 @@ class TextPairs:
     inputs: str = "inputs"
     targets: str = "targets"
     metrics: Sequence[Callable] = ()
+    postprocess: Callable | None = None
     bad_lines: BadLines = STRICT
 
     @property
     def names(self) -> tuple[str, ...]:
         """The name of the one task."""
         return (self.name,)
+
+    @property
+    def evaluations(self) -> Mapping[str, TaskMetrics]:
+        """How the task is judged."""
+        return {self.name: TaskMetrics(self.postprocess, self.metrics)}
 
     def register(self, data_dir: str, report: Report) -> None:
         """Register the task; raises ConfigError where no file matches."""
@@ -51,4 +58,11 @@ class TextPairs:
             seqio.CacheDatasetPlaceholder(),
             seqio.preprocessors.append_eos_after_trim,
         ]
-        add_task(self.name, source, steps, self.vocabulary, metrics=self.metrics)
+        add_task(
+            self.name,
+            source,
+            steps,
+            self.vocabulary,
+            postprocess=self.postprocess,
+            metrics=self.metrics,
+        )

@@ -188,6 +188,16 @@ def named(path: str, extra_ids: int) -> AnyVocabulary:
     return ByteVocabulary(extra_ids) if path == BYTES else Vocabulary(path, extra_ids)
 
 
+def stored_pieces(vocabulary: Vocabulary, *, sentinels: bool) -> bytes:
+    """Return a SentencePiece file of the vocabulary, with its sentinels or without any."""
+    model = _ModelProto.FromString(files.read_bytes(vocabulary.path))
+    if sentinels:
+        return _with_extra_ids(model, vocabulary.extra_ids)
+    inside = vocabulary.sentinels.count - vocabulary.extra_ids
+    del model.pieces[len(model.pieces) - inside :]
+    return model.SerializeToString()
+
+
 def _with_extra_ids(model: Any, extra_ids: int) -> bytes:
     """Return a model's file with sentinels after its pieces, <extra_id_0> the last."""
     for extra_id in reversed(range(extra_ids)):

@@ -83,12 +83,14 @@ def wsc(text: str, example: Mapping[str, Any] | None = None, is_target: bool = F
 def ranked(score: Any, example: Mapping[str, Any] | None = None, is_target: bool = False) -> Any:
     """Return a candidate's score; for the target, its place, whether it is right, its length.
 
-    The place is (number of the question, number of the candidate).
+    The place is (number of the question, number of the candidate): the example's "idx", or its
+    "idx/question" and "idx/option".
     """
     if not is_target:
         return score
     given = _given(example)
-    place = tuple(int(part) for part in given["idx"])
+    parts = given["idx"] if "idx" in given else (given["idx/question"], given["idx/option"])
+    place = tuple(int(part) for part in parts)
     return place, bool(given["is_correct"]), len(given["targets"])
 
 

@@ -62,6 +62,9 @@ class TransformerConfig:
         multiplied. ("relu",) is T5 1.0, ("gelu", "linear") T5 1.1 (GELU by tanh; "gelu_exact"
         by erf).
     moe: makes some feed-forward layers sparse.
+    adapter_dim: width of a small block after every feed-forward, to be trained while the rest is
+        frozen (`layers.Adapter`); None: there is none.
+    prompt_length: how many learned vectors stand before an encoder's inputs (`layers.Prompt`).
 
     norm, norm_epsilon, norm_position: RMS norm or LayerNorm, before a sub-layer or after its sum.
     final_norm, embedding_norm: a norm after a stack, and after the embeddings.
@@ -109,6 +112,8 @@ class TransformerConfig:
     share_stacks: bool = False
     mlp_activations: tuple[str, ...] = ("gelu", "linear")
     moe: MixtureOfExperts | None = None
+    adapter_dim: int | None = None
+    prompt_length: int = 0
 
     norm: str = "rms"
     norm_epsilon: float = 1e-6
@@ -155,6 +160,8 @@ class TransformerConfig:
             self._reject("share_stacks", "as many encoder as decoder layers to share")
         if self.share_stacks and self.moe is not None:
             self._reject("share_stacks", "dense layers only")
+        if self.prompt_length and (self.decoder_only or self.encoder_only):
+            self._reject("prompt_length", "0 in a model that has no encoder before its decoder")
         if self.next_sentence_head and self.num_decoder_layers:
             self._reject("next_sentence_head", "a model without a decoder")
         if self.moe is not None:
@@ -181,13 +188,15 @@ class TransformerConfig:
         for name in ("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim", "max_positions"):
             if getattr(self, name) < 1:
                 self._reject(name, "a positive number")
-        for name in ("num_encoder_layers", "num_decoder_layers", "num_token_types"):
+        whole = ("num_encoder_layers", "num_decoder_layers", "num_token_types", "prompt_length")
+        for name in whole:
             if getattr(self, name) < 0:
                 self._reject(name, "0 or more")
+        for name in ("query_chunk", "adapter_dim"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                self._reject(name, "None or a positive number")
         if not self.num_encoder_layers + self.num_decoder_layers:
             self._reject("num_encoder_layers", "an encoder or a decoder of at least one layer")
-        if self.query_chunk is not None and self.query_chunk < 1:
-            self._reject("query_chunk", "None or a positive number")
         if self.num_heads % self.kv_heads:
             self._reject("num_kv_heads", f"a divisor of num_heads = {self.num_heads}")
         for name in ("dropout_rate", "attention_dropout_rate", "mlp_dropout_rate"):

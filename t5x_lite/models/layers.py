@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -158,6 +159,49 @@ class MLP(nnx.Module):
         h_blm = shard(functools.reduce(operator.mul, branches), "batch", "length", "mlp")
         h_blm = checkpoint_name(h_blm, "mlp_hidden")
         return self.wo(drop(h_blm, self.config, key, self.config.mlp_dropout_rate))
+
+
+class Adapter(nnx.Module):
+    """A small block to be trained while what surrounds it is frozen: x + up(relu(down(x))).
+
+    T5 (Raffel et al. 2020, section 3.5.1) puts one after the feed-forward of every layer. `up` is 0
+    at first, so that a model does the same with fresh adapters as without (Houlsby et al. 2019).
+    """
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        inner, embed = config.adapter_dim, config.emb_dim
+        assert inner is not None
+        config = dataclasses.replace(config, init_std=None)
+        self.down = Dense(config, (embed, inner), ("embed", "mlp"), rngs=rngs)
+        self.up = Dense(config, (inner, embed), ("mlp", "embed"), init=zeros, rngs=rngs)
+
+    def __call__(self, x_ble: jax.Array) -> jax.Array:
+        h_blm = shard(jax.nn.relu(self.down(x_ble)), "batch", "length", "mlp")
+        return x_ble + self.up(h_blm)
+
+
+class Prompt(nnx.Module):
+    """Vectors learned in the place of words, in front of an encoder's inputs (Lester et al. 2021).
+
+    They begin as the embeddings of words (`prompt_words`).
+    """
+
+    def __init__(self, config: TransformerConfig, embedding: "Embedding"):
+        words = prompt_words(config.prompt_length, config.vocab_size)
+        self.embedding = nnx.Param(embedding.embedding[...][words], axes=("length_table", "embed"))
+
+    def __call__(self, x_ble: jax.Array) -> jax.Array:
+        prompt_ple = self.embedding[...].astype(x_ble.dtype)
+        prompt_bpe = jnp.broadcast_to(prompt_ple, (x_ble.shape[0], *prompt_ple.shape))
+        return shard(jnp.concatenate([prompt_bpe, x_ble], axis=1), "batch", None, None)
+
+
+def prompt_words(length: int, vocab_size: int) -> np.ndarray:
+    """Ids that a prompt begins with: spread evenly over the 5,000 most frequent words.
+
+    Lester et al. draw them there; SentencePiece's ids descend in frequency, after pad, eos and unk.
+    """
+    return np.linspace(3, min(5003, vocab_size) - 1, length).astype(np.int32)
 
 
 class Embedding(nnx.Module):

@@ -9,7 +9,7 @@ from flax import nnx
 
 from t5x_lite.models.attention import Attention, KeyValue
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.layers import MLP, Norm, drop, split_key
+from t5x_lite.models.layers import MLP, Adapter, Norm, drop, split_key
 from t5x_lite.models.moe import RouterLosses, SwitchMLP
 from t5x_lite.models.position import RelativePositionBias
 from t5x_lite.partitioning import shard
@@ -99,6 +99,8 @@ class Layer(nnx.Module):
             self.cross = CrossAttention(config, rngs=rngs)
         self.mlp_norm = Norm(config, rngs=rngs)
         self.mlp = (SwitchMLP if sparse else MLP)(config, rngs=rngs)
+        if config.adapter_dim is not None:
+            self.adapter = Adapter(config, rngs=rngs)
 
     def __call__(
         self,
@@ -118,8 +120,10 @@ class Layer(nnx.Module):
 
         def feed_forward(y_ble):
             if isinstance(self.mlp, SwitchMLP):
-                return self.mlp(y_ble, around.segments_bl > 0, key=mlp_key)
-            return self.mlp(y_ble, key=mlp_key), None
+                y_ble, router = self.mlp(y_ble, around.segments_bl > 0, key=mlp_key)
+            else:
+                y_ble, router = self.mlp(y_ble, key=mlp_key), None
+            return (self.adapter(y_ble) if hasattr(self, "adapter") else y_ble), router
 
         x_ble, cache = _residual(self.config, self.self_attention_norm, drop_1, x_ble, attend)
         if cross is not None:

@@ -15,6 +15,7 @@ from t5x_lite.models.layers import (
     Head,
     OutputLayer,
     PlaceEmbedding,
+    Prompt,
     split_key,
 )
 from t5x_lite.models.moe import RouterLosses
@@ -105,6 +106,8 @@ class Transformer(nnx.Module):
             square = (config.emb_dim, config.emb_dim)
             self.pooler = Dense(config, square, ("embed", "embed_out"), rngs=rngs)
             self.next_sentence = Dense(config, (config.emb_dim, 2), ("embed", "classes"), rngs=rngs)
+        if config.prompt_length:
+            self.prompt = Prompt(config, self.token_embedder)
 
     def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> Predictions:
         """Predict every target position of a batch of seqio's feature names.
@@ -117,7 +120,7 @@ class Transformer(nnx.Module):
         if self.config.decoder_only:
             hidden_ble, router = self._decode(batch, None, None, decoder_key)
             return self._predictions(hidden_ble, router)
-        inputs = _text(batch, "encoder", batch["encoder_input_tokens"])
+        inputs = self.inputs(batch["encoder_input_tokens"], batch)
         types_bl = batch.get("encoder_token_types")
         encoded_bke, router = self.encode(inputs, types_bl, key=encoder_key)
         if self.config.encoder_only:
@@ -126,25 +129,49 @@ class Transformer(nnx.Module):
         router = jax.tree.map(jnp.add, router, decoder_router)
         return self._predictions(hidden_ble, router)
 
+    def inputs(self, tokens_bk: jax.Array, batch: Batch | None = None) -> Text:
+        """An encoder's tokens with segments and positions, the batch's or those of unpacked rows.
+
+        A prompt has the first positions and segment 1: it takes rows that are not packed.
+        """
+        text, prompt = _text(batch or {}, "encoder", tokens_bk), self.config.prompt_length
+        if not prompt:
+            return text
+        before = ((0, 0), (prompt, 0))
+        positions_bl = jnp.broadcast_to(jnp.arange(prompt), (len(tokens_bk), prompt))
+        return text._replace(
+            segments_bl=jnp.pad(text.segments_bl, before, constant_values=1),
+            positions_bl=jnp.concatenate([positions_bl, text.positions_bl + prompt], axis=1),
+        )
+
     @jax.named_scope("encoder")
     def encode(
         self, text: Text, types_bl: jax.Array | None = None, *, key: jax.Array | None = None
     ) -> tuple[jax.Array, RouterLosses | None]:
-        """The encoder's output [batch, length, embed], and its routers' losses."""
-        length = text.tokens_bl.shape[1]
+        """The encoder's output [batch, length, embed], and its routers' losses.
+
+        A prompt stands before the tokens: `text` is what `inputs` returns, whose segments and
+        positions are those of the prompt and the tokens.
+        """
+        length, prompt = text.segments_bl.shape[1], self.config.prompt_length
         around = Surroundings(
             segments_bl=text.segments_bl,
             positions_bl=text.positions_bl,
             self_mask_bhqk=segment_mask(text.segments_bl, text.segments_bl),
             bias=lambda table: table(length, length, bidirectional=True),
         )
-        x_ble = self.encoder_places(self._embed(text.tokens_bl), text.positions_bl, types_bl)
+        positions_bl = text.positions_bl[:, prompt:] - prompt
+        x_ble = self.encoder_places(self._embed(text.tokens_bl), positions_bl, types_bl)
+        x_ble = self.prompt(x_ble) if prompt else x_ble
         encoded_ble, output = self.encoder(x_ble, around, key=key)
         return encoded_ble, output.router
 
     def encode_inputs(self, tokens_bl: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The encoder's output on unpacked inputs, and which tokens are no padding [b, l]."""
-        inputs = _text({}, "encoder", tokens_bl)
+        """The encoder's output on unpacked inputs, and what of it is no padding [b, l].
+
+        A prompt's output comes first.
+        """
+        inputs = self.inputs(tokens_bl)
         return self.encode(inputs)[0], inputs.segments_bl > 0
 
     @jax.named_scope("decoder")

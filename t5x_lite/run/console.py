@@ -19,8 +19,10 @@ class Console:
     On a terminal the training line is rewritten in place; elsewhere each line is printed.
     """
 
-    def __init__(self, *, silent: bool = False):
-        self._rich = rich.console.Console(quiet=silent, highlight=False, soft_wrap=True)
+    def __init__(self, *, silent: bool = False, stderr: bool = False):
+        self._rich = rich.console.Console(
+            quiet=silent, stderr=stderr, highlight=False, soft_wrap=True
+        )
         if not self._rich.is_terminal:
             self._rich.width = PLAIN_WIDTH
         self._live: Live | None = None

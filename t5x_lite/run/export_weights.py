@@ -1,19 +1,23 @@
 """`t5x_lite export`: the weights of a run become a Hugging Face directory."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import jax
 
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.convert.huggingface import export_checkpoint
+from t5x_lite.convert.tokenizer_files import write_tokenizer
+from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
-from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
 from t5x_lite.run.console import Console
-from t5x_lite.run.record import MODEL
+from t5x_lite.run.export_program import export_program
+from t5x_lite.run.record import recorded_model
 from t5x_lite.run.start import chosen_step
+from t5x_lite.run.text_record import TextRecord, read_text_record
 
 
 def export_weights(
@@ -24,21 +28,44 @@ def export_weights(
     model_type: str | None = None,
     encoder_only: bool = False,
     vocab_size: int | None = None,
+    form: Literal["huggingface", "stablehlo"] = "huggingface",
+    generation: Generation = Generation(),  # noqa: B008  (frozen)
+    batch_size: int = 4,
+    input_lengths: Sequence[int] = (64, 256),
     describe_config: Callable[[], str] = str,
 ) -> None:
-    """Write config.json and safetensors, read them again, and compare logits.
+    """Write config.json, safetensors and the tokenizer; read the weights again, compare logits.
 
     step: which checkpoint; None is the newest. model_type: transformers' name of the family, or
     None for the first that is this model. encoder_only: without decoder and head. vocab_size: rows
     of the embedding, cut off or filled up with zeros; None keeps them. If the logits differ,
     nothing is left at `destination`.
+
+    form: "stablehlo" writes programs that generate as `generation` says, for batches of
+    `batch_size` texts of each of `input_lengths` tokens, with a run.py that needs jax alone.
     """
     directory = Path(model_dir)
+    if form == "stablehlo":
+        export_program(
+            model_dir=model_dir,
+            destination=destination,
+            generation=generation,
+            batch_size=batch_size,
+            input_lengths=input_lengths,
+            step=step,
+        )
+        Console().note(f"{directory} generates in {destination}: python {destination}/run.py TEXT")
+        return
+    if form != "huggingface":
+        raise ConfigError(
+            f'form is {form!r}; wanted "huggingface" or "stablehlo"', "export_weights.form"
+        )
     config = recorded_model(directory)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda leaf: leaf.update(sharding=place), transformer.abstract(config)[1]
     )
+    record = read_text_record(directory)
     with Checkpoints(directory) as saved:
         step = chosen_step(saved, step, "MODEL_DIR", "export_weights.step")
         params = saved.restore_weights(step, abstract)
@@ -50,20 +77,21 @@ def export_weights(
         encoder_only=encoder_only,
         vocab_size=vocab_size,
     )
+    told = _write_text_files(Path(destination), record)
     Console().note(
-        f"step {step:,} of {directory} is {destination}, a {family} of transformers; read again, "
-        f"it gives the same logits"
+        f"step {step:,} of {directory} is {destination}, a {family} of transformers {told}; read "
+        f"again, it gives the same logits"
     )
 
 
-def recorded_model(model_dir: Path) -> TransformerConfig:
-    """The configuration that a run wrote into its directory."""
-    path = model_dir / MODEL
-    try:
-        fields = json.loads(path.read_text())
-        moe = fields.pop("moe", None)
-        fields["moe"] = None if moe is None else MixtureOfExperts(**moe)
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return TransformerConfig(**fields)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} does not tell a run's model: {error}", "MODEL_DIR") from error
+def _write_text_files(directory: Path, record: TextRecord) -> str:
+    """Write tokenizer and special tokens as transformers reads them; return what was written."""
+    start, end = record.special
+    special = {"decoder_start_token_id": start, "bos_token_id": start, "eos_token_id": end}
+    (directory / "generation_config.json").write_text(
+        json.dumps({**special, "pad_token_id": 0}, indent=2) + "\n"
+    )
+    if record.vocabulary is None:
+        return "without a tokenizer, which the run does not know"
+    write_tokenizer(directory, record.vocabulary)
+    return "with its tokenizer"

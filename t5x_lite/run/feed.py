@@ -56,18 +56,21 @@ def make_feed(
 
     Raises ConfigError where the model cannot learn from this data.
     """
+    if data.pack and model.prompt_length:
+        raise ConfigError(
+            f"a prompt of {model.prompt_length} vectors stands before one example, and Data.pack "
+            f"puts several in a row; wanted Data.pack = False",
+            "Data.pack",
+            "TransformerConfig.prompt_length",
+        )
     plan = processes.first_then_others(partial(prepare, data, report=report))
     if processes.count() > 1:
         processes.check_same("their data", _identity(plan))
     check_vocabulary(plan, model)
     check_tasks(plan, model)
-    settings = {
-        "feature_lengths": data.feature_lengths,
-        "batch_size": batch_size,
-        "seed": data.seed,
-        "sentinels": plan.vocabulary().sentinels,
-        "converter": _converter(model, loss_on_inputs=loss_on_inputs),
-    }
+    settings = batch_settings(
+        data, plan, model, batch_size=batch_size, loss_on_inputs=loss_on_inputs
+    )
     stream = Stream(
         plan.train_tasks(),
         **settings,
@@ -78,6 +81,24 @@ def make_feed(
         tell_tasks=True,
     )
     return Feed(plan, stream, settings)
+
+
+def batch_settings(
+    data: Data,
+    plan: Plan,
+    model: TransformerConfig,
+    *,
+    batch_size: int,
+    loss_on_inputs: bool = False,
+) -> dict[str, Any]:
+    """What all batches for this model have in common, as `stream` takes it."""
+    return {
+        "feature_lengths": data.feature_lengths,
+        "batch_size": batch_size,
+        "seed": data.seed,
+        "sentinels": plan.vocabulary().sentinels,
+        "converter": _converter(model, loss_on_inputs=loss_on_inputs),
+    }
 
 
 def check_vocabulary(plan: Plan, model: TransformerConfig) -> None:

@@ -15,6 +15,7 @@ from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
 from t5x_lite.models.transformer import num_parameters
 from t5x_lite.run.console import Console
 from t5x_lite.run.record import check_model_dir, write_launch
+from t5x_lite.run.text_record import read_text_record, write_text_record
 
 MODEL_GIN = "model.gin"
 
@@ -58,6 +59,7 @@ def import_weights(
         )
         saved.wait()
     write_launch(directory, config, start_step=step, describe_config=describe_config)
+    write_text_record(directory, read_text_record(source))
     (directory / MODEL_GIN).write_text(model_gin(config, source))
     Console().note(
         f"{num_parameters(config):,} parameters from {source} are step {step:,} of {directory}; "

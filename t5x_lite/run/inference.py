@@ -76,7 +76,7 @@ class Inference:
             )
         self._sharding = named_sharding(mesh, ("batch", "length"))
         self._rows = process_rows(batch_size, self._sharding)
-        graphdef = abstract(self.config)[0]
+        graphdef = self._graphdef = abstract(self.config)[0]
 
         def program(function: Callable[..., Any]) -> Any:
             def run(params: Params, batch: Mapping[str, jax.Array]):
@@ -87,6 +87,16 @@ class Inference:
         self._generate = program(self._written)
         self._score = program(self._log_probs)
         self._embed = program(_embedded)
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The mesh that everything is laid out over."""
+        return self._mesh
+
+    @property
+    def row_slice(self) -> slice:
+        """Which rows of a batch are this process's."""
+        return self._rows
 
     @property
     def rows(self) -> int:
@@ -137,6 +147,21 @@ class Inference:
             raise ConfigError("a model without an encoder embeds nothing", "MODEL_DIR")
         arrays = {"inputs": self._widened(batch["inputs"])}
         return self._run(self._embed, params, arrays, len(batch["inputs"]))[0]
+
+    def written(self, params: Params, batch: Mapping[str, jax.Array]) -> Written:
+        """What `generate` compiles: a pure function of weights and a batch of `shapes`."""
+        return self._written(bind(self._graphdef, params), batch)
+
+    def shapes(self, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `written` takes for inputs, or prompts with their start, of `length` tokens."""
+        rows, decoder_only = self.batch_size, self.config.decoder_only
+        tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+        shapes = {"prompts" if decoder_only else "inputs": tokens}
+        shapes["numbers"] = jax.ShapeDtypeStruct((rows,), jnp.uint32)
+        shapes["wanted"] = jax.ShapeDtypeStruct((rows,), bool)
+        if decoder_only:
+            shapes["padding"] = jax.ShapeDtypeStruct((rows,), jnp.int32)
+        return shapes
 
     def _run(
         self, program: Any, params: Params, arrays: dict[str, NDArray], count: int
@@ -300,7 +325,8 @@ def undropped(config: TransformerConfig) -> TransformerConfig:
 
 
 def _embedded(model: Transformer, batch: Mapping[str, jax.Array]) -> jax.Array:
-    encoded_ble, real_bl = model.encode_inputs(batch["inputs"])
+    prompt = model.config.prompt_length
+    encoded_ble, real_bl = (x[:, prompt:] for x in model.encode_inputs(batch["inputs"]))
     real_bl1 = real_bl[..., None].astype(jnp.float32)
     total_be = jnp.sum(encoded_ble.astype(jnp.float32) * real_bl1, axis=1)
     return total_be / jnp.maximum(jnp.sum(real_bl1, axis=1), 1.0)

@@ -18,12 +18,13 @@ from t5x_lite.run import decisions
 from t5x_lite.run.console import Console, training_line
 from t5x_lite.run.decisions import GoBack
 from t5x_lite.run.held_out import HeldOut
-from t5x_lite.run.meter import Meter, Work, stopping
+from t5x_lite.run.meter import Meter, Work
 from t5x_lite.run.observers import Moment, Observer
 from t5x_lite.run.program import Program
 from t5x_lite.run.results import Results, TaskResult
 from t5x_lite.run.start import InitFrom, start
 from t5x_lite.run.startup import Startup
+from t5x_lite.run.stopping import Stop, Stopping
 from t5x_lite.training.writers import Writers
 
 
@@ -42,7 +43,7 @@ class Run:
     ):
         self._program, self._stream, self._held_out = program, stream, held_out
         self._saved, self._console, self._directory = saved, console, directory
-        self._startup = startup
+        self._startup, self._ledger = startup, startup.ledger
         self.step = 0
         self._seconds = 0.0  # of training, over all launches
         self._observers: Sequence[Observer] = ()
@@ -88,24 +89,27 @@ class Run:
         record: what every checkpoint says for a person, such as the configuration.
         """
         self._observers, self._record = observers, record
-        self._work = work
-        with stopping() as stop_signal, self._console.line():
+        self._work, note = work, self._console.note
+        with Stopping(note) as stopping, self._console.line():
             while True:
                 try:
-                    self._train(steps, evaluate_every, log_every, stop_signal)
+                    stop = self._train(steps, evaluate_every, log_every, stopping)
                     break
                 except GoBack:
                     self._take_up_again()
-        with self._console.waiting(f"saving step {self.step:,}"):
-            self._saved.save_surely(self.step, self._state, **self._beside_state())
-        if (signal_number := stop_signal()) is not None:
-            self._console.note(
-                f"stopped after step {self.step:,}; the same command goes on from here"
-            )
-            sys.exit(128 + signal_number)
+        if stop is not None:
+            note(f"stopped after step {self.step:,} ({stop}); the same command goes on from here")
+            sys.exit(stop.exit_code)
 
-    def results(self, baselines: Mapping[str, Any]) -> Results:
-        """Held-out losses beside their baselines, and samples."""
+    def results(
+        self, baselines: Mapping[str, Any], goodput: Callable[[], dict[str, float]]
+    ) -> Results:
+        """Held-out losses beside their baselines, samples, and where the time went."""
+        with self._ledger.spending("evaluating"):
+            found = self._results(baselines)
+        return {**found, "goodput": goodput()}
+
+    def _results(self, baselines: Mapping[str, Any]) -> Results:
         with self._console.waiting("decoding held-out examples"):
             samples = self._held_out.samples(self._state.evaluated)
         tasks = {
@@ -117,7 +121,9 @@ class Run:
             )
             for name, numbers in self._held_out.losses(self._state.evaluated).items()
         }
-        return Results(step=self.step, seconds=self._seconds, tasks=tasks, samples=samples)
+        return Results(
+            step=self.step, seconds=self._seconds, tasks=tasks, samples=samples, goodput={}
+        )
 
     def _take_up_again(self) -> None:
         self._saved.wait()
@@ -137,8 +143,9 @@ class Run:
         steps: int,
         evaluate_every: int,
         log_every: int,
-        stop_signal: Callable[[], int | None],
-    ) -> None:
+        stopping: Stopping,
+    ) -> Stop | None:
+        stop = None
         note, entered = self._console.note, contextlib.ExitStack()
         with (
             Writers(
@@ -154,13 +161,14 @@ class Run:
                 entered.enter_context(observer)
                 observer.on_start(self.step, self._start.progress)
             self._meter = Meter(self._seconds, batches, self._work, self._stream.told_tasks)
-            for batch, before, position in batches:
+            for batch, before, position in self._ledger.waited_for(batches, "waiting for data"):
                 self._take_step(batch, before, position)
                 if self.step % log_every == 0 or self.step == steps:
                     self._log(steps)
                 if self.step % evaluate_every == 0 or self.step == steps:
                     self._evaluate()
-                last = self.step == steps or stop_signal() is not None
+                stop = stopping.reached()
+                last = self.step == steps or stop is not None
                 self._save(force=last)
                 if last:
                     break
@@ -168,6 +176,12 @@ class Run:
                 note(f"the data ends after step {self.step:,} of {steps:,}")
                 self._evaluate()
                 self._save(force=True)
+            with (
+                self._ledger.spending("saving"),
+                self._console.waiting(f"saving step {self.step:,}"),
+            ):
+                self._saved.save_surely(self.step, self._state, **self._beside_state())
+        return stop
 
     def _compile(self) -> Any:
         """The step for this run's shapes; safe in a thread."""
@@ -247,7 +261,7 @@ class Run:
             observer.on_log(self.step, numbers, self._report)
 
     def _evaluate(self) -> None:
-        with self._meter.paused():
+        with self._meter.paused(), self._ledger.spending("evaluating"):
             losses = self._held_out.losses(self._state.evaluated)
             for name, numbers in losses.items():
                 self._report(f"validation/{name}", numbers)
@@ -262,7 +276,9 @@ class Run:
             return
         for observer in self._observers:
             observer.on_save(self.step)
-        if self._saved.save(self.step, self._state, force=True, **self._beside_state()):
+        with self._ledger.spending("saving"):
+            saving = self._saved.save(self.step, self._state, force=True, **self._beside_state())
+        if saving:
             blocked = self._saved.blocked_seconds
             self._console.note(f"saving step {self.step:,} (the run waited {blocked * 1e3:.0f} ms)")
             self._report("checkpoint", {"blocked_seconds": blocked})

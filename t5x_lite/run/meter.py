@@ -1,9 +1,8 @@
-"""The clock of a run: speed, padding, waiting for data; and the wish of a user to stop."""
+"""The clock of a run: speed, padding, waiting for data."""
 
 import contextlib
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -124,22 +123,3 @@ def device_memory() -> dict[str, float]:
     counted = jax.local_devices()[0].memory_stats() or {}
     names = {"bytes_in_use": "device_memory_gib", "peak_bytes_in_use": "device_memory_peak_gib"}
     return {name: counted[key] / 2**30 for key, name in names.items() if key in counted}
-
-
-@contextlib.contextmanager
-def stopping() -> Iterator[Callable[[], int | None]]:
-    """Catch SIGINT and SIGTERM, once: the yielded function says which came. A second one kills."""
-    came: list[int] = []
-
-    def catch(number: int, _: Any) -> None:
-        came.append(number)
-        signal.signal(number, before[number])
-
-    before: dict[int, Any] = {
-        number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield lambda: came[0] if came else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -30,6 +30,7 @@ class Program(NamedTuple):
     mesh: jax.sharding.Mesh
     graphdef: nnx.GraphDef
     placed: TrainState
+    frozen: frozenset[str]  # paths of the weights that no step changes
     abstract: TrainState
     batch_sharding: jax.sharding.NamedSharding
     replicated: jax.sharding.NamedSharding
@@ -99,6 +100,7 @@ def build(
         mesh=device_mesh,
         graphdef=graphdef,
         placed=placed,
+        frozen=bound.frozen,
         abstract=abstract_state(model, bound, placed),
         batch_sharding=named_sharding(device_mesh, ("batch", "length")),
         replicated=replicated,

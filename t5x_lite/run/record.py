@@ -12,9 +12,11 @@ from pathlib import Path
 
 from t5x_lite import processes
 from t5x_lite.errors import ConfigError
-from t5x_lite.models.config import TransformerConfig
+from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
 
 MODEL = "model.json"
+LAUNCHES = "launches"
+_FROM_STEP = "from_step_"
 _NOT_ARCHITECTURE = (
     "dtype",
     "remat",
@@ -74,12 +76,31 @@ def write_launch(
     if not processes.is_first():
         return record
     (model_dir / MODEL).write_text(json.dumps(_architecture(model), indent=2) + "\n")
-    launch = model_dir / "launches" / f"from_step_{start_step:08d}"
+    launch = model_dir / LAUNCHES / f"{_FROM_STEP}{start_step:08d}"
     launch.mkdir(parents=True, exist_ok=True)
     (launch / "operative_config.gin").write_text(config)
     (launch / "versions.json").write_text(json.dumps(packages, indent=2) + "\n")
     (launch / "mixture.json").write_text(json.dumps(mixture or {}, indent=2) + "\n")
     return record
+
+
+def recorded_model(model_dir: Path) -> TransformerConfig:
+    """The configuration that a run wrote into its directory."""
+    path = model_dir / MODEL
+    try:
+        fields = json.loads(path.read_text())
+        moe = fields.pop("moe", None)
+        fields["moe"] = None if moe is None else MixtureOfExperts(**moe)
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return TransformerConfig(**fields)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} does not tell a run's model: {error}", "MODEL_DIR") from error
+
+
+def launch_steps(model_dir: Path) -> list[int]:
+    """The steps from which the run was launched, the first launch included."""
+    launches = (model_dir / LAUNCHES).glob(f"{_FROM_STEP}*")
+    return sorted(int(path.name.removeprefix(_FROM_STEP)) for path in launches)
 
 
 def versions() -> dict[str, str]:

@@ -32,12 +32,13 @@ class Sample(TypedDict):
 
 
 class Results(TypedDict):
-    """What stands in results.json."""
+    """What stands in results.json. goodput: seconds of all launches by purpose."""
 
     step: int
     seconds: float
     tasks: dict[str, TaskResult]
     samples: list[Sample]
+    goodput: dict[str, float]
 
 
 def write_results(model_dir: Path, results: Results) -> None:

@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from etils import epath
 
 from t5x_lite import processes
-from t5x_lite.checkpoints import Checkpoints, shortened
+from t5x_lite.checkpoints import Checkpoints, absolute, shortened
 from t5x_lite.data.stream import Position
 from t5x_lite.errors import ConfigError
+from t5x_lite.frozen import Base
+from t5x_lite.models.layers import prompt_words
 from t5x_lite.run import decisions
 from t5x_lite.run.console import Console
 from t5x_lite.run.program import Program
+from t5x_lite.run.record import launch_steps
 from t5x_lite.training.state import TrainState
-from t5x_lite.trees import flat, nested
+from t5x_lite.trees import flat, joined, nested
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,13 +30,15 @@ class InitFrom:
     model_dir: its directory. step: of its checkpoint; None is the newest. only: a regular
     expression for the paths of the weights to take ("encoder/.*"); the others start fresh.
     keep_step: the new run counts on from that checkpoint's step, as T5's fine-tuning does, instead
-    of from 0. The optimizer starts as new.
+    of from 0. relative_steps: the steps of the new run are counted from there, too; without it
+    `train.steps` is the number of the last step. The optimizer starts as new.
     """
 
     model_dir: str
     step: int | None = None
     only: str = ".*"
     keep_step: bool = False
+    relative_steps: bool = False
 
     def __post_init__(self):
         try:
@@ -65,6 +71,7 @@ def start(
     Damaged checkpoints are moved away, and the run goes on from the newest that is intact. So are
     those that a decision to go back gave up.
     """
+    _find_base(program, saved, init_from)
     taken = decisions.read(saved.model_dir)
     while (latest := processes.broadcast(saved.latest_step)) is not None:
         if (damage := _damage(saved, latest)) is None:
@@ -88,12 +95,12 @@ def start(
         with console.waiting("initialising weights"):
             return Start(jax.block_until_ready(program.initial()), 0, None, 0.0)
     with console.waiting(f"reading weights from {init_from.model_dir}"):
-        return _from_weights(program, init_from)
+        return _from_weights(program, saved, init_from)
 
 
 def check_init_from(init_from: InitFrom, shapes: Any) -> int:
     """The step whose weights will be taken; ConfigError if it is not there or does not fit."""
-    directory = Path(init_from.model_dir)
+    directory = epath.Path(init_from.model_dir)
     if not (directory / "checkpoints").is_dir():
         raise ConfigError(
             f"{directory} holds no checkpoints; wanted the model directory of a run or an import",
@@ -121,6 +128,15 @@ def check_init_from(init_from: InitFrom, shapes: Any) -> int:
             "InitFrom.only",
         )
     return step
+
+
+def last_step(model_dir: Path, init_from: InitFrom | None, steps: int, shapes: Any) -> int:
+    """The number of a run's last step; where it began is told by its first launch."""
+    if init_from is None or not (init_from.keep_step and init_from.relative_steps):
+        return steps
+    launched = launch_steps(model_dir)
+    first = min(launched) if launched else check_init_from(init_from, shapes)
+    return first + steps
 
 
 def chosen_step(saved: Checkpoints, step: int | None, *names: str) -> int:
@@ -152,6 +168,8 @@ def _tried(program: Program, saved: Checkpoints, step: int) -> tuple[Start | Non
     found, failure = None, None
     try:
         found = _go_on(program, saved, step)
+    except ConfigError:  # of frozen weights, which are not this run's
+        raise
     except Exception as error:
         # Whoever was killed between a save and its checksums left only orbax's own.
         failure = f"it has no checksums and cannot be read: {shortened(str(error))}"
@@ -167,16 +185,45 @@ def _go_on(program: Program, saved: Checkpoints, step: int) -> Start:
     return Start(state, step, progress["position"], progress["seconds"], progress)
 
 
-def _from_weights(program: Program, init_from: InitFrom) -> Start:
+def _find_base(program: Program, saved: Checkpoints, init_from: InitFrom | None) -> None:
+    """Check what a run's checkpoints leave out; follow a base that was moved to `init_from`."""
+    if (base := saved.base) is None:
+        return
+    if trained := sorted(set(base.fingerprints) - program.frozen):
+        raise ConfigError(
+            f"{saved.model_dir} was begun with {len(base.fingerprints)} frozen weights, which its "
+            f"checkpoints leave out, and {len(trained)} of them are now to be trained "
+            f"({trained[0]} ...); wanted the same, or a new MODEL_DIR that starts from this run",
+            "Grouped.frozen",
+            "MODEL_DIR",
+        )
+    if init_from is not None and not base.model_dir.is_dir():
+        place = absolute(epath.Path(init_from.model_dir))
+        saved.rest_on(dataclasses.replace(base, model_dir=place))
+
+
+def _from_weights(program: Program, saved: Checkpoints, init_from: InitFrom) -> Start:
     step = check_init_from(init_from, program.abstract.params)
     taken = _taken(init_from, program.abstract.params)
     with Checkpoints(init_from.model_dir) as other:
         params = other.restore_weights(step, nested(taken))
+    frozen = {path: leaf for path, leaf in flat(params).items() if path in program.frozen}
+    if frozen:
+        saved.rest_on(Base.of(absolute(epath.Path(init_from.model_dir)), step, frozen))
     if len(taken) < len(flat(program.abstract.params)):
-        params = nested(flat(program.initial().params) | flat(params))
+        params = _with_fresh(program.initial().params, params)
     first = step if init_from.keep_step else 0
     return Start(program.from_weights(params, first), first, None, 0.0)
 
 
 def _taken(init_from: InitFrom, shapes: Any) -> dict[str, Any]:
     return {k: v for k, v in flat(shapes).items() if re.fullmatch(init_from.only, k)}
+
+
+def _with_fresh(fresh: Any, taken: Any) -> Any:
+    """Fresh weights where none were taken; a fresh prompt says words of the embedding taken."""
+    found, table = flat(taken), flat(taken).get("token_embedder/embedding")
+    if "prompt" in fresh and table is not None:
+        words = prompt_words(len(fresh["prompt"]["embedding"]), len(table))
+        found = {"prompt/embedding": table[words]} | found
+    return joined(fresh, found)

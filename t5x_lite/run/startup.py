@@ -5,8 +5,14 @@ import time
 from pathlib import Path
 
 from t5x_lite.run.console import duration
+from t5x_lite.run.ledger import Ledger
 
 _IMPORTED = time.perf_counter()
+_PURPOSES = {
+    "weights": "restoring",
+    "compiling beyond that": "compiling",
+    "first step": "compiling",
+}
 
 
 class Startup:
@@ -19,10 +25,12 @@ class Startup:
     def __init__(self):
         self._began = self._last = time.perf_counter() - _age_of_process()
         self._laps: dict[str, float] = {}
+        self.ledger = Ledger(self._began)
         self.open = True  # until the first step has ended
 
     def lap(self, name: str) -> None:
         """End a lap; laps of one name add up."""
+        self.ledger.until_now(_PURPOSES.get(name, "start-up"))
         now = time.perf_counter()
         self._laps[name] = self._laps.get(name, 0.0) + now - self._last
         self._last = now

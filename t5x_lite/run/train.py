@@ -11,15 +11,17 @@ from t5x_lite import processes
 from t5x_lite.checkpoint_policy import CheckpointPolicy
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.plan import Data
-from t5x_lite.decoding.generation import Generation
+from t5x_lite.decoding.generation import Generation, SpecialTokens
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.run.console import Console, duration
 from t5x_lite.run.feed import Feed, make_feed
+from t5x_lite.run.goodput import Goodput
 from t5x_lite.run.guard import Guard, Guarding
 from t5x_lite.run.held_out import Evaluation, HeldOut
 from t5x_lite.run.inference import Inference
+from t5x_lite.run.judge import JudgingObserver, TaskEvaluation, make_judge
 from t5x_lite.run.loop import Run
 from t5x_lite.run.meter import Work
 from t5x_lite.run.observers import Observer
@@ -28,9 +30,11 @@ from t5x_lite.run.program import Program, build
 from t5x_lite.run.receipts import Receipts, ReceiptWriter
 from t5x_lite.run.record import check_model_dir, write_launch
 from t5x_lite.run.results import read_results, show_results, write_results
-from t5x_lite.run.start import InitFrom, check_init_from
+from t5x_lite.run.start import InitFrom, check_init_from, last_step
 from t5x_lite.run.startup import Startup
+from t5x_lite.run.text_record import TextRecord, write_text_record
 from t5x_lite.run.tracking import Tracker, WeightsAndBiases
+from t5x_lite.run.watchdog import Patience, Watchdog
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.step import Loss, Update
@@ -51,12 +55,14 @@ def train(
     update: Update,
     evaluation: Evaluation,
     checkpoints: CheckpointPolicy,
+    task_evaluation: TaskEvaluation | None = None,
     init_from: InitFrom | None = None,
     loss_on_inputs: bool = False,
     log_every_steps: int = 20,
     profile: Profile = Profile(),  # noqa: B008 frozen
     receipts: Receipts = Receipts(),  # noqa: B008 frozen
     guard: Guard = Guard(),  # noqa: B008 frozen
+    patience: Patience = Patience(),  # noqa: B008 frozen
     tracker: WeightsAndBiases | None = None,
     seed: int = 0,
     cpu_devices: int | None = None,
@@ -70,8 +76,10 @@ def train(
     without an encoder learns its inputs too. cpu_devices: simulate so many devices on a CPU, over
     all processes.
     profile: which steps to trace. receipts: what is noted of each. guard: when the run goes back.
-    tracker: a service that gets the records too. describe_config: gives the text that is saved
-    beside the checkpoints as the operative configuration.
+    patience: how long nothing may happen. tracker: a service that gets the records too.
+    task_evaluation: judge the tasks by their own metrics, too, each time the held-out losses are
+    taken. describe_config: gives the text that is saved beside the checkpoints as the operative
+    configuration.
 
     Raises ConfigError, before anything expensive, for settings that cannot work together.
     """
@@ -96,6 +104,7 @@ def train(
     )
     if init_from is not None and not (directory / "checkpoints").exists():
         check_init_from(init_from, program.abstract.params)
+    steps = last_step(directory, init_from, steps, program.abstract.params)
     processes.check_same("their configuration", describe_config().splitlines())
     console = Console(silent=not processes.is_first())
     startup.lap("import")
@@ -107,9 +116,13 @@ def train(
     saving = Checkpoints(directory, checkpoints, report=console.note)
     with jax.set_mesh(program.mesh), saving as saved, closing(feed.plan):
         held_out = _held_out(program, feed, model, evaluation)
+        judge = task_evaluation and make_judge(
+            task_evaluation, data, feed.plan, model, program.mesh, batch_size, console.note
+        )
         run = Run(program, feed.stream, held_out, saved, console, directory, startup)
         _introduce(console, model, program, directory)
         run.begin(init_from, steps)
+        goodput = Goodput(directory, startup.ledger)
         record = write_launch(
             directory,
             model,
@@ -117,17 +130,22 @@ def train(
             describe_config=describe_config,
             mixture=feed.mixture,
         )
+        write_text_record(directory, TextRecord(feed.plan.vocabulary(), SpecialTokens()))
         if run.step < steps:
             work = Work.of(model, program.mesh, batch_size, data.feature_lengths)
             observers: list[Observer] = [
                 Profiler(profile, directory / EVENTS, console),
+                Watchdog(patience, startup.ledger),
+                goodput,
                 ReceiptWriter(receipts, directory, feed.stream, console.note),
                 Guarding(guard, directory, feed.stream, seed, lambda: saved.steps, console.note),
             ]
             if tracker is not None:
                 observers.append(Tracker(tracker, directory, describe_config))
+            if judge is not None:
+                observers.append(JudgingObserver(judge, console.note))
             run.train(steps, evaluation.every_steps, log_every_steps, work, observers, record)
-        finish(run, feed, evaluation, directory, console)
+        finish(run, feed, evaluation, directory, console, goodput)
 
 
 def _introduce(
@@ -138,11 +156,19 @@ def _introduce(
     console.note(f"model: {parameters:,} parameters in {directory}; mesh: {mesh}")
 
 
-def finish(run: Run, feed: Feed, evaluation: Evaluation, directory: Path, console: Console) -> None:
+def finish(
+    run: Run,
+    feed: Feed,
+    evaluation: Evaluation,
+    directory: Path,
+    console: Console,
+    goodput: Goodput,
+) -> None:
     """Show the results of a run that is done; what a finished run left is not made again."""
     results = processes.broadcast(read_results(directory))
     if results is None or results["step"] != run.step:
-        results = run.results(feed.baselines(evaluation.max_examples))
+        results = run.results(feed.baselines(evaluation.max_examples), goodput.seconds)
+        console.note(goodput.line())
         if processes.is_first():
             write_results(directory, results)
     if not processes.is_first():

@@ -16,6 +16,7 @@ from t5x_lite.data.mixtures import ByExamples
 from t5x_lite.data.tasks import Report
 from t5x_lite.data.vocabularies import AnyVocabulary, Vocabulary
 from t5x_lite.evaluation import metrics, postprocessors, questions
+from t5x_lite.evaluation.judging import TaskMetrics
 from t5x_lite.suites.languages import (
     MC4_LANGUAGES,
     MLQA_LANGUAGES,
@@ -35,6 +36,7 @@ from t5x_lite.suites.tables import (
     SupervisedTask,
     TextTask,
     add_mixtures,
+    evaluations,
 )
 from t5x_lite.suites.texts import QUESTION_EXTRAS
 
@@ -220,6 +222,11 @@ class Multilingual:
     def names(self) -> tuple[str, ...]:
         """The names of all tasks and mixtures."""
         return (*(task.name for task in self._tasks()), "mc4", *MIXTURES)
+
+    @property
+    def evaluations(self) -> Mapping[str, TaskMetrics]:
+        """How the tasks are judged."""
+        return evaluations(self._tasks())
 
     @property
     def sources(self) -> tuple[str, ...]:

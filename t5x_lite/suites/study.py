@@ -7,9 +7,17 @@ from typing import Any
 from t5x_lite.data.mixtures import ByExamples
 from t5x_lite.data.tasks import Report
 from t5x_lite.data.vocabularies import AnyVocabulary, Vocabulary
+from t5x_lite.evaluation.judging import TaskMetrics
 from t5x_lite.objectives.denoising import Objective
 from t5x_lite.suites import benchmarks, texts
-from t5x_lite.suites.tables import SOURCES, Table, TextTask, add_mixtures, own_objectives
+from t5x_lite.suites.tables import (
+    SOURCES,
+    Table,
+    TextTask,
+    add_mixtures,
+    evaluations,
+    own_objectives,
+)
 
 T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model"
 
@@ -99,6 +107,11 @@ class Study:
     def objectives(self) -> Mapping[str, Objective]:
         """The objectives of the tasks that have one of their own."""
         return own_objectives(TASKS)
+
+    @property
+    def evaluations(self) -> Mapping[str, TaskMetrics]:
+        """How the tasks are judged."""
+        return evaluations(TASKS)
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from t5x_lite.data.steps import EndPairs, text_steps, to_vocabulary
 from t5x_lite.data.tasks import add_task
 from t5x_lite.data.vocabularies import AnyVocabulary
 from t5x_lite.evaluation import postprocessors
+from t5x_lite.evaluation.judging import TaskMetrics
 from t5x_lite.evaluation.metrics import Metric
 from t5x_lite.objectives.denoising import Objective
 
@@ -32,7 +33,9 @@ SOURCES = (
     ),
     *(
         f"t5x_lite.suites.{name}"
-        for name in ("benchmarks", "languages", "multilingual", "study", "tables", "texts")
+        for name in (
+            *("benchmarks", "languages", "multilingual", "options", "study", "tables", "texts"),
+        )
     ),
 )
 
@@ -123,6 +126,15 @@ def own_objectives(table: Table) -> dict[str, Objective]:
     """Return the objectives of those tasks that do not take the run's."""
     texts = [task for task in table if isinstance(task, TextTask)]
     return {task.name: task.objective for task in texts if task.objective is not None}
+
+
+def evaluations(table: Table) -> dict[str, TaskMetrics]:
+    """Return how the supervised tasks are judged."""
+    return {
+        task.name: TaskMetrics(task.postprocess, task.metrics)
+        for task in table
+        if isinstance(task, SupervisedTask)
+    }
 
 
 def add_mixtures(mixtures: Mapping[str, Iterable[tuple[str, Any]]]) -> None:

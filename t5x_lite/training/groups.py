@@ -23,8 +23,8 @@ class Grouped:
     Patterns are searched in paths such as "encoder/layers/mlp/wo/kernel" (`re.search`); one that
     occurs in none is an error.
 
-    frozen: weights that stay as they are; they have no optimizer state, and their gradients count
-        neither in norms nor in clipping.
+    frozen: weights that stay as they are: they have no gradients and no optimizer state, and a run
+        that took them from another (`run.start.InitFrom`) does not save them again.
     without_decay: weights that do not decay.
     without_parameter_scale: weights whose rate is not relative to their size (T5X's
         multiply_by_parameter_scale map).
@@ -56,7 +56,12 @@ class Grouped:
 
     def for_weights(self, shapes: Tree, axes: Tree) -> Optimizer:
         """Bind to weights of these shapes and logical axes."""
-        self._check_patterns([path for path, _, _ in described(shapes, axes)])
+        paths = [path for path, _, _ in described(shapes, axes)]
+        self._check_patterns(paths)
+        if all(_occurs(self.frozen, path) for path in paths):
+            raise ConfigError(
+                f"frozen = {tuple(self.frozen)} leaves no weight to be trained", "Grouped.frozen"
+            )
         return bind_rules(self._rule, shapes, axes)
 
     def _rule(self, path: str, shape: tuple[int, ...], axes: LogicalAxes) -> WeightRule | None:

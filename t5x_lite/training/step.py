@@ -17,6 +17,7 @@ from t5x_lite.training.metrics import norms
 from t5x_lite.training.optimizers import Optimizer
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.state import TrainState
+from t5x_lite.trees import flat, joined, without
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -103,8 +104,9 @@ def make_train_step(
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         grads, sums, extra = _gradients(
-            graphdef, loss, update, optimizer.trained, state.params, batch, key, num_tasks
+            graphdef, loss, update, state.params, optimizer.frozen, batch, key, num_tasks
         )
+        grads = optimizer.trained(grads, state.step)
         grad_norms = norms("grad_norm", grads)
         grad_norm = grad_norms["grad_norm"]
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(jnp.sum(sums.loss))
@@ -117,7 +119,7 @@ def make_train_step(
             before = jax.device_put(before, optimizer_memory)
         params, opt_state = optimizer.update(grads, before, state.params, state.step, rate)
         skipped = state.skipped
-        average = _moving_average(state.average, params, update.ema_decay)
+        average = _moving_average(state.average, params, optimizer.frozen, update.ema_decay)
         if update.skip_nonfinite:
             keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
             params, opt_state, average = jax.tree.map(
@@ -157,24 +159,29 @@ def _of_tasks(sums: LossSums) -> Metrics:
 
 
 def _gradients(
-    graphdef, loss: Loss, update: Update, trained, params, batch: Batch, key, num_tasks: int
+    graphdef, loss: Loss, update: Update, params, frozen, batch: Batch, key, num_tasks: int
 ):
-    """Gradient, sums and extra losses of a batch, whole or in microbatches."""
+    """Gradient, sums and extra losses of a batch, whole or in microbatches.
+
+    There is none of the weights whose paths are in `frozen`.
+    """
+    kept = {path: leaf for path, leaf in flat(params).items() if path in frozen}
+    trained = without(params, frozen)
     side = _side(batch)
     segments_bl = batch.get(f"{side}_segment_ids")
     weights_bl = batch[f"{side}_loss_weights"]
     batch = {**batch, _SHARES: shares(weights_bl, segments_bl, loss.loss_normalizing_factor)}
     parts = update.microbatches
 
-    def objective(params, batch, key):
-        predictions = bind(graphdef, params)(batch, key=key)
+    def objective(trained, batch, key):
+        predictions = bind(graphdef, joined(trained, kept))(batch, key=key)
         value, sums = _losses(predictions, batch, loss, num_tasks)
         extra = jax.tree.map(lambda x: x / parts, _extra_losses(predictions, batch))
         return value + sum(extra.values()), (sums, extra)
 
     def part(batch, key):
-        grads, (sums, extra) = jax.grad(objective, has_aux=True)(params, batch, key)
-        return trained(grads), sums, extra
+        grads, (sums, extra) = jax.grad(objective, has_aux=True)(trained, batch, key)
+        return grads, sums, extra
 
     if parts == 1:
         return part(batch, key)
@@ -243,10 +250,13 @@ def _extra_losses(predictions: Predictions, batch: Batch) -> Metrics:
     return extra
 
 
-def _moving_average(average: Any, params: Any, decay: float | None) -> Any:
+def _moving_average(average: Any, params: Any, frozen, decay: float | None) -> Any:
     if decay is None:
         return average
-    return jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, params)
+    kept = {path: leaf for path, leaf in flat(average).items() if path in frozen}
+    average, params = without(average, frozen), without(params, frozen)
+    moved = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, params)
+    return joined(moved, kept)
 
 
 def _side(batch: Batch) -> str:

@@ -24,14 +24,16 @@ class Optimizer(NamedTuple):
     """Functions of one set of weights.
 
     init: weights -> state. update: (gradients, state, weights, step, learning rate) ->
-    (new weights, new state). state_axes: logical axes of the state, in the state's structure.
-    trained: gradients -> the same, with zeros for weights that are frozen.
+    (new weights, new state), of gradients of all weights but the frozen ones. state_axes: logical
+    axes of the state, in the state's structure. frozen: paths of the weights that never change.
+    trained: (gradients, step) -> the same, with zeros for what does not change at that step.
     """
 
     init: Callable[[Tree], Tree]
     update: Callable[[Tree, Tree, Tree, jax.Array, jax.Array], tuple[Tree, Tree]]
     state_axes: Tree
-    trained: Callable[[Tree], Tree] = lambda gradients: gradients
+    frozen: frozenset[str] = frozenset()
+    trained: Callable[[Tree, jax.Array], Tree] = lambda gradients, step: gradients
 
 
 @runtime_checkable
@@ -73,15 +75,17 @@ def bind_rules(
     axes: Tree,
 ) -> Optimizer:
     """An optimizer that updates every weight by its rule, and leaves those that have none."""
-    rules, state_axes = {}, {}
+    rules, state_axes, frozen = {}, {}, set()
     for path, shape, names in described(shapes, axes):
         depth = 0
         while depth < len(names) and names[depth] in STACKED:
             depth += 1
         found = rule(path, shape[depth:], names[depth:])
-        if found is not None:
-            rules[path] = _stacked(found, shape[:depth])
-            state_axes[path] = {k: (*names[:depth], *v) for k, v in found.state_axes.items()}
+        if found is None:
+            frozen.add(path)
+            continue
+        rules[path] = _stacked(found, shape[:depth])
+        state_axes[path] = {k: (*names[:depth], *v) for k, v in found.state_axes.items()}
 
     def init(params: Tree) -> Tree:
         weights = flat(params)
@@ -94,11 +98,7 @@ def bind_rules(
             weights[path], states[path] = rule.update(grads[path], own, weights[path], step, rate)
         return nested(weights), nested(states)
 
-    def trained(grads: Tree) -> Tree:
-        kept = {path: g if path in rules else jnp.zeros_like(g) for path, g in flat(grads).items()}
-        return nested(kept)
-
-    return Optimizer(init, update, nested(state_axes), trained)
+    return Optimizer(init, update, nested(state_axes), frozenset(frozen))
 
 
 def described(shapes: Tree, axes: Tree) -> list[tuple[str, tuple[int, ...], LogicalAxes]]:

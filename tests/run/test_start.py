@@ -10,9 +10,9 @@ import pytest
 
 from t5x_lite.checkpoint_policy import CheckpointPolicy
 from t5x_lite.errors import ConfigError
-from t5x_lite.run.export_weights import recorded_model
 from t5x_lite.run.held_out import Evaluation
 from t5x_lite.run.import_weights import import_weights
+from t5x_lite.run.record import recorded_model
 from t5x_lite.run.start import InitFrom
 from t5x_lite.training.schedules import Constant
 

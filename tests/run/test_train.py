@@ -49,9 +49,9 @@ def test_a_stopped_and_continued_run_equals_one_never_stopped_to_the_bit(
     _assert_same_run(weights, undisturbed, tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_step_at_hand_and_the_same_command_goes_on_from_it(
-    number, train_small, weights, undisturbed, tmp_path, monkeypatch, capsys
+    number, code, train_small, weights, undisturbed, tmp_path, monkeypatch, capsys
 ):
     if not (undisturbed / "results.json").exists():
         train_small(undisturbed, steps=STEPS, model=DROPOUT)
@@ -66,7 +66,7 @@ def test_a_signal_saves_the_step_at_hand_and_the_same_command_goes_on_from_it(
         patch.setattr(Writers, "write", write_and_raise)
         with pytest.raises(SystemExit) as stopped:
             train_small(tmp_path, steps=STEPS, model=DROPOUT)
-    assert stopped.value.code == 128 + number
+    assert stopped.value.code == code
     assert "stopped after step 6" in capsys.readouterr().out
     train_small(tmp_path, steps=STEPS, model=DROPOUT)
     assert "going on after step 6" in capsys.readouterr().out

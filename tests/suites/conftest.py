@@ -161,22 +161,37 @@ def _features(spec):
 
 
 @pytest.fixture(scope="session")
-def tfds_data_dir(tmp_path_factory):
-    """A directory with small data sets as TFDS prepares them; train, validation and test alike."""
+def write_data_sets():
+    """A function that prepares data sets as TFDS does: (directory, {name: (spec, rows)}).
+
+    The rows are those of every split, or of each by its name.
+    """
     tfds = pytest.importorskip("tensorflow_datasets")
-    directory = tmp_path_factory.mktemp("tfds")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tfds.core.utils.gcs_utils, "_is_gcs_disabled", True)
-        for name, (spec, rows) in ROWS.items():
+
+    def write(directory, data_sets):
+        for name, (spec, rows) in data_sets.items():
             path, version = name.split(":")
             dataset, _, config = path.partition("/")
+            if not isinstance(rows, dict):
+                rows = dict.fromkeys(("train", "validation", "test"), rows)
             splits = {
-                split: [(str(number), row) for number, row in enumerate(rows)]
-                for split in ("train", "validation", "test")
+                split: [(str(number), row) for number, row in enumerate(of_split)]
+                for split, of_split in rows.items()
             }
             builder = _builder(tfds, dataset, config, version, _features(spec), splits)
             builder(data_dir=str(directory)).download_and_prepare()
-        yield str(directory)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tfds.core.utils.gcs_utils, "_is_gcs_disabled", True)
+        yield write
+
+
+@pytest.fixture(scope="session")
+def tfds_data_dir(tmp_path_factory, write_data_sets):
+    """A directory with small data sets as TFDS prepares them; train, validation and test alike."""
+    directory = tmp_path_factory.mktemp("tfds")
+    write_data_sets(directory, ROWS)
+    return str(directory)
 
 
 def _builder(tfds, dataset, config, version, features, splits):

@@ -36,6 +36,25 @@ def classification(
     ]
 
 
+def options(example: Example, *, make: Any, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Make an example of each label: whether it is right, and its place among those of a question.
+
+    copa ... question: cause    choice1    is_correct 0   idx/question 7   idx/option 0
+    copa ... question: cause    choice2    is_correct 1   idx/question 7   idx/option 1
+    """
+    return [
+        {
+            "inputs": made["inputs"],
+            "targets": label,
+            "is_correct": int(label == made["targets"]),
+            "idx/question": made["idx"],
+            "idx/option": number,
+        }
+        for made in make(example)
+        for number, label in enumerate(labels)
+    ]
+
+
 def similarity(example: Example) -> list[dict[str, Any]]:
     """Ask for STS-B's score of two sentences, rounded to a fifth: 3.25 is "3.2"."""
     score = np.round(np.float32(example["label"]) * np.float32(5)) / np.float32(5)

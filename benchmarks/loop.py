@@ -1,0 +1,147 @@
+"""What the loop around the step costs, and where the time before the first step goes.
+
+    python benchmarks/loop.py
+
+Both questions are asked of the command line itself, in processes of their own, with a model so
+small (one layer a stack, 32 wide) that its step takes a few milliseconds:
+
+- `t5x_lite train` for 100 and for 600 steps, and the bare jitted step on one batch as often. The
+  difference of the two lengths, over 500, is the CPU time of a step with and without the loop
+  (data, dispatch, metrics, receipts, guards). Rounds alternate; medians are printed.
+- The first steps of two runs, the compilation cache cold and then warm, as the run itself splits
+  them.
+"""
+
+import argparse
+import os
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SHORT, LONG = 100, 600
+OVERRIDES = {
+    "TransformerConfig.emb_dim": 32,
+    "TransformerConfig.num_heads": 2,
+    "TransformerConfig.head_dim": 16,
+    "TransformerConfig.mlp_dim": 64,
+    "TransformerConfig.num_encoder_layers": 1,
+    "TransformerConfig.num_decoder_layers": 1,
+    "BATCH_SIZE": 8,
+    "TASK_FEATURE_LENGTHS": "{'inputs': 32, 'targets': 16}",
+    "MESH": "{'data': 1}",
+    "CPU_DEVICES": 1,
+    "CHECKPOINT_EVERY": 1_000_000,
+    "EVAL_EVERY": 1_000_000,
+    "Evaluation.max_examples": 8,
+    "Evaluation.samples": 0,
+}
+
+
+def cpu_seconds(command: list[str], environment: dict[str, str]) -> tuple[float, str]:
+    """CPU time of a process and what it printed."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return used, done.stdout
+
+
+def train_command(directory: Path, data_dir: Path, steps: int) -> list[str]:
+    """`t5x_lite train` of the small model."""
+    values = OVERRIDES | {"MODEL_DIR": directory, "DATA_DIR": data_dir, "TRAIN_STEPS": steps}
+    flags = [f"--gin.{name}={value}" for name, value in values.items()]
+    return [
+        *(sys.executable, "-m", "t5x_lite", "train", "--gin_file=recipes/tiny_embedded.gin"),
+        *flags,
+    ]
+
+
+def bare(steps: int) -> None:
+    """Run the same step on one batch, without anything around it."""
+    import jax
+    import numpy as np
+
+    from t5x_lite.models.config import TransformerConfig
+    from t5x_lite.run.program import build
+    from t5x_lite.training.optimizers import Adafactor
+    from t5x_lite.training.schedules import InverseSquareRoot
+    from t5x_lite.training.step import Loss
+
+    jax.config.update("jax_platforms", "cpu")
+    model = TransformerConfig(
+        vocab_size=4224,
+        emb_dim=32,
+        num_heads=2,
+        head_dim=16,
+        mlp_dim=64,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        dtype="float32",
+    )
+    program = build(
+        model, Adafactor(), InverseSquareRoot(), Loss(), mesh={"data": 1}, batch_size=8, seed=0
+    )
+    rng = np.random.default_rng(0)
+    batch = {}
+    for side, length in (("encoder", 32), ("decoder", 16)):
+        ones = np.ones((8, length), np.int32)
+        batch[f"{side}_input_tokens"] = rng.integers(1, 4000, (8, length)).astype(np.int32)
+        batch[f"{side}_segment_ids"] = ones
+        batch[f"{side}_positions"] = ones.cumsum(1, dtype=np.int32) - 1
+    batch["decoder_target_tokens"] = batch["decoder_input_tokens"]
+    batch["decoder_loss_weights"] = np.ones((8, 16), np.float32)
+    batch["task_ids"] = np.zeros((8, 16), np.int32)
+    with jax.set_mesh(program.mesh):
+        placed = jax.device_put(batch, program.batch_sharding)
+        state = program.initial()
+        step = program.step.lower(program.abstract, placed, num_tasks=3).compile()
+        for number in range(steps):
+            state, metrics = step(state, placed)
+            if number % 2:
+                jax.block_until_ready(metrics)
+        jax.block_until_ready(state)
+
+
+def main() -> None:
+    """Print CPU milliseconds a step, and the parts of two starts."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--bare", type=int, default=None, help="used by itself")
+    options = parser.parse_args()
+    if options.bare is not None:
+        bare(options.bare)
+        return
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root)
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
+        prepare = train_command(folder / "first", folder / "data", 1)
+        subprocess.run(prepare, env=environment, capture_output=True, check=True)
+        with_loop, alone = [], []
+        for round_number in range(options.rounds):
+            loop, step = (
+                {steps: cpu_seconds(command(steps), environment)[0] for steps in (SHORT, LONG)}
+                for command in (
+                    lambda n: train_command(folder / f"{round_number}_{n}", folder / "data", n),  # noqa: B023 used at once
+                    lambda n: [sys.executable, __file__, f"--bare={n}"],
+                )
+            )
+            with_loop.append(1e3 * (loop[LONG] - loop[SHORT]) / (LONG - SHORT))
+            alone.append(1e3 * (step[LONG] - step[SHORT]) / (LONG - SHORT))
+        print(f"CPU ms a step, medians of {options.rounds} rounds of {LONG - SHORT} steps:")
+        for name, values in (("in the loop", with_loop), ("the step alone", alone)):
+            print(f"  {name:<16}{statistics.median(values):7.2f}  {[round(v, 2) for v in values]}")
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cold")
+        for name in ("cold", "warm"):
+            command = train_command(folder / name, folder / "data", 1)
+            _, said = cpu_seconds(command, environment)
+            line = re.search(r"the first step ended .*", said)
+            print(f"compilation cache {name}: {line[0] if line else said}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""What tasks are judged on: every example of a split as its dataset holds it, read once.
+
+A metric may need what no token store keeps: all answers to a question, the number of a paragraph.
+The first start asks seqio for a split's examples and writes them down; later ones read that, and
+import neither seqio nor TensorFlow where the declarations tell how their tasks are judged.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from t5x_lite.data.plan import Data, Plan
+from t5x_lite.data.quiet_import import import_seqio
+from t5x_lite.data.registered import registered_tasks
+from t5x_lite.data.stores import plan_path
+from t5x_lite.errors import ConfigError
+from t5x_lite.evaluation.judging import Case, TaskMetrics
+
+if TYPE_CHECKING:
+    import seqio
+
+_FORMAT = 1
+_KEPT = ("inputs", "targets")
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """A task's examples of one split, and how what a model says of them is judged."""
+
+    name: str
+    split: str
+    how: TaskMetrics
+    cases: Sequence[Case]
+
+
+def evaluation_sets(
+    data: Data, plan: Plan, report: Callable[[str], None], *, split: str = "validation"
+) -> list[EvaluationSet]:
+    """Return the sets of all tasks of a mixture that have the split and metrics.
+
+    Inputs and targets are cut to `data.feature_lengths`, EOS included. Raises ConfigError where a
+    task has a metric of a kind that nobody could call.
+    """
+    reader = _Reader(data, plan, split, report)
+    return [found for name in (task.name for task in plan.tasks) if (found := reader.read(name))]
+
+
+class _Reader:
+    """Reads sets from where they were written down or, with seqio, from their sources."""
+
+    def __init__(self, data: Data, plan: Plan, split: str, report: Callable[[str], None]):
+        self._data, self._split, self._report = data, split, report
+        self._stores = {task.name: dict(task.stores) for task in plan.tasks}
+        self._registered: dict[str, seqio.Task] | None = None
+        self._known: dict[str, TaskMetrics] = {}
+        for declaration in data.declarations:
+            self._known |= getattr(declaration, "evaluations", {})
+
+    def read(self, name: str) -> EvaluationSet | None:
+        """Return a task's set; None for one without metrics or without the split."""
+        how = self._known.get(name)
+        if how is None and self._data.modules:
+            task = self._task(name)
+            how = TaskMetrics(task.postprocess_fn, task.metric_fns)
+        if how is None or not how.metrics:
+            return None
+        _ = [how.needs(kind) for kind in ("predictions", "scores")]
+        path = self._path(name)
+        if path is None or not path.exists():
+            task = self._task(name)
+            if self._split not in task.splits:
+                return None
+            self._report(f"reading {name}/{self._split} for evaluation ...")
+            lines = _examples(task, self._split, self._data)
+            if path is None:
+                return EvaluationSet(name, self._split, how, [_case(json.loads(x)) for x in lines])
+            _write(path, lines)
+        with path.open(encoding="utf-8") as file:
+            return EvaluationSet(name, self._split, how, [_case(json.loads(x)) for x in file])
+
+    def _task(self, name: str) -> "seqio.Task":
+        if self._registered is None:
+            self._report("importing seqio and TensorFlow ...")
+            import_seqio()
+            found = registered_tasks(self._data, self._report)
+            self._registered = {task.name: task for task, _ in found}
+        return self._registered[name]
+
+    def _path(self, name: str) -> Path | None:
+        """Where a set is written down: for splits whose store tells what the source held."""
+        store = self._stores[name].get(self._split)
+        if store is None:
+            return None
+        lengths = sorted(self._data.feature_lengths.items())
+        parts = [_FORMAT, plan_path(self._data).stem, lengths, self._data.seed, store]
+        digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        folder = re.sub(r"[^\w.#]", "_", name)
+        return Path(self._data.data_dir, "evaluation", folder, f"{self._split}-{digest}.jsonl")
+
+
+def _examples(task: "seqio.Task", split: str, data: Data) -> Iterable[str]:
+    """Yield a split's examples in the order of the dataset, each as a line of JSON."""
+    dataset = task.get_dataset(
+        sequence_length=dict(data.feature_lengths),
+        split=split,
+        use_cached=False,
+        shuffle=False,
+        seed=data.seed,
+        num_epochs=1,
+    )
+    for example in dataset.as_numpy_iterator():
+        if missing := [name for name in _KEPT if name not in example]:
+            raise ConfigError(
+                f"task {task.name!r} has metrics and no {missing[0]!r}; it has "
+                f"{', '.join(sorted(example))}",
+                "MIXTURE_OR_TASK_NAME",
+            )
+        yield json.dumps({name: _as_json(value) for name, value in example.items()})
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+    os.replace(file.name, path)
+
+
+def _case(line: Mapping[str, Any]) -> Case:
+    example = {name: _from_json(value) for name, value in line.items()}
+    return Case(example["inputs"].tolist(), example["targets"].tolist(), example)
+
+
+def _as_json(value: Any) -> Any:
+    """A value of a dataset as JSON: texts tell themselves from numbers, arrays from lists.
+
+    >>> _as_json(b"Zola"), _as_json(np.array([2, 3], np.int32)), _as_json(np.float32(0.5))
+    ({'text': 'Zola'}, {'array': [2, 3], 'dtype': 'int32'}, 0.5)
+    """
+    if isinstance(value, bytes):
+        return {"text": value.decode("utf-8", "surrogateescape")}
+    if isinstance(value, np.generic):
+        return _as_json(value.item())
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return {"array": value.tolist(), "dtype": value.dtype.name}
+    if isinstance(value, np.ndarray):
+        return [_as_json(part) for part in value.tolist()]
+    if isinstance(value, list | tuple):
+        return [_as_json(part) for part in value]
+    if hasattr(value, "to_list"):  # a ragged value
+        return _as_json(value.to_list())
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_from_json(part) for part in value]
+    if isinstance(value, dict) and "text" in value:
+        return value["text"].encode("utf-8", "surrogateescape")
+    if isinstance(value, dict):
+        return np.array(value["array"], value["dtype"])
+    return value

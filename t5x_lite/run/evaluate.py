@@ -1,0 +1,216 @@
+"""`t5x_lite evaluate`: checkpoints of a run, held against the tasks of a mixture."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+from etils import epath
+
+from t5x_lite import processes
+from t5x_lite.checkpoints import Checkpoints
+from t5x_lite.data.evaluation_sets import evaluation_sets
+from t5x_lite.data.plan import Data, Plan, prepare
+from t5x_lite.data.stores import plan_path
+from t5x_lite.decoding.generation import Generation
+from t5x_lite.errors import ConfigError
+from t5x_lite.evaluation.averages import benchmark_averages, missing_tasks
+from t5x_lite.evaluation.published import PUBLISHED
+from t5x_lite.models.config import TransformerConfig
+from t5x_lite.models.transformer import abstract
+from t5x_lite.partitioning import check_divisible, make_mesh, named_sharding, shardings
+from t5x_lite.run.console import Console
+from t5x_lite.run.evaluation_report import (
+    PREDICTIONS,
+    RECORDS,
+    show_evaluation,
+    write_predictions,
+    write_records,
+)
+from t5x_lite.run.feed import batch_settings, check_tasks, check_vocabulary
+from t5x_lite.run.held_out import Evaluation, HeldOut
+from t5x_lite.run.inference import Inference
+from t5x_lite.run.judge import Judge, flat_scores
+from t5x_lite.run.record import recorded_model
+from t5x_lite.run.start import chosen_step
+
+Steps = Literal["newest", "all"] | int | Sequence[int]
+
+
+class _Wanted(NamedTuple):
+    """What is to be found out of which split, on how many examples of a task."""
+
+    split: str
+    losses: bool
+    metrics: bool
+    limit: int | None
+
+
+class _Tools(NamedTuple):
+    """What looks at a checkpoint's weights, and how they are laid out."""
+
+    judge: Judge | None
+    held_out: HeldOut | None
+    weights: Any  # shapes and shardings
+
+
+def evaluate(
+    *,
+    model_dir: str,
+    data: Data,
+    batch_size: int,
+    mesh: Mapping[str, int],
+    generation: Generation,
+    steps: Steps = "newest",
+    split: str = "validation",
+    losses: bool = True,
+    metrics: bool = True,
+    max_examples: int | None = None,
+    predictions: bool = True,
+    published: Sequence[str] = (),
+    dtype: str = "float32",
+    cpu_devices: int | None = None,
+    describe_config: Callable[[], str] = str,
+) -> None:
+    """Take held-out losses and the tasks' own metrics of one, some or all checkpoints.
+
+    steps: "newest", "all", a step or several. split: of the tasks; held-out losses are always
+    those of "validation". max_examples: of each task, None takes all. predictions: write what the
+    model said of every example. published: rows of the T5 paper to show beside (their names stand
+    in evaluation/published.py). dtype: of activations.
+
+    Results stand in the run's directory: evaluations.jsonl, TensorBoard's events, predictions/.
+    Raises ConfigError, before anything expensive, where there is nothing to evaluate.
+    """
+    directory, console = epath.Path(model_dir), Console(silent=not processes.is_first())
+    _check(losses, metrics, max_examples, published)
+    processes.simulate_devices(cpu_devices)
+    model = dataclasses.replace(recorded_model(Path(model_dir)), dtype=dtype)
+    device_mesh = make_mesh(mesh)
+    with Checkpoints(directory) as saved:
+        chosen = _chosen(saved, steps)
+        if not plan_path(data).exists():  # of a run that trains on it
+            data = dataclasses.replace(data, splits=("validation",))
+        plan = prepare(data, report=console.note)
+        check_vocabulary(plan, model)
+        with jax.set_mesh(device_mesh):
+            inference = Inference(model, generation, mesh=device_mesh, batch_size=batch_size)
+            wanted = _Wanted(split, losses, metrics, max_examples)
+            tools = _tools(model, data, plan, inference, wanted, console)
+            figures: dict[int, dict[str, float]] = {}
+            for step in chosen:
+                with console.waiting(f"evaluating step {step:,}"):
+                    params = saved.restore_weights(step, tools.weights)
+                    figures[step] = _evaluate(
+                        tools, params, directory, split, step, predictions=predictions
+                    )
+                    del params
+    show_evaluation(console, split, figures, published)
+    for benchmark, lacking in missing_tasks(figures[chosen[-1]], split).items():
+        console.note(f"no {benchmark} average without {', '.join(lacking)}")
+    more = f" and {directory / PREDICTIONS / split}" if predictions and metrics else ""
+    console.note(f"results: {directory / RECORDS}{more}")
+
+
+def _check(losses: bool, metrics: bool, max_examples: int | None, published: Sequence[str]) -> None:
+    if not losses and not metrics:
+        raise ConfigError(
+            "neither losses nor metrics are asked for", "evaluate.losses", "evaluate.metrics"
+        )
+    if (max_examples or 1) < 1:
+        raise ConfigError(
+            f"max_examples is {max_examples}; wanted None or 1 or more", "evaluate.max_examples"
+        )
+    if isinstance(published, str) or set(published) - set(PUBLISHED):
+        raise ConfigError(
+            f"published is {published!r}; wanted rows out of {', '.join(PUBLISHED)}",
+            "evaluate.published",
+        )
+
+
+def _chosen(saved: Checkpoints, steps: Steps) -> list[int]:
+    """The steps to evaluate, in order; ConfigError if one is not there."""
+    names = ("MODEL_DIR", "evaluate.steps")
+    if steps == "newest":
+        return [chosen_step(saved, None, *names)]
+    if steps == "all":
+        chosen_step(saved, None, *names)  # there is one
+        return saved.steps
+    if isinstance(steps, str):
+        raise ConfigError(
+            f"steps is {steps!r}; wanted 'newest', 'all', a step or several", "evaluate.steps"
+        )
+    wanted = [steps] if isinstance(steps, int) else sorted(set(steps))
+    return [chosen_step(saved, step, *names) for step in wanted]
+
+
+def _tools(
+    model: TransformerConfig,
+    data: Data,
+    plan: Plan,
+    inference: Inference,
+    wanted: _Wanted,
+    console: Console,
+) -> _Tools:
+    """Get ready what is asked for; ConfigError where no task has anything of it."""
+    graphdef, shapes, axes = abstract(model)
+    mesh, split = inference.mesh, wanted.split
+    check_divisible(mesh, shapes, axes)
+    weights = jax.tree.map(
+        lambda leaf, place: leaf.update(sharding=place), shapes, shardings(mesh, axes)
+    )
+    settings = batch_settings(data, plan, model, batch_size=inference.batch_size)
+    judge = held_out = None
+    if wanted.metrics and not model.encoder_only:
+        sets = processes.first_then_others(
+            lambda: evaluation_sets(data, plan, console.note, split=split)
+        )
+        named = {each.name for each in sets}
+        if rest := [task.name for task in plan.tasks if task.name not in named]:
+            console.note(f"without metrics or without {split}: {', '.join(rest)}")
+        if sets:
+            judge = Judge(inference, sets, plan.vocabulary(), max_examples=wanted.limit)
+    tasks = plan.validation_tasks() if wanted.losses and split == "validation" else []
+    if tasks:
+        check_tasks(plan, model)
+        held_out = HeldOut(
+            graphdef,
+            tasks,
+            plan.vocabulary(),
+            Evaluation(max_examples=wanted.limit, samples=0),
+            inference,
+            batch_sharding=named_sharding(mesh, ("batch", "length")),
+            replicated=named_sharding(mesh, ()),
+            stream_settings=settings,
+        )
+    if judge is None and held_out is None:
+        raise ConfigError(
+            f"no task of {data.mixture_or_task_name!r} has "
+            f"{'metrics and a' if wanted.metrics else 'a'} split {split!r} to be evaluated on",
+            "MIXTURE_OR_TASK_NAME",
+            "evaluate.split",
+        )
+    return _Tools(judge, held_out, weights)
+
+
+def _evaluate(
+    tools: _Tools, params: Any, directory: epath.Path, split: str, step: int, *, predictions: bool
+) -> dict[str, float]:
+    """Evaluate one checkpoint and write what came of it; scores by "task/metric"."""
+    tasks: dict[str, dict[str, float]] = {}
+    if tools.held_out is not None:
+        for name, numbers in tools.held_out.losses(params).items():
+            tasks[name] = {"loss": numbers["loss"], "target_tokens": numbers["tokens"]}
+    found = {f"{name}/loss": numbers["loss"] for name, numbers in tasks.items()}
+    judged = {} if tools.judge is None else tools.judge.judge(params)
+    for name, task in judged.items():
+        tasks[name] = {**tasks.get(name, {}), "examples": len(task.lines), **task.scores}
+    found |= flat_scores(judged)
+    if averages := benchmark_averages(found, split):
+        tasks["averages"] = averages
+    if processes.is_first():
+        write_records(directory, split, step, tasks)
+        for name, task in judged.items() if predictions else ():
+            write_predictions(directory, split, step, name, task.lines)
+    return found

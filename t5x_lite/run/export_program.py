@@ -1,0 +1,98 @@
+"""A model's generation as StableHLO: a directory that runs with jax and sentencepiece alone."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from t5x_lite.data.vocabularies import BYTES, Vocabulary, stored_pieces
+from t5x_lite.decoding.generation import Generation
+from t5x_lite.errors import ConfigError
+from t5x_lite.run import exported_runner
+from t5x_lite.run.inference import Inference
+from t5x_lite.run.text_model import load
+from t5x_lite.trees import flat, nested
+
+PROGRAM = "program_{length}.stablehlo"
+
+
+def export_program(
+    *,
+    model_dir: str,
+    destination: str,
+    generation: Generation = Generation(),  # noqa: B008  (frozen)
+    batch_size: int = 4,
+    input_lengths: Sequence[int] = (64, 256),
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    step: int | None = None,
+) -> Path:
+    """Write programs, weights, vocabulary and run.py; read a program again and compare its texts.
+
+    One program for each of `input_lengths` tokens, a batch of `batch_size` rows, to be run on any
+    of the `platforms`. The weights stand apart in weights.npz.
+    """
+    directory = Path(destination)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(
+            f"{directory} exists; wanted a directory to be made, or an empty one", "DESTINATION"
+        )
+    model = load(model_dir, step=step, batch_size=batch_size)
+    inference = Inference(
+        model.config,
+        generation,
+        mesh=model.mesh,
+        batch_size=batch_size,
+        special=model.special,
+    )
+    weights = {name: np.asarray(value) for name, value in flat(model.params).items()}
+    directory.mkdir(parents=True, exist_ok=True)
+    np.savez(directory / "weights.npz", allow_pickle=False, **weights)
+    for length in sorted(input_lengths):
+        exported = jax.export.export(jax.jit(_program(inference)), platforms=tuple(platforms))(
+            {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()},
+            inference.shapes(length),
+        )
+        (directory / PROGRAM.format(length=length)).write_bytes(exported.serialize())
+    bare = isinstance(model.vocabulary, Vocabulary)
+    if isinstance(model.vocabulary, Vocabulary):
+        (directory / "vocabulary.model").write_bytes(
+            stored_pieces(model.vocabulary, sentinels=True)
+        )
+    about = {
+        "batch_size": batch_size,
+        "input_lengths": sorted(input_lengths),
+        "decoder_only": model.config.decoder_only,
+        "end_inputs": model.end_inputs,
+        "start": model.special.start,
+        "end": model.special.end,
+        "vocabulary": "vocabulary.model" if bare else BYTES,
+        "generation": dataclasses.asdict(generation),
+    }
+    (directory / "about.json").write_text(json.dumps(about, indent=2) + "\n")
+    shutil.copy(exported_runner.__file__, directory / "run.py")
+    _check(directory, model, generation)
+    return directory
+
+
+def _program(inference: Inference):
+    def generate(weights, batch):
+        tokens, scores = inference.written(nested(weights), batch)
+        return {"tokens": tokens.astype(jnp.int32), "scores": scores}
+
+    return generate
+
+
+def _check(directory: Path, model, generation: Generation) -> None:
+    """Raise ConfigError if the directory, read again, generates other tokens."""
+    text = "a"  # fits into any length
+    ours = model.written([{"inputs": model.encode(text).ids}], generation)[0][0]
+    theirs = exported_runner.Exported(directory).generate([text])[0]
+    if not np.array_equal(ours, theirs["tokens"]):
+        shutil.rmtree(directory)
+        raise ConfigError("the exported program, read again, generates another text")

@@ -1,0 +1,172 @@
+"""`t5x_lite infer`: a file of texts to JSON lines of what a model makes of them."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from t5x_lite import processes
+from t5x_lite.data.vocabularies import AnyVocabulary
+from t5x_lite.decoding.generation import Generation
+from t5x_lite.errors import ConfigError
+from t5x_lite.run.console import Console, duration
+from t5x_lite.run.lines import STANDARD, Format, InputLines, OutputLines, Record
+from t5x_lite.run.text_model import TextModel, load
+
+What = Literal["generate", "embed", "fill", "score"]
+_NEEDED = {
+    "generate": ("inputs",),
+    "embed": ("inputs",),
+    "fill": ("inputs",),
+    "score": ("inputs", "targets"),
+}
+_BLOCK_BATCHES = 8  # so many batches are sorted by length, computed and written together
+
+
+def infer(
+    *,
+    model_dir: str,
+    inputs: str,
+    outputs: str,
+    what: What = "generate",
+    generation: Generation = Generation(),  # noqa: B008  (frozen)
+    prefix: str = "",
+    input_format: Format = "auto",
+    batch_size: int = 8,
+    mesh: Mapping[str, int] | None = None,
+    step: int | None = None,
+    vocabulary: AnyVocabulary | None = None,
+    dtype: str | None = None,
+    max_input_length: int = 512,
+    end_inputs: bool | None = None,
+    cpu_devices: int | None = None,
+    describe_config: Callable[[], str] = str,
+) -> None:
+    """Write a JSON line for each line of `inputs`, in order; a killed one goes on where it was.
+
+    what: "generate" texts; "fill" the sentinels of each; "embed" with the encoder, mean over
+    tokens; "score": log p of "targets" behind "inputs". prefix: put before each input, such as
+    "summarize: ". inputs, outputs: a path, or "-" for standard input and output. Other arguments
+    are those of `text_model.load`. JSON lines keep the fields that they came with.
+    """
+    console = Console(stderr=outputs == STANDARD)
+    if what not in _NEEDED:
+        raise ConfigError(f"what is {what!r}; wanted one of {', '.join(_NEEDED)}", "WHAT")
+    if processes.count() > 1:
+        raise ConfigError("infer runs in one process; split the input file among several", "INPUTS")
+    lines = InputLines(inputs, input_format, _NEEDED[what])
+    block = batch_size * _BLOCK_BATCHES
+    settings = {
+        "model_dir": str(Path(model_dir).absolute()),
+        "step": step,
+        "what": what,
+        "prefix": prefix,
+        "inputs_sha256": lines.fingerprint,
+        "batch_size": batch_size,
+        "max_input_length": max_input_length,
+        "end_inputs": end_inputs,
+        **(dataclasses.asdict(generation) if what in ("generate", "fill") else {}),
+    }
+    written = OutputLines(outputs, settings, block=block)
+    if written.complete:
+        console.note(f"{outputs} is complete: {lines.count:,} lines")
+        return
+    processes.simulate_devices(cpu_devices)
+    with console.waiting(f"loading {model_dir}"):
+        model = load(
+            model_dir,
+            step=step,
+            vocabulary=vocabulary,
+            batch_size=batch_size,
+            mesh=mesh,
+            dtype=dtype,
+            max_input_length=max_input_length,
+            end_inputs=end_inputs,
+        )
+    work = Work(model, what, generation, prefix)
+    with written, console.line():
+        _write_all(lines, written, work, block, console)
+        written.finish()
+    console.note(f"{lines.count:,} lines in {outputs}")
+    if work.truncated:
+        console.note(
+            f"WARNING: {work.truncated:,} inputs of this start were longer than "
+            f"{model.max_input_length} tokens and lost their end (MAX_INPUT_LENGTH)"
+        )
+
+
+class Work:
+    """What is made of each record, and how many inputs were cut."""
+
+    def __init__(self, model: TextModel, what: What, generation: Generation, prefix: str):
+        self._model, self._what = model, what
+        self._generation, self._prefix = generation, prefix
+        self.truncated = 0
+
+    def results(self, records: Sequence[Record], *, first: int) -> list[Record]:
+        """A result for each record; `first` is the number of the first, from 0."""
+        encoded = [self._model.encode(self._prefix + record["inputs"]) for record in records]
+        rows = [
+            {"inputs": text.ids, "number": first + i} for i, text in enumerate(encoded)
+        ]  # numbers: each line's draws are its own
+        self.truncated += sum(text.truncated for text in encoded)
+        results = getattr(self, f"_{self._what}")(rows, records)
+        cut = ({"truncated": True} if text.truncated else {} for text in encoded)
+        return [
+            {**record, **result, **mark}
+            for record, result, mark in zip(records, results, cut, strict=True)
+        ]
+
+    def _generate(self, rows: list[Record], _: Sequence[Record]) -> Iterator[Record]:
+        for best, *others in self._model.outputs(rows, self._generation):
+            found: Record = {"output": best.text, "score": round(best.score, 5)}
+            if others:
+                found["alternatives"] = [
+                    {"output": other.text, "score": round(other.score, 5)} for other in others
+                ]
+            yield found
+
+    def _fill(self, rows: list[Record], records: Sequence[Record]) -> Iterator[Record]:
+        written = self._model.written(rows, self._generation)
+        for record, (tokens, scores) in zip(records, written, strict=True):
+            filled = self._model.filled(record["inputs"], tokens[0], float(scores[0]))
+            yield {
+                "output": filled.text,
+                "spans": filled.spans,
+                "score": round(filled.score, 5),
+            }
+
+    def _embed(self, rows: list[Record], _: Sequence[Record]) -> Iterator[Record]:
+        for vector in self._model.embeddings(rows):
+            yield {"embedding": [round(float(x), 6) for x in vector]}
+
+    def _score(self, rows: list[Record], records: Sequence[Record]) -> Iterator[Record]:
+        targets = [self._model.encode_target(record["targets"]) for record in records]
+        pairs = [{**row, "targets": ids} for row, ids in zip(rows, targets, strict=True)]
+        for total, ids in zip(self._model.scores(pairs), targets, strict=True):
+            yield {"score": round(total, 5), "target_tokens": len(ids)}
+
+
+def _write_all(
+    lines: InputLines, written: OutputLines, work: Work, block: int, console: Console
+) -> None:
+    """Write what is missing, and say how far it is."""
+    if written.done:
+        console.note(f"{written.done:,} of {lines.count:,} lines are there already")
+    began, first = time.perf_counter(), written.done
+    for records in _blocks(lines, first, block):
+        written.write(work.results(records, first=written.done))
+        written.done += len(records)
+        speed = (written.done - first) / (time.perf_counter() - began)
+        console.update(
+            f"{written.done:,}/{lines.count:,} lines | {speed:,.1f} lines/s | "
+            f"{duration((lines.count - written.done) / speed)} left"
+        )
+
+
+def _blocks(lines: InputLines, done: int, size: int) -> Iterator[list[Record]]:
+    rest: Iterator[Any] = itertools.islice(lines, done, None)
+    while block := list(itertools.islice(rest, size)):
+        yield block

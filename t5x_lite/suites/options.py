@@ -1,0 +1,84 @@
+"""Classification by rank: every label is scored as a target, and the likeliest is the answer."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from t5x_lite.data.formats import glue
+from t5x_lite.data.tasks import Report
+from t5x_lite.data.vocabularies import AnyVocabulary, Vocabulary
+from t5x_lite.evaluation import metrics, postprocessors
+from t5x_lite.evaluation.judging import TaskMetrics
+from t5x_lite.suites import benchmarks
+from t5x_lite.suites.study import T5_VOCABULARY
+from t5x_lite.suites.tables import SOURCES, SupervisedTask, add_mixtures, evaluations
+
+_PLACE = ("idx/question", "idx/option")
+
+
+def with_options(task: SupervisedTask, *, normalize_by_length: bool) -> SupervisedTask | None:
+    """Return a task's variant of one example per label, for evaluation; None if it has no labels.
+
+    "super_glue_copa_v102" becomes "super_glue_copa_v102_options".
+    """
+    labels: Sequence[str] | None = getattr(task.make, "keywords", {}).get("labels")
+    splits = {name: split for name, split in task.splits.items() if name != "train"}
+    if labels is None or not splits or not task.metrics:
+        return None
+    metric = functools.partial(metrics.rank_classification, normalize_by_length=normalize_by_length)
+    return replace(
+        task,
+        name=f"{task.name}_options",
+        splits=splits,
+        make=functools.partial(glue.options, make=task.make, labels=tuple(labels)),
+        extras=dict.fromkeys(("is_correct", *_PLACE), "number"),
+        postprocess=postprocessors.ranked,
+        metrics=(metric,),
+    )
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """The declaration of GLUE's and SuperGLUE's classification tasks, to be answered by rank.
+
+    The mixtures glue_options and super_glue_options are for `t5x_lite evaluate`: nothing is trained
+    on them. normalize_by_length: a label's log-likelihood is divided by its number of tokens.
+    """
+
+    vocabulary: AnyVocabulary = Vocabulary(T5_VOCABULARY)  # noqa: RUF009  # reads nothing
+    normalize_by_length: bool = False
+    tfds_data_dir: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all tasks and mixtures."""
+        mixtures = self._mixtures()
+        return (*(task.name for tasks in mixtures.values() for task in tasks), *mixtures)
+
+    @property
+    def evaluations(self) -> Mapping[str, TaskMetrics]:
+        """How the tasks are judged."""
+        return evaluations([task for tasks in self._mixtures().values() for task in tasks])
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The modules that decide what the tasks hold."""
+        return SOURCES
+
+    def register(self, data_dir: str, report: Report) -> None:
+        """Register all tasks and mixtures; none of their data sets is looked for."""
+        for name, tasks in self._mixtures().items():
+            for task in tasks:
+                task.register(self.vocabulary, self.tfds_data_dir)
+            add_mixtures({name: [(task.name, 0.0) for task in tasks]})
+
+    def _mixtures(self) -> dict[str, list[SupervisedTask]]:
+        tables = {"glue_options": benchmarks.GLUE, "super_glue_options": benchmarks.SUPER_GLUE}
+        return {
+            name: [
+                made
+                for task in table
+                if (made := with_options(task, normalize_by_length=self.normalize_by_length))
+            ]
+            for name, table in tables.items()
+        }
