@@ -11,6 +11,7 @@ divides by ((5 + n) / 6)**alpha, transformers' by n**alpha: texts of one length 
 import argparse
 import json
 import os
+import tempfile
 import time
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -41,21 +42,21 @@ def main() -> None:
     """Measure both and print a JSON line for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--beams", type=int, nargs="+", default=[4, 1])
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--input_length", type=int, default=64)
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--directory", default="/tmp/decoding_benchmark")
     options = parser.parse_args()
     layers = dict(num_encoder_layers=options.layers, num_decoder_layers=options.layers)
     config = TransformerConfig(**{**SMALL, **layers})
     params = weights(config)
-    if not os.path.exists(os.path.join(options.directory, "config.json")):
-        export_checkpoint(options.directory, config, params)
-    theirs = transformers.T5ForConditionalGeneration.from_pretrained(options.directory).eval()
+    with tempfile.TemporaryDirectory() as directory:
+        export_checkpoint(directory, config, params)
+        theirs = transformers.T5ForConditionalGeneration.from_pretrained(directory).eval()
     rng = np.random.default_rng(0)
     inputs = rng.integers(3, 32000, (options.batch_size, options.input_length)).astype(np.int32)
-    for beams in (1, 4):
+    for beams in options.beams:
         ours = Inference(
             config,
             # No text is complete before its last token: all searches write all of them.
@@ -84,10 +85,16 @@ def main() -> None:
                 run()
                 seconds[name].append((time.process_time() - began, time.perf_counter() - wall))
         agree = texts["ours"][:, :-1] == texts["transformers"][:, : options.tokens - 1]
+        distinct = len(np.unique(texts["ours"]))
         for name, found in seconds.items():
             cpu, wall = np.min(found, axis=0)
             line = {"beams": beams, "who": name, "cpu_s": round(cpu, 2), "wall_s": round(wall, 2)}
-            print(json.dumps({**line, "same_tokens": round(float(agree.mean()), 4)}), flush=True)
+            print(
+                json.dumps(
+                    {**line, "same_tokens": round(float(agree.mean()), 4), "distinct": distinct}
+                ),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -6,4 +6,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh
-exec t5x_lite train --gin_file=recipes/tiny_embedded.gin --gin.MODEL_DIR=runs/tiny "$@"
+run=(--gin_file=recipes/tiny_embedded.gin --gin.MODEL_DIR=runs/tiny "$@")
+t5x_lite doctor "${run[@]}"
+exec t5x_lite train "${run[@]}"

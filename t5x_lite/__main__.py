@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from t5x_lite import __version__, gin_files
+from t5x_lite import __version__, gin_files, gin_imports
 from t5x_lite.errors import ConfigError
 
 COMMANDS = {
@@ -23,6 +23,7 @@ COMMANDS = {
     "c4": "build C4 or a variant of it from the WET files of Common Crawl",
     "import": "make a run directory of a Hugging Face model",
     "export": "make a Hugging Face model of a run directory",
+    "torture": "train under faults and prove that nothing is lost",
     "infer": "generate, fill, embed or score the lines of a file, resumably",
     "serve": "open a page on this machine to try a model",
     "evaluate": "take held-out losses and the tasks' own metrics of checkpoints",
@@ -41,6 +42,7 @@ FIRST_FILES = {
     "infer": "runs/infer.gin",
     "serve": "runs/serve.gin",
     "compare": "runs/compare.gin",
+    "torture": "runs/torture.gin",
     "doctor": "runs/doctor.gin",
     "report": "runs/report.gin",
 }
@@ -52,6 +54,7 @@ POSITIONS = {"compare": {"run": "RUN", "other": "OTHER"}}
 SHORT_FLAGS = {
     "c4": {"wet": "WET", "out": "OUT", "bad_words": "BAD_WORDS", "variant": "VARIANT"},
     "doctor": {"devices": "doctor.devices"},
+    "torture": {"minutes": "torture.minutes"},
     "infer": {
         "model_dir": "MODEL_DIR",
         "inputs": "INPUTS",
@@ -71,6 +74,8 @@ SHORT_FLAGS = {
         "output": "plan.output",
     },
 }
+# Commands that start `train` with the same files and flags, as a process of its own.
+STARTS_TRAIN = {"torture"}
 # Commands that several processes may carry out together.
 OF_SEVERAL_PROCESSES = {"train", "evaluate", "doctor"}
 PROCESS_FLAGS = {
@@ -106,11 +111,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         bindings = gin_files.read(files, flags, search)
         gin_files.check_macros(bindings, FUNCTIONS.get(options.command, options.command))
+        allowed = [*filter(None, (options.gin_imports or "").split(","))]
+        if allowed:
+            gin_imports.check_imports(files, search, allowed)
         _prepare_environment()
         gin_files.parse(files, flags, search)
+        if allowed:
+            gin_imports.check_origins(allowed)
         if options.command in OF_SEVERAL_PROCESSES:
             _join_processes(options.command, vars(options))
-        gin_files.call(_function(options.command))
+        also = {}
+        if options.command in STARTS_TRAIN:
+            also["arguments"] = _of_train(arguments[1:], options.command)
+        gin_files.call(_function(options.command), **also)
         _leave_processes(0)
     except ConfigError as error:
         # gin wraps what is raised below it; the attributes stay, the text grows.
@@ -125,6 +138,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:
         _leave_processes(1, error)
         raise
+
+
+def _of_train(arguments: Sequence[str], command: str) -> list[str]:
+    """The arguments of a command that are `train`'s as well."""
+    own = (f"--gin.{command}.", *(f"--{flag}" for flag in SHORT_FLAGS.get(command, {})))
+    return [argument for argument in arguments if not argument.startswith(own)]
 
 
 def _function(command: str) -> Callable[..., None]:
@@ -177,6 +196,11 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument(
             "--gin_search_paths", default="", metavar="DIR,DIR", help="where else to look for files"
+        )
+        command.add_argument(
+            "--gin_imports",
+            metavar="PACKAGE,PACKAGE",
+            help="gin files may use nothing but these packages, such as t5x_lite; default: any",
         )
         for flag, summary in PROCESS_FLAGS.items() if name in OF_SEVERAL_PROCESSES else ():
             number = float if flag == "missing_seconds" else str

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
@@ -188,6 +189,14 @@ class Checkpoints:
         self.base = base
         if jax.process_index() == 0:
             base.record(self.model_dir)
+
+    def arrays(self, step: int) -> dict[str, np.ndarray]:
+        """All arrays of a step's state in this process's memory, by their paths."""
+        with _context():
+            stored = ocp.checkpointables_metadata(self._directory(step)).metadata["state"]
+            into = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored)
+            found = ocp.load_checkpointables(self._directory(step), {"state": into})["state"]
+        return {path: np.asarray(leaf) for path, leaf in flat(found).items()}
 
     def wait(self) -> None:
         """Return once everything saved so far is safely on disk, or has failed."""

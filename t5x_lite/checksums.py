@@ -4,6 +4,8 @@ import json
 import zlib
 from pathlib import Path
 
+from t5x_lite.untrusted import inside, link_outside, read_json
+
 RECORD = "checksums.json"
 _BLOCK = 1 << 20
 
@@ -22,13 +24,17 @@ def is_sealed(directory: Path) -> bool:
 
 
 def damage(directory: Path) -> str | None:
-    """The first difference from the record, in words; None if there is none, or no record."""
+    """The first difference from the record, in words; None if there is none, or no record.
+
+    What leads out of the directory, a name in the record or a symbolic link, is damage as well.
+    """
+    if (link := link_outside(directory)) is not None:
+        return f"{link} is a link that leads elsewhere"
     if not is_sealed(directory):
         return None
     try:
-        recorded = json.loads((directory / RECORD).read_text())
-        for name, (size, checksum) in recorded.items():
-            path = directory / name
+        for name, (size, checksum) in read_json(directory / RECORD).items():
+            path = inside(directory, name)
             if not path.is_file():
                 return f"{name} is missing"
             if path.stat().st_size != size:

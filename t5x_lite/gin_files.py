@@ -201,12 +201,12 @@ def parse(files: Sequence[str], flags: Sequence[str], search: Sequence[str]) -> 
             _explain(error, flag)
 
 
-def call(function: Callable[..., Any]) -> None:
-    """Check all that gin will pass to `function`, and call it with that."""
+def call(function: Callable[..., Any], **also: Any) -> None:
+    """Check all that gin will pass to `function`, and call it with that and `also`."""
     import gin
 
     check_values(function)
-    gin.get_configurable(function)(describe_config=gin.operative_config_str)
+    gin.get_configurable(function)(describe_config=gin.operative_config_str, **also)
 
 
 def check_values(function: Callable[..., Any]) -> None:

@@ -139,10 +139,10 @@ class Pulse:
             before = now
             if now - self._answered > self.seconds:
                 why = f"{processes.name(0)}: no answer for {self.seconds:.0f} s"
-                self._obey(START_AGAIN, why, None)
+                self._obey(START_AGAIN, why, None, answered=False)
         faulthandler.cancel_dump_traceback_later()
 
-    def _obey(self, code: int, why: str, who: int | None) -> None:
+    def _obey(self, code: int, why: str, who: int | None, *, answered: bool = True) -> None:
         if who == processes.index():
             return
         again = ", to be started again" if code == START_AGAIN else ""
@@ -153,7 +153,8 @@ class Pulse:
             flush=True,
         )
         faulthandler.dump_traceback(all_threads=True)
-        self._part()
+        if answered:
+            self._part()
         os._exit(code)
 
     def _part(self) -> None:

@@ -16,6 +16,7 @@ SOURCES = [path.relative_to(ROOT).as_posix() for path in FILES]
 LEVELS = {
     "__main__": 5,
     "gin_files": 5,
+    "gin_imports": 5,
     "run": 4,
     "checkpoints": 3,
     "convert": 3,
@@ -35,6 +36,7 @@ LEVELS = {
     "frozen": 1,
     "checkpoint_policy": 3,
     "appending": 0,
+    "untrusted": 0,
     "local_pod": 1,
     "processes": 1,
     "pulse": 2,

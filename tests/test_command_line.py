@@ -365,3 +365,27 @@ def test_only_what_a_command_uses_must_be_set(tmp_path):
         gin_files.check_macros(bindings, "second")
     with pytest.raises(ConfigError, match="B must be set"):
         gin_files.check_macros(bindings)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import os\nMODEL = 1\n", "bad.gin:1 imports os; --gin_imports allows t5x_lite"),
+        ("from t5x_lite_evil import x\n", "imports t5x_lite_evil.x"),
+        (
+            "from __gin__ import dynamic_registration\nfrom t5x_lite.run import record\n"
+            "MODEL = @record.subprocess.run()\n",
+            "is written in subprocess; --gin_imports allows t5x_lite",
+        ),
+    ],
+)
+def test_gin_files_may_be_held_to_packages(text, said, command, tmp_path, model_dir):
+    (tmp_path / "bad.gin").write_text(text)
+    flags = (RECIPE, "--gin_file=bad.gin", model_dir, "--gin_imports=t5x_lite")
+    assert said in command("train", *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_shipped_recipe_needs_no_other_package(command, model_dir):
+    flags = (RECIPE, model_dir, "--gin_imports=t5x_lite", "--gin.BATCH_SIZE=0")
+    assert "BATCH_SIZE" in command("train", *flags)

@@ -9,6 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from t5x_lite import untrusted
 from t5x_lite.errors import ConfigError
 
 SINGLE = "model.safetensors"
@@ -67,7 +68,7 @@ class TensorFiles:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file."""
     try:
-        found = json.loads(path.read_text())
+        found = untrusted.read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,7 +89,8 @@ class _Reader:
 
     def _task(self, name: str) -> "seqio.Task":
         if self._registered is None:
-            self._report("importing seqio and TensorFlow ...")
+            if "seqio" not in sys.modules:
+                self._report("importing seqio and TensorFlow ...")
             import_seqio()
             found = registered_tasks(self._data, self._report)
             self._registered = {task.name: task for task, _ in found}

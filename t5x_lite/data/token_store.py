@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from t5x_lite.data import files
 from t5x_lite.data.reading import Tokenizer, first_line, plain_records
 from t5x_lite.errors import ConfigError
+from t5x_lite.untrusted import link_outside, read_json
 
 if TYPE_CHECKING:
     import seqio
@@ -63,9 +64,12 @@ class TokenStore:
         """
         directory = Path(directory)
         try:
-            manifest = json.loads((directory / "manifest.json").read_text("utf-8"))
+            manifest = read_json(directory / "manifest.json")
+            check_manifest(directory, manifest)
         except FileNotFoundError:
             raise ConfigError(f"there is no token store in {directory}", "DATA_DIR") from None
+        except ValueError as error:
+            raise ConfigError(f"the token store in {directory} is refused: {error}") from error
         refuse_other(manifest, expected, directory)
         store = cls(directory, manifest)
         if not all(store._is_whole(feature) for feature in store.features):
@@ -121,6 +125,20 @@ class TokenStore:
 
     def _path(self, feature: str, ending: str) -> Path:
         return self.directory / f"{feature}.{ending}"
+
+
+def check_manifest(directory: Path, manifest: Any) -> None:
+    """Raise ValueError where a manifest is none, or would have other files read than its own."""
+    features = manifest.get("features") if isinstance(manifest, dict) else None
+    if not isinstance(features, dict) or not isinstance(manifest.get("num_examples"), int):
+        raise ValueError("its manifest names no features or no number of examples")
+    for name, described in features.items():
+        if not re.fullmatch(r"\w[\w.-]*", name) or not isinstance(described, dict):
+            raise ValueError(f"its manifest names the feature {name!r}")
+        if described.get("dtype") not in ("<u2", "<u4"):
+            raise ValueError(f"its manifest gives {name} the type {described.get('dtype')!r}")
+    if (link := link_outside(directory)) is not None:
+        raise ValueError(f"{link} is a link that leads elsewhere")
 
 
 def describe_store(

@@ -230,15 +230,20 @@ class Stack(nnx.Module):
         Layer by layer and not scanned, so that a loop over tokens writes to the caches in place.
         """
         bias_bhqk = around.bias(self.relpos_bias) if hasattr(self, "relpos_bias") else None
-        size, after = len(caches) // self.num_units, []
-        for i in range(self.num_units):
-            layer, cross = jax.tree.map(lambda w, i=i: w[i], (self.layers, cross_layers))
+        units = self.units if hasattr(self, "units") else unstacked(self.layers)
+        crosses = [None] * len(units) if cross_layers is None else unstacked(cross_layers)
+        size, after = len(caches) // len(units), []
+        for i, (layer, cross) in enumerate(zip(units, crosses, strict=True)):
             own = caches[i * size : (i + 1) * size]
             in_block = isinstance(layer, Block)
             cache = own if in_block else own[0]
             x_ble, output = layer(x_ble, around, bias_bhqk, cache, None, cross)
             after += output.cache if in_block else [output.cache]
         return self.norm(x_ble) if self.config.final_norm else x_ble, tuple(after)
+
+    def take_apart(self) -> None:
+        """Slice the layers' weights once, before a loop that would slice them at every `step`."""
+        self.units = nnx.List(unstacked(self.layers))
 
     def _run(self, body: Callable, x_ble: jax.Array, units: Any):
         if self.config.scan_layers:
@@ -253,6 +258,12 @@ class Stack(nnx.Module):
 def stacked(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> Any:
     """`count` modules as one, whose weights have a leading axis."""
     return jax.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), count))
+
+
+def unstacked(modules: Any) -> list[Any]:
+    """The modules that `stacked` made one of."""
+    count = jax.tree.leaves(modules)[0].shape[0]
+    return [jax.tree.map(lambda w, i=i: w[i], modules) for i in range(count)]
 
 
 def recomputed(body: Callable, config: TransformerConfig) -> Callable:

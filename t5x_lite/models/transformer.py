@@ -19,7 +19,15 @@ from t5x_lite.models.layers import (
     split_key,
 )
 from t5x_lite.models.moe import RouterLosses
-from t5x_lite.models.stack import Caches, CrossAttention, LayerCache, Stack, Surroundings, stacked
+from t5x_lite.models.stack import (
+    Caches,
+    CrossAttention,
+    LayerCache,
+    Stack,
+    Surroundings,
+    stacked,
+    unstacked,
+)
 from t5x_lite.partitioning import LogicalAxes, shard
 from t5x_lite.trees import nested
 
@@ -226,6 +234,7 @@ class Transformer(nnx.Module):
         here: its prompt is fed to `decode_tokens`, behind `padding_b` empty places.
         """
         config, real_bk = self.config, None
+        (self.encoder if config.share_stacks else self.decoder).take_apart()
         crosses: Iterable[KeyValue | None] = [None] * config.num_decoder_layers
         if input_tokens_bk is not None:
             batch_size = input_tokens_bk.shape[0]
@@ -286,11 +295,7 @@ class Transformer(nnx.Module):
 
     def _crosses(self) -> list[CrossAttention]:
         """The cross-attention of every layer."""
-        stacked_layers: Any = self.cross if self.config.share_stacks else self.decoder.layers
-        units = [
-            jax.tree.map(lambda w, i=i: w[i], stacked_layers)
-            for i in range(jax.tree.leaves(stacked_layers)[0].shape[0])
-        ]
+        units = unstacked(self.cross if self.config.share_stacks else self.decoder.layers)
         if self.config.share_stacks:
             return units
         if self.config.moe is None:

@@ -30,7 +30,7 @@ class Parting(NamedTuple):
 
 def compare(*, run: str, other: str, describe_config: Callable[[], str] = str) -> None:
     """Print at which step two runs part; the exit code is 0 if they do not, 1 if they do."""
-    receipts = [_receipts(directory) for directory in (run, other)]
+    receipts = [receipts_of(directory) for directory in (run, other)]
     both = sorted(receipts[0].keys() & receipts[1].keys())
     if not both:
         raise ConfigError(f"{run} and {other} have receipts of no step in common", "OTHER")
@@ -61,7 +61,8 @@ def first_difference(one: dict[int, Any], other: dict[int, Any]) -> Parting | No
     return None
 
 
-def _receipts(directory: str) -> dict[int, Any]:
+def receipts_of(directory: str) -> dict[int, Any]:
+    """The receipts of a run by step; ConfigError if it has none."""
     path = epath.Path(directory) / RECEIPTS
     if not path.exists():
         raise ConfigError(f"{path} is not there: wanted the directory of a run with receipts")

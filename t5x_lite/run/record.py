@@ -13,6 +13,7 @@ from pathlib import Path
 from t5x_lite import processes
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
+from t5x_lite.untrusted import read_json
 
 MODEL = "model.json"
 LAUNCHES = "launches"
@@ -39,8 +40,8 @@ def check_model_dir(model_dir: Path, model: TransformerConfig) -> None:
     if not path.exists():
         return
     try:
-        before = json.loads(path.read_text())
-    except ValueError as error:
+        before = read_json(path, most_bytes=1 << 20)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is not readable as JSON: {error}", "MODEL_DIR") from error
     now = _architecture(model)
     # A directory older than a switch was made with what is now the switch's default.
@@ -88,7 +89,7 @@ def recorded_model(model_dir: Path) -> TransformerConfig:
     """The configuration that a run wrote into its directory."""
     path = model_dir / MODEL
     try:
-        fields = json.loads(path.read_text())
+        fields = read_json(path, most_bytes=1 << 20)
         moe = fields.pop("moe", None)
         fields["moe"] = None if moe is None else MixtureOfExperts(**moe)
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

@@ -10,7 +10,7 @@ from t5x_lite.data.vocabularies import AnyVocabulary, Vocabulary
 from t5x_lite.evaluation import metrics, postprocessors
 from t5x_lite.evaluation.judging import TaskMetrics
 from t5x_lite.suites import benchmarks
-from t5x_lite.suites.study import T5_VOCABULARY
+from t5x_lite.suites.study import GLUE_EXAMPLES, SUPER_GLUE_EXAMPLES, T5_VOCABULARY
 from t5x_lite.suites.tables import SOURCES, SupervisedTask, add_mixtures, evaluations
 
 _PLACE = ("idx/question", "idx/option")
@@ -73,7 +73,12 @@ class StudyOptions:
             add_mixtures({name: [(task.name, 0.0) for task in tasks]})
 
     def _mixtures(self) -> dict[str, list[SupervisedTask]]:
-        tables = {"glue_options": benchmarks.GLUE, "super_glue_options": benchmarks.SUPER_GLUE}
+        tables = {
+            "glue_options": [task for task in benchmarks.GLUE if task.name in GLUE_EXAMPLES],
+            "super_glue_options": [
+                task for task in benchmarks.SUPER_GLUE if task.name in SUPER_GLUE_EXAMPLES
+            ],
+        }
         return {
             name: [
                 made

@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import shutil
+import subprocess
 
 import pytest
 
@@ -158,9 +160,6 @@ def test_waiting_for_capacity_has_an_end(cloud):
 
 def test_what_others_made_is_neither_used_nor_deleted(cloud):
     other = ["gcloud", "compute", "tpus", "queued-resources", "create", "demo", "--node-id=demo"]
-    cloud.launch("../../checkout/launch/tpu_vm.py", "status", "none")
-    import subprocess
-
     words = [*other, "--accelerator-type=v5litepod-8", "--labels=team=theirs"]
     subprocess.run(words, env=cloud.environment, check=True)
     ended = run(cloud, flags=["--delete=always"])
@@ -245,3 +244,28 @@ def test_a_record_on_other_machines_is_not_overwritten(cloud):
     assert "delete it first" in ended.text
     [record] = (cloud.folder / "launches").iterdir()
     assert json.loads(record.read_text())["request"]["zone"] == "z"
+
+
+@pytest.mark.slow
+def test_gclouds_own_parser_takes_every_command(cloud):
+    """Its linter reads commands and runs none; needs no account."""
+    gcloud = shutil.which("gcloud")
+    if gcloud is None:
+        pytest.skip("gcloud is not installed")
+    network = ["--network=n", "--subnetwork=s", "--service_account=a@b", "--internal_ip"]
+    ended = run(cloud, flags=["--dry_run", "--slices=2", "--project=p", *network])
+    shown = [line[2:] for line in ended.text.splitlines() if line.startswith("$ gcloud")]
+    for words in {tuple(line.split()[3:5]): shlex.split(line) for line in shown}.values():
+        # The linter wants quotes behind the equals sign.
+        parts = [word.partition("=") for word in words]
+        command = " ".join(
+            f"{name}{sign}{shlex.quote(value)}" if sign else name for name, sign, value in parts
+        )
+        done = subprocess.run(
+            [gcloud, "meta", "lint-gcloud-commands", f"--command-string={command}"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        [verdict] = json.loads(done.stdout)
+        assert verdict["success"], (command, verdict["error_message"])

@@ -1,0 +1,48 @@
+"""Files that others made: read so that they lead nowhere else and take no more than a file may."""
+
+import json
+from pathlib import Path, PurePath
+from typing import Any
+
+MOST_BYTES = 1 << 26  # of a JSON file: manifests list shards and grow with a corpus
+MOST_LEVELS = 64
+
+
+def read_json(path: Path, *, most_bytes: int = MOST_BYTES) -> Any:
+    """The JSON of a file; ValueError if it is none, too long or nested too deeply; OSError."""
+    if (size := path.stat().st_size) > most_bytes:
+        raise ValueError(f"it has {size:,} bytes, more than {most_bytes:,}")
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except RecursionError:
+        raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep") from None
+    level: list[Any] = [found]
+    for _ in range(MOST_LEVELS):
+        nested = (x for x in level if isinstance(x, dict | list))
+        level = [child for x in nested for child in (x.values() if isinstance(x, dict) else x)]
+        if not level:
+            return found
+    raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
+
+
+def inside(directory: Path, name: Any) -> Path:
+    """The path of a file that something in `directory` names; ValueError if it leads outside.
+
+    Neither "..", nor an absolute path, nor a symbolic link may lead out of the directory.
+    """
+    parts = PurePath(name).parts if isinstance(name, str) else ()
+    if not parts or "\0" in name or "\\" in name or PurePath(name).is_absolute() or ".." in parts:
+        raise ValueError(f"{name!r} is no path inside {directory}")
+    path = directory / name
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise ValueError(f"{name!r} leads out of {directory}")
+    return path
+
+
+def link_outside(directory: Path) -> str | None:
+    """The name of a symbolic link below a directory that leads out of it, or None."""
+    root = directory.resolve()
+    for path in directory.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            return path.relative_to(directory).as_posix()
+    return None

@@ -1,0 +1,151 @@
+"""The launcher with the real training behind it: four processes that meet, are preempted, go on."""
+
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+STEPS = 12
+TRAIN = (
+    "--gin_file=recipes/tiny_embedded.gin",
+    *(f"--gin.TRAIN_STEPS={STEPS}", "--gin.BATCH_SIZE=16", "--gin.CPU_DEVICES=16"),
+    *("--gin.MESH={'data': 4, 'fsdp': 4}", "--gin.CHECKPOINT_EVERY=4", "--gin.EVAL_EVERY=12"),
+    "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 16}",
+    *("--gin.EmbeddedCorpus.packages=('gin', 'beartype')", "--gin.EmbeddedCorpus.vocab_size=412"),
+    *("--gin.TransformerConfig.vocab_size=512", "--gin.TransformerConfig.emb_dim=32"),
+    *("--gin.TransformerConfig.mlp_dim=64", "--gin.train.log_every_steps=1"),
+    "--gin.Evaluation.max_examples=16",
+)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def make_real(cloud):
+    """Put the whole project into the checkout, and the real command on the workers' path."""
+    shutil.rmtree(cloud.checkout / "t5x_lite")
+    for name in ("t5x_lite", "gin_configs"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, cloud.checkout / name, ignore=ignored)
+    cloud.git("add", ".")
+    cloud.git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "All of it")
+    command = cloud.folder / "tools" / "bin" / "t5x_lite"
+    command.unlink()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m t5x_lite "$@"\n')
+    command.chmod(0o755)
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(cloud.folder / "compiled"))
+    cloud.environment |= {"WORKER_JAX_PLATFORMS": "cpu", "WORKER_JAX_COMPILATION_CACHE_DIR": cache}
+
+
+def weights(model_dir):
+    """A digest of every array of the last checkpoint."""
+    import jax
+    from orbax.checkpoint import v1 as ocp
+
+    directory = model_dir / "checkpoints" / str(STEPS)
+    stored = ocp.checkpointables_metadata(directory).metadata["state"]
+    into = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored)
+    state = ocp.load_checkpointables(directory, {"state": into})["state"]
+    flat, _ = jax.tree.flatten_with_path(state)
+    return {
+        jax.tree_util.keystr(path): hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
+        for path, leaf in flat
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_preempted_pod_of_four_processes_ends_with_the_weights_of_an_undisturbed_one(cloud):
+    make_real(cloud)
+
+    def run(name):
+        flags = ("--zone=z", "--accelerator_type=v5litepod-16", "--spot", "--poll=0.5")
+        directory = cloud.folder / name / "model dir"
+        train = [f"--gin.MODEL_DIR={directory}", f"--gin.DATA_DIR={cloud.folder}/data", *TRAIN]
+        words = ["run", name, *flags, "--delete=always", "--", "train", *train]
+        ended = cloud.launch("tpu_vm.py", *words, MEETING=f"localhost:{free_port()}")
+        assert ended.code == 0, ended.text[-5000:]
+        assert "ok    devices: 16, 4 on each host" in ended.text
+        return ended.text, directory
+
+    undisturbed, before = run("undisturbed")
+    assert "preempted (" not in undisturbed
+    cloud.faults({"on": "preempt", "when": "step 9/12"})
+    disturbed, after = run("disturbed")
+    assert "preempted (" in disturbed
+    assert len(cloud.commands("create", "disturbed")) == 2
+    assert disturbed.count("fit to run") == 2
+    assert cloud.resources() == []
+    assert weights(before) == weights(after)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_wheel_installs_and_trains_outside_the_checkout(tmp_path):
+    """In an environment of its own, which sees the dependencies that are installed here already."""
+    wheels, place = tmp_path / "wheels", tmp_path / "elsewhere"
+    source = tmp_path / "source"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    ).stdout.decode()
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).exists():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    base = sys._base_executable
+    pip = [base, "-m", "pip"]
+    flags = ["--quiet", "--no-deps", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", *flags, "--wheel-dir", wheels, source], check=True)
+    subprocess.run([base, "-m", "venv", "--without-pip", place / "venv"], check=True)
+    python = place / "venv" / "bin" / "python"
+    [wheel] = wheels.glob("t5x_lite-*.whl")
+    subprocess.run([*pip, "--python", python, "install", *flags, wheel], check=True)
+    paths = [path for path in sys.path if path.endswith("site-packages")]
+    purelib = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    (Path(purelib) / "dependencies.pth").write_text("\n".join(paths) + "\n")
+    small = [word for word in TRAIN if "MESH" not in word and "CPU_DEVICES" not in word]
+    train = ["train", f"--gin.MODEL_DIR={place}/run", f"--gin.DATA_DIR={place}/data", *small]
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(place),
+        "T5X_LITE_REVISION": "of the wheel",
+    }
+    done = subprocess.run(
+        [place / "venv" / "bin" / "t5x_lite", *train],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"{STEPS} steps" in done.stdout
+    versions = (place / "run" / "launches" / "from_step_00000000" / "versions.json").read_text()
+    assert '"git_revision": "of the wheel"' in versions
+    where = subprocess.run(
+        [python, "-c", "import t5x_lite; print(t5x_lite.__file__)"],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert where.stdout.startswith(purelib)
