@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -170,21 +171,61 @@ def measure_resumption(tasks) -> None:
     )
 
 
-def measure_first_batch(store: TokenStore) -> None:
+def measure_first_batch(store: Path, of: str = "") -> None:
     """A fresh process: imports, opening, one batch."""
     for label, extra in (("numba", ""), ("NumPy", "import sys; sys.modules['numba'] = None\n")):
         seconds = []
         for _ in range(5):
             began = time.perf_counter()
             done = subprocess.run(
-                [sys.executable, "-c", extra + FIRST_BATCH, str(store.directory)],
+                [sys.executable, "-c", extra + FIRST_BATCH, str(store)],
                 capture_output=True,
                 text=True,
                 check=True,
             )
             seconds.append((float(done.stdout), time.perf_counter() - began))
         cpu, wall = (statistics.median(each) for each in zip(*seconds, strict=True))
-        print(f"| first batch of a fresh process, {label} | {cpu:.2f} s CPU, {wall:.2f} s | |")
+        print(f"| first batch of a fresh process{of}, {label} | {cpu:.2f} s CPU, {wall:.2f} s | |")
+
+
+def measure_c4_size(directory: Path) -> None:
+    """The first batch of a store with as many documents as C4 has; what is not read is a hole."""
+    documents, tokens, group = 364_868_892, 156_000_000_000, 128
+    directory.mkdir(parents=True, exist_ok=True)
+    groups = -(-documents // group)
+    table = np.arange(groups)[:, None] * [group, tokens // documents * group]
+    np.save(directory / "targets.groups.npy", table)
+    for name, size in (("tokens.bin", 2 * tokens), ("offsets.npy", 128 + 8 * (documents + 1))):
+        with open(directory / f"targets.{name}", "wb") as file:
+            file.truncate(size)
+    offsets = np.lib.format.open_memmap(
+        directory / "targets.offsets.npy", "w+", np.int64, (documents + 1,)
+    )
+    offsets[-1] = tokens
+    del offsets
+    described = {"targets": {"tokens": tokens, "dtype": "<u2", "groups": groups}}
+    manifest = {"format": 1, "num_examples": documents, "features": described}
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    measure_first_batch(directory, " of as many documents as C4 has")
+    shutil.rmtree(directory)
+
+
+def measure_huggingface(store: TokenStore, repeats: int) -> None:
+    """The collator of Hugging Face's example, over pieces that are cut already."""
+    from huggingface_peer import collate
+
+    tokens = np.asarray(store.tokens("targets")[: 20 * BATCH * RAW], np.int32)
+    batches = tokens.reshape(20, BATCH, RAW)
+    made = collate(batches[0], SENTINELS.first + 1)
+    assert made["input_ids"].shape[1] == 512
+    assert made["labels"].shape[1] == 114
+
+    def work():
+        for batch in batches:
+            collate(batch, SENTINELS.first + 1)
+        return batches.size
+
+    show("Hugging Face's collator, one a row", rates(work, repeats), "M raw tokens/s", 1e6)
 
 
 def measure_tokenising(directory: Path, tokenizer: str) -> None:
@@ -229,7 +270,7 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--seqio_python")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", default="stream,packing,resume,first,text,seqio")
+    parser.add_argument("--only", default="stream,packing,resume,first,huggingface,text,seqio")
     options = parser.parse_args()
     only = options.only.split(",")
     store = text_store(options.directory / "text")
@@ -247,7 +288,10 @@ def main() -> None:
     if "resume" in only:
         measure_resumption(mixed_stores(options.directory / "mix"))
     if "first" in only:
-        measure_first_batch(store)
+        measure_first_batch(store.directory)
+        measure_c4_size(options.directory / "c4_size")
+    if "huggingface" in only:
+        measure_huggingface(store, options.repeats)
     if "text" in only:
         for tokenizer in ("sentencepiece", "seqio"):
             measure_tokenising(options.directory, tokenizer)

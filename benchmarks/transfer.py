@@ -4,9 +4,9 @@
 
 For each seed: a tiny T5 1.1 learns span corruption on the embedded corpus's text (none of the
 supervised tasks); then each supervised task is trained for the same steps, with the same data in
-the same order, from those weights and from fresh ones. Fresh ones may need another learning rate,
-so they are given several, and the best on average counts. Held-out losses, their means over the
-seeds and the paired differences go to `DIRECTORY/transfer.json` and, as a table, to the screen.
+the same order, from those weights and from fresh ones, both at every one of some learning rates, of
+which the best on average counts for each. Held-out losses, their means over the seeds and the
+paired differences go to `DIRECTORY/transfer.json` and, as a table, to the screen.
 
 A killed benchmark goes on where it was.
 """
@@ -21,6 +21,7 @@ import numpy as np
 from t5x_lite.__main__ import main as command_line
 
 TASKS = ("embedded_summarize", "embedded_name")
+STARTS = ("pretrained", "scratch")
 
 
 def main() -> None:
@@ -31,23 +32,21 @@ def main() -> None:
     parser.add_argument("--pretraining_steps", type=int, default=400)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=0.01, help="after pretraining")
-    parser.add_argument("--scratch_rates", type=float, nargs="+", default=[0.01, 0.03])
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.03])
     options = parser.parse_args()
-    starts = {"pretrained": options.rate}
-    starts |= {f"scratch, {rate:g}": rate for rate in options.scratch_rates}
-    losses = {task: {start: [] for start in starts} for task in TASKS}
+    starts = [(start, rate) for rate in options.rates for start in STARTS]
+    losses = {task: {f"{start} {rate:g}": [] for start, rate in starts} for task in TASKS}
     for seed in options.seeds:
         base = options.directory / f"base_{seed}"
         common = [f"--gin.BATCH_SIZE={options.batch_size}", f"--gin.train.seed={seed}"]
         common += [f"--gin.Data.seed={seed}", f"--gin.DATA_DIR={options.directory / 'data'}"]
         pretrain(base, options.pretraining_steps, common)
         for task in TASKS:
-            for start, rate in starts.items():
-                name = f"{task}_{start.replace(', ', '_')}_{seed}"
+            for start, rate in starts:
+                name = f"{task}_{start}_{rate:g}_{seed}"
                 init = base if start == "pretrained" else None
                 loss = tune(options.directory / name, task, init, options.steps, rate, common)
-                losses[task][start].append(loss)
+                losses[task][f"{start} {rate:g}"].append(loss)
     report = {"settings": {**vars(options), "directory": None}, "tasks": summary(losses)}
     (options.directory / "transfer.json").write_text(json.dumps(report, indent=2) + "\n")
     show(report["tasks"])
@@ -109,13 +108,16 @@ def summary(losses: dict[str, dict[str, list[float]]]) -> dict:
     tasks = {}
     for task, by_start in losses.items():
         means = {start: float(np.mean(found)) for start, found in by_start.items()}
-        best = min((start for start in means if start != "pretrained"), key=means.__getitem__)
-        gains = np.subtract(by_start[best], by_start["pretrained"])
+        best = {
+            start: min((name for name in means if name.startswith(start)), key=means.__getitem__)
+            for start in STARTS
+        }
+        gains = np.subtract(by_start[best["scratch"]], by_start[best["pretrained"]])
         tasks[task] = {
             "losses": by_start,
             "means": means,
             "spreads": {start: float(np.std(x, ddof=1)) for start, x in by_start.items()},
-            "best_scratch": best,
+            "best": best,
             "gain": {"mean": float(gains.mean()), "spread": float(gains.std(ddof=1))},
             "gains": gains.tolist(),
         }

@@ -169,7 +169,6 @@ class TextExamples:
         self._tokens = read_only(store.tokens("targets"))
         self._offsets = read_only(store.offsets("targets"))
         self._eos_after_documents = objective.eos_after == "documents"
-        self._is_compiled = has_compiled(objective)
         self._first_documents, self._group_starts = group_documents(
             store, "targets", objective.documents_per_group
         )
@@ -203,7 +202,7 @@ class TextExamples:
     ) -> dict[str, Rows]:
         """Return the features, each as wide as `widths` says."""
         keys_n2 = self._keys(epochs_n, indices_n)
-        if self._is_compiled:
+        if has_compiled(self._objective):
             group_n, starts_n, lengths_n = self._spans(indices_n)
             return corrupt_spans(
                 *at_hand(self._tokens, self._group_starts[group_n] + starts_n, lengths_n),

@@ -8,18 +8,44 @@ import importlib
 import importlib.metadata
 import importlib.util
 import logging
+import threading
+from collections.abc import Iterator
 from types import ModuleType
+from typing import TypeVar
 
+Item = TypeVar("Item")
 _LOGGER = logging.getLogger("t5x_lite.data")
 
 
-@functools.cache
+_here = threading.local()
+
+
 def compiled() -> ModuleType | None:
-    """Return `data.compiled`, None where numba is missing or does not run here.
+    """Return `data.compiled`, None where numba is missing, does not run here or can wait.
 
     Compiling takes some seconds once; numba keeps the result beside the file or in the user's
     cache.
     """
+    if getattr(_here, "can_wait", False) and not loaded.cache_info().currsize:
+        return None
+    return loaded()
+
+
+def begin_without(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield items, the first without waiting for numba, which takes a second to import."""
+    _here.can_wait = True
+    try:
+        first = next(items, None)
+    finally:
+        _here.can_wait = False
+    if first is not None:
+        yield first
+        yield from items
+
+
+@functools.cache
+def loaded() -> ModuleType | None:
+    """Import `data.compiled`, if that can be."""
     if not _is_installed():
         return None
     try:

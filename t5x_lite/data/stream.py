@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.data import converters, order, seqio_order
+from t5x_lite.data import converters, kernels, order, seqio_order
 from t5x_lite.data.converters import Converter
 from t5x_lite.data.examples import Examples, task_number
 from t5x_lite.data.live import LiveExamples
@@ -117,7 +117,7 @@ class Stream:
         positions. Raises ConfigError for a position that is not of this mixture.
         """
         self._check(position)
-        return self._batches(position, rows)
+        return kernels.begin_without(self._batches(position, rows))
 
     def identities(self, position: Position) -> Iterator[Identities]:
         """Yield of each batch from a position on which examples it holds, of all rows."""

@@ -164,11 +164,11 @@ def test_without_numba_numpy_takes_its_place():
 
 
 def test_a_numba_that_cannot_run_is_reported_and_replaced(caplog):
-    kernels.compiled.cache_clear()
+    kernels.loaded.cache_clear()
     with (
         mock.patch.object(kernels.importlib.util, "find_spec", lambda name: name),
         mock.patch.object(kernels.importlib, "import_module", side_effect=ImportError("NumPy 9")),
     ):
         assert kernels.describe() == "NumPy"
-    kernels.compiled.cache_clear()
+    kernels.loaded.cache_clear()
     assert "numba cannot be used, NumPy takes its place: NumPy 9" in caplog.text

@@ -4,7 +4,6 @@ The work is that of `stages`, part by part; here is the order, and what becomes 
 in C4's layout, c4-train.00000-of-00064.json.gz and so on, none of them empty, and statistics.json.
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -12,7 +11,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from t5x_lite.data import files
 from t5x_lite.data.c4 import spill, stages
 from t5x_lite.data.c4.stages import Job
 from t5x_lite.data.c4.wet import Counts
@@ -40,6 +38,9 @@ def build(job: Job, *, processes: int, report: Report) -> Counts:
 
 
 def _build(job: Job, processes: int, report: Report) -> Counts:
+    if job.finished.exists():  # killed when all was done but this
+        shutil.rmtree(job.finished)
+        return spill.read_counts(job.out / STATISTICS)
     _begin(job)
     every_bucket = range(job.buckets)
     order = [
@@ -60,12 +61,7 @@ def _build(job: Job, processes: int, report: Report) -> Counts:
 
 def _begin(job: Job) -> None:
     """Make the directory, or see that what is there is this job, begun before."""
-    described = {
-        "recipe": dataclasses.asdict(job.recipe),
-        "wet": [[path, files.size(path)] for path in job.wet],
-        "buckets": job.buckets,
-    }
-    described = json.loads(json.dumps(described))
+    described = job.described()
     path = job.work / "job.json"
     if path.exists():
         if json.loads(path.read_text()) != described:
@@ -95,7 +91,8 @@ def _complete(job: Job, total: Counts) -> None:
             name = f"c4-{split}.{number:05d}-of-{len(groups):05d}.json.gz"
             _join(group, job.out / name)
     spill.write_json(job.out / STATISTICS, dict(sorted(total.items())))
-    shutil.rmtree(job.work)
+    job.work.rename(job.finished)
+    shutil.rmtree(job.finished)
 
 
 def _holds(path: Path) -> bool:

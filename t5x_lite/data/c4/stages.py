@@ -10,7 +10,9 @@ holds the table of one bucket, not the corpus.
 """
 
 import contextlib
+import dataclasses
 import gzip
+import hashlib
 import itertools
 import json
 import os
@@ -47,6 +49,21 @@ class Job:
     def work(self) -> Path:
         """Where the passes leave their files."""
         return self.out / ".work"
+
+    @property
+    def finished(self) -> Path:
+        """Where those files go when the build is complete and only they are left to be removed."""
+        digest = hashlib.sha256(json.dumps(self.described()).encode()).hexdigest()
+        return self.out / f".finished-{digest[:16]}"
+
+    def described(self) -> dict[str, Any]:
+        """Return what decides the result, as JSON has it."""
+        described = {
+            "recipe": dataclasses.asdict(self.recipe),
+            "wet": [[path, files.size(path)] for path in self.wet],
+            "buckets": self.buckets,
+        }
+        return json.loads(json.dumps(described))
 
     def pages(self, number: int) -> Path:
         """Return the spill of a WET file."""

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -11,6 +13,60 @@ from t5x_lite.data.c4.stages import Job
 from t5x_lite.data.c4.wet import Counts, Page, read_pages
 from t5x_lite.data.records import BadLines, Tally
 from t5x_lite.errors import ConfigError
+
+# Builds C4 from the WET files that are named. For some n, a child is killed (-9) at its n-th file
+# operation, another one goes on, and what it ends in is compared.
+KILLED_AT_MANY_MOMENTS = """
+import os, signal, sys
+from pathlib import Path
+from t5x_lite.data.c4 import local
+from t5x_lite.data.c4.recipe import C4Recipe
+from t5x_lite.data.c4.stages import Job
+
+root, moments = Path(sys.argv[1]), int(sys.argv[2])
+recipe, wet = C4Recipe(bad_words=sys.argv[3]), tuple(sys.argv[4:])
+WATCHED = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
+
+def build(name):
+    local.build(Job(recipe, wet, root / name, 3), processes=1, report=lambda line: None)
+
+def files(name):
+    return {path.name: path.read_bytes() for path in (root / name).iterdir()}
+
+def writes(event, arguments):
+    if event != "open":
+        return event in WATCHED
+    return str(root) in str(arguments[0]) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+
+done, last = 0, None
+
+def hook(event, arguments):
+    global done
+    if writes(event, arguments):
+        done += 1
+        if done == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+def kill_at(name, operation):
+    global done, last
+    child = os.fork()
+    if not child:
+        done, last = 0, operation
+        build(name)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, operation
+
+recipe.check()
+sys.addaudithook(hook)
+build("whole")
+wanted, count = files("whole"), done
+for moment in range(1, moments + 1):
+    name, operation = f"cut{moment}", moment * count // moments
+    kill_at(name, operation)
+    build(name)
+    assert files(name) == wanted, (operation, count)
+print(count)
+"""
 
 
 def silent(line):
@@ -174,6 +230,14 @@ def test_a_build_that_was_killed_goes_on_to_the_same_bytes(job, monkeypatch):
                 local.build(cut, processes=1, report=silent)
         local.build(cut, processes=1, report=silent)
         assert {path.name: path.read_bytes() for path in cut.out.iterdir()} == wanted
+
+
+def test_a_build_killed_at_many_moments_goes_on_to_the_same_bytes(job, wet_files, tmp_path):
+    command = [sys.executable, "-c", KILLED_AT_MANY_MOMENTS, str(tmp_path), "6"]
+    command += [str(wet_files / "bad_words.txt"), *job().wet]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 50
 
 
 def test_news_and_listed_pages_make_variants(job, tmp_path):
