@@ -208,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _asked_here(self) -> bool:
         """Refuse requests under another name: of a page elsewhere, bent to this address."""
         name = self.headers.get("Host", "").rsplit(":", 1)[0].strip("[]")
-        local = self.request.getsockname()[0] in ("127.0.0.1", "::1")
+        local = self.connection.getsockname()[0] in ("127.0.0.1", "::1")
         if local and name not in ("127.0.0.1", "localhost", "::1"):
             self._json(HTTPStatus.FORBIDDEN, {"error": "wanted this machine's own name"})
             return False

@@ -56,7 +56,8 @@ class Pod:
         )
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.said = ""
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self):
         with self._process.stdout as said:
@@ -82,6 +83,12 @@ class Pod:
     def send(self, number):
         self._process.send_signal(number)
 
+    def close(self):
+        """Kill what still runs: the launcher's processes end with it."""
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+
     def end(self, seconds=400):
         """The exit code."""
         end = time.monotonic() + seconds
@@ -105,8 +112,7 @@ def pod(data_dir, tmp_path, monkeypatch):
 
     yield start
     for each in started:
-        each.send(signal.SIGKILL)
-        each.end()
+        each.close()
 
 
 def losses(model_dir):
@@ -128,7 +134,7 @@ def test_a_signal_to_one_of_two_stops_both_and_one_alone_goes_on_to_the_bit(pod,
     os.kill(pids[1], signal.SIGTERM)
     assert stopped.end() == 75
     after = re.search(r"\[0\] stopped after step (\d+) \(SIGTERM to process 1 on", stopped.said)
-    assert 2 < int(after[1]) < 12
+    assert 2 <= int(after[1]) < 12
     assert stopped.said.count("ended with code 75") == 2
     assert "[1] step" not in stopped.said
     going_on = pod("run", processes=1, devices=8)
