@@ -3,20 +3,22 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from t5x_lite.data.vocabularies import BYTES, Vocabulary, stored_pieces
 from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
 from t5x_lite.run import exported_runner
 from t5x_lite.run.inference import Inference
-from t5x_lite.run.text_model import load
+from t5x_lite.run.text_model import TextModel, load
 from t5x_lite.trees import flat, nested
 
 PROGRAM = "program_{length}.stablehlo"
@@ -37,24 +39,12 @@ def export_program(
     One program for each of `input_lengths` tokens, a batch of `batch_size` rows, to be run on any
     of the `platforms`. The weights stand apart in weights.npz.
     """
-    directory = Path(destination)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ConfigError(
-            f"{directory} exists; wanted a directory to be made, or an empty one", "DESTINATION"
-        )
-    model = load(model_dir, step=step, batch_size=batch_size)
-    inference = Inference(
-        model.config,
-        generation,
-        mesh=model.mesh,
-        batch_size=batch_size,
-        special=model.special,
-    )
-    weights = {name: np.asarray(value) for name, value in flat(model.params).items()}
+    directory = free_directory(destination)
+    model, inference, weights, program = open_exportable(model_dir, generation, batch_size, step)
     directory.mkdir(parents=True, exist_ok=True)
     np.savez(directory / "weights.npz", allow_pickle=False, **weights)
     for length in sorted(input_lengths):
-        exported = jax.export.export(jax.jit(_program(inference)), platforms=tuple(platforms))(
+        exported = jax.export.export(jax.jit(program), platforms=tuple(platforms))(
             {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()},
             inference.shapes(length),
         )
@@ -80,12 +70,40 @@ def export_program(
     return directory
 
 
-def _program(inference: Inference):
-    def generate(weights, batch):
+class Exportable(NamedTuple):
+    """A model to be exported. program: (weights by path, batch of `Inference.shapes`) to arrays."""
+
+    model: TextModel
+    inference: Inference
+    weights: dict[str, NDArray]
+    program: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, jax.Array]]
+
+
+def open_exportable(
+    model_dir: str, generation: Generation, batch_size: int, step: int | None
+) -> Exportable:
+    """Read a model directory; the program gives "tokens" [batch, returns, length] and "scores"."""
+    model = load(model_dir, step=step, batch_size=batch_size)
+    inference = Inference(
+        model.config, generation, mesh=model.mesh, batch_size=batch_size, special=model.special
+    )
+
+    def generate(weights: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         tokens, scores = inference.written(nested(weights), batch)
         return {"tokens": tokens.astype(jnp.int32), "scores": scores}
 
-    return generate
+    weights = {name: np.asarray(value) for name, value in flat(model.params).items()}
+    return Exportable(model, inference, weights, generate)
+
+
+def free_directory(destination: str) -> Path:
+    """The path of a directory that is still to be made or empty; else ConfigError."""
+    directory = Path(destination)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(
+            f"{directory} exists; wanted a directory to be made, or an empty one", "DESTINATION"
+        )
+    return directory
 
 
 def _check(directory: Path, model, generation: Generation) -> None:

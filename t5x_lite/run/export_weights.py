@@ -15,9 +15,16 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
 from t5x_lite.run.console import Console
 from t5x_lite.run.export_program import export_program
+from t5x_lite.run.export_saved_model import export_saved_model
 from t5x_lite.run.record import recorded_model
 from t5x_lite.run.start import chosen_step
 from t5x_lite.run.text_record import TextRecord, read_text_record
+
+# How a model is exported that generates by itself, and what to say of it.
+_PROGRAMS = {
+    "stablehlo": (export_program, "python {destination}/run.py TEXT"),
+    "saved_model": (export_saved_model, 'tf.saved_model.load("{destination}").signatures'),
+}
 
 
 def export_weights(
@@ -28,7 +35,7 @@ def export_weights(
     model_type: str | None = None,
     encoder_only: bool = False,
     vocab_size: int | None = None,
-    form: Literal["huggingface", "stablehlo"] = "huggingface",
+    form: Literal["huggingface", "stablehlo", "saved_model"] = "huggingface",
     generation: Generation = Generation(),  # noqa: B008  (frozen)
     batch_size: int = 4,
     input_lengths: Sequence[int] = (64, 256),
@@ -42,11 +49,18 @@ def export_weights(
     nothing is left at `destination`.
 
     form: "stablehlo" writes programs that generate as `generation` says, for batches of
-    `batch_size` texts of each of `input_lengths` tokens, with a run.py that needs jax alone.
+    `batch_size` texts of each of `input_lengths` tokens, with a run.py that needs jax alone;
+    "saved_model" the same for TensorFlow, from token ids to token ids.
     """
     directory = Path(model_dir)
-    if form == "stablehlo":
-        export_program(
+    if form != "huggingface":
+        if form not in _PROGRAMS:
+            forms = ", ".join(map(repr, ["huggingface", *_PROGRAMS]))
+            raise ConfigError(
+                f"form is {form!r}; wanted one of {forms}", "export_weights.form", "FORM"
+            )
+        export, how_to_run = _PROGRAMS[form]
+        export(
             model_dir=model_dir,
             destination=destination,
             generation=generation,
@@ -54,12 +68,9 @@ def export_weights(
             input_lengths=input_lengths,
             step=step,
         )
-        Console().note(f"{directory} generates in {destination}: python {destination}/run.py TEXT")
+        run = how_to_run.format(destination=destination)
+        Console().note(f"{directory} generates in {destination}: {run}")
         return
-    if form != "huggingface":
-        raise ConfigError(
-            f'form is {form!r}; wanted "huggingface" or "stablehlo"', "export_weights.form"
-        )
     config = recorded_model(directory)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(

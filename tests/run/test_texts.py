@@ -19,6 +19,7 @@ from t5x_lite.checkpoints import CheckpointPolicy, Checkpoints
 from t5x_lite.data.vocabularies import ByteVocabulary, Vocabulary, train_vocabulary
 from t5x_lite.decoding.generation import Generation, SpecialTokens
 from t5x_lite.errors import ConfigError
+from t5x_lite.run.export_saved_model import export_saved_model
 from t5x_lite.run.import_weights import Weights
 from t5x_lite.run.record import write_launch
 from t5x_lite.run.text_record import TextRecord, write_text_record
@@ -266,6 +267,47 @@ def test_stablehlo_runs_without_this_package(name, run_directory, command, tmp_p
     record = json.loads(done.stdout)
     assert record["outputs"] == [output.text for output in expected]
     np.testing.assert_allclose(record["scores"], [o.score for o in expected], rtol=1e-4)
+
+
+def test_a_saved_model_generates_what_the_model_generates(run_directory, command, tmp_path):
+    import tensorflow as tf
+
+    directory = run_directory("t5_1_1/tiny")
+    command(
+        *("export", "--gin_file=runs/export.gin", f"--gin.MODEL_DIR={directory}"),
+        *("--gin.DESTINATION=saved", "--gin.FORM=saved_model", "--gin.Generation.num_beams=1"),
+        *("--gin.Generation.max_length=5", "--gin.export_weights.input_lengths=(16,)"),
+    )
+    model = t5x_lite.load(directory)
+    ids = model.encode("ban <extra_id_0> gum").ids
+    inputs = np.zeros((4, 16), np.int32)
+    inputs[:, : len(ids)] = ids
+    read = tf.saved_model.load(str(tmp_path / "saved")).signatures["length_16"](
+        inputs=tf.constant(inputs),
+        numbers=tf.constant(np.arange(4, dtype=np.uint32)),
+        wanted=tf.constant([True] * 4),
+    )
+    expected = model.generate("ban <extra_id_0> gum", max_length=5, num_beams=1)
+    found = [model.vocabulary.decode(row.tolist()) for row in read["tokens"].numpy()[0]]
+    assert found == [output.text for output in expected]
+    np.testing.assert_allclose(read["scores"][0], [o.score for o in expected], rtol=1e-4)
+
+
+def test_what_tensorflow_cannot_run_is_not_left_behind(run_directory, tmp_path, monkeypatch):
+    import tensorflow as tf
+
+    def broken(path):
+        raise tf.errors.NotFoundError(None, None, "no such operation\nat all")
+
+    monkeypatch.setattr(tf.saved_model, "load", broken)
+    with pytest.raises(ConfigError, match=r"cannot run what jax .* wrote: no such operation;"):
+        export_saved_model(
+            model_dir=str(run_directory("t5_1_1/tiny")),
+            destination=str(tmp_path / "saved"),
+            generation=Generation(max_length=4),
+            input_lengths=(16,),
+        )
+    assert not (tmp_path / "saved").exists()
 
 
 @pytest.mark.parity
