@@ -78,8 +78,10 @@ def torture(
         run = launch(directory)
         while time.monotonic() < until and len(outcomes) < (num_faults or 10**9):
             queue = queue or chance.sample(table, len(table))
-            outcome, run = _disturb(run, lambda: launch(directory), directory, queue.pop(), chance)  # noqa: B023
+            fault = queue.pop()
+            outcome, run = _disturb(run, lambda: launch(directory), directory, fault, chance)  # noqa: B023
             if outcome is None:
+                queue.append(fault)  # it comes in the next run
                 break
             outcomes.append(outcome)
             console.note(_line(len(outcomes), outcome))
