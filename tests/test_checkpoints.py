@@ -293,6 +293,8 @@ def full_disk(tmp_path):
     subprocess.run(["umount", str(place)], check=True)
 
 
+# At the first failure orbax closes the event loop that TensorStore still tells of the others.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_leaves_the_step_before_and_a_later_save_makes_up_for_it(full_disk, small):
     place, fill = full_disk
     said = []
