@@ -34,6 +34,11 @@ class Scene:
         """How many checkpoints could be gone on from."""
         return len(list((self.directory / "checkpoints").glob("*/commit_success.txt")))
 
+    def wait_for_checkpoints(self, count: int) -> None:
+        """Wait until there are so many, or the run has ended."""
+        while self.complete < count and self.run.alive:
+            time.sleep(0.1)
+
     def trains(self) -> bool:
         """Wait until it trains, and for a random number of lines; False if it ended before."""
         came: float | None = 0.0
@@ -106,8 +111,7 @@ def _terminate_twice(scene: Scene) -> tuple[int, ...]:
 def _damage(how: Callable[[Path], None]) -> Callable[[Scene], tuple[int, ...]]:
     def damage(scene: Scene) -> tuple[int, ...]:
         scene.trains()
-        while scene.complete < 2 and scene.run.alive:
-            time.sleep(0.1)
+        scene.wait_for_checkpoints(2)
         scene.run.send(signal.SIGKILL)
         code = scene.run.end(LONG)
         if code and scene.complete >= 2 and (scene.newest / "checksums.json").exists():
@@ -166,7 +170,7 @@ FAULTS = (
     Fault("kill in a save", _kill_at("(the run waited"), "the half-written step is passed over"),
     Fault(
         "kill in a restore",
-        _kill_at("restoring step"),
+        _kill_at("restoring step", from_start=True),
         "the checkpoint stays as it was",
         at_start=True,
     ),

@@ -81,7 +81,7 @@ def torture(
             fault = queue.pop()
             outcome, run = _disturb(run, lambda: launch(directory), directory, fault, chance)  # noqa: B023
             if outcome is None:
-                queue.append(fault)  # it comes in the next run
+                queue.insert(0, fault)  # it comes in a later run
                 break
             outcomes.append(outcome)
             console.note(_line(len(outcomes), outcome))
@@ -103,6 +103,7 @@ def _disturb(
     There is no outcome if the run ended before the fault came.
     """
     if fault.at_start:
+        Scene(run, directory, chance).wait_for_checkpoints(1)  # so that there is one to restore
         run.send(signal.SIGKILL)
         run.end(LONG)
         run = launch()
