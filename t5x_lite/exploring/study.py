@@ -48,7 +48,7 @@ class Row:
     """One row of a study.
 
     pretrain: its changes to the base; None is a row without pretraining.
-    pretrain_for: by task of a scale, more such changes: each task then has a pretraining of its own.
+    pretrain_for: more of them by task of a scale; each task then has a pretraining of its own.
     finetune: its changes to fine-tuning; None is a row that is judged as it was pretrained.
     times: numbers of the base that pretraining multiplies: {"TRAIN_STEPS": 4}; finetune_times: the
     same of fine-tuning. compute: FLOPs of pretraining in those of the baseline's, where they are
