@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from t5x_lite.errors import ConfigError
 from t5x_lite.exploring.study import Exploration, Row, Scale, at_scale
 
 Kind = Literal["train", "evaluate"]
@@ -55,12 +56,19 @@ def as_lines(changes: Sequence[str]) -> tuple[str, ...]:
     return tuple(f'include "{c}"' if c.endswith(".gin") else c for c in changes)
 
 
-def pretraining(study: Exploration, row: Row, scale: Scale, named: str) -> tuple[str, ...] | None:
-    """What a row pretrains with, before its numbers are multiplied; None for none."""
+def pretraining(
+    study: Exploration, row: Row, scale: Scale, named: str, task: str
+) -> tuple[str, ...] | None:
+    """What a row pretrains with for a task, before its numbers are multiplied; None for none."""
     if row.pretrain is None:
         return None
-    changes = [*scale.pretrain, *at_scale(study.pretrain, named), *at_scale(row.pretrain, named)]
-    return as_lines(changes)
+    if row.pretrain_for and task not in row.pretrain_for:
+        raise ConfigError(
+            f"a pretraining for task {task!r} of scale {named!r} is missing; there is one for each "
+            f"of {', '.join(row.pretrain_for)}"
+        )
+    own = [*row.pretrain, *row.pretrain_for.get(task, ())]
+    return as_lines([*scale.pretrain, *at_scale(study.pretrain, named), *at_scale(own, named)])
 
 
 def base_lines(study: Exploration, scale: Scale, named: str) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ Matched = Literal["flops", "steps"]
 Change = str | Mapping[str, Sequence[str]]
 
 _ROW_KEYS = (
-    *("pretrain", "finetune", "times", "finetune_times", "compute", "ensemble", "ensemble_of"),
+    *("pretrain", "pretrain_for", "finetune", "times", "finetune_times", "compute"),
+    *("ensemble", "ensemble_of"),
 )
 
 
@@ -47,6 +48,7 @@ class Row:
     """One row of a study.
 
     pretrain: its changes to the base; None is a row without pretraining.
+    pretrain_for: more of them by task of a scale; each task then has a pretraining of its own.
     finetune: its changes to fine-tuning; None is a row that is judged as it was pretrained.
     times: numbers of the base that pretraining multiplies: {"TRAIN_STEPS": 4}; finetune_times: the
     same of fine-tuning. compute: FLOPs of pretraining in those of the baseline's, where they are
@@ -57,6 +59,7 @@ class Row:
 
     name: str
     pretrain: Sequence[Change] | None = ()
+    pretrain_for: Mapping[str, Sequence[Change]] = field(default_factory=dict)
     finetune: Sequence[Change] | None = ()
     times: Mapping[str, float] = field(default_factory=dict)
     finetune_times: Mapping[str, float] = field(default_factory=dict)
@@ -76,7 +79,7 @@ class Row:
                 "Exploration.rows",
             )
         row = cls(name=name, **changes)
-        for part in (row.pretrain, row.finetune):
+        for part in (row.pretrain, row.finetune, *row.pretrain_for.values()):
             if isinstance(part, str) or not all(isinstance(c, (str, Mapping)) for c in part or ()):
                 raise ConfigError(f"row {name!r} has {part!r}; wanted a list", "Exploration.rows")
         if row.pretrain is None and row.finetune is None:

@@ -48,7 +48,7 @@ class Compute(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRow:
-    """A row with all its runs. pretraining: what it costs, or None. fine_tuning: by task.
+    """A row with all its runs. pretraining: what one costs, or None. fine_tuning: by task.
 
     stages: by seed, in an order in which each comes after what it needs; judged: by seed and task,
     the keys of the stages that the row is judged by.
@@ -82,7 +82,7 @@ class Planner:
         base = None
         if self._study.matched == "flops":
             row = next(r for r in self._study.all_rows() if r.name == self._study.baseline)
-            base = self._pretrained(row, None)[1]
+            base = self._pretrained(row, None, next(iter(self._scale.tasks)))[1]
             if base is None:
                 raise ConfigError(
                     f"row {row.name!r} is not pretrained; wanted another to match FLOPs with",
@@ -94,13 +94,15 @@ class Planner:
 
     def _planned(self, row: Row, base: Compute | None, seeds: Sequence[int]) -> PlannedRow:
         try:
-            before, compute = self._pretrained(row, base)
-            tasks = {task: self._tuned(row, task, before) for task in self._scale.tasks}
+            pretrained = {task: self._pretrained(row, base, task) for task in self._scale.tasks}
+            tasks = {task: self._tuned(row, task, pretrained[task][0]) for task in pretrained}
         except ConfigError as error:
             where = f"row {row.name!r} of {self._study.name}: {error.message}"
             raise ConfigError(where, "Exploration.rows", *error.names) from error
+        compute = next(iter(pretrained.values()))[1]
+        before = {task: lines for task, (lines, _) in pretrained.items()} if compute else {}
         planned: dict[int, tuple[list[Stage], dict[str, str]]] = {
-            seed: self._stages(row, before if compute else None, tasks, seed) for seed in seeds
+            seed: self._stages(row, before, tasks, seed) for seed in seeds
         }
         trained = {} if row.finetune is None else tasks
         return PlannedRow(
@@ -114,9 +116,11 @@ class Planner:
             {seed: judged for seed, (_, judged) in planned.items()},
         )
 
-    def _pretrained(self, row: Row, base: Compute | None) -> tuple[tuple[str, ...], Compute | None]:
-        """The configuration of pretraining with its numbers multiplied, and what it costs."""
-        lines = pretraining(self._study, row, self._scale, self._named)
+    def _pretrained(
+        self, row: Row, base: Compute | None, task: str
+    ) -> tuple[tuple[str, ...], Compute | None]:
+        """What a task's pretraining is configured with, numbers multiplied, and what it costs."""
+        lines = pretraining(self._study, row, self._scale, self._named, task)
         if lines is None:
             return base_lines(self._study, self._scale, self._named), None
         lines += self._multiplied(lines, row.times, from_weights=False)
@@ -153,7 +157,7 @@ class Planner:
     def _stages(
         self,
         row: Row,
-        before: tuple[str, ...] | None,
+        before: Mapping[str, tuple[str, ...]],
         tasks: Mapping[str, tuple[str, ...]],
         seed: int,
     ) -> tuple[list[Stage], dict[str, str]]:
@@ -167,10 +171,12 @@ class Planner:
         for member in (seed + MEMBERS * number for number in range(row.ensemble)):
             first = member if row.ensemble_of == "pretrain" else seed
             name = f"{slug(row.name)}.s{member}"
-            weights = ()
-            if before is not None:
-                weights = (add("train", f"{slug(row.name)}.s{first}.pretrain", before, first),)
             for task, lines in tasks.items():
+                weights = ()
+                if before:
+                    own = f".{task}" if row.pretrain_for else ""
+                    called = f"{slug(row.name)}.s{first}.pretrain{own}"
+                    weights = (add("train", called, before[task], first),)
                 if row.finetune is None:
                     members[task] += weights
                 else:

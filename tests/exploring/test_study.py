@@ -19,6 +19,7 @@ def test_a_row_is_a_list_of_changes_or_says_where_it_differs():
             "longer": {"times": {"TRAIN_STEPS": 4}, "finetune_times": {"TRAIN_STEPS": 4}},
             "none": {"pretrain": None},
             "judged": {"finetune": None},
+            "by task": {"pretrain_for": {"squad": ["A.b = 2"], "glue": []}},
             "four": {"ensemble": 4, "ensemble_of": "finetune"},
         }
     ).all_rows()
@@ -26,7 +27,8 @@ def test_a_row_is_a_list_of_changes_or_says_where_it_differs():
     assert rows[1].times == {"TRAIN_STEPS": 4}
     assert rows[2].pretrain is None
     assert rows[3].finetune is None
-    assert (rows[4].ensemble, rows[4].ensemble_of) == (4, "finetune")
+    assert rows[4].pretrain_for["squad"] == ["A.b = 2"]
+    assert (rows[5].ensemble, rows[5].ensemble_of) == (4, "finetune")
 
 
 @pytest.mark.parametrize(
@@ -38,6 +40,7 @@ def test_a_row_is_a_list_of_changes_or_says_where_it_differs():
         ({"rows": {"one": {"pretrian": []}}}, "wanted a list of changes, or a dict of some of"),
         ({"rows": {"one": "A.b = 1"}}, "wanted a list of changes"),
         ({"rows": {"one": {"pretrain": "A.b = 1"}}}, "wanted a list"),
+        ({"rows": {"one": {"pretrain_for": {"squad": "A.b = 1"}}}}, "wanted a list"),
         ({"rows": {"one": {"pretrain": None, "finetune": None}}}, "neither pretrained nor"),
         ({"rows": {"one": {"ensemble": 0}}}, "ensemble 0"),
         ({"rows": {"one": {"ensemble_of": "seeds"}}}, "an ensemble of 'seeds'"),
