@@ -168,7 +168,7 @@ def _of_train(arguments: Sequence[str], command: str) -> list[str]:
 def _read(
     command: str, text: str, search: Sequence[str], allowed: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a gin file given as text would pass to a command, and what its names are set to."""
+    """What a gin file given as text would pass to a command, and its names as they were set."""
     with tempfile.NamedTemporaryFile("w", suffix=".gin") as file:
         file.write(text)
         file.flush()
@@ -178,7 +178,11 @@ def _read(
             gin_imports.check_imports([file.name], search, allowed)
         gin_files.clear()
         gin_files.parse([file.name], [], search)
-    return gin_files.arguments(_function(command)), {b.name: b.value for b in bindings}
+    settings: dict[str, Any] = {}
+    for binding in bindings:  # one name may be written in two ways: the last one counts
+        settings.pop(binding.name, None)
+        settings[binding.name] = binding.value
+    return gin_files.arguments(_function(command)), settings
 
 
 def _function(command: str) -> Callable[..., None]:

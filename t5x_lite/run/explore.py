@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from t5x_lite.errors import ConfigError
+from t5x_lite.evaluation.study_tables import STUDY_TABLES
 from t5x_lite.exploring.study import Exploration, Scale, at_scale
 from t5x_lite.processes import START_AGAIN
 from t5x_lite.run.console import Console
@@ -164,6 +165,12 @@ def _check(
 ) -> None:
     if scale not in scales:
         raise ConfigError(f"scale is {scale!r}; wanted one of {', '.join(scales)}", "SCALE")
+    if unknown := set(study.tables) - set(STUDY_TABLES):
+        raise ConfigError(
+            f"there is no published table {', '.join(sorted(unknown))}; wanted some of "
+            f"{', '.join(STUDY_TABLES)}",
+            "Exploration.table",
+        )
     if seeds < 1 or jobs < 1:
         raise ConfigError(
             f"seeds is {seeds} and jobs {jobs}; wanted 1 or more of each", "SEEDS", "explore.jobs"

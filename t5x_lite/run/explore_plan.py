@@ -24,7 +24,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, in what stands for i
 
 
 class Call(NamedTuple):
-    """What a gin file comes to: what its command would be passed, and what its names are set to."""
+    """What a gin file comes to: what would be passed to its command, and its names as set."""
 
     arguments: Mapping[str, Any]
     settings: Mapping[str, Any]
@@ -146,9 +146,8 @@ class Planner:
             settings = self._call("train", lines, from_weights=from_weights).settings
         found = []
         for name, factor in times.items():
-            value = next(
-                (v for key, v in settings.items() if key == name or key.endswith(f".{name}")), None
-            )
+            same = (v for key, v in settings.items() if key == name or key.endswith(f".{name}"))
+            value = next(reversed([*same]), None)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ConfigError(f"{name} is {value!r} and cannot be multiplied; wanted a number")
             new = max(1, round(value * factor)) if isinstance(value, int) else value * factor

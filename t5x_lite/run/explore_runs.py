@@ -151,6 +151,7 @@ class Runs:
         with open(log, "ab") as file:
             process = subprocess.Popen(
                 [*self._command, *arguments, *self._flags],
+                env=_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -225,6 +226,13 @@ def figures(folder: Path) -> Figures:
             of_step = found.setdefault(record["step"], {})
             of_step |= {f"{record['task']}/{name}": value for name, value in scores.items()}
     return {step: scores for step, scores in found.items() if scores}
+
+
+def _environment() -> dict[str, str]:
+    """That of this process, for one that is alone, whatever launched this one."""
+    meeting = ("JAX_COORDINATOR_ADDRESS", "JAX_PROCESS_ID")
+    kept = {name: value for name, value in os.environ.items() if name not in meeting}
+    return {**kept, "JAX_NUM_PROCESSES": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def _reason(log: Path) -> str:
