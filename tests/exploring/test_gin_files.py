@@ -3,20 +3,15 @@
 import re
 from pathlib import Path
 
-import gin
 import pytest
 
-from t5x_lite import __main__, gin_files
 from t5x_lite.data.mixtures import ByExamples
 from t5x_lite.evaluation.study_tables import STUDY_TABLES
 from t5x_lite.models.transformer import abstract, num_parameters
-from t5x_lite.run.explore import explore
-from t5x_lite.run.explore_plan import Planner
 from t5x_lite.suites.study import Study
 from t5x_lite.trees import flat
 
 GIN_CONFIGS = Path(__file__).resolve().parents[2] / "gin_configs"
-SEARCH = ["", str(GIN_CONFIGS)]
 STUDIES = sorted(p.stem for p in (GIN_CONFIGS / "explore").glob("*.gin") if p.stem != "base")
 PARAMETERS = {  # facts: exact counts at base size
     "encoder-decoder, denoising": 222_903_552,
@@ -29,56 +24,6 @@ PARAMETERS = {  # facts: exact counts at base size
     "4x size, 1x steps": 972_590_080,
 }
 AT_BASE = {"4,096 times": 4096, "1,024 times": 1024, "256 times": 256, "64 times": 64}
-
-
-@pytest.fixture(scope="module")
-def study():
-    """What a gin file makes of `explore`'s parameters: study("mixing")["scales"]."""
-    known = {}
-
-    def read(name):
-        if name not in known:
-            files = [f"explore/{name}.gin"]
-            gin_files.check_macros(gin_files.read(files, [], SEARCH), "explore")
-            gin_files.clear()
-            gin_files.parse(files, [], SEARCH)
-            gin_files.check_values(explore, given=("read",))
-            known[name] = gin.get_bindings(explore)
-        return known[name]
-
-    yield read
-    gin_files.clear()
-
-
-@pytest.fixture(scope="module")
-def planned(study):
-    """The rows of a study and their runs: planned("mixing", "base")."""
-    known = {}
-
-    def plan(name, scale):
-        if (name, scale) not in known:
-            given = study(name)
-            planner = Planner(given["study"], given["scales"][scale], scale, read_call)
-            known[name, scale] = {row.row.name: row for row in planner.rows([0])}
-        return known[name, scale]
-
-    return plan
-
-
-@pytest.fixture(scope="module")
-def call(planned):
-    """What a row's pretraining, or its fine-tuning on a task, passes to `train`."""
-
-    def of(name, scale, row, task=""):
-        stage = next(s for s in planned(name, scale)[row].stages[0] if s.task == task)
-        text = stage.text(dict.fromkeys((stage.key, *stage.needs), "runs/x"))
-        return read_call(stage.kind, text)[0]
-
-    return of
-
-
-def read_call(command, text):
-    return __main__._read(command, text, SEARCH, [])
 
 
 def header(name):
@@ -134,6 +79,20 @@ def test_every_row_can_be_trained_and_no_two_are_the_same(name, scale, study, pl
             assert plan.pretraining.flops > 0
 
 
+def test_studies_share_the_runs_that_they_have_in_common(study, planned):
+    def keys(name, row):
+        return [stage.key for stage in planned(name, "tiny")[row].stages[0]]
+
+    baselines = {
+        tuple(keys(name, study(name)["study"].baseline))
+        for name in STUDIES
+        if "tiny" in study(name)["scales"] and name != "activations"
+    }
+    assert len(baselines) == 1
+    assert keys("mixing", "examples, K = 2^19") == keys("multitask", "multi-task training")
+    assert keys("span_lengths", "spans of 3") == keys("objectives", "spans of 3")
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_baseline_at_base_scale_is_the_studys(name, study, call):
     if name.startswith("activations"):
@@ -148,7 +107,7 @@ def test_the_baseline_at_base_scale_is_the_studys(name, study, call):
     assert float(rate(0)) == pytest.approx(0.01)
     assert float(rate(40_000)) == pytest.approx(0.005)
     assert float(rate(2**19)) == 0
-    tuned = call(name, "base", study(name)["study"].baseline, "squad")
+    tuned = call(name, "base", study(name)["study"].baseline, "cnn_dailymail")
     assert (tuned["steps"], tuned["batch_size"]) == (2**18, 128)
     assert float(tuned["learning_rate"](1000)) == pytest.approx(1e-3)
     assert tuned["evaluation"].every_steps == 5000
@@ -176,7 +135,8 @@ def test_repeated_text_is_that_of_table_9(call):
         found = call("repeated_data", "base", f"repeated {row}")
         assert found["data"].text_tokens == 2**35 // times
         tuned = call("repeated_data", "tiny", f"repeated {row}")
-        assert tuned["data"].text_tokens == 300 * 32 * 64 // times
+        tokens = tuned["steps"] * tuned["batch_size"] * tuned["data"].feature_lengths["inputs"]
+        assert tuned["data"].text_tokens == tokens // times
     assert call("repeated_data", "base", "not repeated")["data"].text_tokens is None
 
 
@@ -207,7 +167,7 @@ def test_steps_of_multi_task_training_are_those_of_both_phases(planned):
             assert not rows[row].fine_tuning
 
 
-def test_a_task_is_left_out_of_its_own_pretraining_alone(planned):
+def test_a_task_is_left_out_of_its_own_pretraining_alone(planned, read_call):
     for scale, number in (("tiny", 2), ("base", 7)):
         row = planned("multitask", scale)["leave-one-out pretraining, fine-tuning"]
         first = [stage for stage in row.stages[0] if not stage.task]
@@ -237,8 +197,8 @@ def test_scaling_spends_four_times_the_compute(planned):
     base = rows["baseline"].pretraining.flops
     for row in ("1x size, 4x steps", "1x size, 4x batch"):
         assert rows[row].pretraining.flops == pytest.approx(4 * base)
-        assert rows[row].fine_tuning["squad"].flops == pytest.approx(
-            4 * rows["baseline"].fine_tuning["squad"].flops
+        assert rows[row].fine_tuning["cnn_dailymail"].flops == pytest.approx(
+            4 * rows["baseline"].fine_tuning["cnn_dailymail"].flops
         )
     for row in ("2x size, 2x steps", "4x size, 1x steps"):
         assert 3.5 * base < rows[row].pretraining.flops < 5 * base
@@ -247,7 +207,7 @@ def test_scaling_spends_four_times_the_compute(planned):
         for row in ("4x ensembled", "4x ensembled, fine-tuning only")
     }
     assert [sum(not s.task for s in stages) for stages in trained.values()] == [4, 1]
-    assert [sum(s.task == "squad" for s in stages) for stages in trained.values()] == [4, 4]
+    assert [sum(s.task == "cnn_dailymail" for s in stages) for stages in trained.values()] == [4, 4]
 
 
 def test_gated_feed_forwards_have_as_many_weights(call):
@@ -273,7 +233,7 @@ def test_methods_of_fine_tuning_train_what_they_say_from_one_pretraining(planned
         given = call("finetuning_methods", scale, "gradual unfreezing", task)
         assert given["optimizer"].episode_steps == given["steps"] // layers
     for width in (32, 128, 512, 2048):
-        given = call("finetuning_methods", "base", f"adapters, {width}", "squad")
+        given = call("finetuning_methods", "base", f"adapters, {width}", "cnn_dailymail")
         assert given["model"].adapter_dim == width
         _, shapes, axes = abstract(given["model"])
         trained = flat(shapes).keys() - given["optimizer"].for_weights(shapes, axes).frozen
