@@ -140,7 +140,10 @@ class Stream:
 
         A task whose size is not known yet, as its store is being made, is left out.
         """
-        counts = self.examples(position)
+        return self.passes(self.examples(position))
+
+    def passes(self, counts: Mapping[str, int]) -> dict[str, float]:
+        """Return how often so many examples of each task go through it (`epochs`)."""
         each = zip(self._names, self._examples, strict=True)
         sizes = {name: size_so_far(examples) for name, examples in each}
         return {name: counts[name] / size for name, size in sizes.items() if size is not None}
