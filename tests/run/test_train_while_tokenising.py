@@ -1,4 +1,4 @@
-"""`train` with Data.tokenise = "while_training", from the command line, in one process and in two."""
+"""`train` with Data.tokenise = "while_training": one process and two, from the command line."""
 
 import json
 import subprocess
