@@ -49,5 +49,6 @@ def test_packed_metrics_come_back_with_their_bits_shapes_and_types():
     (found,) = fetch([metrics])
     assert list(found) == list(made)
     for name, array in made.items():
-        assert found[name].dtype == array.dtype and found[name].shape == array.shape
+        assert found[name].dtype == array.dtype
+        assert found[name].shape == array.shape
         assert found[name].tobytes() == np.asarray(array).tobytes()
