@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 from tensorboardX import SummaryWriter
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore  (made by protobuf)
 from tensorboardX.record_writer import register_writer_factory
 
 from t5x_lite.appending import Appender
@@ -62,6 +62,7 @@ class Writers:
         self._lines.write((json.dumps(record) + "\n").encode())
         # One event for all of them: tensorboardX takes a tenth of a millisecond for each.
         values = [Summary.Value(tag=f"{kind}/{n}", simple_value=x) for n, x in numbers.items()]
+        assert self._events.file_writer is not None
         self._events.file_writer.add_summary(Summary(value=values), step)
 
 
