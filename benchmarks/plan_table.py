@@ -1,6 +1,6 @@
 """Makes the table of docs/planning_table.md: every size of a family on three TPU slices.
 
-    python benchmarks/plan_table.py --minutes 60 [t5_1_1/small ...]    (needs libtpu; minutes a cell)
+    python benchmarks/plan_table.py --minutes=60 [t5_1_1/small ...]    (libtpu; minutes a cell)
 
 Cells are compiled, small models first, until the time is up; what is done is kept in
 plan_table.json, so that the same command goes on from there. The rest is marked as not computed.
