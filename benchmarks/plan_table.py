@@ -24,7 +24,8 @@ from t5x_lite.models.transformer import num_parameters
 from t5x_lite.planning import analytic
 from t5x_lite.planning.report import table
 from t5x_lite.planning.topologies import Topology, topology
-from t5x_lite.run.plan_step import Setting, plan_step
+from t5x_lite.run.plan_program import Setting
+from t5x_lite.run.plan_step import plan_step
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.schedules import InverseSquareRoot
 from t5x_lite.training.step import Loss, Update
