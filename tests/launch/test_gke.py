@@ -95,6 +95,15 @@ def test_words_go_through_xpk_unharmed(cloud):
     )
 
 
+def test_what_xpk_refuses_is_told_with_its_cure(cloud):
+    cloud.faults({"say": "[XPK] Error from server (Forbidden): exceeded quota: cluster-queue"})
+    ended = run(cloud, flags=["--cluster=c"], verb="xpk")
+    assert ended.code == 1
+    assert "exceeded quota: cluster-queue" in ended.text
+    assert "=>" in ended.text
+    assert not cloud.model_dir.exists()
+
+
 def test_what_xpk_does_in_its_own_way_is_refused_and_not_left_out(cloud):
     ended = run(cloud, flags=["--cluster=c", "--mount=bucket=/mnt"], verb="xpk")
     assert ended.code == 1
