@@ -230,7 +230,7 @@ _ACTIVATIONS = StudyTable(
 STUDY_TABLES: Mapping[str, StudyTable] = {
     "pretraining": _PRETRAINING,
     "architectures": _ARCHITECTURES,
-    "objectives": _OBJECTIVES,
+    "high_level_objectives": _OBJECTIVES,
     "corruption_strategies": _STRATEGIES,
     "corruption_rates": _RATES,
     "span_lengths": _SPANS,

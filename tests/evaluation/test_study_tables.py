@@ -16,7 +16,7 @@ OF_SCORES = {name: table for name, table in STUDY_TABLES.items() if table.column
 ROWS = {
     "pretraining": 2,
     "architectures": 10,
-    "objectives": 4,
+    "high_level_objectives": 4,
     "corruption_strategies": 4,
     "corruption_rates": 4,
     "span_lengths": 5,
@@ -61,7 +61,7 @@ def test_the_baseline_is_the_same_in_every_table():
 
 def test_rows_that_two_tables_share_are_the_same():
     objectives, strategies = (
-        STUDY_TABLES[name].rows for name in ("objectives", "corruption_strategies")
+        STUDY_TABLES[name].rows for name in ("high_level_objectives", "corruption_strategies")
     )
     assert objectives["BERT-style"] == strategies["BERT-style"]
     proportional = STUDY_TABLES["mixing"].rows["examples, K = 2^19"]
@@ -90,7 +90,7 @@ def test_averages_are_those_that_stand_beside_the_scores_of_single_tasks(table, 
     [
         ("architectures", "language model, LM", "SQuAD", 53.81),
         ("architectures", "prefix LM, denoising", "EnRo", 27.39),
-        ("objectives", "deshuffling", "GLUE", 73.17),
+        ("high_level_objectives", "deshuffling", "GLUE", 73.17),
         ("corruption_strategies", "drop tokens", "SGLUE", 68.67),
         ("corruption_rates", "50 %", "EnFr", 39.90),
         ("span_lengths", "spans of 10", "EnDe", 26.79),
@@ -117,7 +117,7 @@ def test_the_baseline_leads_the_architectures_in_every_column():
 
 def test_what_the_study_concludes_lies_beyond_noise():
     for row in ("prefix LM", "deshuffling"):
-        assert {"GLUE", "SQuAD", "SGLUE"} <= beyond_noise("objectives", row)[1]
+        assert {"GLUE", "SQuAD", "SGLUE"} <= beyond_noise("high_level_objectives", row)[1]
     assert {"GLUE", "SQuAD"} <= beyond_noise("corruption_rates", "50 %")[1]
     better, worse = beyond_noise("span_lengths", "spans of 3")
     assert better == {"CNNDM", "SQuAD", "SGLUE"}
