@@ -90,7 +90,7 @@ def compiled(
 @contextlib.contextmanager
 def _without_jax_cache() -> Iterator[None]:
     """JAX's own cache would keep a program for chips that are not here, and fail to load it."""
-    before = jax.config.read("jax_enable_compilation_cache")
+    before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # or JAX goes by what it found at first
     try:
