@@ -77,7 +77,7 @@ SHORT_FLAGS = {
 # Commands that start `train` with the same files and flags, as a process of its own.
 STARTS_TRAIN = {"torture"}
 # Commands that several processes may carry out together.
-OF_SEVERAL_PROCESSES = {"train", "evaluate", "doctor"}
+OF_SEVERAL_PROCESSES = {"train", "evaluate", "infer", "doctor"}
 PROCESS_FLAGS = {
     "coordinator_address": "HOST:PORT at which process 0 meets the others; a TPU pod tells",
     "num_processes": "how many there are",
