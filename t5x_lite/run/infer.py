@@ -16,7 +16,7 @@ from t5x_lite.run.console import Console, duration
 from t5x_lite.run.lines import STANDARD, Format, InputLines, OutputLines, Record
 from t5x_lite.run.record import MODEL
 from t5x_lite.run.start import chosen_step
-from t5x_lite.run.text_model import TextModel, load
+from t5x_lite.run.text_model import TextModel, check_batch_size, load
 
 What = Literal["generate", "embed", "fill", "score"]
 _NEEDED = {
@@ -57,7 +57,7 @@ def infer(
     are those of `text_model.load`. JSON lines keep the fields that they came with.
     """
     console = Console(stderr=outputs == STANDARD, silent=not processes.is_first())
-    _check(what, inputs)
+    _check(what, inputs, batch_size)
     lines = InputLines(inputs, input_format, _NEEDED[what])
     processes.simulate_devices(cpu_devices)
     step = _step_of(Path(model_dir), step)
@@ -95,9 +95,10 @@ def _step_of(directory: Path, step: int | None) -> int | None:
         return chosen_step(saved, step, "MODEL_DIR", "STEP")
 
 
-def _check(what: str, inputs: str) -> None:
+def _check(what: str, inputs: str, batch_size: int) -> None:
     if what not in _NEEDED:
         raise ConfigError(f"what is {what!r}; wanted one of {', '.join(_NEEDED)}", "WHAT")
+    check_batch_size(batch_size)
     if processes.count() > 1 and inputs == STANDARD:
         raise ConfigError(
             "several processes cannot share standard input; wanted a file that all of them see",
@@ -180,7 +181,8 @@ def _write_all(
                 f"{duration((lines.count - written.done) / speed)} left"
             )
         written.finish()
-    console.note(f"{lines.count:,} lines in {written.path}")
+    where = "standard output" if written.path == STANDARD else written.path
+    console.note(f"{lines.count:,} lines in {where}")
     if work.truncated:
         console.note(
             f"WARNING: {work.truncated:,} inputs of this start were longer than "

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NoReturn
 
 from t5x_lite import processes
 from t5x_lite.errors import ConfigError
@@ -139,6 +139,10 @@ class OutputLines:
         """-1 where everything is there already, else 0; ConfigError if it is something else."""
         if self.path == STANDARD:
             return 0
+        try:
+            self._final.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self._refuse(error)
         if self._final.exists():
             self._check_same()
             return -1
@@ -148,19 +152,19 @@ class OutputLines:
 
     def _opened(self) -> BinaryIO:
         try:
-            self._final.parent.mkdir(parents=True, exist_ok=True)
             self._described.write_text(json.dumps(self._settings, indent=2) + "\n")
             file = open(self._partial, "a+b")  # noqa: SIM115  (closed at the end of the context)
         except OSError as error:
-            raise ConfigError(
-                f"{self.path} cannot be written: {error.strerror}", "OUTPUTS"
-            ) from None
+            self._refuse(error)
         file.seek(0)
         lines = [line for line in file if line.endswith(b"\n")]
         self.done = len(lines) // self._block * self._block
         file.truncate(sum(map(len, lines[: self.done])))
         file.seek(0, os.SEEK_END)
         return file
+
+    def _refuse(self, error: OSError) -> NoReturn:
+        raise ConfigError(f"{self.path} cannot be written: {error.strerror}", "OUTPUTS") from None
 
     def _check_same(self) -> None:
         now = self._settings

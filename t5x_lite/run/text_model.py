@@ -79,9 +79,12 @@ class TextModel:
 
     def score(self, inputs: str | Sequence[str], targets: str | Sequence[str]) -> Any:
         """Log p of each target behind its input, its EOS included."""
+        texts, wanted = _listed(inputs), _listed(targets)
+        if len(texts) != len(wanted):
+            raise ValueError(f"{len(texts)} inputs and {len(wanted)} targets; wanted as many")
         rows = [
             {"inputs": self.encode(text).ids, "targets": self.encode_target(target)}
-            for text, target in zip(_listed(inputs), _listed(targets), strict=True)
+            for text, target in zip(texts, wanted, strict=True)
         ]
         return _like(inputs, [float(total) for total in self.scores(rows)])
 
@@ -125,7 +128,8 @@ class TextModel:
     def embeddings(self, rows: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
         """`embed` from token ids."""
         run = self._inference(Generation()).embed
-        return np.stack(self._batched(rows, lambda batch: run(self.params, batch)))
+        found = self._batched(rows, lambda batch: run(self.params, batch))
+        return np.array(found, np.float32).reshape(len(rows), self.config.emb_dim)
 
     def encode(self, text: str) -> Encoded:
         """A text's ids; "<extra_id_0>" is a sentinel wherever it stands."""
@@ -209,6 +213,7 @@ def load(
             "MODEL_DIR",
         )
     alone = processes.count() == 1
+    check_batch_size(batch_size)
     devices = jax.devices() if mesh or not alone else jax.devices()[:1]
     device_mesh = make_mesh(mesh or ({} if alone else {"data": -1}), devices)
     dtype = dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16")
@@ -240,6 +245,12 @@ def load(
         max_input_length=max_input_length,
         end_inputs=end_inputs,
     )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise ConfigError for batches without rows."""
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; wanted 1 or more", "BATCH_SIZE")
 
 
 def read_weights(

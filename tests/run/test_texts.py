@@ -45,6 +45,10 @@ def test_a_few_lines_generate_score_embed_and_fill(run_directory):
     vectors = model.embed(texts)
     assert vectors.shape == (3, 16)
     np.testing.assert_allclose(model.embed("con"), vectors[2], rtol=1e-4, atol=1e-5)
+    assert model.generate([]) == []
+    assert model.embed([]).shape == (0, 16)
+    with pytest.raises(ValueError, match="1 inputs and 2 targets; wanted as many"):
+        model.score("ban", ["gum", "det"])
     filled = model.fill("ban <extra_id_0> gum", max_length=4)
     assert len(filled.spans) == 1
 
@@ -150,7 +154,9 @@ def test_infer_goes_on_where_it_was_killed(run_directory, tmp_path):
         ('{"inputs": "a"}\n{"inputs": ', {}, "line 2 of in.jsonl is no JSON"),
         ('{"text": "a"}', {}, "line 1 of in.jsonl has no text 'inputs'"),
         ('{"inputs": "a"}', {"what": "score"}, "line 1 of in.jsonl has no text 'targets'"),
-        ('{"inputs": "a"}', {"what": "guess"}, "what is 'guess'; wanted typing.Literal['generate'"),
+        ('{"inputs": "a"}', {"what": "guess"}, "what is 'guess'; wanted 'generate' or 'embed'"),
+        ('{"inputs": "a"}', {"gin.BATCH_SIZE": "0"}, "batch_size is 0; wanted 1 or more"),
+        ('{"inputs": "a"}', {"outputs": "in.jsonl/out"}, "in.jsonl/out cannot be written"),
         ('{"inputs": "a"}', {"inputs": "gone"}, "gone cannot be read: No such file"),
         ('{"inputs": "a"}', {"model_dir": "gone"}, "gone holds no model"),
         ('{"inputs": "a"}', {"gin.STEP": "7"}, "no checkpoint of step 7; the steps there: 3"),
