@@ -71,6 +71,8 @@ def evaluate(
     predictions: bool = True,
     published: Sequence[str] = (),
     dtype: str = "float32",
+    ensemble: Sequence[str] = (),
+    output_dir: str | None = None,
     cpu_devices: int | None = None,
     describe_config: Callable[[], str] = str,
 ) -> None:
@@ -81,13 +83,17 @@ def evaluate(
     task, None takes all. predictions: write what the model said of every example, also of tasks
     that have no metrics or keep their labels secret. published: rows of the T5 paper to show beside
     (their names stand in evaluation/published.py). dtype: of activations.
+    ensemble: directories of runs of the same model, whose newest checkpoints' logits are averaged
+    with this one's, for texts and scores; there are no held-out losses then. output_dir: where
+    results go in place of the run's directory.
 
     Results stand in the run's directory: evaluations.jsonl, TensorBoard's events, predictions/.
     Raises ConfigError, before anything expensive, where there is nothing to evaluate.
     """
     directory, console = epath.Path(model_dir), Console(silent=not processes.is_first())
-    _check(losses, metrics, max_examples, published)
+    _check(losses, metrics, max_examples, published, ensemble)
     splits = Splits.of(split)
+    place = epath.Path(output_dir or model_dir)
     processes.simulate_devices(cpu_devices)
     model = dataclasses.replace(recorded_model(Path(model_dir)), dtype=dtype)
     device_mesh = make_mesh(mesh)
@@ -102,22 +108,37 @@ def evaluate(
             wanted = _Wanted(splits, losses, metrics, predictions, max_examples)
             tools = _tools(model, data, plan, inference, wanted, console)
             figures: dict[int, dict[str, float]] = {}
+            others = tuple(_newest(path, model, tools.weights) for path in ensemble)
+            place.mkdir(parents=True, exist_ok=True)
             for step in chosen:
                 with console.waiting(f"evaluating step {step:,}"):
                     params = saved.restore_weights(step, tools.weights)
-                    figures[step] = _evaluate(tools, params, directory, wanted, step)
+                    params = (params, *others) if others else params
+                    figures[step] = _evaluate(tools, params, place, wanted, step)
                     del params
     show_evaluation(console, splits, figures, published)
     for benchmark, lacking in missing_tasks(figures[chosen[-1]], splits.default).items():
         console.note(f"no {benchmark} average without {', '.join(lacking)}")
-    more = f" and {directory / PREDICTIONS}" if predictions and metrics else ""
-    console.note(f"results: {directory / RECORDS}{more}")
+    more = f" and {place / PREDICTIONS}" if predictions and metrics else ""
+    console.note(f"results: {place / RECORDS}{more}")
 
 
-def _check(losses: bool, metrics: bool, max_examples: int | None, published: Sequence[str]) -> None:
+def _check(
+    losses: bool,
+    metrics: bool,
+    max_examples: int | None,
+    published: Sequence[str],
+    ensemble: Sequence[str],
+) -> None:
     if not losses and not metrics:
         raise ConfigError(
             "neither losses nor metrics are asked for", "evaluate.losses", "evaluate.metrics"
+        )
+    if ensemble and losses:
+        raise ConfigError(
+            "an ensemble has no held-out losses; wanted losses = False",
+            "evaluate.ensemble",
+            "evaluate.losses",
         )
     if (max_examples or 1) < 1:
         raise ConfigError(
@@ -144,6 +165,17 @@ def _chosen(saved: Checkpoints, steps: Steps) -> list[int]:
         )
     wanted = [steps] if isinstance(steps, int) else sorted(set(steps))
     return [chosen_step(saved, step, *names) for step in wanted]
+
+
+def _newest(model_dir: str, model: TransformerConfig, weights: Any) -> Any:
+    """The newest weights of another run of the same model."""
+    other = dataclasses.replace(recorded_model(Path(model_dir)), dtype=model.dtype)
+    if other != model:
+        raise ConfigError(
+            f"{model_dir} holds another model; wanted runs of the same", "evaluate.ensemble"
+        )
+    with Checkpoints(epath.Path(model_dir)) as saved:
+        return saved.restore_weights(chosen_step(saved, None, "evaluate.ensemble"), weights)
 
 
 def _tools(
