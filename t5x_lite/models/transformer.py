@@ -305,11 +305,10 @@ class Transformer(nnx.Module):
 
 
 def _text(batch: Batch, side: str, tokens_bl: jax.Array, padding_of: str | None = None) -> Text:
-    """One side of a batch; what its features leave out is one segment, in order."""
+    """One side of a batch; what its features leave out is one segment, zeros at its end aside."""
     segments_bl = batch.get(f"{side}_segment_ids")
     if segments_bl is None:
         source = tokens_bl if padding_of is None else batch.get(padding_of, tokens_bl)
-        # Zeros at a row's end are padding; before that they may be tokens (BART's <s>).
         segments_bl = jax.lax.cummax((source > 0).astype(jnp.int32), axis=1, reverse=True)
     positions_bl = batch.get(f"{side}_positions")
     if positions_bl is None:
