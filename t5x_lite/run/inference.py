@@ -1,6 +1,7 @@
 """A model's compiled programs for texts: generate, score, embed; one for each shape of a batch."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -79,7 +80,6 @@ class Inference:
                 "MESH",
             )
         self._sharding = named_sharding(mesh, ("batch", "length"))
-        self._rows = process_rows(batch_size, self._sharding)
         graphdef = self._graphdef = abstract(self.config)[0]
 
         def program(function: Callable[..., Any]) -> Any:
@@ -96,6 +96,11 @@ class Inference:
     def mesh(self) -> jax.sharding.Mesh:
         """The mesh that everything is laid out over."""
         return self._mesh
+
+    @functools.cached_property
+    def _rows(self) -> slice:
+        """Which rows of a batch are this process's."""
+        return process_rows(self.batch_size, self._sharding)
 
     def generate(self, params: Params, batch: Mapping[str, NDArray]) -> Generated:
         """Texts for each row of "inputs"."""
