@@ -79,6 +79,11 @@ def test_every_row_can_be_trained_and_no_two_are_the_same(name, scale, study, pl
             assert plan.pretraining.flops > 0
 
 
+def test_the_documentation_lists_every_study():
+    text = (GIN_CONFIGS.parent / "docs" / "explore_studies.md").read_text()
+    assert sorted(re.findall(r"^\| `(\w+)` \|", text, re.M)) == STUDIES
+
+
 def test_studies_share_the_runs_that_they_have_in_common(study, planned):
     def keys(name, row):
         return [stage.key for stage in planned(name, "tiny")[row].stages[0]]
