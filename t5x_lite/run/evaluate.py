@@ -187,8 +187,27 @@ def _tools(
     console: Console,
 ) -> _Tools:
     """Get ready what is asked for; ConfigError where no task has anything of it."""
-    graphdef, shapes, axes = abstract(model)
-    mesh, splits = inference.mesh, wanted.splits
+    _check_splits(wanted.splits, data, plan)
+    mesh, (_, shapes, axes) = inference.mesh, abstract(model)
+    check_divisible(mesh, shapes, axes)
+    weights = jax.tree.map(
+        lambda leaf, place: leaf.update(sharding=place), shapes, shardings(mesh, axes)
+    )
+    judge = _make_judge(data, plan, inference, wanted, console)
+    held_out = _make_held_out(model, data, plan, inference, wanted)
+    if judge is None and held_out is None:
+        raise ConfigError(
+            f"no task of {data.mixture_or_task_name!r} has "
+            f"{'metrics and a' if wanted.metrics else 'a'} split {wanted.splits.default!r} to be "
+            f"evaluated on",
+            "MIXTURE_OR_TASK_NAME",
+            "evaluate.split",
+        )
+    return _Tools(judge, held_out, weights)
+
+
+def _check_splits(splits: Splits, data: Data, plan: Plan) -> None:
+    """Raise ConfigError where a split is given for what is no task of the mixture."""
     if unknown := sorted(set(splits.named) - {task.name for task in plan.tasks}):
         raise ConfigError(
             f"a split is given for {', '.join(unknown)}; the tasks of "
@@ -196,52 +215,55 @@ def _tools(
             "SPLIT",
             "evaluate.split",
         )
-    check_divisible(mesh, shapes, axes)
-    weights = jax.tree.map(
-        lambda leaf, place: leaf.update(sharding=place), shapes, shardings(mesh, axes)
+
+
+def _make_judge(
+    data: Data, plan: Plan, inference: Inference, wanted: _Wanted, console: Console
+) -> Judge | None:
+    """What judges the tasks that have their split and metrics; says which have not."""
+    if not wanted.metrics or inference.config.encoder_only:
+        return None
+    splits = wanted.splits
+    sets = processes.first_then_others(
+        lambda: evaluation_sets(
+            data, plan, console.note, splits=splits, without_metrics=wanted.predictions
+        )
     )
-    settings = batch_settings(data, plan, model, batch_size=inference.batch_size)
-    judge = held_out = None
-    if wanted.metrics and not model.encoder_only:
-        sets = processes.first_then_others(
-            lambda: evaluation_sets(
-                data, plan, console.note, splits=splits, without_metrics=wanted.predictions
-            )
-        )
-        named = {each.name for each in sets}
-        if rest := [task.name for task in plan.tasks if task.name not in named]:
-            where = splits.default if not splits.named else "their split"
-            console.note(f"without metrics or without {where}: {', '.join(rest)}")
-        if secret := [each.name for each in sets if not each.how.metrics or each.secret]:
-            console.note(f"predictions alone, without labels or metrics: {', '.join(secret)}")
-        if sets:
-            judge = Judge(inference, sets, plan.vocabulary(), max_examples=wanted.limit)
-    tasks = [
-        task
-        for task in (plan.validation_tasks() if wanted.losses else [])
-        if splits[task.name] == "validation"
-    ]
-    if tasks:
-        check_tasks(plan, model)
-        held_out = HeldOut(
-            graphdef,
-            tasks,
-            plan.vocabulary(),
-            Evaluation(max_examples=wanted.limit, samples=0),
-            inference,
-            batch_sharding=named_sharding(mesh, ("batch", "length")),
-            replicated=named_sharding(mesh, ()),
-            stream_settings=settings,
-        )
-    if judge is None and held_out is None:
-        raise ConfigError(
-            f"no task of {data.mixture_or_task_name!r} has "
-            f"{'metrics and a' if wanted.metrics else 'a'} split {splits.default!r} to be "
-            f"evaluated on",
-            "MIXTURE_OR_TASK_NAME",
-            "evaluate.split",
-        )
-    return _Tools(judge, held_out, weights)
+    named = {each.name for each in sets}
+    if rest := [task.name for task in plan.tasks if task.name not in named]:
+        where = splits.default if not splits.named else "their split"
+        console.note(f"without metrics or without {where}: {', '.join(rest)}")
+    if secret := [each.name for each in sets if not each.how.metrics or each.secret]:
+        console.note(f"predictions alone, without labels or metrics: {', '.join(secret)}")
+    if not sets:
+        return None
+    return Judge(inference, sets, plan.vocabulary(), max_examples=wanted.limit)
+
+
+def _make_held_out(
+    model: TransformerConfig, data: Data, plan: Plan, inference: Inference, wanted: _Wanted
+) -> HeldOut | None:
+    """What takes the losses of the tasks that are looked at on "validation".
+
+    The model is the run's own: an `Inference`'s has experts with room for every token.
+    """
+    if not wanted.losses:
+        return None
+    tasks = [t for t in plan.validation_tasks() if wanted.splits[t.name] == "validation"]
+    if not tasks:
+        return None
+    mesh = inference.mesh
+    check_tasks(plan, model)
+    return HeldOut(
+        abstract(model)[0],
+        tasks,
+        plan.vocabulary(),
+        Evaluation(max_examples=wanted.limit, samples=0),
+        inference,
+        batch_sharding=named_sharding(mesh, ("batch", "length")),
+        replicated=named_sharding(mesh, ()),
+        stream_settings=batch_settings(data, plan, model, batch_size=inference.batch_size),
+    )
 
 
 def _evaluate(

@@ -77,7 +77,9 @@ def _of_generation(
 
 
 def _facts(setting: Setting, wanted: Topology, *, tokens: int, flops: float) -> dict[str, Any]:
-    model = setting.model
+    model, lengths = setting.model, dict(setting.lengths)
+    if setting.texts is not None:
+        lengths = {"inputs": setting.texts.inputs, "targets": setting.texts.tokens}
     return {
         "model": {
             "parameters": transformer.num_parameters(model),
@@ -87,7 +89,7 @@ def _facts(setting: Setting, wanted: Topology, *, tokens: int, flops: float) -> 
         "batch": {
             "rows": setting.batch_size,
             "rows_per_chip": setting.batch_size / wanted.chips,
-            "lengths": dict(setting.lengths),
+            "lengths": lengths,
             "tokens": tokens,
         },
         "flops": {

@@ -64,7 +64,7 @@ def test_every_comparison_of_the_study_has_a_gin_file(study):
     assert {study(name)["study"].name for name in STUDIES} == {*STUDIES}
 
 
-@pytest.mark.parametrize("scale", ["tiny", "small", "base"])
+@pytest.mark.parametrize("scale", ["tiny", "base", pytest.param("small", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_row_can_be_trained_and_no_two_are_the_same(name, scale, study, planned):
     if scale not in study(name)["scales"]:
@@ -77,6 +77,11 @@ def test_every_row_can_be_trained_and_no_two_are_the_same(name, scale, study, pl
             assert set(stage.needs) <= keys
         if plan.pretraining is not None:
             assert plan.pretraining.flops > 0
+
+
+def test_the_documentation_lists_every_study():
+    text = (GIN_CONFIGS.parent / "docs" / "explore_studies.md").read_text()
+    assert sorted(re.findall(r"^\| `(\w+)` \|", text, re.M)) == STUDIES
 
 
 def test_studies_share_the_runs_that_they_have_in_common(study, planned):

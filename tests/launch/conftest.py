@@ -1,8 +1,10 @@
 """Launchers as a user runs them, from a small checkout, with stand-ins for the clouds' programs."""
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -108,8 +110,19 @@ class Cloud:
         """What reached t5x_lite on a worker."""
         return json.loads((self.model_dir / f"{command}-{worker}.json").read_text())
 
+    def close(self):
+        """End what a test that failed left running."""
+        for pattern in ("pods/current/*/pid", "workers/*/t5x_lite/*/pid"):
+            for pid in self.state.glob(pattern):
+                if (pid.parent / "exit").exists():  # its number may be another's by now
+                    continue
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(int(pid.read_text()), signal.SIGKILL)
+
 
 @pytest.fixture
 def cloud(tmp_path):
     """A cloud of one's own."""
-    return Cloud(tmp_path)
+    own = Cloud(tmp_path)
+    yield own
+    own.close()

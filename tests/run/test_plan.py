@@ -130,6 +130,7 @@ def test_generation_is_planned_by_prefill_token_and_cache(tmp_path, capsys):
         rate = found["texts"] / found["token_seconds"][1 - n] / 8
         assert found["tokens_per_second_per_chip"][n] == pytest.approx(rate)
     assert made["batch"]["tokens"] == 32 * 4 * 32
+    assert made["batch"]["lengths"] == {"inputs": 64, "targets": 32}
     said = " ".join(capsys.readouterr().out.split())
     assert "Generation of 32 tokens" in said
     assert "Plan of a generation on h200:8" in said

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,21 @@ def test_infer_keeps_lines_and_their_order(run_directory, command, capsys):
     with pytest.raises(SystemExit):
         command("infer", *flags, "--inputs=in.txt", "--outputs=out.jsonl", "--prefix=x")
     assert "holds results of other settings (max_input_length 8 -> 512" in capsys.readouterr().err
+
+
+def test_infer_does_not_mix_the_texts_of_two_checkpoints(run_directory, command, tmp_path, capsys):
+    """A run that saved once more between two starts would give the rest of the lines."""
+    run = tmp_path / "run"
+    shutil.copytree(run_directory(), run)
+    Path("in.txt").write_text("ban\n")
+    flags = (f"--model_dir={run}", "--inputs=in.txt", "--outputs=out.jsonl")
+    command("infer", *flags, "--gin.Generation.max_length=4")
+    shutil.copytree(run / "checkpoints" / "3", run / "checkpoints" / "4")
+    with pytest.raises(SystemExit):
+        command("infer", *flags, "--gin.Generation.max_length=4")
+    assert "holds results of other settings (step 3 -> 4); wanted" in capsys.readouterr().err
+    command("infer", *flags, "--gin.Generation.max_length=4", "--gin.STEP=3")
+    assert "out.jsonl is complete" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("what", ["score", "embed", "fill"])

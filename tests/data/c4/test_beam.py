@@ -13,6 +13,11 @@ from t5x_lite.data.records import BadLines
 from t5x_lite.errors import ConfigError
 
 IN_MEMORY = ("--runner=DirectRunner", "--direct_running_mode=in_memory")
+# Processes of their own get the pipeline in a message, as the machines of a cluster do.
+IN_PROCESSES = (
+    *("--runner=DirectRunner", "--direct_running_mode=multi_processing"),
+    "--direct_num_workers=2",
+)
 
 
 def pages(directory):
@@ -26,8 +31,15 @@ def pages(directory):
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("unit", ["lines", "three_sentences"])
-def test_beam_and_one_machine_build_the_same(unit, wet_files, tmp_path):
+@pytest.mark.parametrize(
+    ("unit", "options"),
+    [
+        ("lines", IN_MEMORY),
+        ("three_sentences", IN_MEMORY),
+        pytest.param("lines", IN_PROCESSES, marks=pytest.mark.slow),
+    ],
+)
+def test_beam_and_one_machine_build_the_same(unit, options, wet_files, tmp_path):
     pytest.importorskip("apache_beam")
     recipe = C4Recipe(unit=unit, bad_words=str(wet_files / "bad_words.txt"))
     wet = tuple(sorted(map(str, wet_files.glob("*.gz"))))
@@ -35,7 +47,7 @@ def test_beam_and_one_machine_build_the_same(unit, wet_files, tmp_path):
         Job(recipe, wet, tmp_path / "local", 2), processes=1, report=lambda line: None
     )
     found = beam.build_with_beam(
-        recipe, str(wet_files / "*.gz"), str(tmp_path / "beam"), train_shards=2, options=IN_MEMORY
+        recipe, str(wet_files / "*.gz"), str(tmp_path / "beam"), train_shards=2, options=options
     )
     assert pages(tmp_path / "beam") == pages(tmp_path / "local") != {}
     of_hashes = {name for name in expected if name.startswith("duplicates: hash")}
