@@ -28,6 +28,7 @@ COMMANDS = {
     "serve": "open a page on this machine to try a model",
     "evaluate": "take held-out losses and the tasks' own metrics of checkpoints",
     "compare": "name the first step at which two runs part",
+    "replay": "run one step again and name the first module whose numbers go wrong",
     "doctor": "look whether all hosts of a run are fit for it, before the first step",
     "report": "show one run, or several beside each other, as a page",
     "plan": "compile a step for a TPU slice from here: memory, time, collectives",
@@ -43,6 +44,7 @@ FIRST_FILES = {
     "serve": "runs/serve.gin",
     "compare": "runs/compare.gin",
     "torture": "runs/torture.gin",
+    "replay": "runs/replay.gin",
     "doctor": "runs/doctor.gin",
     "report": "runs/report.gin",
 }
@@ -55,6 +57,7 @@ SHORT_FLAGS = {
     "c4": {"wet": "WET", "out": "OUT", "bad_words": "BAD_WORDS", "variant": "VARIANT"},
     "doctor": {"devices": "doctor.devices"},
     "torture": {"minutes": "torture.minutes"},
+    "replay": {"step": "replay.step"},
     "infer": {
         "model_dir": "MODEL_DIR",
         "inputs": "INPUTS",
@@ -76,8 +79,10 @@ SHORT_FLAGS = {
 }
 # Commands that start `train` with the same files and flags, as a process of its own.
 STARTS_TRAIN = {"torture"}
+# Commands that are given `train` itself, whose values are checked before.
+GIVEN_TRAIN = {"replay"}
 # Commands that several processes may carry out together.
-OF_SEVERAL_PROCESSES = {"train", "evaluate", "doctor"}
+OF_SEVERAL_PROCESSES = {"train", "evaluate", "replay", "doctor"}
 PROCESS_FLAGS = {
     "coordinator_address": "HOST:PORT at which process 0 meets the others; a TPU pod tells",
     "num_processes": "how many there are",
@@ -123,6 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         also = {}
         if options.command in STARTS_TRAIN:
             also["arguments"] = _of_train(arguments[1:], options.command)
+        if options.command in GIVEN_TRAIN:
+            gin_files.check_values(_function("train"))
         gin_files.call(_function(options.command), **also)
         _leave_processes(0)
     except ConfigError as error:

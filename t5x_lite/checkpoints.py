@@ -59,7 +59,7 @@ class Checkpoints:
         *,
         report: Callable[[str], None] = print,
     ):
-        for_reading = policy is None
+        self._for_reading = policy is None
         self._policy = policy or CheckpointPolicy(keep_latest=None)
         self._report = report
         self.model_dir = epath.Path(model_dir)
@@ -75,7 +75,7 @@ class Checkpoints:
             context=_context(),
             save_decision_policy=self._policy.saving(),
             preservation_policy=self._policy.keeping(),
-            cleanup_tmp_directories=not for_reading,
+            cleanup_tmp_directories=not self._for_reading,
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -187,7 +187,7 @@ class Checkpoints:
     def rest_on(self, base: Base) -> None:
         """Save and restore from now on without the weights that `base` holds, and record it."""
         self.base = base
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and not self._for_reading:
             base.record(self.model_dir)
 
     def arrays(self, step: int) -> dict[str, np.ndarray]:
