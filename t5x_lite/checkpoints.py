@@ -23,6 +23,7 @@ from orbax.checkpoint import v1 as ocp
 
 from t5x_lite import checksums, processes
 from t5x_lite.checkpoint_policy import Better, CheckpointPolicy, ranking
+from t5x_lite.checkpoint_shapes import check_shapes, context, described, is_address
 from t5x_lite.errors import ConfigError
 from t5x_lite.frozen import Base
 from t5x_lite.trees import flat, joined, nested, without
@@ -72,9 +73,9 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._checkpointer = ocp.training.Checkpointer(
             absolute(self.model_dir) / "checkpoints",
-            context=_context(),
+            context=context(),
             save_decision_policy=self._policy.saving(),
-            preservation_policy=self._policy.keeping(),
+            preservation_policy=self._policy.keeping(self.model_dir),
             cleanup_tmp_directories=not self._for_reading,
         )
 
@@ -152,9 +153,7 @@ class Checkpoints:
 
     def saved_weights(self, step: int) -> Any:
         """Shapes and types of a step's weights, as nested dicts of descriptions; no numbers."""
-        with _context():
-            found = ocp.checkpointables_metadata(self._directory(step))
-        own = found.metadata["state"]["params"]
+        own = described(self._directory(step))["params"]
         if self.base is None:
             return own
         with self._base() as other:
@@ -163,6 +162,7 @@ class Checkpoints:
 
     def restore(self, step: int, abstract: State) -> tuple[State, Json]:
         """The state of a step, placed as `abstract` says, and its progress."""
+        check_shapes(self._own(abstract), self._directory(step))
         parts = self._checkpointer.load_checkpointables(
             step, {"state": self._own(abstract), "progress": None}
         )
@@ -179,7 +179,8 @@ class Checkpoints:
         own = without(abstract, self.base.fingerprints) if self.base else abstract
         params: Any = {}
         if own:
-            with _context(partial_load=True):
+            check_shapes({"params": own}, self._directory(step))
+            with context(partial_load=True):
                 parts = ocp.load_checkpointables(self._directory(step), {"state": {"params": own}})
             params = parts["state"]["params"]
         return joined(params, self._frozen(abstract)) if self.base else params
@@ -189,11 +190,16 @@ class Checkpoints:
         self.base = base
         if jax.process_index() == 0 and not self._for_reading:
             base.record(self.model_dir)
+            if (failure := base.pin(self.model_dir)) is not None:
+                self._report(
+                    f"{base.model_dir} was not told that this run rests on its step {base.step:,} "
+                    f"({failure}): keep that step"
+                )
 
     def arrays(self, step: int) -> dict[str, np.ndarray]:
         """All arrays of a step's state in this process's memory, by their paths."""
-        with _context():
-            stored = ocp.checkpointables_metadata(self._directory(step)).metadata["state"]
+        stored = described(self._directory(step))
+        with context():
             into = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored)
             found = ocp.load_checkpointables(self._directory(step), {"state": into})["state"]
         return {path: np.asarray(leaf) for path, leaf in flat(found).items()}
@@ -326,15 +332,3 @@ def shortened(text: str, most: int = 400) -> str:
 def absolute(path: epath.Path) -> epath.Path:
     """The path from the root; an address is one already."""
     return path if is_address(path) else path.absolute()
-
-
-def is_address(path: epath.PathLike) -> bool:
-    """Whether a path is of a store such as gs:// and not of a file system."""
-    return "://" in str(path)
-
-
-def _context(*, partial_load: bool = False) -> ocp.Context:
-    context = ocp.Context()
-    context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE
-    context.pytree.loading.partial_load = partial_load
-    return context

@@ -115,7 +115,7 @@ def train(
     )
     startup.lap("data")
     ready = Ready(directory, model, program, feed, loss, update, seed, init_from, console, startup)
-    beside = Beside(profile, receipts, guard, patience, tracker)
+    beside = Beside(profile, receipts, guard, tracker)
     with jax.set_mesh(program.mesh), closing(feed.plan):
         if instead is not None:
             instead(ready)
@@ -129,12 +129,14 @@ def train(
         with Checkpoints(directory, checkpoints, report=console.note) as saved:
             run = Run(program, feed.stream, held_out, saved, console, directory, startup)
             _introduce(console, model, program, directory)
-            run.begin(init_from, steps)
-            goodput = Goodput(directory, startup.ledger)
-            record = _record(ready, run.step, describe_config)
-            if run.step < steps:
-                observers = beside.observers(ready, saved, goodput, judge, describe_config)
-                run.train(steps, evaluation.every_steps, log_every_steps, work, observers, record)
+            with Watchdog(patience, startup.ledger):
+                run.begin(init_from, steps)
+                goodput = Goodput(directory, startup.ledger)
+                record = _record(ready, run.step, describe_config)
+                if run.step < steps:
+                    watching = beside.observers(ready, saved, goodput, judge, describe_config)
+                    every = evaluation.every_steps, log_every_steps
+                    run.train(steps, *every, work, watching, record)
             finish(run, feed, evaluation, directory, console, goodput)
 
 
@@ -159,7 +161,6 @@ class Beside(NamedTuple):
     profile: Profile
     receipts: Receipts
     guard: Guard
-    patience: Patience
     tracker: WeightsAndBiases | None
 
     def observers(
@@ -174,7 +175,6 @@ class Beside(NamedTuple):
         directory, stream, note = ready.directory, ready.feed.stream, ready.console.note
         observers: list[Observer] = [
             Profiler(self.profile, directory / EVENTS, ready.console),
-            Watchdog(self.patience, ready.startup.ledger),
             goodput,
             ReceiptWriter(self.receipts, directory, stream, note),
             Guarding(self.guard, directory, stream, ready.seed, lambda: saved.steps, note),
