@@ -1,6 +1,7 @@
 """`t5x_lite torture`: a real run under faults, held against the same run that nothing disturbed."""
 
 import random
+import re
 import shutil
 import signal
 import time
@@ -19,6 +20,7 @@ from t5x_lite.run.faults import FAULTS, LONG, Fault, Scene
 from t5x_lite.run.launched import FIRST, STEP, Launched
 
 DATA = "data"  # where the corpus and the stores of torture's own lie
+LAP = re.compile(r"([a-z][a-z ]*[a-z]) (?:(\d+) min )?([\d.]+) s")  # of `startup.Startup.line`
 CHILD = ("--gin.CheckpointPolicy.retry_seconds=0.5", "--gin.Receipts.params_every_steps=10")
 
 
@@ -238,4 +240,16 @@ def _show(console: Console, outcomes: Sequence[Outcome], steps: int, runs: int) 
         "all ends equal to the undisturbed run's to the bit",
         ("fault", "expected", "times", "to the next step"),
         rows,
+    )
+    laps: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        for name, minutes, seconds in LAP.findall(outcome.parts):
+            laps.setdefault(name, []).append(60 * float(minutes or 0) + float(seconds))
+    console.table(
+        "Where the time of the starts after them went",
+        ("part", "median", "longest"),
+        [
+            (name, duration(float(np.median(each))), duration(max(each)))
+            for name, each in laps.items()
+        ],
     )

@@ -66,6 +66,7 @@ def train(
     patience: Patience = Patience(),  # noqa: B008 frozen
     tracker: WeightsAndBiases | None = None,
     seed: int = 0,
+    deterministic: bool = False,
     cpu_devices: int | None = None,
     instead: "Callable[[Ready], None] | None" = None,
     describe_config: Callable[[], str] = str,
@@ -74,6 +75,7 @@ def train(
 
     batch_size: rows of the global batch, over all devices. mesh: sizes of mesh axes, -1 for the
     rest. seed: of the initial weights and of dropout; the order of the data has `data.seed`.
+    deterministic: the same bits at every run also on GPUs, which are slower for it.
     init_from: whose weights a run without checkpoints starts with. loss_on_inputs: a decoder
     without an encoder learns its inputs too. cpu_devices: simulate so many devices on a CPU, over
     all processes.
@@ -103,6 +105,7 @@ def train(
         batch_size=batch_size,
         seed=seed,
         fingerprint_every=receipts.fingerprint_every,
+        deterministic=deterministic,
     )
     if init_from is not None and not (directory / "checkpoints").exists():
         check_init_from(init_from, program.abstract.params)

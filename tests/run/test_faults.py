@@ -10,7 +10,7 @@ from t5x_lite import checksums
 from t5x_lite.errors import ConfigError
 from t5x_lite.run import faults, spoiled
 from t5x_lite.run.faults import FAULTS, Scene
-from t5x_lite.run.torture import Pod, torture
+from t5x_lite.run.torture import LAP, Pod, torture
 
 
 class Ended:
@@ -85,6 +85,15 @@ def test_the_last_part_runs_on_another_number_of_processes_and_devices():
         assert other.processes != pod.processes
         assert other.processes * other.devices != pod.processes * pod.devices
         assert f"--gin.CPU_DEVICES={other.processes * other.devices}" in other.flags
+
+
+def test_the_parts_of_a_start_are_read_from_its_line():
+    line = "import 1 min 2 s, data 38.7 s, compiling beyond that 5.0 s"
+    assert LAP.findall(line) == [
+        ("import", "1", "2"),
+        ("data", "", "38.7"),
+        ("compiling beyond that", "", "5.0"),
+    ]
 
 
 def test_the_batch_of_one_step_is_spoiled_wherever_a_run_starts(monkeypatch):
