@@ -8,9 +8,10 @@ import argparse
 import importlib
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from t5x_lite import __version__, gin_files, gin_imports
 from t5x_lite.errors import ConfigError
@@ -30,6 +31,7 @@ COMMANDS = {
     "compare": "name the first step at which two runs part",
     "replay": "run one step again and name the first module whose numbers go wrong",
     "doctor": "look whether all hosts of a run are fit for it, before the first step",
+    "explore": "repeat a study: pretrain, fine-tune and compare the rows of a gin file",
     "report": "show one run, or several beside each other, as a page",
     "plan": "compile a step for a TPU slice from here: memory, time, collectives",
 }
@@ -67,6 +69,16 @@ SHORT_FLAGS = {
     },
     "serve": {"model_dir": "MODEL_DIR", "host": "HOST", "port": "PORT"},
     "report": {"output": "report.output"},
+    "explore": {
+        "scale": "SCALE",
+        "seeds": "SEEDS",
+        "output": "OUTPUT",
+        "budget": "explore.budget",
+        "jobs": "explore.jobs",
+        "only": "explore.only",
+        "seed": "explore.seed",
+        "hand_off": "explore.hand_off",
+    },
     "plan": {
         "topology": "plan.topology_name",
         "slices": "plan.slices",
@@ -81,6 +93,8 @@ SHORT_FLAGS = {
 STARTS_TRAIN = {"torture"}
 # Commands that are given `train` itself, whose values are checked before.
 GIVEN_TRAIN = {"replay"}
+# Commands that read other gin files than their own, and start commands with them.
+READS_OTHERS = {"explore"}
 # Commands that several processes may carry out together.
 OF_SEVERAL_PROCESSES = {"train", "evaluate", "replay", "doctor"}
 PROCESS_FLAGS = {
@@ -130,6 +144,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             also["arguments"] = _of_train(arguments[1:], options.command)
         if options.command in GIVEN_TRAIN:
             gin_files.check_values(_function("train"))
+        if options.command in READS_OTHERS:
+            passed = ("--gin_search_paths", "--gin_imports")
+            also["arguments"] = arguments[1:]
+            also["flags"] = [a for a in arguments if a.startswith(passed)]
+            also["read"] = lambda command, text: _read(command, text, search, allowed)
         gin_files.call(_function(options.command), **also)
         _leave_processes(0)
     except ConfigError as error:
@@ -151,6 +170,26 @@ def _of_train(arguments: Sequence[str], command: str) -> list[str]:
     """The arguments of a command that are `train`'s as well."""
     own = (f"--gin.{command}.", *(f"--{flag}" for flag in SHORT_FLAGS.get(command, {})))
     return [argument for argument in arguments if not argument.startswith(own)]
+
+
+def _read(
+    command: str, text: str, search: Sequence[str], allowed: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a gin file given as text would pass to a command, and its names as they were set."""
+    with tempfile.NamedTemporaryFile("w", suffix=".gin") as file:
+        file.write(text)
+        file.flush()
+        bindings = gin_files.read([file.name], [], search)
+        gin_files.check_macros(bindings, command)
+        if allowed:
+            gin_imports.check_imports([file.name], search, allowed)
+        gin_files.clear()
+        gin_files.parse([file.name], [], search)
+    settings: dict[str, Any] = {}
+    for binding in bindings:  # one name may be written in two ways: the last one counts
+        settings.pop(binding.name, None)
+        settings[binding.name] = binding.value
+    return gin_files.arguments(_function(command)), settings
 
 
 def _function(command: str) -> Callable[..., None]:

@@ -205,13 +205,29 @@ def call(function: Callable[..., Any], **also: Any) -> None:
     """Check all that gin will pass to `function`, and call it with that and `also`."""
     import gin
 
-    check_values(function)
+    check_values(function, given=also)
     gin.get_configurable(function)(describe_config=gin.operative_config_str, **also)
 
 
-def check_values(function: Callable[..., Any]) -> None:
+def arguments(function: Callable[..., Any]) -> dict[str, Any]:
+    """Check all that gin would pass to `function`, and make it without a call."""
+    import gin
+
+    check_values(function)
+    return gin.get_bindings(function)
+
+
+def clear() -> None:
+    """Forget every binding, before other files are parsed."""
+    import gin
+
+    gin.clear_config()
+
+
+def check_values(function: Callable[..., Any], *, given: Iterable[str] = ()) -> None:
     """Hold what gin will pass, from `function` down, against signatures and annotations.
 
+    given: parameters of `function` that do not come from gin.
     Raises ConfigError for a parameter that has neither value nor default, and for a wrong type.
     """
     import gin
@@ -227,16 +243,17 @@ def check_values(function: Callable[..., Any]) -> None:
         bound = dict(config._CONFIG.get(("", configurable.selector), {}))
         bound |= config._CONFIG.get((scope, configurable.selector), {})
         bound = {name: _resolve(value) for name, value in bound.items()}
-        _check_parameters(configurable, bound)
+        _check_parameters(configurable, bound, given if configurable.wrapped is function else ())
         for value in _made(bound):
             todo.append(("/".join(value.scopes), value.configurable))
 
 
-def _check_parameters(configurable: Any, bound: dict[str, Any]) -> None:
+def _check_parameters(configurable: Any, bound: dict[str, Any], given: Iterable[str]) -> None:
     name, target = configurable.name, configurable.wrapped
     for parameter in inspect.signature(target).parameters.values():
         open_ended = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        if parameter.default is parameter.empty and not open_ended and parameter.name not in bound:
+        known = open_ended or parameter.name in bound or parameter.name in given
+        if parameter.default is parameter.empty and not known:
             raise ConfigError(
                 f"{name}.{parameter.name} must be set, for example with "
                 f"--gin.{name}.{parameter.name}=VALUE"

@@ -173,7 +173,7 @@ class _Launch:
             text=True,
             errors="replace",
             start_new_session=True,  # a terminal's Ctrl-C comes through here alone
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
 
     def _send(self, running: set[int], number: int) -> None:
@@ -215,7 +215,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have Linux kill the process when this one is killed; elsewhere it would be left behind."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1

@@ -1,6 +1,7 @@
 """Eight simulated CPU devices, and the tiny models that many tests share."""
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -160,3 +161,23 @@ def needs_libtpu():
     """Skip a test that asks the TPU's compiler where it is not installed."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: pip install 't5x_lite[tpu-plan]'")
+
+
+@pytest.fixture
+def browser():
+    """Chromium without a window."""
+    driver = shutil.which("chromedriver")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if driver is None or chromium is None:
+        pytest.skip("Chromium is not installed: apt-get install chromium chromium-driver")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service as Driver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    found = webdriver.Chrome(options=options, service=Driver(driver))
+    yield found
+    found.quit()

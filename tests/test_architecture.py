@@ -20,6 +20,7 @@ LEVELS = {
     "run": 4,
     "checkpoints": 3,
     "convert": 3,
+    "exploring": 3,
     "planning": 3,
     "training.state": 3,
     "training.step": 3,

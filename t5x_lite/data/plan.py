@@ -76,6 +76,8 @@ class Data:
         comes early. The first epoch then shuffles blocks of 16,384 examples, from the beginning of
         the source to its end, whether or not the store is there; later epochs shuffle all.
     pack: put several short examples in one row.
+    text_tokens: train on the first so many tokens of each task of text alone, over and over
+    (`data.limited`); None: on all.
     exhaustion, num_epochs: what becomes of a task that was gone through so often: "repeat" it for
         ever, "stop" the run, or "renormalise": go on with the others until all were.
     seed: of the order of examples, the draws among tasks and the noise.
@@ -94,6 +96,7 @@ class Data:
     processes: int = 1
     store_dir: str | None = None
     pack: bool = True
+    text_tokens: int | None = None
     exhaustion: Exhaustion = "repeat"
     num_epochs: int = 1
     seed: int = 0
@@ -106,6 +109,15 @@ class Data:
                 f"{' or '.join(get_args(Tokenise))}, and 1 process or more",
                 "Data.tokenise",
                 "Data.processes",
+            )
+        if self.text_tokens is not None and (
+            self.tokenise == "while_training" or self.text_tokens < 1
+        ):
+            raise ConfigError(
+                f"text_tokens is {self.text_tokens}: it takes 1 token or more, of stores that are "
+                "made before training",
+                "Data.text_tokens",
+                "Data.tokenise",
             )
         if self.store_dir is not None and (
             self.tokenise == "while_training" or not files.is_address(self.store_dir)
@@ -192,6 +204,7 @@ def _make_plan(
         extra_ids=vocabulary.extra_ids,
         tasks=tasks,
         store_dir=data.store_dir,
+        text_tokens=data.text_tokens,
         builder=_builder({name: places[name]["train"] for name in later}, data, report),
     )
 
@@ -237,6 +250,7 @@ def ready(data: Data) -> Plan | None:
         extra_ids=content["extra_ids"],
         tasks=tasks,
         store_dir=data.store_dir,
+        text_tokens=data.text_tokens,
     )
     try:
         if plan.vocabulary().fingerprint != content["fingerprint"]:

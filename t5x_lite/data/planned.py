@@ -8,7 +8,9 @@ from typing import Any
 
 from t5x_lite.data.builder import Builder
 from t5x_lite.data.growing import GrowingStore
+from t5x_lite.data.limited import first_tokens
 from t5x_lite.data.live import LiveTask
+from t5x_lite.data.opening import AnyStore
 from t5x_lite.data.pair_endings import PairEnding
 from t5x_lite.data.remote import RemoteStore
 from t5x_lite.data.stores import open_store, store_exists
@@ -40,6 +42,7 @@ class PlannedTask:
 class Plan:
     """The stores of a mixture's tasks, under one vocabulary.
 
+    text_tokens: how much of each task's text is trained on, None for all.
     builder: makes those that are not there yet; `close` ends it.
     """
 
@@ -49,6 +52,7 @@ class Plan:
     extra_ids: int
     tasks: tuple[PlannedTask, ...]
     store_dir: str | None = None
+    text_tokens: int | None = None
     builder: Builder | None = None
 
     def close(self) -> None:
@@ -86,7 +90,9 @@ class Plan:
         objective = (task.objective or self.objective) if task.is_text else None
         name = task.stores[split]
         if self.builder is None or store_exists(self, name):
-            store = open_store(self, name)
+            store: AnyStore = open_store(self, name)
+            if task.is_text and split == "train" and self.text_tokens is not None:
+                store = first_tokens(task.name, store, self.text_tokens)
         else:
             store = GrowingStore(Path(self.data_dir, name), self.builder.check)
         return StreamTask(task.name, store, task.rate, objective, task.ending)

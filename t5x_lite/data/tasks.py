@@ -23,6 +23,7 @@ from t5x_lite.objectives.denoising import Objective
 
 Report = Callable[[str], None]
 
+_EMBEDDED_TASKS = ("embedded_text", "embedded_summarize", "embedded_name")
 _MIN_HEADLINE_WORDS = 3
 _MIN_BODY_CHARACTERS = 80
 
@@ -77,12 +78,14 @@ class JsonLinesText:
 
 @dataclass(frozen=True)
 class EmbeddedCorpus:
-    """The declaration of three tasks and a mixture over the embedded corpus.
+    """The declaration of three tasks and their mixtures over the embedded corpus.
 
     embedded_text takes the documents as they are; embedded_summarize asks for a docstring's first
     line from the rest; embedded_name asks for the name of what a first line describes. The mixture
     embedded_mix has rates proportional to their numbers of examples (`limit` at most, drawn
     together by `temperature`), where text counts one example per `characters_per_example`.
+    embedded_equal draws all alike, embedded_supervised only pairs, and leave_one_out_TASK, by the
+    rates of embedded_mix, all but a task of pairs.
     """
 
     vocab_size: int = 8000
@@ -97,8 +100,8 @@ class EmbeddedCorpus:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the tasks and of the mixture."""
-        return ("embedded_text", "embedded_summarize", "embedded_name", "embedded_mix")
+        """The names of the tasks and of the mixtures."""
+        return (*_EMBEDDED_TASKS, *_embedded_mixtures(dict.fromkeys(_EMBEDDED_TASKS, 1.0)))
 
     @property
     def evaluations(self) -> Mapping[str, TaskMetrics]:
@@ -131,7 +134,7 @@ class EmbeddedCorpus:
     ) -> None:
         import seqio
 
-        text, summarize, name, mix = self.names
+        text, summarize, name = _EMBEDDED_TASKS
         add_task(text, source, text_steps(), vocabulary)
         for task, make_pair in ((summarize, summary_pair), (name, name_pair)):
             scores = self.evaluations[task].metrics
@@ -143,8 +146,23 @@ class EmbeddedCorpus:
             name: sum(name_pair(document) is not None for document in documents),
         }
         rates = examples_proportional_rates(counts, limit=self.limit, temperature=self.temperature)
-        seqio.MixtureRegistry.remove(mix)
-        seqio.MixtureRegistry.add(mix, list(rates.items()))
+        for mixture, parts in _embedded_mixtures(rates).items():
+            seqio.MixtureRegistry.remove(mixture)
+            seqio.MixtureRegistry.add(mixture, list(parts.items()))
+
+
+def _embedded_mixtures(rates: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """The mixtures of the embedded tasks, given their rates in embedded_mix."""
+    pairs = _EMBEDDED_TASKS[1:]
+    return {
+        "embedded_mix": dict(rates),
+        "embedded_equal": dict.fromkeys(rates, 1.0),
+        "embedded_supervised": {name: rates[name] for name in pairs},
+        **{
+            f"leave_one_out_{left_out}": {n: rate for n, rate in rates.items() if n != left_out}
+            for left_out in pairs
+        },
+    }
 
 
 def add_task(

@@ -10,7 +10,7 @@ CHOICES = {
     "positions": ("relative", "relative_per_layer", "learned", "rotary", "none"),
     "dtype": ("bfloat16", "float32"),
 }
-ACTIVATIONS = ("gelu", "gelu_exact", "linear", "relu", "silu")
+ACTIVATIONS = ("gelu", "gelu_exact", "linear", "relu", "sigmoid", "silu")
 REMAT_POLICIES = ("none", "minimal", "full")
 SAVED_NAMES = ("attention", "mlp_hidden")  # activations that a remat tuple may keep
 

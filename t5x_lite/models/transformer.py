@@ -66,9 +66,8 @@ class Text(NamedTuple):
 class DecodingState(NamedTuple):
     """All that decoding remembers from token to token; an argument and a result, never a secret.
 
-    The caches have a row for each text being written; several texts about one input stand side by
-    side and share its cross-attention. Prompts of several lengths end at the same place:
-    `padding_b` tells how many places before a prompt are empty.
+    The caches have a row for each text being written; texts about one input stand side by side and
+    share its cross-attention. Prompts end at the same place, `padding_b` empty places before them.
     """
 
     caches: Caches  # keys and values [texts, length, heads, head_dim]
@@ -82,10 +81,12 @@ class DecodingState(NamedTuple):
 
     def repeated(self, copies: int) -> "DecodingState":
         """The state with so many texts, side by side, for each one."""
-        state = self._own(lambda x: jnp.repeat(x, copies, axis=0))
-        if self.padding_b is None:
-            return state
-        return state._replace(padding_b=jnp.repeat(self.padding_b, copies))
+        padding_b = None if self.padding_b is None else jnp.repeat(self.padding_b, copies)
+        return self._own(lambda x: jnp.repeat(x, copies, axis=0))._replace(padding_b=padding_b)
+
+    def at(self, length: jax.Array) -> "DecodingState":
+        """The state that goes on behind the first `length` places."""
+        return self._replace(length=length)
 
     def _own(self, change: Callable[[jax.Array], jax.Array]) -> "DecodingState":
         caches = (cache._replace(own=jax.tree.map(change, cache.own)) for cache in self.caches)

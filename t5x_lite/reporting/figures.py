@@ -11,6 +11,7 @@ from t5x_lite.reporting.runs import Run
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = "osD^v<>pPX*h"
 _MARKS = 8  # on a curve
+_IN_THE_PICTURE = 6  # curves whose names hide none of them
 
 
 class Figure(NamedTuple):
@@ -113,7 +114,9 @@ def _draw(curves: Sequence[_Curve], unit: str) -> bytes:
         axes.plot(curve.steps, curve.values, label=curve.label, **style)
     axes.set(xlabel="step", ylabel=unit)
     axes.grid(alpha=0.3)
-    if len(curves) > 1:
+    if len(curves) > _IN_THE_PICTURE:
+        figure.legend(loc="outside right upper", fontsize="x-small")
+    elif len(curves) > 1:
         axes.legend(fontsize="small")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})

@@ -37,15 +37,22 @@ pre { overflow-x: auto; background: var(--tint); padding: .8rem; font-size: .8re
 
 
 def page(
-    title: str, lead: str, runs: Sequence[Run], tables: Sequence[Table], figures: Sequence[Figure]
+    title: str,
+    lead: str,
+    runs: Sequence[Run],
+    tables: Sequence[Table],
+    figures: Sequence[Figure],
+    *,
+    scores: Sequence[Figure] = (),
+    scores_note: str = "",
 ) -> str:
-    """The whole file."""
-    pictures = "".join(map(_picture, figures))
+    """The whole file. scores: of studies, which come first."""
     parts = [
         f"<h1>{html.escape(title)}</h1><p class='lead'>{html.escape(lead)}</p>",
+        _pictures("Scores", scores, scores_note),
         "<h2>Numbers</h2>",
         *(table.html() for table in tables),
-        f"<h2>Curves</h2><div class='pictures'>{pictures}</div>" if figures else "",
+        _pictures("Curves", figures),
         "<h2>Configurations</h2>",
         *map(_configuration, runs),
     ]
@@ -59,6 +66,14 @@ def page(
         + "\n".join(part for part in parts if part)
         + "</body></html>\n"
     )
+
+
+def _pictures(title: str, figures: Sequence[Figure], note: str = "") -> str:
+    if not figures:
+        return ""
+    pictures = "".join(map(_picture, figures))
+    said = f"<p class='note'>{html.escape(note)}</p>" if note else ""
+    return f"<h2>{title}</h2>{said}<div class='pictures'>{pictures}</div>"
 
 
 def _picture(figure: Figure) -> str:

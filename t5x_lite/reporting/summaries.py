@@ -13,6 +13,12 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     return [table for table in found if table.rows]
 
 
+def tables_of_rows(runs: Sequence[Run]) -> list[Table]:
+    """What there is to say of single runs of a study, whose comparison is told elsewhere."""
+    found = [_efficiency(runs), *map(_mixture, runs[:1]), *map(_samples, runs)]
+    return [table for table in found if table.rows]
+
+
 def _outcome(runs: Sequence[Run]) -> Table:
     tasks = list(dict.fromkeys(task for run in runs for task in run.validated))
     rows = []
@@ -52,20 +58,23 @@ def _efficiency(runs: Sequence[Run]) -> Table:
         skipped = run.latest("train", "skipped_steps")
         seconds = run.results.get("seconds")
         hours = None if seconds is None else seconds / 3600
+        spent = run.results.get("goodput") or {}
+        goodput = spent["steps"] / sum(spent.values()) if spent.get("steps") else None
         return (
             *(run.name, f"{run.last_step:,}", number(hours, ".2f"), number(speed, ",.0f")),
             *(number(mfu, ".1%"), number(padding, ".1%"), number(wait, ".1%")),
-            number(skipped, ".0f"),
+            *(number(goodput, ".1%"), number(skipped, ".0f")),
         )
 
     return Table(
         "Efficiency",
         (
             *("run", "steps", "hours of training", "real tokens/s", "MFU", "padding"),
-            *("waiting for data", "steps skipped"),
+            *("waiting for data", "goodput", "steps skipped"),
         ),
         [row(run) for run in runs if "train" in run.records],
-        "Medians over the run. Only chips whose peak is known have an MFU.",
+        "Medians over the run. Only chips whose peak is known have an MFU. Goodput: the share of "
+        "all the time of its launches that a run spent in steps.",
     )
 
 

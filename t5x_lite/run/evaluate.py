@@ -70,6 +70,8 @@ def evaluate(
     predictions: bool = True,
     published: Sequence[str] = (),
     dtype: str = "float32",
+    ensemble: Sequence[str] = (),
+    output_dir: str | None = None,
     cpu_devices: int | None = None,
     describe_config: Callable[[], str] = str,
 ) -> None:
@@ -79,12 +81,22 @@ def evaluate(
     those of "validation". max_examples: of each task, None takes all. predictions: write what the
     model said of every example. published: rows of the T5 paper to show beside (their names stand
     in evaluation/published.py). dtype: of activations.
+    ensemble: directories of runs of the same model, whose newest checkpoints' logits are averaged
+    with this one's, for texts and scores; there are no held-out losses then. output_dir: where
+    results go in place of the run's directory.
 
     Results stand in the run's directory: evaluations.jsonl, TensorBoard's events, predictions/.
     Raises ConfigError, before anything expensive, where there is nothing to evaluate.
     """
     directory, console = epath.Path(model_dir), Console(silent=not processes.is_first())
     _check(losses, metrics, max_examples, published)
+    if ensemble and losses:
+        raise ConfigError(
+            "an ensemble has no held-out losses; wanted losses = False",
+            "evaluate.ensemble",
+            "evaluate.losses",
+        )
+    place = epath.Path(output_dir or model_dir)
     processes.simulate_devices(cpu_devices)
     model = dataclasses.replace(recorded_model(Path(model_dir)), dtype=dtype)
     device_mesh = make_mesh(mesh)
@@ -99,18 +111,21 @@ def evaluate(
             wanted = _Wanted(split, losses, metrics, max_examples)
             tools = _tools(model, data, plan, inference, wanted, console)
             figures: dict[int, dict[str, float]] = {}
+            others = tuple(_newest(path, model, tools.weights) for path in ensemble)
+            place.mkdir(parents=True, exist_ok=True)
             for step in chosen:
                 with console.waiting(f"evaluating step {step:,}"):
                     params = saved.restore_weights(step, tools.weights)
+                    params = (params, *others) if others else params
                     figures[step] = _evaluate(
-                        tools, params, directory, split, step, predictions=predictions
+                        tools, params, place, split, step, predictions=predictions
                     )
                     del params
     show_evaluation(console, split, figures, published)
     for benchmark, lacking in missing_tasks(figures[chosen[-1]], split).items():
         console.note(f"no {benchmark} average without {', '.join(lacking)}")
-    more = f" and {directory / PREDICTIONS / split}" if predictions and metrics else ""
-    console.note(f"results: {directory / RECORDS}{more}")
+    more = f" and {place / PREDICTIONS / split}" if predictions and metrics else ""
+    console.note(f"results: {place / RECORDS}{more}")
 
 
 def _check(losses: bool, metrics: bool, max_examples: int | None, published: Sequence[str]) -> None:
@@ -143,6 +158,17 @@ def _chosen(saved: Checkpoints, steps: Steps) -> list[int]:
         )
     wanted = [steps] if isinstance(steps, int) else sorted(set(steps))
     return [chosen_step(saved, step, *names) for step in wanted]
+
+
+def _newest(model_dir: str, model: TransformerConfig, weights: Any) -> Any:
+    """The newest weights of another run of the same model."""
+    other = dataclasses.replace(recorded_model(Path(model_dir)), dtype=model.dtype)
+    if other != model:
+        raise ConfigError(
+            f"{model_dir} holds another model; wanted runs of the same", "evaluate.ensemble"
+        )
+    with Checkpoints(epath.Path(model_dir)) as saved:
+        return saved.restore_weights(chosen_step(saved, None, "evaluate.ensemble"), weights)
 
 
 def _tools(

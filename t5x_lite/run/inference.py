@@ -15,7 +15,8 @@ from t5x_lite.data.batches import process_rows, to_devices
 from t5x_lite.decoding.generation import Generation, SpecialTokens, Written, generate
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.transformer import Params, Transformer, abstract, bind
+from t5x_lite.models.ensemble import bind_all
+from t5x_lite.models.transformer import Params, Transformer, abstract
 from t5x_lite.partitioning import batch_parts, mesh_axes, named_sharding
 
 Tokens = NDArray[np.int32]
@@ -53,6 +54,9 @@ class Inference:
     up and those that were added are not waited for. Lengths are rounded up to a few, so that texts
     of another length compile nothing. Experts of a sparse model take every token here: with a
     limit, a row's result would depend on the rows beside it.
+
+    Given a tuple of several models' weights in place of one's, `generate` and `score` average
+    their logits.
     """
 
     def __init__(
@@ -80,7 +84,7 @@ class Inference:
 
         def program(function: Callable[..., Any]) -> Any:
             def run(params: Params, batch: Mapping[str, jax.Array]):
-                return function(bind(graphdef, params), batch)
+                return function(bind_all(graphdef, params), batch)
 
             return jax.jit(run, out_shardings=named_sharding(mesh, ()))
 
@@ -145,12 +149,14 @@ class Inference:
         """The mean of the encoder's output over each row of "inputs", [rows, embed]."""
         if self.config.decoder_only:
             raise ConfigError("a model without an encoder embeds nothing", "MODEL_DIR")
+        if isinstance(params, tuple):
+            raise ConfigError("several models together embed nothing", "evaluate.ensemble")
         arrays = {"inputs": self._widened(batch["inputs"])}
         return self._run(self._embed, params, arrays, len(batch["inputs"]))[0]
 
     def written(self, params: Params, batch: Mapping[str, jax.Array]) -> Written:
         """What `generate` compiles: a pure function of weights and a batch of `shapes`."""
-        return self._written(bind(self._graphdef, params), batch)
+        return self._written(bind_all(self._graphdef, params), batch)
 
     def shapes(self, length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """What `written` takes for inputs, or prompts with their start, of `length` tokens."""
@@ -178,7 +184,7 @@ class Inference:
             out = program(params, to_devices(full, self._sharding, batch_size=self.batch_size))
         return [np.asarray(x)[self._rows][:count] for x in jax.device_get(jax.tree.leaves(out))]
 
-    def _written(self, model: Transformer, batch: Mapping[str, jax.Array]) -> Written:
+    def _written(self, model: Any, batch: Mapping[str, jax.Array]) -> Written:
         generation, numbers_b = self.generation, batch["numbers"]
         length, copies = generation.max_length, generation.copies
         if self.config.decoder_only:
@@ -190,7 +196,7 @@ class Inference:
             prefix = self.config.prefix_attention
             _, state = model.decode_tokens(tokens_bl, state, prefix=prefix)
             # The last token is fed once more, as the first of the loop: it changes no cache.
-            state = state.repeated(copies)._replace(length=jnp.int32(width - 1))
+            state = state.repeated(copies).at(jnp.int32(width - 1))
             first_b = tokens_bl[:, -1]
         else:
             state = model.start_decoding(batch["inputs"], length, copies=copies)
@@ -207,7 +213,7 @@ class Inference:
             eos_id=self.special.end,
         )
 
-    def _log_probs(self, model: Transformer, batch: Mapping[str, jax.Array]) -> jax.Array:
+    def _log_probs(self, model: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
         """Log p of each target token, [batch, length]."""
         predictions = model({k: v for k, v in batch.items() if k != "wanted"})
         targets_bl = batch["decoder_target_tokens"]

@@ -155,6 +155,22 @@ def test_the_mixture_has_examples_proportional_rates(vocabulary, data_dir):
     assert rates == counts | {"embedded_text": text_characters // 512}
 
 
+def test_other_mixtures_leave_out_a_task_or_draw_all_alike(vocabulary, data_dir):
+    declared = EmbeddedCorpus(vocab_size=500, temperature=1.0, packages=("optax",))
+    declared.register(data_dir, print)
+    rates = {}
+    for name in declared.names[3:]:
+        mixture = seqio.get_mixture_or_task(name)
+        rates[name] = {task.name: mixture.get_rate(task) for task in mixture.tasks}
+    text, *pairs = declared.names[:3]
+    assert rates["embedded_equal"] == {text: 1.0, **dict.fromkeys(pairs, 1.0)}
+    of_all = rates["embedded_mix"]
+    assert rates["embedded_supervised"] == {name: of_all[name] for name in pairs}
+    for left_out in pairs:
+        kept = {name: rate for name, rate in of_all.items() if name != left_out}
+        assert rates[f"leave_one_out_{left_out}"] == kept
+
+
 def test_mixing_that_cannot_work_is_refused_when_it_is_declared():
     with pytest.raises(ConfigError, match="limit is 0") as caught:
         EmbeddedCorpus(limit=0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from t5x_lite.models.layers import Norm, dropout
+from t5x_lite.models.layers import MLP, Norm, dropout
 from t5x_lite.models.transformer import initialize
 from t5x_lite.trees import flat
 
@@ -105,3 +105,36 @@ def test_dropout_without_key_or_rate_returns_its_input():
     x = jnp.ones((1, 2, 3))
     assert dropout(x, 0.5, None, shared_axis=-2) is x
     assert dropout(x, 0.0, jax.random.key(0), shared_axis=None) is x
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def gelu(x):
+    return x * sigmoid(2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))  # by tanh
+
+
+# Shazeer 2020, equations 1 to 6: the non-linearity of one projection, and of two multiplied ones.
+FEED_FORWARDS = {
+    "ReLU": (("relu",), lambda x: np.maximum(x, 0)),
+    "GELU": (("gelu",), gelu),
+    "Swish": (("silu",), lambda x: x * sigmoid(x)),
+    "GLU": (("sigmoid", "linear"), sigmoid),
+    "bilinear": (("linear", "linear"), lambda x: x),
+    "ReGLU": (("relu", "linear"), lambda x: np.maximum(x, 0)),
+    "GEGLU": (("gelu", "linear"), gelu),
+    "SwiGLU": (("silu", "linear"), lambda x: x * sigmoid(x)),
+}
+
+
+@pytest.mark.parametrize("name", FEED_FORWARDS)
+def test_feed_forwards_are_those_of_the_published_comparison(tiny_config, name):
+    activations, act = FEED_FORWARDS[name]
+    layer = MLP(tiny_config(mlp_activations=activations), rngs=nnx.Rngs(params=0))
+    x = np.random.default_rng(0).normal(size=(2, 3, tiny_config().emb_dim))
+    made = act(x @ np.float64(layer.wi_0.kernel[...]))
+    if len(activations) > 1:
+        made *= x @ np.float64(layer.wi_1.kernel[...])
+    expected = made @ np.float64(layer.wo.kernel[...])
+    np.testing.assert_allclose(layer(jnp.float32(x)), expected, rtol=1e-4, atol=1e-5)

@@ -3,7 +3,6 @@
 import contextlib
 import http.client
 import json
-import shutil
 import threading
 
 import jax
@@ -139,25 +138,6 @@ def test_a_port_that_is_taken_is_said(server, directory):
     with pytest.raises(ConfigError, match=r"cannot listen at 127\.0\.0\.1") as error:
         make_server(server.RequestHandlerClass.service, "127.0.0.1", server.server_port)
     assert "PORT" in error.value.names
-
-
-@pytest.fixture
-def browser():
-    """Chromium without a window."""
-    driver = shutil.which("chromedriver")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if driver is None or chromium is None:
-        pytest.skip("Chromium is not installed: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service as Driver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(flag)
-    found = webdriver.Chrome(options=options, service=Driver(driver))
-    yield found
-    found.quit()
 
 
 def test_a_person_types_a_text_and_sees_outputs_and_curves(server, browser):
