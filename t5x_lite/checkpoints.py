@@ -83,8 +83,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_):
-        with contextlib.suppress(Exception):
-            self._settle(wait=True)
+        if self._pending is not None:  # alone: the other processes may have ended with an error
+            self._pending[1].exception()
         with contextlib.suppress(Exception):  # it raises what a failed save raised before
             self._checkpointer.close()
         self._thread.shutdown()
@@ -132,7 +132,10 @@ class Checkpoints:
             )
             assert response is not None
         except Exception as error:  # whatever a store may raise
-            self._failed(step, error)
+            failed: Future[None] = Future()
+            failed.set_exception(error)
+            self._pending = (step, failed)
+            self._settle(wait=False)
             return False
         self._pending = (step, self._thread.submit(self._complete, step, response))
         self.blocked_seconds = time.perf_counter() - began
@@ -294,11 +297,20 @@ class Checkpoints:
                 checksums.seal(Path(self._directory(step)))
 
     def _settle(self, *, wait: bool) -> None:
-        """See what became of the save under way; called after every step, so cheap."""
-        if self._pending is None or not (wait or self._pending[1].done()):
+        """See what became of the save under way; called after every step, so cheap.
+
+        Several processes do so only where all of them come by and wait: what one could not save
+        none has saved.
+        """
+        alone = processes.count() == 1
+        if self._pending is None or not (wait or (alone and self._pending[1].done())):
             return
         (step, saving), self._pending = self._pending, None
-        if (error := saving.exception()) is None:
+        error = saving.exception()
+        said = processes.gather(error and shortened(str(error)), "saved", seconds=processes.LONG)
+        if error is None and any(said):
+            error = RuntimeError(next(filter(None, said)))
+        if error is None:
             self._failures = 0
         else:
             self._failed(step, error)

@@ -5,14 +5,16 @@ from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import Any
 
+from etils import epath
+
 MOST_BYTES = 1 << 26  # of a JSON file: manifests list shards and grow with a corpus
 MOST_LEVELS = 64
 _SMALL, _SHRINKING = 1 << 30, 1000  # bytes that are no harm; how far files may be compressed
 
 
-def read_json(path: Path, *, most_bytes: int = MOST_BYTES) -> Any:
+def read_json(path: Path | epath.Path, *, most_bytes: int = MOST_BYTES) -> Any:
     """The JSON of a file; ValueError if it is none, too long or nested too deeply; OSError."""
-    if (size := path.stat().st_size) > most_bytes:
+    if (size := _size(path)) > most_bytes:
         raise ValueError(f"it has {size:,} bytes, more than {most_bytes:,}")
     try:
         found = json.loads(path.read_text("utf-8"))
@@ -25,6 +27,10 @@ def read_json(path: Path, *, most_bytes: int = MOST_BYTES) -> Any:
         if not level:
             return found
     raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
+
+
+def _size(path: Path | epath.Path) -> int:
+    return path.stat().st_size if isinstance(path, Path) else path.stat().length
 
 
 def inside(directory: Path, name: Any) -> Path:

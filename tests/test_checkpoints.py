@@ -472,6 +472,23 @@ def test_a_store_that_is_away_ends_the_run_only_after_so_many_failures(
     assert len(said) == 4
 
 
+def test_what_another_process_could_not_save_none_has_saved(tmp_path, small, monkeypatch):
+    """The failure is counted in all of them, at the next save, so that they try again together."""
+    others, said = ["no room", None], []
+    monkeypatch.setattr("t5x_lite.processes.count", lambda: 2)
+    monkeypatch.setattr("t5x_lite.processes.gather", lambda mine, *_, **__: [mine, others.pop(0)])
+    with Checkpoints(tmp_path, EVERY_STEP, report=said.append) as saved:
+        saved.save(1, small, PROGRESS)
+        assert not saved.due(1)  # nobody is asked between two saves
+        assert said == []
+        saved.save(2, small, PROGRESS)
+        (line,) = said
+        assert line.startswith("step 1 could not be SAVED (no room)")
+        saved.wait()
+        assert others == []
+    assert len(said) == 1
+
+
 def test_a_last_save_is_tried_until_it_is_there(tmp_path, small, failing_store):
     with Checkpoints(tmp_path, CheckpointPolicy(retry_seconds=0), report=str) as saved:
         failing_store(["at once", "background", "at once"])

@@ -5,10 +5,10 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 from t5x_lite import processes
 from t5x_lite.checkpoints import Checkpoints, Json
@@ -39,7 +39,7 @@ class Run:
         held_out: HeldOut,
         saved: Checkpoints,
         console: Console,
-        directory: Path,
+        directory: epath.Path,
         startup: Startup,
     ):
         self._program, self._stream, self._held_out = program, stream, held_out

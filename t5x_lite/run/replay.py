@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from etils import epath
 
 from t5x_lite import processes
 from t5x_lite.checkpoints import Checkpoints
@@ -199,7 +198,7 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
 
 def _held_against_receipt(ready: Ready, step: int, metrics: Any) -> str:
     """Whether the step is the one that the run took."""
-    lines = read_lines(epath.Path(ready.directory) / RECEIPTS)
+    lines = read_lines(ready.directory / RECEIPTS)
     receipt = next((line for line in lines if line["step"] == step), None)
     if receipt is None or f"{BITS}batch" not in metrics:
         return f"{RECEIPTS} does not tell of the step"

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -130,7 +129,7 @@ def check_init_from(init_from: InitFrom, shapes: Any) -> int:
     return step
 
 
-def last_step(model_dir: Path, init_from: InitFrom | None, steps: int, shapes: Any) -> int:
+def last_step(model_dir: epath.Path, init_from: InitFrom | None, steps: int, shapes: Any) -> int:
     """The number of a run's last step; where it began is told by its first launch."""
     if init_from is None or not (init_from.keep_step and init_from.relative_steps):
         return steps

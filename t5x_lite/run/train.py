@@ -3,10 +3,10 @@
 import resource
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from etils import epath
 
 from t5x_lite import processes
 from t5x_lite.checkpoint_policy import CheckpointPolicy
@@ -88,7 +88,7 @@ def train(
 
     Raises ConfigError, before anything expensive, for settings that cannot work together.
     """
-    startup, directory = Startup(), Path(model_dir)
+    startup, directory = Startup(), epath.Path(model_dir)
     if steps < 1 or log_every_steps < 1:
         raise ConfigError(
             "steps and log_every_steps must be at least 1", "train.steps", "TRAIN_STEPS"
@@ -146,7 +146,7 @@ def train(
 class Ready(NamedTuple):
     """A run that is laid out, with its data at hand, before anything of it is read or written."""
 
-    directory: Path
+    directory: epath.Path
     model: TransformerConfig
     program: Program
     feed: Feed
@@ -204,7 +204,7 @@ def _record(ready: Ready, step: int, describe_config: Callable[[], str]) -> dict
 
 
 def _introduce(
-    console: Console, model: TransformerConfig, program: Program, directory: Path
+    console: Console, model: TransformerConfig, program: Program, directory: epath.Path
 ) -> None:
     mesh = ", ".join(f"{name} {size}" for name, size in program.mesh.shape.items() if size > 1)
     parameters = transformer.num_parameters(model)
@@ -215,7 +215,7 @@ def finish(
     run: Run,
     feed: Feed,
     evaluation: Evaluation,
-    directory: Path,
+    directory: epath.Path,
     console: Console,
     goodput: Goodput,
 ) -> None:
