@@ -1,9 +1,9 @@
 """Makes the table of docs/planning_table.md: every size of a family on three TPU slices.
 
-    python benchmarks/plan_table.py --minutes 60      (needs libtpu; minutes a cell)
+    python benchmarks/plan_table.py --minutes=60 [t5_1_1/small ...]    (libtpu; minutes a cell)
 
-Cells are compiled in order of use until the time is up; what is done is kept in plan_table.json, so
-that the same command goes on from there. The rest is marked as not computed.
+Cells are compiled, small models first, until the time is up; what is done is kept in
+plan_table.json, so that the same command goes on from there. The rest is marked as not computed.
 The setting of a cell follows from the size (`setting_of`): it is a sound start, not a search.
 """
 
@@ -24,7 +24,8 @@ from t5x_lite.models.transformer import num_parameters
 from t5x_lite.planning import analytic
 from t5x_lite.planning.report import table
 from t5x_lite.planning.topologies import Topology, topology
-from t5x_lite.run.plan_step import Setting, plan_step
+from t5x_lite.run.plan_program import Setting
+from t5x_lite.run.plan_step import plan_step
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.schedules import InverseSquareRoot
 from t5x_lite.training.step import Loss, Update
@@ -34,15 +35,15 @@ RESULTS, TABLE = HERE / "plan_table.json", HERE.parent / "docs" / "planning_tabl
 CACHE = Path("~/.cache/t5x_lite/plans").expanduser()
 TOPOLOGIES = ("v5e:16x16", "v5p:4x4x4", "v6e:16x16")
 MODELS = (
-    *(f"t5_1_1/{size}" for size in ("base", "xl", "large", "small", "xxl")),
-    *(f"mt5/{size}" for size in ("base", "xl", "large", "small", "xxl")),
-    *(f"switch/base_{experts}" for experts in (8, 128, 16, 32, 64, 256)),
+    *(f"t5_1_1/{size}" for size in ("small", "base", "large", "xl", "xxl")),
+    *(f"mt5/{size}" for size in ("small", "base", "large", "xl", "xxl")),
+    *(f"switch/base_{experts}" for experts in (8, 16, 32, 64, 128, 256)),
 )
 HEAD = """# Sizes and slices
 
-Made by `python benchmarks/plan_table.py`; 512/114 tokens a row, bfloat16, Adafactor, libtpu
-{libtpu}, jax {jax}. Step times are estimates, from every instruction at the chip's peaks to the
-compiler's estimate with exposed collectives; nothing here was measured on a TPU. "-": not computed.
+Made by `python benchmarks/plan_table.py`; 512/114 tokens a row, bfloat16, Adafactor, jax {jax}.
+Step times are estimates, from every instruction at the chip's peaks to the compiler's estimate with
+exposed collectives; nothing here was measured on a TPU. "-": not computed.
 
 """
 
@@ -88,7 +89,7 @@ def shipped(name: str) -> TransformerConfig:
 def row_of(name: str, where: str, plan: dict | None) -> tuple[str, ...]:
     """A line of the table."""
     if plan is None:
-        return (name, where, *["-"] * 8)
+        return (name, where, *["-"] * 9)
     memory, estimate = plan["memory"], plan["estimate"]
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
     size = f"{memory['total'] / 1e9:.1f} of {memory['limit'] / 1e9:.0f}"
@@ -107,6 +108,7 @@ def row_of(name: str, where: str, plan: dict | None) -> tuple[str, ...]:
         f"{1e3 * plan['compute']['seconds']:,.0f}" if plan["compute"] else "",
         times,
         mfu,
+        plan["compiler"]["libtpu"],
     )
 
 
@@ -114,11 +116,13 @@ def main() -> None:
     """Compile what there is time for, and write the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=600.0)
-    end = time.time() + 60 * parser.parse_args().minutes
+    parser.add_argument("models", nargs="*", default=MODELS)
+    options = parser.parse_args()
+    end = time.time() + 60 * options.minutes
     jax.config.update("jax_platforms", "cpu")
     done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    cells = list(itertools.product(TOPOLOGIES, MODELS))
-    for where, name in cells:
+    smallest_first = sorted(options.models, key=lambda name: num_parameters(shipped(name)))
+    for name, where in itertools.product(smallest_first, TOPOLOGIES):
         key = f"{name} {where}"
         if key in done or time.time() > end:
             continue
@@ -136,12 +140,13 @@ def write(done: dict[str, dict]) -> None:
     columns = (
         *("model", "slice", "weights", "mesh", "remat", "rows a chip", "GB a chip"),
         *("compiler-estimated compute, ms", "step, ms (estimated)", "MFU (estimated)"),
+        "libtpu",
     )
     rows = [
         row_of(name, where, done.get(f"{name} {where}")) for name in MODELS for where in TOPOLOGIES
     ]
-    compiler = next(iter(done.values()), {}).get("compiler") or {"libtpu": "?", "jax": "?"}
-    TABLE.write_text(HEAD.format(**compiler) + table(columns, rows) + "\n")
+    versions = sorted({plan["compiler"]["jax"] for plan in done.values()})
+    TABLE.write_text(HEAD.format(jax=", ".join(versions)) + table(columns, rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,8 @@ def our_step(directory: Path, arguments: argparse.Namespace) -> Callable[[], flo
     def step() -> float:
         nonlocal state
         state, metrics = compiled(state, placed)
-        return float(metrics["loss"]) / float(metrics["weight"])
+        numbers = metrics.fetched()
+        return float(numbers["loss"]) / float(numbers["weight"])
 
     return step
 

@@ -1,5 +1,6 @@
 """The command of a run, as every launcher hands it on: `t5x_lite train ...` after a `doctor`."""
 
+import ast
 import re
 import shlex
 from collections.abc import Sequence
@@ -34,6 +35,14 @@ def check_arguments(arguments: Sequence[str]) -> list[str]:
             "... -- train --gin_file=recipes/t5_1_1/base_v5e.gin --gin.MODEL_DIR=/mnt/bucket/run"
         )
     return words
+
+
+def model_dir(arguments: Sequence[str]) -> str | None:
+    """The run's directory, as the flags of a command have it; None where they do not say."""
+    said = [word.partition("=")[2] for word in arguments if word.startswith("--gin.MODEL_DIR=")]
+    if not said:
+        return None
+    return ast.literal_eval(said[-1]) if said[-1][:1] in ("'", '"') else said[-1]
 
 
 def lines(arguments: Sequence[str], *, devices: int | None = None) -> list[str]:

@@ -78,6 +78,11 @@ def run(options: argparse.Namespace) -> int:
 
 def xpk(options: argparse.Namespace) -> int:
     """Hand the run to xpk, which makes a JobSet of its own and queues it."""
+    if options.mount or options.secret or options.as_root or options.service_account != "default":
+        raise MistakeError(
+            "--mount, --secret, --service_account and --as_root are for `run`; xpk attaches "
+            "buckets itself (xpk storage attach), and then takes --storage=NAME"
+        )
     kind = options.accelerator.partition(":")[0]
     shape = shape_of(options.accelerator)
     chips, arguments = shape.nodes * shape.per_node, check_arguments(options.arguments)
@@ -99,6 +104,8 @@ def xpk(options: argparse.Namespace) -> int:
             f"--docker-image={options.image}",
             f"--max-restarts={options.max_restarts}",
             f"--restart-on-exit-codes={START_AGAIN}",
+            *(["--spot"] if options.spot else []),
+            *(f"--storage={name}" for name in options.storage),
             *(
                 f"--{flag}={getattr(options, flag)}"
                 for flag in ("project", "zone")
@@ -237,6 +244,7 @@ def _parser() -> argparse.ArgumentParser:
             _flags(verb)
         if function is xpk:
             add("--cluster", required=True)
+            add("--storage", action="append", default=[], metavar="NAME", help="of xpk; repeatable")
             for name in ("project", "zone"):
                 add(f"--{name}", default="")
         if function is run:

@@ -5,6 +5,7 @@
 #   on_worker.sh start          begins command.sh in the background; nothing where it runs already
 #   on_worker.sh follow LINE    shows the log from a line on until the command ends; its exit code
 #   on_worker.sh status         one line: running, exited CODE or absent
+#   on_worker.sh records DIR    packs a run's directory, but for its checkpoints, into records.tgz
 #   on_worker.sh stop           SIGTERM, which makes the run save; SIGKILL two minutes later
 #
 # The command outlives the connection that started it.
@@ -92,6 +93,12 @@ _status() {
     echo "worker $(hostname): $state"
 }
 
+_records() {
+    # The command began in source/; files of a run that goes on change while they are read.
+    (cd source && tar -czf ../records.tgz --warning=no-file-changed \
+        --exclude='./checkpoints*' -C "$1" .) || [ "$?" -eq 1 ]
+}
+
 _stop() {
     _alive || return 0
     kill -TERM -- "-$(cat pid)"
@@ -107,6 +114,7 @@ setup) _setup "${2:-}" ;;
 start) _start ;;
 follow) _follow "${2:-1}" ;;
 status) _status ;;
+records) _records "$2" ;;
 stop) _stop ;;
 *)
     echo "on_worker.sh: no verb '$verb'" >&2

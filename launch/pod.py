@@ -254,8 +254,8 @@ class Pod:
         log.keep_up()
         return log.finish(patience=None)
 
-    def collect(self, folder: Path) -> None:
-        """Copy every worker's log."""
+    def collect(self, folder: Path, model_dir: str | None) -> None:
+        """Copy every worker's log, and what the run wrote into its directory but checkpoints."""
         for node in self.request.nodes:
             for worker in range(self._workers(node)):
                 target = folder / f"{node}-{worker}.log"
@@ -265,6 +265,21 @@ class Pod:
                     self.gcloud.copy_from(node, f"{self.folder}/log", str(target), worker=worker)
                 except CommandError as error:
                     self.shell.say(f"no log of {node} worker {worker}: {error}")
+        if model_dir is not None:
+            try:
+                self._collect_records(folder / "run", model_dir)
+            except CommandError as error:
+                self.shell.say(f"no records from {model_dir}: {error}")
+
+    def _collect_records(self, folder: Path, model_dir: str) -> None:
+        first, packed = self.request.nodes[0], folder / "records.tgz"
+        pack = f"bash {self.folder}/on_worker.sh records {quoted(model_dir)}"
+        self.gcloud.ssh(first, pack, worker="0")
+        if not self.shell.dry_run:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.gcloud.copy_from(first, f"{self.folder}/records.tgz", str(packed), worker=0)
+        self.shell.run(["tar", "-xzf", str(packed), "-C", str(folder)])
+        packed.unlink(missing_ok=True)
 
 
 def verdict(states: Mapping[str, str]) -> int | None:

@@ -24,7 +24,7 @@ import bundle
 import gcloud
 import pod
 import source
-from command import MistakeError, check_arguments, check_name
+from command import MistakeError, check_arguments, check_name, model_dir
 from shell import CommandError, Shell, ask
 
 
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
         record.write()
     try:
         code = machines.run_to_the_end(cargo, retries=options.retries)
-        _collect(machines, options)
+        _collect(record, machines, options)
     except KeyboardInterrupt:
         shell.say(
             "\nno longer watching; the run goes on by itself. The same command watches it again."
@@ -103,9 +103,10 @@ def logs(options: argparse.Namespace) -> int:
 
 
 def collect(options: argparse.Namespace) -> int:
-    """Copy every worker's log here."""
+    """Copy every worker's log here, and what the run wrote but its checkpoints."""
     record = _known(options.name)
-    _collect(pod.Pod(gcloud.Gcloud(record.request, _shell(record.request, options))), options)
+    machines = pod.Pod(gcloud.Gcloud(record.request, _shell(record.request, options)))
+    _collect(record, machines, options)
     return 0
 
 
@@ -184,10 +185,13 @@ def _shell(
     )
 
 
-def _collect(machines: "pod.Pod", options: argparse.Namespace) -> None:
+def _collect(record: Record, machines: "pod.Pod", options: argparse.Namespace) -> None:
     folder = Path(options.collect_to or f"runs/{options.name}")
-    machines.collect(folder)
-    machines.gcloud.shell.say(f"the workers' logs are in {folder}")
+    machines.collect(folder, model_dir(record.arguments))
+    machines.gcloud.shell.say(
+        f"the workers' logs are in {folder}, metrics and results of the run in {folder / 'run'}; "
+        f"checkpoints stay in MODEL_DIR"
+    )
 
 
 def _offer_to_delete(record: Record, machines: "pod.Pod", options: argparse.Namespace) -> None:
@@ -215,7 +219,9 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("name", metavar="NAME")
         verb.add_argument("--dry_run", action="store_true", help="show the commands, run none")
         if function in (run, collect):
-            verb.add_argument("--collect_to", metavar="FOLDER", help="for logs; runs/NAME")
+            verb.add_argument(
+                "--collect_to", metavar="FOLDER", help="for logs and records; runs/NAME"
+            )
         if function in (run, delete):
             verb.add_argument("--delete", choices=("ask", "always", "never"), default="ask")
     _run_flags(verbs.choices["run"])

@@ -286,7 +286,7 @@ class Checkpoints:
         """
         alone = jax.process_count() == 1
         again = alone and self._failures > 0 and time.monotonic() >= self._retry_at
-        return again or self._checkpointer.should_save(step)
+        return again or (self._policy.may_want(step) and self._checkpointer.should_save(step))
 
     def _complete(self, step: int, response: Any) -> None:
         """Wait for a save and record its checksums; in the thread."""

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO
 
 from t5x_lite.errors import ConfigError
@@ -26,7 +26,8 @@ For example, two processes with four devices each, started again after faults up
   launch/local_pod.py --processes=2 --devices=4 --restarts=3 -- \\
       t5x_lite train --gin_file=recipes/tiny_embedded.gin --gin.MODEL_DIR=runs/pod
 
-SIGTERM and Ctrl-C are passed on: the run saves its last step. A second one is passed on as well.
+Before training `t5x_lite doctor` examines the pod, once. SIGTERM and Ctrl-C are passed on: the run
+saves its last step. A second one is passed on as well.
 The exit code is that of the first process that failed; 128 + n for one killed by signal n.
 """
 
@@ -38,7 +39,8 @@ class Pod:
     command: of every process; "t5x_lite" stands for this Python's. processes, devices: how many,
     and simulated CPU devices of each. restarts: how often all are started again when one fails;
     wrong configuration and Ctrl-C end the pod. grace: seconds the others are given to end by
-    themselves when one has failed; then they are killed.
+    themselves when one has failed; then they are killed. doctor: examine the pod with the same
+    configuration before `t5x_lite train` starts, and start nothing that is not fit.
     """
 
     command: Sequence[str]
@@ -46,6 +48,7 @@ class Pod:
     devices: int = 4
     restarts: int = 0
     grace: float = 60.0
+    doctor: bool = False
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
 
     def __post_init__(self):
@@ -54,6 +57,15 @@ class Pod:
                 "wanted processes and devices of 1 or more, restarts of 0 or more, and a command "
                 "after --"
             )
+
+    @property
+    def examination(self) -> "Pod | None":
+        """The pod that examines this one; None where nothing is to be examined."""
+        if not self.doctor or tuple(self.command[:2]) != ("t5x_lite", "train"):
+            return None
+        devices = f"--devices={self.processes * self.devices}"
+        command = ["t5x_lite", "doctor", devices, *self.command[2:]]
+        return replace(self, command=command, restarts=0, doctor=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--devices", type=int, default=4, help="of each process; default 4")
     parser.add_argument("--restarts", type=int, default=0, help="default 0")
     parser.add_argument("--grace", type=float, default=60.0, help="seconds; default 60")
+    parser.add_argument(
+        "--no_doctor", dest="doctor", action="store_false", help="train without examining the pod"
+    )
     parser.add_argument("command", nargs="*", metavar="-- COMMAND")
     try:
         pod = Pod(**vars(parser.parse_args(arguments)))
@@ -80,6 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(pod: Pod) -> int:
     """Run a pod to its end, starting it again as it says; returns the exit code."""
     with _Signals() as signals:
+        if pod.examination is not None:
+            unfit = _Launch(pod.examination, signals).run()
+            if unfit or signals.came:
+                return unfit or 128 + signals.came[0]
         for restart in itertools.count(1):
             code = _Launch(pod, signals).run()
             final = code in (0, CONFIGURATION, INTERRUPTED) or signals.came

@@ -89,3 +89,35 @@ def test_a_pod_without_a_command_is_refused():
     refused = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True)
     assert refused.returncode == 2
     assert "a command after --" in refused.stderr
+
+
+@pytest.fixture
+def examined(tmp_path):
+    """A pod whose t5x_lite notes what it is called with: examined(code of the doctor, *flags)."""
+    (tmp_path / "t5x_lite").mkdir()
+    (tmp_path / "t5x_lite" / "__init__.py").touch()
+
+    def launch(code, *flags):
+        (tmp_path / "t5x_lite" / "__main__.py").write_text(
+            f"import sys; open('calls', 'a').write(' '.join(sys.argv[1:]) + '\\n'); "
+            f"sys.exit({code} if sys.argv[1] == 'doctor' else 0)"
+        )
+        command = [sys.executable, SCRIPT, "--processes=1", "--devices=4", *flags, "--"]
+        done = subprocess.run(
+            [*command, "t5x_lite", "train", "--gin.A=1"], cwd=tmp_path, check=False
+        )
+        return done.returncode, (tmp_path / "calls").read_text().splitlines()
+
+    return launch
+
+
+def test_the_doctor_examines_a_pod_before_it_trains(examined):
+    assert examined(0) == (0, ["doctor --devices=4 --gin.A=1", "train --gin.A=1"])
+
+
+def test_a_pod_that_is_not_fit_is_not_started_nor_examined_again(examined):
+    assert examined(3, "--restarts=2") == (3, ["doctor --devices=4 --gin.A=1"])
+
+
+def test_the_examination_can_be_left_out(examined):
+    assert examined(3, "--no_doctor") == (0, ["train --gin.A=1"])

@@ -245,8 +245,10 @@ def to_vocabulary(vocabulary: "seqio.Vocabulary") -> AnyVocabulary:
     model_file = getattr(vocabulary, "sentencepiece_model_file", None)
     if model_file is None:
         raise ConfigError(
-            f"{type(vocabulary).__name__} is neither a SentencePiece nor a byte vocabulary",
+            f"{type(vocabulary).__name__} is neither a SentencePiece nor a byte vocabulary; "
+            f"wanted one of these, which Data.vocabulary can give to every task of the mixture",
             "MIXTURE_OR_TASK_NAME",
+            "Data.vocabulary",
         )
     return Vocabulary(model_file, vocabulary.extra_ids)
 

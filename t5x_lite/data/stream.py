@@ -103,6 +103,7 @@ class Stream:
         self._converter = converter
         self._exhaustion: order.Exhaustion = exhaustion
         self._num_epochs = num_epochs
+        self._planned: Window | None = None
 
     def start(self) -> Position:
         """Return the position of the first batch."""
@@ -127,7 +128,7 @@ class Stream:
     def examples(self, position: Position) -> dict[str, int]:
         """Return how many examples of each task lie before a position."""
         self._check(position)
-        window = self._plan(position["window"], position["drawn"])
+        window = self._window(position["window"], position["drawn"])
         seen = np.searchsorted(window.placed.row_n, position["row"])
         counts = np.bincount(window.placed.task_n[:seen], minlength=len(self._names)).tolist()
         return {
@@ -140,7 +141,10 @@ class Stream:
 
         A task whose size is not known yet, as its store is being made, is left out.
         """
-        counts = self.examples(position)
+        return self.passes(self.examples(position))
+
+    def passes(self, counts: Mapping[str, int]) -> dict[str, float]:
+        """Return how often so many examples of each task go through it (`epochs`)."""
         each = zip(self._names, self._examples, strict=True)
         sizes = {name: size_so_far(examples) for name, examples in each}
         return {name: counts[name] / size for name, size in sizes.items() if size is not None}
@@ -167,10 +171,17 @@ class Stream:
 
     def _placed(self, position: Position) -> Iterator[tuple[Placed, Position]]:
         """Yield the examples of each batch with their places, and the position after it."""
-        first = self._plan(position["window"], position["drawn"])
-        following = lambda window: self._plan(window.number + 1, window.drawn_after)  # noqa: E731
+        first = self._window(position["window"], position["drawn"])
+        following = lambda window: self._window(window.number + 1, window.drawn_after)  # noqa: E731
         for placed, window, row in cut_batches(first, position["row"], self.batch_size, following):
             yield placed, self._position(window.number, row, window.drawn)
+
+    def _window(self, number: int, drawn: Mapping[str, int]) -> Window:
+        """A window's plan; the one planned last is at hand, for those who look where others are."""
+        window = self._planned
+        if window is None or (window.number, window.drawn) != (number, drawn):
+            self._planned = window = self._plan(number, drawn)
+        return window
 
     def _plan(self, number: int, drawn: Mapping[str, int]) -> Window:
         """Draw a window's examples and give each a place in a row."""

@@ -61,7 +61,7 @@ def activation_bytes(
         for leaf in jax.tree.leaves(kept)
         if leaf.shape not in of_weights
     )
-    return size // _parts("batch", mesh)
+    return size // parts("batch", mesh)
 
 
 def roofline(
@@ -115,7 +115,8 @@ def _on_a_device(shapes: Any, axes: Any, mesh: Mapping[str, int]) -> int:
     return total
 
 
-def _parts(logical: str, mesh: Mapping[str, int]) -> int:
+def parts(logical: str, mesh: Mapping[str, int]) -> int:
+    """Into how many parts a mesh splits what has this logical axis."""
     return _product(LOGICAL_TO_MESH[logical], mesh)
 
 

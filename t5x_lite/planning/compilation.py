@@ -7,10 +7,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 MEMORY = ("argument", "output", "alias", "temp", "generated_code")
 
@@ -59,7 +62,8 @@ def compiled(
     began = time.perf_counter()
     text, memory, failure = "", {}, None
     try:
-        program = lowered.compile(compiler_options=dict(options) or None)
+        with _without_jax_cache():
+            program = lowered.compile(compiler_options=dict(options) or None)
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -81,6 +85,19 @@ def compiled(
     unfinished.write_text(json.dumps(facts, indent=1))
     unfinished.replace(facts_file)
     return _from_facts(facts, text, cached=False)
+
+
+@contextlib.contextmanager
+def _without_jax_cache() -> Iterator[None]:
+    """JAX's own cache would keep a program for chips that are not here, and fail to load it."""
+    before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # or JAX goes by what it found at first
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def _from_facts(facts: Mapping[str, Any], text: str, *, cached: bool) -> Compiled:

@@ -6,6 +6,7 @@ own estimate in cycles, FLOPs of matrix products, and bytes that pass through ma
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from t5x_lite.planning.hlo import Computation, Instruction, Module, Shape, collective_inside, runs
@@ -20,16 +21,18 @@ _BY_FILE = {
     "metrics.py": "metrics",
     "transformer.py": "loss",  # outside both stacks it is the output layer
     "layers.py": "loss",
+    "sampling.py": "choice of tokens",
+    "beam.py": "choice of tokens",
 }
 
 
 class Cost(NamedTuple):
     """An instruction's cost over a whole step on one device.
 
-    part: encoder, decoder, loss (output layer included), optimizer, metrics, other. direction:
-    forward, backward, recomputed, update. module, line: the innermost place in this package.
-    kernel: the instruction is a hand-written kernel, for which the compiler has no estimate: its
-    counts are its author's, and its cycles follow from them.
+    part: encoder, decoder, loss (output layer included), optimizer, metrics, choice of tokens,
+    other. direction: forward, backward, recomputed, update; or a phase. module, line: the innermost
+    place in this package. kernel: the instruction is a hand-written kernel, for which the compiler
+    has no estimate: its counts are its author's, and its cycles follow from them.
     """
 
     part: str
@@ -51,20 +54,27 @@ class Cost(NamedTuple):
 KernelCycles = Callable[[float, float], float]  # of (FLOPs, bytes)
 
 
-def costs(module: Module, kernel_cycles: KernelCycles = lambda flops, moved: 0.0) -> list[Cost]:
+def costs(
+    module: Module,
+    kernel_cycles: KernelCycles = lambda flops, moved: 0.0,
+    phases: Mapping[str, str] = MappingProxyType({}),
+) -> list[Cost]:
     """The cost of every instruction that runs on its own, loops multiplied out.
 
-    kernel_cycles: what a kernel is taken to need.
+    kernel_cycles: what a kernel is taken to need. phases: in place of directions, where nothing is
+    differentiated: the phase that a loop is, by its name, and under "" that of the rest.
     """
     found: list[Cost] = []
 
-    def visit(computation: Computation, repeats: int) -> None:
+    def visit(computation: Computation, repeats: int, phase: str | None) -> None:
         names = computation.by_name()
         for instruction in computation.instructions:
             for inner, times in runs(module, instruction):
-                visit(inner, repeats * times)
+                visit(inner, repeats * times, phases.get(instruction.name, phase))
             if instruction.opcode not in FREE:
                 cost = _cost(module, instruction, names, repeats)
+                if phase is not None:
+                    cost = cost._replace(direction=phase)
                 if instruction.is_kernel:
                     flops, moved = instruction.stated
                     cycles = kernel_cycles(flops, moved) * repeats
@@ -73,7 +83,7 @@ def costs(module: Module, kernel_cycles: KernelCycles = lambda flops, moved: 0.0
                     )
                 found.append(cost)
 
-    visit(module[module.entry], 1)
+    visit(module[module.entry], 1, phases.get(""))
     return found
 
 

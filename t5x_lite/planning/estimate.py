@@ -1,12 +1,13 @@
 """A plan as numbers: what is known of a step, what is estimated of it, and by whom.
 
-A plan is a nested dictionary of plain values, written as JSON and shown as text (`report`). Its
-layout is `SCHEMA`; sizes are bytes, times seconds, of one device unless they say otherwise.
+A plan is a nested dictionary of plain values, written as JSON and shown as text (`report`), its
+layout in `schema`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from t5x_lite.planning import decoding
 from t5x_lite.planning.analytic import Roofline
 from t5x_lite.planning.compilation import Compiled, TooLarge
 from t5x_lite.planning.costs import Cost, costs, summed
@@ -19,80 +20,6 @@ from t5x_lite.planning.topologies import Topology
 # estimate (MaxText's 32B decoder on v5e-256, large matrix products), by a sketch of it and by this
 # project's own step: see docs/planning.md and benchmarks/plan_calibration.py.
 KNOWN_BIAS = (0.84, 1.0)
-
-_NUMBER = (int, float)
-_RANGE = [_NUMBER]
-SCHEMA: dict[str, Any] = {
-    "version": int,
-    "what": str,
-    "topology": {"name": str, "chip": str, "chips": int, "devices": int, "slices": int},
-    "mesh": dict,
-    "model": {"parameters": int, "dtype": str, "remat": str},
-    "batch": {"rows": int, "rows_per_chip": _NUMBER, "lengths": dict, "tokens": int},
-    "flops": {"model_per_step": _NUMBER, "source": str},
-    "memory": {
-        "source": str,
-        "limit": _NUMBER,
-        "total": _NUMBER,
-        "fits": bool,
-        "split": dict,
-        "largest": [{"bytes": _NUMBER, "kind": str, "name": str}],
-    },
-    "roofline": {
-        "source": str,
-        "compute": _NUMBER,
-        "memory": _NUMBER,
-        "network": _NUMBER,
-        "bound": str,
-    },
-    "compute": (
-        None,
-        {
-            "source": str,
-            "seconds": _NUMBER,
-            "instruction_roofline": _NUMBER,
-            "flops": _NUMBER,
-            "bytes": _NUMBER,
-            "kernels": _NUMBER,
-            "kernels_without_estimate": int,
-            "parts": [{"part": str, "direction": str, "seconds": _NUMBER, "flops": _NUMBER}],
-        },
-    ),
-    "collectives": (
-        None,
-        {
-            "source": str,
-            "seconds": _NUMBER,
-            "exposed": _NUMBER,
-            "kinds": [
-                {
-                    "kind": str,
-                    "axis": str,
-                    "overlapped": bool,
-                    "count": int,
-                    "bytes": _NUMBER,
-                    "seconds": _NUMBER,
-                    "exposed": _NUMBER,
-                }
-            ],
-        },
-    ),
-    "estimate": (
-        None,
-        {
-            "source": str,
-            "step_seconds": _RANGE,
-            "tokens_per_second": _RANGE,
-            "mfu": _RANGE,
-            "training_tokens": _NUMBER,
-            "days": _RANGE,
-            "chip_hours": _RANGE,
-        },
-    ),
-    "cost": (None, {"source": str, "price_per_chip_hour": _NUMBER, "cost": _RANGE}),
-    "compiler": (None, {"jax": str, "libtpu": str, "seconds": _NUMBER, "cached": bool}),
-    "notes": [str],
-}
 
 
 def too_much_memory(
@@ -201,20 +128,50 @@ def compiled_collectives(found: Sequence[Collective], exposed: float) -> dict[st
     }
 
 
-def analyse(program: Compiled, layout: Layout) -> tuple[list[Cost], dict[str, Any]]:
-    """What is read from a compiled program: the costs of its instructions, and parts of a plan."""
+class Analysis(NamedTuple):
+    """What is read from a compiled program.
+
+    costs: of its instructions. parts: of a plan. phases: ranges of seconds of a generation's.
+    """
+
+    costs: list[Cost]
+    parts: dict[str, Any]
+    phases: dict[str, list[float]] | None
+
+
+def analyse(program: Compiled, layout: Layout, tokens: int | None = None) -> Analysis:
+    """Read a compiled program. tokens: so many it generates, if it does."""
     chip, module = layout.topology.chip, Module(program.text)
     assert chip.clock is not None
-    peak, bandwidth = chip.peak / chip.devices, chip.hbm_bandwidth / chip.devices
-    clock = chip.clock
-    found = costs(module, lambda flops, moved: clock * max(flops / peak, moved / bandwidth))
+    rates = dict(
+        clock=chip.clock,
+        peak=chip.peak / chip.devices,
+        bandwidth=chip.hbm_bandwidth / chip.devices,
+    )
+    loop = None if tokens is None else decoding.token_loop(module)
+    phases = {}
+    if loop is not None and tokens is not None:
+        module.trips[loop.name] = tokens
+        phases = {"": decoding.PREFILL, loop.name: decoding.TOKEN}
+    found = costs(module, lambda flops, moved: _kernel_cycles(flops, moved, **rates), phases)
     collectives, exposed = exposed_seconds(module, layout, clock=chip.clock)
     parts = {
         "memory": compiled_memory(module, program, chip.hbm / chip.devices),
         "compute": compiled_compute(found, layout.topology),
         "collectives": compiled_collectives(collectives, exposed),
     }
-    return found, parts
+    if loop is None or tokens is None:
+        return Analysis(found, parts, None)
+    body = loop.called("body")
+    waited = tokens * exposed_seconds(module, layout, clock=chip.clock, begin=body)[1]
+    waits = {decoding.PREFILL: max(0.0, exposed - waited), decoding.TOKEN: waited}
+    return Analysis(found, parts, decoding.phase_seconds(found, waits, tokens=tokens, **rates))
+
+
+def _kernel_cycles(
+    flops: float, moved: float, *, clock: float, peak: float, bandwidth: float
+) -> float:
+    return clock * max(flops / peak, moved / bandwidth)
 
 
 def estimate(plan: Mapping[str, Any], topology: Topology, training_tokens: float) -> dict[str, Any]:
@@ -270,23 +227,3 @@ def roofline_part(bounds: Roofline) -> dict[str, Any]:
         **bounds._asdict(),
         "bound": bounds.bound,
     }
-
-
-def check_schema(value: Any, schema: Any = None, where: str = "plan") -> None:
-    """Raise ValueError with the place where a plan is not laid out as `SCHEMA` says."""
-    schema = SCHEMA if schema is None else schema
-    if isinstance(schema, tuple) and None in schema:
-        if value is not None:
-            check_schema(value, next(s for s in schema if s is not None), where)
-    elif isinstance(schema, list):
-        if not isinstance(value, list):
-            raise ValueError(f"{where} is {value!r}; wanted a list")
-        for number, item in enumerate(value):
-            check_schema(item, schema[0], f"{where}[{number}]")
-    elif isinstance(schema, dict):
-        if not isinstance(value, dict) or set(value) != set(schema):
-            raise ValueError(f"{where} has {value!r}; wanted the keys {sorted(schema)}")
-        for name, inner in schema.items():
-            check_schema(value[name], inner, f"{where}.{name}")
-    elif not isinstance(value, schema):
-        raise ValueError(f"{where} is {value!r}; wanted {schema}")

@@ -14,6 +14,8 @@ _COLOURS = {
     "backward": "tab:orange",
     "recomputed": "tab:red",
     "update": "tab:gray",
+    "prefill": "tab:blue",
+    "token": "tab:orange",
 }
 
 
@@ -69,7 +71,9 @@ def _draw_time(axes: Any, plan: Mapping[str, Any]) -> None:
     parts = plan["compute"]["parts"]
     names = list(dict.fromkeys(part["part"] for part in parts))
     begins = dict.fromkeys(names, 0.0)
-    for direction, colour in _COLOURS.items():
+    found = {part["direction"] for part in parts}
+    for direction in (each for each in _COLOURS if each in found):
+        colour = _COLOURS[direction]
         times = {p["part"]: 1e3 * p["seconds"] for p in parts if p["direction"] == direction}
         widths = [times.get(name, 0.0) for name in names]
         axes.barh(names, widths, left=list(begins.values()), color=colour, label=direction)

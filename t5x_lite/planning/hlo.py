@@ -112,6 +112,7 @@ class Module:
 
     def __init__(self, text: str):
         self.computations: dict[str, Computation] = {}
+        self.trips: dict[str, int] = {}  # of loops, where the reader knows better than the text
         self.entry = ""
         self._text = text
         self._parse(text)
@@ -170,6 +171,8 @@ class Module:
 
         The compiler notes it, or the condition compares a counter that starts at 0 with a constant.
         """
+        if loop.name in self.trips:
+            return self.trips[loop.name]
         if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(found[1])
         condition, body = (self[loop.called(a) or ""] for a in ("condition", "body"))

@@ -64,9 +64,11 @@ class _Flight(NamedTuple):
 
 
 def exposed_seconds(
-    module: Module, layout: Layout, *, clock: float
+    module: Module, layout: Layout, *, clock: float, begin: str | None = None
 ) -> tuple[list[Collective], float]:
     """Every collective, and the seconds a device of this clock waits for them in a step.
+
+    begin: the computation to count, once; None for the whole program.
 
     A collective starts where it is issued or where the one before has left the links, and hides
     behind the estimated compute until its result is asked for. One that is not split into start and
@@ -103,7 +105,7 @@ def exposed_seconds(
         found.extend(flight.collective for flight in flying.values())
         return waited
 
-    return found, visit(module[module.entry], 1)
+    return found, visit(module[begin or module.entry], 1)
 
 
 def _is_start(instruction: Instruction) -> bool:

@@ -13,6 +13,7 @@ def markdown(plan: Mapping[str, Any]) -> str:
         _head(plan),
         _memory(plan["memory"], plan["topology"]),
         _time(plan),
+        _decoding(plan["decoding"]) if plan["decoding"] else "",
         _parts(plan["compute"]) if plan["compute"] else "",
         _collectives(plan["collectives"]) if plan["collectives"] else "",
         _sources(plan),
@@ -124,6 +125,23 @@ def _time(plan: Mapping[str, Any]) -> str:
     return "## Time (estimated)\n\n" + table(("what", "estimate"), rows)
 
 
+def _decoding(decoding: Mapping[str, Any]) -> str:
+    cache = decoding["cache_bytes"]
+    rows = [
+        ("texts at a time", f"{decoding['texts']:,}"),
+        ("cached keys and values of a device, of the texts", gigabytes(cache["own"])),
+        ("the same, of the encoder's output", gigabytes(cache["cross"])),
+        ("prefill, ms", span([1e3 * s for s in decoding["prefill_seconds"]])),
+        ("a token of every text, ms", span([1e3 * s for s in decoding["token_seconds"]])),
+        (
+            "tokens a second and chip, prefill aside",
+            span(decoding["tokens_per_second_per_chip"], ",.0f"),
+        ),
+    ]
+    title = f"## Generation of {decoding['tokens']:,} tokens (estimated)"
+    return f"{title}\n\n{table(('what', 'estimate'), rows)}"
+
+
 def _parts(compute: Mapping[str, Any]) -> str:
     total = compute["seconds"] or math.inf
     rows = [
@@ -159,7 +177,7 @@ def _collectives(network: Mapping[str, Any]) -> str:
 
 def _sources(plan: Mapping[str, Any]) -> str:
     lines = ["## Where the numbers come from", ""]
-    for name in ("memory", "compute", "collectives", "roofline", "estimate", "cost"):
+    for name in ("memory", "compute", "collectives", "roofline", "estimate", "decoding", "cost"):
         if plan[name] is not None:
             lines.append(f"- {name}: {plan[name]['source']}")
     if plan["compute"] is not None:

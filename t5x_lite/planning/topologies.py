@@ -19,6 +19,8 @@ from t5x_lite.planning.chips import CHIPS, Chip
 _LARGEST = {"v4": 4096, "v5e": 256, "v5p": 6144, "v6e": 256, "tpu7x": 9216}
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
+# Chips whose compiler (libtpu 0.0.42) overflows a stack of the usual 8 MiB even on tiny programs.
+_DEEP = ("tpu7x",)
 # What libtpu wants to know where there is no TPU and no metadata server to ask.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -109,6 +111,18 @@ def tpu_devices(wanted: Topology) -> Sequence[Any]:
     name = f"{wanted.chip.name}:{'x'.join(map(str, wanted.shape))}"
     with _environment():
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+
+
+def check_stack(wanted: Topology) -> None:
+    """Raise ConfigError where the compiler for a topology would crash on this process's stack."""
+    import resource  # of Unix alone, as libtpu is
+
+    if wanted.chip.name in _DEEP and resource.getrlimit(resource.RLIMIT_STACK)[0] != -1:
+        raise ConfigError(
+            f"the compiler for {wanted.chip.name} wants more stack than this shell allows: say "
+            f"`ulimit -s unlimited`, then give the same command",
+            "plan.topology_name",
+        )
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 from etils import epath
 
 from t5x_lite import processes
@@ -18,6 +17,7 @@ from t5x_lite.data.windows import Identities
 from t5x_lite.errors import ConfigError
 from t5x_lite.run import decisions
 from t5x_lite.run.observers import Moment, Observer, Report
+from t5x_lite.training.metrics import Packed, fetch
 
 ANOMALIES = "anomalies.jsonl"
 
@@ -132,7 +132,7 @@ class Guarding(Observer):
     ):
         self._guard, self._directory, self._stream = guard, epath.Path(directory), stream
         self._seed, self._steps_saved, self._say = seed, steps_saved, report
-        self._open: list[tuple[int, Mapping[str, jax.Array], Position]] = []
+        self._open: list[tuple[int, Packed, Position]] = []
         self._position: Any = None
         self.judge = Judge(guard)
 
@@ -146,9 +146,7 @@ class Guarding(Observer):
 
     def after_step(self, moment: Moment) -> None:
         """Keep the numbers of the step; nothing is fetched from the devices."""
-        names = ("loss", "weight", "grad_norm", "skipped_steps")
-        numbers = {name: moment.metrics[name] for name in names}
-        self._open.append((moment.step, numbers, moment.before))
+        self._open.append((moment.step, moment.metrics, moment.before))
         self._position = moment.position
 
     def on_log(self, step: int, numbers: Mapping[str, float], report: Report) -> None:
@@ -161,7 +159,7 @@ class Guarding(Observer):
 
     def _judge_all(self) -> None:
         taken, self._open = self._open, []
-        fetched = jax.device_get([numbers for _, numbers, _ in taken])
+        fetched = fetch([metrics for _, metrics, _ in taken])
         for (step, _, before), numbers in zip(taken, fetched, strict=True):
             loss = float(numbers["loss"]) / max(float(numbers["weight"]), 1.0)
             seen = Seen(step, loss, float(numbers["grad_norm"]), float(numbers["skipped_steps"]))

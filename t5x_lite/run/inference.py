@@ -1,6 +1,7 @@
 """A model's compiled programs for texts: generate, score, embed; one for each shape of a batch."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -79,7 +80,6 @@ class Inference:
                 "MESH",
             )
         self._sharding = named_sharding(mesh, ("batch", "length"))
-        self._rows = process_rows(batch_size, self._sharding)
         graphdef = self._graphdef = abstract(self.config)[0]
 
         def program(function: Callable[..., Any]) -> Any:
@@ -97,15 +97,15 @@ class Inference:
         """The mesh that everything is laid out over."""
         return self._mesh
 
-    @property
+    @functools.cached_property
     def row_slice(self) -> slice:
         """Which rows of a batch are this process's."""
-        return self._rows
+        return process_rows(self.batch_size, self._sharding)
 
     @property
     def rows(self) -> int:
         """How many rows of a batch are this process's."""
-        return self._rows.stop - self._rows.start
+        return self.row_slice.stop - self.row_slice.start
 
     def generate(self, params: Params, batch: Mapping[str, NDArray]) -> Generated:
         """Texts for each row of "inputs"."""
@@ -182,7 +182,7 @@ class Inference:
         }
         with jax.set_mesh(self._mesh):
             out = program(params, to_devices(full, self._sharding, batch_size=self.batch_size))
-        return [np.asarray(x)[self._rows][:count] for x in jax.device_get(jax.tree.leaves(out))]
+        return [np.asarray(x)[self.row_slice][:count] for x in jax.device_get(jax.tree.leaves(out))]
 
     def _written(self, model: Any, batch: Mapping[str, jax.Array]) -> Written:
         generation, numbers_b = self.generation, batch["numbers"]

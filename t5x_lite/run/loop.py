@@ -238,8 +238,9 @@ class Run:
         self._report("train", numbers)
         for name, of_task in self._meter.by_task.items():
             self._report(f"train/{name}", of_task)
-        self._report("epochs", self._stream.epochs(self._position))
-        self._report("examples", self._stream.examples(self._position))
+        examples = self._stream.examples(self._position)
+        self._report("epochs", self._stream.passes(examples))
+        self._report("examples", examples)
         for observer in self._observers:
             observer.on_log(self.step, numbers, self._report)
 

@@ -10,7 +10,7 @@ import jax
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.planning.chips import peak_flops
 from t5x_lite.planning.flops import TokenFlops, token_flops, train_step_flops
-from t5x_lite.training.metrics import summarize, summarize_tasks
+from t5x_lite.training.metrics import Packed, fetch, summarize, summarize_tasks
 
 IN_FLIGHT = 2  # steps that may be under way at once
 
@@ -68,7 +68,7 @@ class Meter:
         self._seconds_before = seconds_before
         self._began = self._last = time.perf_counter()
         self._waited = batches.waited
-        self._window: list[Mapping[str, jax.Array]] = []
+        self._window: list[Packed] = []
         self._positions = 0
 
     @property
@@ -76,7 +76,7 @@ class Meter:
         """Seconds of training over all launches, evaluations left out."""
         return self._seconds_before + time.perf_counter() - self._began
 
-    def add(self, metrics: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> None:
+    def add(self, metrics: Packed, batch: Mapping[str, jax.Array]) -> None:
         """Take the metrics of one step; nothing is fetched from the devices.
 
         At most two steps are under way: enough to keep devices busy, and a wish to stop is
@@ -84,14 +84,15 @@ class Meter:
         """
         self._window.append(metrics)
         if len(self._window) > IN_FLIGHT:
-            jax.block_until_ready(self._window[-1 - IN_FLIGHT])
+            self._window[-1 - IN_FLIGHT].words.block_until_ready()
         sides = ("encoder_input_tokens", "decoder_target_tokens")
         self._positions += sum(batch[name].size for name in sides if name in batch)
 
     def read(self) -> dict[str, float]:
         """The numbers since the last reading, which then start afresh."""
-        numbers = summarize(self._window)
-        self.by_task = summarize_tasks(self._window, self._tasks)
+        window = fetch(self._window)
+        numbers = summarize(window)
+        self.by_task = summarize_tasks(window, self._tasks)
         now, waited = time.perf_counter(), self._batches.waited
         elapsed, steps = now - self._last, len(self._window)
         inputs, targets = numbers.pop("input_tokens"), numbers.pop("target_tokens")

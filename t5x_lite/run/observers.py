@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Self
 import jax
 
 from t5x_lite.data.stream import Position
+from t5x_lite.training.metrics import Packed
 
 Report = Callable[[str, Mapping[str, float]], None]  # (kind, numbers), for the writers
 
@@ -23,7 +24,7 @@ class Moment(NamedTuple):
     batch: Mapping[str, jax.Array]
     before: Position
     position: Position
-    metrics: Mapping[str, jax.Array]
+    metrics: Packed
 
 
 class Observer:

@@ -12,7 +12,8 @@ from t5x_lite.planning import analytic
 from t5x_lite.planning.flops import TRAINING, forward_flops
 from t5x_lite.planning.report import table
 from t5x_lite.planning.topologies import Topology
-from t5x_lite.run.plan_step import Planned, Setting, plan_step
+from t5x_lite.run.plan_program import Setting
+from t5x_lite.run.plan_step import Planned, plan_step
 from t5x_lite.run.shapes import batch_shapes, summed_loss
 
 _MOST_TENSOR = 8  # beyond it a T5's sub-layers are thinner than a chip's matrix unit is wide

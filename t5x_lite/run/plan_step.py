@@ -9,51 +9,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from t5x_lite.errors import ConfigError
-from t5x_lite.models import transformer
-from t5x_lite.models.config import TransformerConfig
 from t5x_lite.partitioning import MESH_AXES, resolve_mesh_shape
-from t5x_lite.planning import analytic
 from t5x_lite.planning.compilation import Compiled, compiled
 from t5x_lite.planning.costs import Cost
+from t5x_lite.planning.decoding import decoding_part
 from t5x_lite.planning.estimate import (
+    Analysis,
     analyse,
-    check_schema,
     estimate,
     roofline_part,
     too_much_memory,
     unread_memory,
 )
-from t5x_lite.planning.flops import TRAINING, forward_flops
-from t5x_lite.planning.network import Layout, Place
 from t5x_lite.planning.report import duration
-from t5x_lite.planning.topologies import Topology, tpu_devices
-from t5x_lite.run.program import Program, build
-from t5x_lite.run.shapes import batch_shapes, summed_loss
-from t5x_lite.training.optimizers import OptimizerConfig
-from t5x_lite.training.schedules import Schedule
-from t5x_lite.training.step import Loss, Update, make_eval_step
+from t5x_lite.planning.schema import VERSION, check_schema
+from t5x_lite.planning.topologies import Topology, check_stack, tpu_devices
+from t5x_lite.run.plan_arithmetic import Arithmetic, arithmetic, without_compiler
+from t5x_lite.run.plan_program import KINDS, Setting, layout_of, trace
 from t5x_lite.trees import flat
-
-STEPS = {"train": "training step", "eval": "evaluation step"}
-
-
-class Setting(NamedTuple):
-    """What decides about a step: the arguments of `run.program.build`, and the rows' lengths."""
-
-    model: TransformerConfig
-    optimizer: OptimizerConfig
-    learning_rate: Schedule
-    loss: Loss
-    update: Update
-    mesh: Mapping[str, int]
-    batch_size: int
-    lengths: Mapping[str, int]
-    packed: bool
-    what: str
-    compiler_options: Mapping[str, Any]
 
 
 class Planned(NamedTuple):
@@ -73,14 +47,14 @@ def plan_step(
 ) -> Planned:
     """Plan one setting on one topology; ConfigError where the two do not go together."""
     shape = fitting_mesh(setting.mesh, wanted)
-    numbers = _analytic(setting, wanted, shape)
+    said = arithmetic(setting, wanted, shape)
     if wanted.chip.torus:
-        found, parts = _compile(setting, wanted, numbers, cache, report)
+        found = _compile(setting, wanted, said, cache, report)
     else:
-        found, parts = [], _without_compiler(numbers, wanted)
+        found = Analysis([], without_compiler(said, wanted), None)
     made = {
-        "version": 2,
-        "what": STEPS[setting.what],
+        "version": VERSION,
+        "what": KINDS[setting.what],
         "topology": {
             "name": wanted.name,
             "chip": wanted.chip.name,
@@ -89,15 +63,34 @@ def plan_step(
             "slices": wanted.slices,
         },
         "mesh": shape,
-        **numbers["facts"],
-        "roofline": roofline_part(numbers["roofline"]),
-        **parts,
+        **said.facts,
+        "roofline": roofline_part(said.roofline),
+        **found.parts,
     }
     fits = made["memory"]["fits"]
     made["estimate"] = estimate(made, wanted, training_tokens) if fits else None
+    made["decoding"] = _decoding(setting, wanted, shape, said, found) if fits else None
     made["cost"] = None
     check_schema(made)
-    return Planned(made, found)
+    return Planned(made, found.costs)
+
+
+def _decoding(
+    setting: Setting,
+    wanted: Topology,
+    mesh: Mapping[str, int],
+    said: Arithmetic,
+    found: Analysis,
+) -> dict[str, Any] | None:
+    if setting.texts is None or said.phases is None:
+        return None
+    source = "analytic roofline, its parts at once or in turn"
+    if found.phases is not None:
+        source = "the compiled program, outside and inside its loop over tokens"
+    seconds = found.phases or said.phases
+    return decoding_part(
+        setting.model, setting.texts, mesh, seconds, chips=wanted.chips, source=source
+    )
 
 
 def fitting_mesh(mesh: Mapping[str, int], wanted: Topology) -> dict[str, int]:
@@ -115,113 +108,44 @@ def fitting_mesh(mesh: Mapping[str, int], wanted: Topology) -> dict[str, int]:
         ) from error
 
 
-def _analytic(setting: Setting, wanted: Topology, shape: Mapping[str, int]) -> dict[str, Any]:
-    """What arithmetic says: facts for the plan, state, activations, roofline."""
-    model, rows = setting.model, setting.batch_size
-    batch = batch_shapes(model, setting.lengths, rows, packed=setting.packed)
-    tokens = sum(
-        math.prod(leaf.shape) for name, leaf in batch.items() if name.endswith("input_tokens")
-    )
-    forward = forward_flops(model, batch_size=rows, lengths=setting.lengths).total
-    training = setting.what == "train"
-    flops = forward * (TRAINING if training else 1)
-    state = analytic.state_bytes(model, setting.optimizer, shape)
-    activations = 0
-    if training:
-        activations = analytic.activation_bytes(model, batch, shape, summed_loss(model))
-    else:
-        state = {"weights": state["weights"]}
-    return {
-        "facts": {
-            "model": {
-                "parameters": transformer.num_parameters(model),
-                "dtype": model.dtype,
-                "remat": model.remat if isinstance(model.remat, str) else "+".join(model.remat),
-            },
-            "batch": {
-                "rows": rows,
-                "rows_per_chip": rows / wanted.chips,
-                "lengths": dict(setting.lengths),
-                "tokens": tokens,
-            },
-            "flops": {
-                "model_per_step": flops,
-                "source": "analytic: matrix products, recomputation not counted",
-            },
-        },
-        "state": state,
-        "activations": activations,
-        "roofline": analytic.roofline(
-            wanted.chip,
-            model,
-            mesh=shape,
-            step_flops=flops,
-            tokens=tokens,
-            state=state,
-            activations=activations,
-        ),
-    }
-
-
-def _without_compiler(numbers: Mapping[str, Any], wanted: Topology) -> dict[str, Any]:
-    """The parts of a plan where there is no compiler to ask."""
-    split = {**numbers["state"], "activations": numbers["activations"]}
-    limit = wanted.chip.hbm / wanted.chip.devices
-    total = sum(split.values())
-    return {
-        "memory": {
-            "source": "analytic: state exact, activations what differentiation keeps, no "
-            "working memory",
-            "limit": limit,
-            "total": total,
-            "fits": total <= limit,
-            "split": split,
-            "largest": [],
-        },
-        "compute": None,
-        "collectives": None,
-        "compiler": None,
-        "notes": [
-            f"{wanted.chip.name} has no compiler that works without the chip: this is the analytic "
-            f"part alone, memory and roofline"
-        ],
-    }
-
-
 # ---------------------------------------------------------------------------- with the compiler
 
 
 def _compile(
     setting: Setting,
     wanted: Topology,
-    numbers: Mapping[str, Any],
+    said: Arithmetic,
     cache: Path,
     report: Callable[[str], None],
-) -> tuple[Sequence[Cost], dict[str, Any]]:
+) -> Analysis:
     devices = tpu_devices(wanted)
-    program, lowered = lower(setting, devices)
-    order = ",".join(str(device.id) for device in program.mesh.devices.flat)
+    check_stack(wanted)
+    traced = trace(setting, devices)
+    order = ",".join(str(device.id) for device in traced.mesh.devices.flat)
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
     with _progress(f"compiling for {wanted.name}", report):
         made = compiled(
-            lowered,
+            traced.lowered,
             target=f"{wanted.name} {order} {versions}",
             directory=cache,
-            options={**program.compiler_options, **setting.compiler_options},
+            options={**traced.compiler_options, **setting.compiler_options},
         )
     limit = wanted.chip.hbm / wanted.chip.devices
+    tokens = None if setting.texts is None else setting.texts.tokens
     if made.text:
-        found, parts = analyse(made, layout_of(program, wanted))
+        found = analyse(made, layout_of(traced.mesh, wanted), tokens)
     elif made.too_large is None:
-        memory = unread_memory(made, limit)
-        found, parts = [], {"memory": memory, "compute": None, "collectives": None}
+        found = _without_time(unread_memory(made, limit))
     else:
-        split = {**numbers["state"], "activations": numbers["activations"]}
-        memory = too_much_memory(made.too_large, limit, split, _largest_of(program.abstract))
-        found, parts = [], {"memory": memory, "compute": None, "collectives": None}
-    parts["compiler"] = {**versions, "seconds": made.seconds, "cached": made.cached}
-    parts["notes"] = _notes(parts, made)
-    return found, parts
+        arrays = _largest_of(traced.arguments)
+        found = _without_time(too_much_memory(made.too_large, limit, said.memory, arrays))
+    found.parts["compiler"] = {**versions, "seconds": made.seconds, "cached": made.cached}
+    found.parts["notes"] = _notes(found.parts, made)
+    return found
+
+
+def _without_time(memory: dict[str, Any]) -> Analysis:
+    return Analysis([], {"memory": memory, "compute": None, "collectives": None}, None)
 
 
 def _largest_of(state: Any) -> list[tuple[float, str]]:
@@ -234,45 +158,6 @@ def _largest_of(state: Any) -> list[tuple[float, str]]:
         for path, leaf in flat(state).items()
     ]
     return sorted(arrays, reverse=True)[:12]
-
-
-def lower(setting: Setting, devices: Sequence[Any]) -> tuple[Program, Any]:
-    """Trace the step of `train` (or of its evaluation) for these devices, from shapes alone."""
-    # Source locations carry the whole way from the step to the layer.
-    jax.config.update("jax_traceback_in_locations_limit", 100)
-    program = build(
-        setting.model,
-        setting.optimizer,
-        setting.learning_rate,
-        setting.loss,
-        setting.update,
-        mesh=setting.mesh,
-        batch_size=setting.batch_size,
-        seed=0,
-        devices=devices,
-    )
-    batch = batch_shapes(
-        setting.model,
-        setting.lengths,
-        setting.batch_size,
-        packed=setting.packed,
-        sharding=program.batch_sharding,
-    )
-    with jax.set_mesh(program.mesh):
-        if setting.what == "train":
-            return program, program.step.lower(program.abstract, batch)
-        step = jax.jit(make_eval_step(program.graphdef), out_shardings=program.replicated)
-        return program, step.lower(program.abstract.params, batch)
-
-
-def layout_of(program: Program, wanted: Topology) -> Layout:
-    """The program's mesh, with the place of each of its devices."""
-    places = [
-        # Devices of a single slice do not know that they are in one.
-        Place(getattr(device, "slice_index", 0) or 0, tuple(device.coords))
-        for device in program.mesh.devices.flat
-    ]
-    return Layout(wanted, dict(program.mesh.shape), places)
 
 
 def _notes(parts: Mapping[str, Any], made: Compiled) -> list[str]:

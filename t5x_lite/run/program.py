@@ -12,6 +12,7 @@ from t5x_lite.models.config import TransformerConfig
 from t5x_lite.partitioning import batch_parts, make_mesh, named_sharding, shardings
 from t5x_lite.run.compiler_options import compiler_options
 from t5x_lite.training.fingerprints import fingerprinted
+from t5x_lite.training.metrics import packed
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.state import (
@@ -36,7 +37,8 @@ class Program(NamedTuple):
     replicated: jax.sharding.NamedSharding
     initial: Callable[[], TrainState]
     from_weights: Callable[[Any, int], TrainState]  # (weights, step): the optimizer is as new
-    step: Any  # jitted; donates the state. num_tasks: also tells the sums of so many tasks
+    # Jitted; donates the state; tells `Packed` metrics. num_tasks: with the sums of so many tasks.
+    step: Any
     compiler_options: Mapping[str, Any]  # XLA's, to compile the step with
 
 
@@ -109,7 +111,7 @@ def build(
         initial=lambda: initial_state(model, bound, placed, seed=seed),
         from_weights=lambda params, step: state_from_weights(params, bound, placed, step=step),
         step=jax.jit(
-            step,
+            packed(step),
             donate_argnums=0,
             static_argnames="num_tasks",
             out_shardings=(placed, replicated),

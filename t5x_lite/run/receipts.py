@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -17,7 +16,7 @@ from t5x_lite.data.windows import Identities
 from t5x_lite.errors import ConfigError
 from t5x_lite.run.observers import Moment, Observer, Report
 from t5x_lite.training.fingerprints import as_text
-from t5x_lite.training.metrics import BITS
+from t5x_lite.training.metrics import BITS, Packed, fetch
 from t5x_lite.training.writers import drop_after
 
 RECEIPTS = "receipts.jsonl"
@@ -62,7 +61,7 @@ class ReceiptWriter(Observer):
         self._path = epath.Path(directory) / RECEIPTS
         self._identities: Iterator[Identities] = iter(())
         self._expected: Any = None  # the position that `_identities` goes on from
-        self._open: list[tuple[int, str, dict[str, jax.Array]]] = []
+        self._open: list[tuple[int, str, Packed]] = []
         self._lines: Appender | None = None
 
     def on_start(self, step: int, progress: Mapping[str, Any]) -> None:
@@ -84,9 +83,7 @@ class ReceiptWriter(Observer):
         if moment.before != self._expected:
             self._identities = self._stream.identities(moment.before)
         self._expected = moment.position
-        names = (f"{BITS}batch", f"{BITS}params", "loss")
-        made = {name: moment.metrics[name] for name in names}
-        self._open.append((moment.step, hash_of(next(self._identities)), made))
+        self._open.append((moment.step, hash_of(next(self._identities)), moment.metrics))
 
     def on_log(self, step: int, numbers: Mapping[str, float], report: Report) -> None:
         """Write, as the numbers of these steps were fetched anyway."""
@@ -99,7 +96,8 @@ class ReceiptWriter(Observer):
     def _write(self) -> None:
         if self._lines is None:
             return
-        for step, ids, made in jax.device_get(self._open):
+        window = fetch([metrics for *_, metrics in self._open])
+        for (step, ids, _), made in zip(self._open, window, strict=True):
             line = {
                 "step": step,
                 "ids": ids,

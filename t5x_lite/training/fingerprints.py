@@ -5,16 +5,13 @@ went different ways by accident; it is no protection against somebody who wants 
 """
 
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from t5x_lite.training.metrics import BITS
+from t5x_lite.training.metrics import BITS, Step
 from t5x_lite.trees import flat
-
-Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
 
 
 def fingerprinted(step: Step, every: int) -> Step:

@@ -10,6 +10,7 @@ from typing import Any
 
 from etils import epath
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore  (made by protobuf)
 from tensorboardX.record_writer import register_writer_factory
 
 from t5x_lite.appending import Appender
@@ -59,8 +60,10 @@ class Writers:
             return
         record = {"step": step, "kind": kind, **numbers}
         self._lines.write((json.dumps(record) + "\n").encode())
-        for name, value in numbers.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+        # One event for all of them: tensorboardX takes a tenth of a millisecond for each.
+        values = [Summary.Value(tag=f"{kind}/{n}", simple_value=x) for n, x in numbers.items()]
+        assert self._events.file_writer is not None
+        self._events.file_writer.add_summary(Summary(value=values), step)
 
 
 def read_records(model_dir: epath.PathLike) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,9 @@
 """Runs on Kubernetes, against stand-ins of kubectl and xpk that start pods as local processes."""
 
+import shlex
+import shutil
+import subprocess
+
 import pytest
 
 GPUS = ("--image=registry/image:1", "--accelerator=h100:16")  # 2 nodes
@@ -89,6 +93,46 @@ def test_words_go_through_xpk_unharmed(cloud):
     assert {"--device-type=h100-80gb-8", "--num-nodes=2", "--restart-on-exit-codes=75"} <= set(
         words
     )
+
+
+def test_what_xpk_refuses_is_told_with_its_cure(cloud):
+    cloud.faults({"say": "[XPK] Error from server (Forbidden): exceeded quota: cluster-queue"})
+    ended = run(cloud, flags=["--cluster=c"], verb="xpk")
+    assert ended.code == 1
+    assert "exceeded quota: cluster-queue" in ended.text
+    assert "=>" in ended.text
+    assert not cloud.model_dir.exists()
+
+
+def test_what_xpk_does_in_its_own_way_is_refused_and_not_left_out(cloud):
+    ended = run(cloud, flags=["--cluster=c", "--mount=bucket=/mnt"], verb="xpk")
+    assert ended.code == 1
+    assert "xpk storage attach" in ended.text
+    assert cloud.commands("workload") == []
+    ended = run(cloud, flags=["--cluster=c", "--storage=bucket", "--spot"], verb="xpk")
+    assert ended.code == 0, ended.text
+    assert {"--storage=bucket", "--spot"} <= set(cloud.commands("workload")[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accelerator", ["v5e:8x8", "v5p:4x4x4", "v6e:4x4", "h100:16"])
+def test_xpks_own_parser_takes_the_command(cloud, accelerator):
+    """Its dry run reads the command and asks no cluster; needs no account."""
+    xpk = shutil.which("xpk")
+    if xpk is None:
+        pytest.skip("xpk is not installed")
+    flags = ["--image=i", f"--accelerator={accelerator}", "--cluster=c", "--project=p"]
+    flags += ["--zone=us-west4-a", "--spot", "--storage=s", "--dry_run"]
+    ended = cloud.launch("gke.py", "xpk", "demo", *flags, "--", "train", *WORDS)
+    [shown] = [line[2:] for line in ended.text.splitlines() if line.startswith("$ xpk")]
+    words = [*shlex.split(shown)[1:], "--dry-run", "--skip-validation"]
+    done = subprocess.run(
+        [xpk, *words], cwd=cloud.folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    if accelerator.startswith("v"):  # for TPUs the dry run shows the manifest
+        [command] = [word for word in words if word.startswith("--command=")]
+        assert command.partition("=")[2] in done.stdout
 
 
 @pytest.mark.parametrize(

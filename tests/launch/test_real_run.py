@@ -1,4 +1,4 @@
-"""The launcher with the real training behind it: four processes that meet, are preempted, go on."""
+"""Launchers with the real training behind them: four processes that meet, are preempted, go on."""
 
 import hashlib
 import os
@@ -44,7 +44,12 @@ def make_real(cloud):
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m t5x_lite "$@"\n')
     command.chmod(0o755)
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(cloud.folder / "compiled"))
-    cloud.environment |= {"WORKER_JAX_PLATFORMS": "cpu", "WORKER_JAX_COMPILATION_CACHE_DIR": cache}
+    cloud.environment |= {
+        "WORKER_JAX_PLATFORMS": "cpu",
+        "WORKER_JAX_COMPILATION_CACHE_DIR": cache,
+        "WORKER_PATH": f"{command.parent}:{cloud.environment['WORKER_PATH']}",
+        "MEETING": f"localhost:{free_port()}",
+    }
 
 
 def weights(model_dir):
@@ -63,30 +68,85 @@ def weights(model_dir):
     }
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The weights that four processes come to when nothing happens to them."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    pod = [sys.executable, ROOT / "launch" / "local_pod.py", "--processes=4", "--devices=4", "--"]
+    train = [f"--gin.MODEL_DIR={folder}/run", f"--gin.DATA_DIR={folder}/data", *TRAIN]
+    done = subprocess.run(
+        [*pod, "t5x_lite", "train", *train], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert "ok    devices: 16, 4 on each host" in done.stdout
+    return weights(folder / "run")
+
+
+@pytest.fixture
+def real(cloud):
+    """A cloud whose workers have the real command, and lose a machine in the ninth step."""
+    make_real(cloud)
+    cloud.faults({"on": "preempt", "when": "step 9/12", "pod": 0})
+    return cloud
+
+
+def trains(cloud):
+    return ["train", f"--gin.MODEL_DIR={cloud.model_dir}", f"--gin.DATA_DIR={cloud.folder}/data"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_preempted_pod_of_four_processes_ends_with_the_weights_of_an_undisturbed_one(cloud):
-    make_real(cloud)
+def test_a_preempted_tpu_pod_ends_with_the_weights_of_an_undisturbed_one(real, undisturbed):
+    flags = ("--zone=z", "--accelerator_type=v5litepod-16", "--spot", "--poll=0.5")
+    words = ["run", "demo", *flags, "--delete=always", "--", *trains(real), *TRAIN]
+    ended = real.launch("tpu_vm.py", *words)
+    assert ended.code == 0, ended.text[-5000:]
+    assert "preempted (" in ended.text
+    assert len(real.commands("create", "demo")) == 2
+    assert ended.text.count("fit to run") == 2
+    assert "ok    devices: 16, 4 on each host" in ended.text
+    assert real.resources() == []
+    assert weights(real.model_dir) == undisturbed
 
-    def run(name):
-        flags = ("--zone=z", "--accelerator_type=v5litepod-16", "--spot", "--poll=0.5")
-        directory = cloud.folder / name / "model dir"
-        train = [f"--gin.MODEL_DIR={directory}", f"--gin.DATA_DIR={cloud.folder}/data", *TRAIN]
-        words = ["run", name, *flags, "--delete=always", "--", "train", *train]
-        ended = cloud.launch("tpu_vm.py", *words, MEETING=f"localhost:{free_port()}")
-        assert ended.code == 0, ended.text[-5000:]
-        assert "ok    devices: 16, 4 on each host" in ended.text
-        return ended.text, directory
 
-    undisturbed, before = run("undisturbed")
-    assert "preempted (" not in undisturbed
-    cloud.faults({"on": "preempt", "when": "step 9/12"})
-    disturbed, after = run("disturbed")
-    assert "preempted (" in disturbed
-    assert len(cloud.commands("create", "disturbed")) == 2
-    assert disturbed.count("fit to run") == 2
-    assert cloud.resources() == []
-    assert weights(before) == weights(after)
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_preempted_jobset_ends_with_the_weights_of_an_undisturbed_one(real, undisturbed):
+    real.environment |= {
+        "WORKER_PYTHONPATH": str(real.checkout),  # what an image has installed
+        "WORKER_T5X_LITE_REVISION": "of the image",
+        "WORKER_JAX_NUM_CPU_DEVICES": "4",
+    }
+    flags = ("--image=i", "--accelerator=v5e:4x4", "--poll=0.5", "--delete=always")
+    ended = real.launch("gke.py", "run", "demo", *flags, "--", *trains(real), *TRAIN)
+    assert ended.code == 0, ended.text[-5000:]
+    assert "all are started again, for the 1. time" in ended.text
+    assert ended.text.count("fit to run") == 2
+    assert "demo: Completed" in ended.text
+    assert real.commands("delete") == [["delete", "jobset", "demo"]]
+    assert weights(real.model_dir) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_preempted_job_of_slurm_ends_with_the_weights_of_an_undisturbed_one(real, undisturbed):
+    sizes = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2")
+    own = {"WORKER_T5X_LITE_INSTALLED": "1", "WORKER_JAX_NUM_CPU_DEVICES": "4"}
+    done = subprocess.run(
+        ["sbatch", *sizes, "launch/slurm/train.sbatch", *trains(real), *TRAIN],
+        cwd=real.checkout,
+        env={**real.environment, **real.on_path(), **own, "WORKER_STAND_IN_HOST": "localhost"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert "back into the queue" in done.stdout
+    assert "start 2 of job 4711" in done.stdout
+    assert done.stdout.count("fit to run") == 2
+    assert "ok    devices: 16, 4 on each host" in done.stdout
+    assert weights(real.model_dir) == undisturbed
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ def run(cloud, *words, flags=(), name="demo", **environment):
 
 
 def test_a_run_is_created_run_on_all_workers_collected_and_deleted(cloud):
+    cloud.model_dir = cloud.folder / "it's a model dir"
+    (cloud.model_dir / "checkpoints" / "5").mkdir(parents=True)
     ended = run(cloud, flags=["--delete=always"])
     assert ended.code == 0, ended.text
     commit = cloud.call_of("train")["revision"]
@@ -28,7 +30,9 @@ def test_a_run_is_created_run_on_all_workers_collected_and_deleted(cloud):
     log = ended.text.splitlines()
     assert [line for line in log if line.startswith("step ")] == [f"step {n}" for n in range(1, 6)]
     collected = sorted(path.name for path in (cloud.checkout / "runs/demo").iterdir())
-    assert collected == [f"demo-{worker}.log" for worker in range(2)]
+    assert collected == [*(f"demo-{worker}.log" for worker in range(2)), "run"]
+    records = {path.name for path in (cloud.checkout / "runs/demo/run").iterdir()}
+    assert records == {path.name for path in cloud.model_dir.iterdir()} - {"checkpoints"}
     assert cloud.resources() == []
     assert not list((cloud.folder / "launches").iterdir())
 
@@ -210,9 +214,10 @@ def test_a_dry_run_shows_every_command_and_runs_none(cloud):
     assert cloud.commands() == []
     assert not (cloud.folder / "launches").exists()
     shown = [shlex.split(line[2:]) for line in ended.text.splitlines() if line.startswith("$ ")]
-    verbs = [words[4] for words in shown]
+    verbs = [words[4] for words in shown if words[0] == "gcloud"]
     order = dict.fromkeys(verb for verb in verbs if verb != "describe")
     assert list(order) == ["create", "ssh", "scp", "delete"]
+    assert {words[0] for words in shown} == {"gcloud", "tar"}  # tar unpacks what is collected
     assert "s3cr3t" not in ended.text
 
 

@@ -1,11 +1,12 @@
 """Machines by name, and what is said of those that do not exist."""
 
 import builtins
+import resource
 
 import pytest
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.planning.topologies import topology, tpu_devices
+from t5x_lite.planning.topologies import check_stack, topology, tpu_devices
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,16 @@ def test_a_missing_libtpu_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"needs libtpu: pip install 't5x_lite\[tpu-plan\]'"):
         tpu_devices(topology("v5e:4x4"))
+
+
+def test_a_stack_that_the_compiler_would_overflow_is_one_clear_line(monkeypatch):
+    limits = {"soft": 8 * 2**20}
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (limits["soft"], -1))
+    check_stack(topology("v5p:4x4x4"))
+    with pytest.raises(ConfigError, match="say `ulimit -s unlimited`"):
+        check_stack(topology("tpu7x:4x4x4"))
+    limits["soft"] = resource.RLIM_INFINITY
+    check_stack(topology("tpu7x:4x4x4"))
 
 
 @pytest.mark.usefixtures("needs_libtpu")

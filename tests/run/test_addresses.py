@@ -1,20 +1,21 @@
-"""A run whose MODEL_DIR is an address, such as gs://: nothing of it takes the address for a path.
+"""A run whose MODEL_DIR is an address, gs://bucket/run.
 
-The store behind the address is a local directory, for which etils and orbax are told where it is;
-that orbax and TensorStore reach real buckets is their own business.
+Its arrays go through TensorStore to a server that speaks Google Cloud Storage's interface; its other
+files through etils to a directory, for TensorFlow, which reads them for etils, knows no such server.
 """
 
 import json
 import os
+import socket
 
 import pytest
-from etils import epath
 from etils.epath import backend, gpath
 
 from t5x_lite.checkpoint_policy import CheckpointPolicy
 from t5x_lite.run.held_out import Evaluation
 from t5x_lite.training.writers import read_records
 
+emulator = pytest.importorskip("gcp_storage_emulator.server")
 QUIET = {
     "evaluation": Evaluation(every_steps=100, max_examples=8, samples=0),
     "checkpoints": CheckpointPolicy(every_steps=2),
@@ -49,12 +50,14 @@ def bucket(tmp_path, monkeypatch):
         "_backend",
         property(lambda path: store if path._uri_scheme == "gs" else plain(path)),
     )
-    monkeypatch.setattr(
-        "t5x_lite.checkpoints.absolute", lambda path: epath.Path(there(path)).absolute()
-    )
     (tmp_path / "bucket").mkdir()
     monkeypatch.chdir(tmp_path)
-    return tmp_path / "bucket"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://localhost:{port}")
+    with emulator.create_server("localhost", port, in_memory=True, default_bucket="bucket"):
+        yield tmp_path / "bucket"
 
 
 def test_a_run_under_an_address_is_stopped_and_goes_on(bucket, train_small):
@@ -71,3 +74,4 @@ def test_a_run_under_an_address_is_stopped_and_goes_on(bucket, train_small):
     assert steps == [1, 2, 3]
     assert [r["step"] for r in read_records("gs://bucket/run") if r["kind"] == "train"] == [1, 2, 3]
     assert list((run / "tensorboard").iterdir())
+    assert not list((run / "checkpoints").rglob("d/*"))  # the arrays are in the bucket

@@ -5,12 +5,14 @@ import json
 
 import pytest
 
+from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.planning.estimate import check_schema
+from t5x_lite.planning.schema import check_schema
 from t5x_lite.planning.topologies import topology
 from t5x_lite.run.plan import plan
-from t5x_lite.run.plan_step import Setting, plan_step
+from t5x_lite.run.plan_program import Setting
+from t5x_lite.run.plan_step import plan_step
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.schedules import InverseSquareRoot
 from t5x_lite.training.step import Loss, Update
@@ -112,6 +114,45 @@ def test_an_evaluation_needs_no_optimizer(tmp_path):
     assert made["what"] == "evaluation step"
 
 
+def test_generation_is_planned_by_prefill_token_and_cache(tmp_path, capsys):
+    written = Generation(max_length=32, num_beams=4)
+    _plan("h200:8", tmp_path / "plan", what="decode", generation=written, training_steps=7)
+    made = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    check_schema(made)
+    found = made["decoding"]
+    assert (found["texts"], found["tokens"]) == (32 * 4, 32)
+    # 2 layers of 2 heads x 64, keys and values in bfloat16, a device's 16 texts and 4 inputs
+    assert found["cache_bytes"] == {"own": 16 * 32 * 1024, "cross": 4 * 64 * 1024}
+    assert made["memory"]["split"]["cached keys and values"] == sum(found["cache_bytes"].values())
+    for n in (0, 1):
+        whole = found["prefill_seconds"][n] + 32 * found["token_seconds"][n]
+        assert whole >= made["estimate"]["step_seconds"][n] * (1 - 1e-9)
+        rate = found["texts"] / found["token_seconds"][1 - n] / 8
+        assert found["tokens_per_second_per_chip"][n] == pytest.approx(rate)
+    assert made["batch"]["tokens"] == 32 * 4 * 32
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Generation of 32 tokens" in said
+    assert "Plan of a generation on h200:8" in said
+
+
+@pytest.mark.usefixtures("needs_libtpu")
+def test_generation_is_compiled_and_split_at_its_loop_over_tokens(tmp_path):
+    small = dict(vocab_size=256, emb_dim=128, num_heads=1, head_dim=128, mlp_dim=128)
+    model = TransformerConfig(**small, num_encoder_layers=1, num_decoder_layers=1, remat="none")
+    options = dict(model=model, lengths={"inputs": 128}, mesh={"data": 4}, what="decode")
+    options["generation"] = Generation(max_length=16)
+    _plan("v5e:2x2", tmp_path / "plan", cache=str(tmp_path / "cache"), **options)
+    made = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    found, compute = made["decoding"], made["compute"]
+    assert "its loop over tokens" in found["source"]
+    whole = found["prefill_seconds"][1] + 16 * found["token_seconds"][1]
+    assert whole == pytest.approx(compute["seconds"] + made["collectives"]["exposed"])
+    parts = {(part["part"], part["direction"]) for part in compute["parts"]}
+    assert {("encoder", "prefill"), ("decoder", "token")} <= parts
+    assert compute["flops"] == pytest.approx(made["flops"]["model_per_step"] / 4, rel=0.1)
+    assert made["memory"]["total"] > sum(found["cache_bytes"].values())
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -119,6 +160,7 @@ def test_an_evaluation_needs_no_optimizer(tmp_path):
         ({"mesh": {"sideways": 8}}, "the mesh has an axis 'sideways'"),
         ({"price": 0.0}, "wanted more than 0"),
         ({"what": "sing"}, "plan.what is 'sing'"),
+        ({"search": True}, "a search needs a compiler"),
     ],
 )
 def test_what_does_not_go_together_is_one_clear_line(changes, said, tmp_path):

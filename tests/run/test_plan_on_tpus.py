@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.planning.topologies import topology
-from t5x_lite.run.plan_step import Setting, plan_step
+from t5x_lite.run.plan_program import Setting
+from t5x_lite.run.plan_step import plan_step
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.schedules import InverseSquareRoot
 from t5x_lite.training.step import Loss, Update
@@ -64,6 +67,27 @@ def test_the_estimate_scales_as_it_must(compute):
         "layers": compute(8, 64, "v5e:2x4"),
     }
     assert twice == pytest.approx(dict.fromkeys(twice, 2 * once), rel=0.2)
+
+
+def test_the_newest_generation_is_planned_with_times_where_the_stack_allows(tmp_path):
+    """Its compiler's stack is set where a process begins, so in a shell."""
+    sizes = dict(vocab_size=256, emb_dim=128, num_heads=1, head_dim=128, mlp_dim=128)
+    sizes |= dict(num_encoder_layers=0, num_decoder_layers=1)
+    words = ["--gin_file=models/t5_1_1/small.gin", "--gin_file=optimizers/adafactor.gin"]
+    words += [f"--gin.TransformerConfig.{name}={size}" for name, size in sizes.items()]
+    words += ["--topology=tpu7x:2x2x1", f"--output={tmp_path}", "--gin.BATCH_SIZE=8"]
+    words += [
+        f"--gin.plan.cache={tmp_path}",
+        "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 8}",
+    ]
+    shell = ["bash", "-c", 'ulimit -s unlimited && exec "$@"', "plan"]
+    command = [*shell, sys.executable, "-m", "t5x_lite", "plan", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["topology"]["devices"] == 2 * plan["topology"]["chips"] == 8
+    assert plan["compute"]["seconds"] > plan["compute"]["instruction_roofline"] > 0
+    assert plan["notes"] == []
 
 
 def test_a_cell_of_the_published_table_still_compiles_to_what_it_says(cache):

@@ -8,8 +8,9 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
 from t5x_lite.planning.topologies import topology
 from t5x_lite.run import plan_search
+from t5x_lite.run.plan_program import Setting
 from t5x_lite.run.plan_search import meshes, search
-from t5x_lite.run.plan_step import Planned, Setting
+from t5x_lite.run.plan_step import Planned
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.schedules import InverseSquareRoot
 from t5x_lite.training.step import Loss, Update

@@ -46,7 +46,7 @@ class Pod:
         settings = {**SMALL, "MODEL_DIR": model_dir, "DATA_DIR": data_dir, **gin}
         command = [
             *(sys.executable, "launch/local_pod.py"),
-            *(f"--processes={processes}", f"--devices={devices}", *flags, "--"),
+            *(f"--processes={processes}", f"--devices={devices}", "--no_doctor", *flags, "--"),
             *("t5x_lite", "train", "--gin_file=recipes/tiny_embedded.gin"),
             f"--missing_seconds={missing}",
             *(f"--gin.{name}={value}" for name, value in settings.items()),

@@ -1,7 +1,9 @@
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from t5x_lite.training.metrics import summarize
+from t5x_lite.training.metrics import fetch, packed, summarize
 
 
 def one_step(**numbers):
@@ -31,3 +33,22 @@ def test_a_window_is_averaged_by_target_token_and_not_by_step():
 
 def test_a_window_without_targets_divides_by_nothing():
     assert summarize([one_step(input_tokens=7, learning_rate=0.1)])["loss"] == 0.0
+
+
+def test_packed_metrics_come_back_with_their_bits_shapes_and_types():
+    made = {
+        "loss": jnp.float32(1 / 3),
+        "input_tokens": jnp.int32(2**31 - 1),  # more than float32 counts exactly
+        "task_loss": jnp.array([1.5, jnp.nan, -0.0], jnp.float32),
+        "bits/batch": jnp.array([0xFFFFFFFF, 7], jnp.uint32),
+        "nothing": jnp.zeros((0, 2), jnp.float32),
+    }
+    step = jax.jit(packed(lambda state, batch, num_tasks: (state + batch, made)))
+    state, metrics = step(1, 2)
+    assert state == 3
+    (found,) = fetch([metrics])
+    assert list(found) == list(made)
+    for name, array in made.items():
+        assert found[name].dtype == array.dtype
+        assert found[name].shape == array.shape
+        assert found[name].tobytes() == np.asarray(array).tobytes()
