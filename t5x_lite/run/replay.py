@@ -89,7 +89,7 @@ def _replay(ready: Ready, *, step: int, largest: float) -> None:
         with ready.console.waiting(f"looking into step {step:,}"):
             looked = _look(ready, state.params, batch, state.step)
         _, metrics = train_step(state, batch)
-        metrics = jax.device_get(metrics)
+        metrics = metrics.fetched()
     for line in _table(looked.rows):
         note(line)
     norm = float(metrics["grad_norm"])

@@ -1,7 +1,8 @@
 """A run whose MODEL_DIR is an address, gs://bucket/run.
 
-Its arrays go through TensorStore to a server that speaks Google Cloud Storage's interface; its other
-files through etils to a directory, for TensorFlow, which reads them for etils, knows no such server.
+Its arrays go through TensorStore to a server that speaks Google Cloud Storage's interface, its
+other files through etils to a directory: TensorFlow, which reads them for etils, knows no such
+server.
 """
 
 import json
