@@ -96,7 +96,7 @@ GIVEN_TRAIN = {"replay"}
 # Commands that read other gin files than their own, and start commands with them.
 READS_OTHERS = {"explore"}
 # Commands that several processes may carry out together.
-OF_SEVERAL_PROCESSES = {"train", "evaluate", "replay", "doctor"}
+OF_SEVERAL_PROCESSES = {"train", "evaluate", "infer", "replay", "doctor"}
 PROCESS_FLAGS = {
     "coordinator_address": "HOST:PORT at which process 0 meets the others; a TPU pod tells",
     "num_processes": "how many there are",

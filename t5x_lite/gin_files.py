@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import inspect
 import re
+import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -262,10 +263,20 @@ def _check_parameters(configurable: Any, bound: dict[str, Any], given: Iterable[
     for parameter, value in bound.items():
         hint = hints.get(parameter, Any)
         if not _fits(value, hint):
-            wanted = hint.__name__ if isinstance(hint, type) else str(hint)
             raise ConfigError(
-                f"{name}.{parameter} is {value!r}; wanted {wanted}", f"{name}.{parameter}"
+                f"{name}.{parameter} is {value!r}; wanted {_said(hint)}", f"{name}.{parameter}"
             )
+
+
+def _said(hint: Any) -> str:
+    """An annotation for people: the values of a Literal, the name of a class."""
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return " or ".join(map(_said, typing.get_args(hint)))
+    if hint is types.NoneType:
+        return "None"
+    return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -1,9 +1,11 @@
-"""The tokenizer of a Hugging Face directory: SentencePiece in T5's layout, or bytes."""
+"""The tokenizer of a Hugging Face directory: SentencePiece in T5's layout, bytes, or another."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from t5x_lite.convert.foreign_tokenizer import FILES, ForeignTokenizer
 from t5x_lite.convert.tensor_files import read_json
 from t5x_lite.data.vocabularies import (
     AnyVocabulary,
@@ -18,26 +20,40 @@ _T5_EXTRA_IDS = 100
 _SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
-def read_tokenizer(directory: str | Path) -> AnyVocabulary | None:
-    """The vocabulary of a directory of T5's kind; None where there is another or none."""
+def read_tokenizer(directory: str | Path) -> AnyVocabulary | ForeignTokenizer | None:
+    """The vocabulary of a directory; None where there is none.
+
+    T5's own need nothing but sentencepiece, all others transformers.
+    """
     directory = Path(directory)
     settings = read_json(directory / SETTINGS) if (directory / SETTINGS).exists() else {}
     if settings.get("tokenizer_class") == "ByT5Tokenizer":
         return ByteVocabulary()
-    path = directory / PIECES
-    if not path.exists():
-        return None
-    if Vocabulary(str(path), 0).sentinels.count:
-        return Vocabulary(str(path), 0)
-    return Vocabulary(str(path), settings.get("extra_ids", _T5_EXTRA_IDS))
+    if _is_t5(directory, settings):
+        path = directory / PIECES
+        if Vocabulary(str(path), 0).sentinels.count:
+            return Vocabulary(str(path), 0)
+        return Vocabulary(str(path), settings.get("extra_ids", _T5_EXTRA_IDS))
+    if any((directory / name).exists() for name in FILES):
+        return ForeignTokenizer(directory)
+    return None
 
 
-def write_tokenizer(directory: str | Path, vocabulary: AnyVocabulary) -> None:
-    """Write what transformers' T5Tokenizer or ByT5Tokenizer is loaded from.
+def _is_t5(directory: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether there is a SentencePiece file of T5's kind: other families have such files too."""
+    kind = str(settings.get("tokenizer_class", "T5Tokenizer"))
+    return (directory / PIECES).exists() and "T5" in kind
+
+
+def write_tokenizer(directory: str | Path, vocabulary: AnyVocabulary | ForeignTokenizer) -> None:
+    """Write what transformers' T5Tokenizer, ByT5Tokenizer or another's own is loaded from.
 
     transformers adds the sentinels itself, so a file that has them is written without.
     """
     directory = Path(directory)
+    if isinstance(vocabulary, ForeignTokenizer):
+        vocabulary.save(directory)
+        return
     settings: dict[str, Any] = {"model_max_length": 512, **_SPECIAL}
     if isinstance(vocabulary, ByteVocabulary):
         settings |= {"tokenizer_class": "ByT5Tokenizer", "extra_ids": vocabulary.extra_ids}

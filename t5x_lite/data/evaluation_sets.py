@@ -12,7 +12,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from t5x_lite.data.quiet_import import import_seqio
 from t5x_lite.data.registered import registered_tasks
 from t5x_lite.data.stores import plan_path
 from t5x_lite.errors import ConfigError
-from t5x_lite.evaluation.judging import Case, TaskMetrics
+from t5x_lite.evaluation.judging import Case, TaskMetrics, labels_are_secret
 
 if TYPE_CHECKING:
     import seqio
@@ -41,51 +41,100 @@ class EvaluationSet:
     how: TaskMetrics
     cases: Sequence[Case]
 
+    @property
+    def secret(self) -> bool:
+        """Whether no example tells its label."""
+        return labels_are_secret(self.cases)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Which split of each task is looked at: one of all tasks, but for those that are named."""
+
+    default: str = "validation"
+    named: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, wanted: str | Mapping[str, str]) -> "Splits":
+        """Read "test", or {"dpr_v001_simple": "test"}, which leaves the others at "validation"."""
+        return cls(default=wanted) if isinstance(wanted, str) else cls(named=wanted)
+
+    def __getitem__(self, task: str) -> str:
+        return self.named.get(task, self.default)
+
 
 def evaluation_sets(
-    data: Data, plan: Plan, report: Callable[[str], None], *, split: str = "validation"
+    data: Data,
+    plan: Plan,
+    report: Callable[[str], None],
+    *,
+    splits: Splits = Splits(),
+    without_metrics: bool = False,
 ) -> list[EvaluationSet]:
-    """Return the sets of all tasks of a mixture that have the split and metrics.
+    """Return the sets of all tasks of a mixture that have their split and metrics.
 
-    Inputs and targets are cut to `data.feature_lengths`, EOS included. Raises ConfigError where a
-    task has a metric of a kind that nobody could call.
+    without_metrics: also of tasks that have a postprocessor alone, for their predictions. Inputs
+    and targets are cut to `data.feature_lengths`, EOS included. Raises ConfigError where a task has
+    a metric of a kind that nobody could call.
     """
-    reader = _Reader(data, plan, split, report)
+    reader = _Reader(data, plan, splits, report, without_metrics)
     return [found for name in (task.name for task in plan.tasks) if (found := reader.read(name))]
 
 
 class _Reader:
     """Reads sets from where they were written down or, with seqio, from their sources."""
 
-    def __init__(self, data: Data, plan: Plan, split: str, report: Callable[[str], None]):
-        self._data, self._split, self._report = data, split, report
-        self._stores = {task.name: dict(task.stores) for task in plan.tasks}
+    def __init__(
+        self,
+        data: Data,
+        plan: Plan,
+        splits: Splits,
+        report: Callable[[str], None],
+        without_metrics: bool,
+    ):
+        self._data, self._splits, self._report = data, splits, report
+        self._without_metrics = without_metrics
+        self._plan = {task.name: task for task in plan.tasks}
         self._registered: dict[str, seqio.Task] | None = None
         self._known: dict[str, TaskMetrics] = {}
         for declaration in data.declarations:
             self._known |= getattr(declaration, "evaluations", {})
 
     def read(self, name: str) -> EvaluationSet | None:
-        """Return a task's set; None for one without metrics or without the split."""
+        """Return a task's set; None for one without metrics or without its split."""
+        split = self._splits[name]
+        if self._lacks(name, split) or (how := self._how(name)) is None:
+            return None
+        _ = [how.needs(kind) for kind in ("predictions", "scores")]
+        path = self._path(name, split)
+        if path is None or not path.exists():
+            task = self._task(name)
+            if split not in task.splits:
+                return None
+            self._report(f"reading {name}/{split} for evaluation ...")
+            lines = _examples(task, split, self._data)
+            if path is None:
+                return _set(name, split, how, lines)
+            _write(path, lines)
+        with path.open(encoding="utf-8") as file:
+            return _set(name, split, how, file)
+
+    def _lacks(self, name: str, split: str) -> bool:
+        """Whether the plan tells that a task has no such split; it knows those it was made for."""
+        task = self._plan[name]
+        return (
+            split in self._data.splits
+            and bool(task.rate or split == "validation")
+            and split not in {**task.stores, **task.live}
+        )
+
+    def _how(self, name: str) -> TaskMetrics | None:
         how = self._known.get(name)
         if how is None and self._data.modules:
             task = self._task(name)
             how = TaskMetrics(task.postprocess_fn, task.metric_fns)
-        if how is None or not how.metrics:
-            return None
-        _ = [how.needs(kind) for kind in ("predictions", "scores")]
-        path = self._path(name)
-        if path is None or not path.exists():
-            task = self._task(name)
-            if self._split not in task.splits:
-                return None
-            self._report(f"reading {name}/{self._split} for evaluation ...")
-            lines = _examples(task, self._split, self._data)
-            if path is None:
-                return EvaluationSet(name, self._split, how, [_case(json.loads(x)) for x in lines])
-            _write(path, lines)
-        with path.open(encoding="utf-8") as file:
-            return EvaluationSet(name, self._split, how, [_case(json.loads(x)) for x in file])
+        judged = how is not None and (how.metrics or (self._without_metrics and how.postprocess))
+        return how if judged else None
 
     def _task(self, name: str) -> "seqio.Task":
         if self._registered is None:
@@ -96,16 +145,21 @@ class _Reader:
             self._registered = {task.name: task for task, _ in found}
         return self._registered[name]
 
-    def _path(self, name: str) -> Path | None:
+    def _path(self, name: str, split: str) -> Path | None:
         """Where a set is written down: for splits whose store tells what the source held."""
-        store = self._stores[name].get(self._split)
+        store = self._plan[name].stores.get(split)
         if store is None:
             return None
         lengths = sorted(self._data.feature_lengths.items())
         parts = [_FORMAT, plan_path(self._data).stem, lengths, self._data.seed, store]
         digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         folder = re.sub(r"[^\w.#]", "_", name)
-        return Path(self._data.data_dir, "evaluation", folder, f"{self._split}-{digest}.jsonl")
+        return Path(self._data.data_dir, "evaluation", folder, f"{split}-{digest}.jsonl")
+
+
+def _set(name: str, split: str, how: TaskMetrics, lines: Iterable[str]) -> EvaluationSet | None:
+    cases = [_case(json.loads(line)) for line in lines]
+    return EvaluationSet(name, split, how, cases) if cases else None
 
 
 def _examples(task: "seqio.Task", split: str, data: Data) -> Iterable[str]:

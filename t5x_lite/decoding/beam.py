@@ -22,6 +22,19 @@ class _Search(NamedTuple):
     cache: Cache
 
 
+class _Rules(NamedTuple):
+    """What a search is held to."""
+
+    eos_id: int
+    max_length: int
+    min_length: int
+    length_penalty: float
+
+    def penalty(self, length):
+        """What log p of a text of so many tokens is divided by."""
+        return ((5.0 + length) / 6.0) ** self.length_penalty
+
+
 def beam_search(
     next_token: NextToken,
     cache: Cache,
@@ -48,15 +61,11 @@ def beam_search(
     finished gives its live beams, with log p as their scores. Where fewer texts finished than beams
     there are, the rest is zeros and scores `NOTHING`.
     """
-    batch_size = len(first_b)
-    shape = (batch_size, num_beams)
-    nobody_b = jnp.zeros(batch_size, bool) if wanted_b is None else ~wanted_b
-
-    def penalty(length):
-        return ((5.0 + length) / 6.0) ** length_penalty
+    rules = _Rules(eos_id, max_length, min_length, length_penalty)
+    nobody_b = jnp.zeros(len(first_b), bool) if wanted_b is None else ~wanted_b
 
     def undecided(search: _Search) -> jax.Array:
-        reachable_b = search.live_log_prob_bk[:, 0] / penalty(max_length + 1)
+        reachable_b = search.live_log_prob_bk[:, 0] / rules.penalty(max_length + 1)
         settled_b = (search.finished_score_bk[:, -1] > reachable_b) | nobody_b
         return (search.length < max_length) & ~jnp.all(settled_b)
 
@@ -66,56 +75,54 @@ def beam_search(
         )
         last_bk = jnp.where(search.length == 0, first_b[:, None], last_bk)
         logits_nv, cache = next_token(last_bk.reshape(-1), search.cache)
-        log_prob_bkv = jax.nn.log_softmax(logits_nv.astype(jnp.float32)).reshape(*shape, -1)
-        early = (jnp.arange(log_prob_bkv.shape[-1]) == eos_id) & (search.length + 1 < min_length)
-        log_prob_bkv = jnp.where(early, NOTHING, log_prob_bkv)
-        total_bkv = search.live_log_prob_bk[..., None] + log_prob_bkv
-        log_prob_bc, choice_bc = jax.lax.top_k(total_bkv.reshape(batch_size, -1), 2 * num_beams)
-        beam_bc, token_bc = jnp.divmod(choice_bc, log_prob_bkv.shape[-1])
-        texts_bcl = jnp.take_along_axis(search.live_bkl, beam_bc[..., None], axis=1)
-        texts_bcl = jax.lax.dynamic_update_index_in_dim(texts_bcl, token_bc, search.length, axis=2)
-        ends_bc = token_bc == eos_id
+        found, rows_bk = _advanced(search, logits_nv, rules)
+        return found._replace(cache=take(cache, rows_bk.reshape(-1)))
 
-        score_bc = jnp.where(ends_bc, log_prob_bc / penalty(search.length + 1.0), NOTHING)
-        finished_score_bk, kept_bk = jax.lax.top_k(
-            jnp.concatenate([search.finished_score_bk, score_bc], axis=1), num_beams
-        )
-        finished_bkl = _pick(jnp.concatenate([search.finished_bkl, texts_bcl], axis=1), kept_bk)
-
-        live_log_prob_bk, live_bk = jax.lax.top_k(
-            jnp.where(ends_bc, log_prob_bc + NOTHING, log_prob_bc), num_beams
-        )
-        rows_bk = jnp.arange(batch_size)[:, None] * num_beams
-        rows_bk += jnp.take_along_axis(beam_bc, live_bk, axis=1)
-        return _Search(
-            search.length + 1,
-            _pick(texts_bcl, live_bk),
-            live_log_prob_bk,
-            finished_bkl,
-            finished_score_bk,
-            take(cache, rows_bk.reshape(-1)),
-        )
-
-    empty_bkl = jnp.zeros((*shape, max_length), jnp.int32)
-    nothing_bk = jnp.full(shape, NOTHING, jnp.float32)
+    empty_bkl = jnp.zeros((len(first_b), num_beams, max_length), jnp.int32)
+    nothing_bk = jnp.full(empty_bkl.shape[:2], NOTHING, jnp.float32)
+    one_bk = nothing_bk.at[:, 0].set(0.0)  # one beam begins; the others would be copies of it
     end = jax.lax.while_loop(
         undecided,
         step,
-        # One beam begins; the others would be copies of it.
-        _Search(
-            jnp.zeros((), jnp.int32),
-            empty_bkl,
-            nothing_bk.at[:, 0].set(0.0),
-            empty_bkl,
-            nothing_bk,
-            cache,
-        ),
+        _Search(jnp.zeros((), jnp.int32), empty_bkl, one_bk, empty_bkl, nothing_bk, cache),
     )
     any_b1 = end.finished_score_bk[:, :1] > NOTHING
     return Decoded(
         jnp.where(any_b1[..., None], end.finished_bkl, end.live_bkl),
         jnp.where(any_b1, end.finished_score_bk, end.live_log_prob_bk),
     )
+
+
+def _advanced(search: _Search, logits_nv: jax.Array, rules: _Rules) -> tuple[_Search, jax.Array]:
+    """The beams with one token more, and the row of the cache that each live one goes on from."""
+    batch_size, num_beams = search.live_log_prob_bk.shape
+    length = search.length
+    log_prob_bkv = jax.nn.log_softmax(logits_nv.astype(jnp.float32))
+    log_prob_bkv = log_prob_bkv.reshape(batch_size, num_beams, -1)
+    vocab_size = log_prob_bkv.shape[-1]
+    early = (jnp.arange(vocab_size) == rules.eos_id) & (length + 1 < rules.min_length)
+    total_bkv = search.live_log_prob_bk[..., None] + jnp.where(early, NOTHING, log_prob_bkv)
+    log_prob_bc, choice_bc = jax.lax.top_k(total_bkv.reshape(batch_size, -1), 2 * num_beams)
+    beam_bc, token_bc = jnp.divmod(choice_bc, vocab_size)
+    texts_bcl = jnp.take_along_axis(search.live_bkl, beam_bc[..., None], axis=1)
+    texts_bcl = jax.lax.dynamic_update_index_in_dim(texts_bcl, token_bc, length, axis=2)
+    ends_bc = token_bc == rules.eos_id
+
+    score_bc = jnp.where(ends_bc, log_prob_bc / rules.penalty(length + 1.0), NOTHING)
+    finished_score_bk, kept_bk = jax.lax.top_k(
+        jnp.concatenate([search.finished_score_bk, score_bc], axis=1), num_beams
+    )
+    finished_bkl = _pick(jnp.concatenate([search.finished_bkl, texts_bcl], axis=1), kept_bk)
+
+    live_log_prob_bk, live_bk = jax.lax.top_k(
+        jnp.where(ends_bc, log_prob_bc + NOTHING, log_prob_bc), num_beams
+    )
+    rows_bk = jnp.arange(batch_size)[:, None] * num_beams
+    rows_bk += jnp.take_along_axis(beam_bc, live_bk, axis=1)
+    live_bkl = _pick(texts_bcl, live_bk)
+    return _Search(
+        length + 1, live_bkl, live_log_prob_bk, finished_bkl, finished_score_bk, search.cache
+    ), rows_bk
 
 
 def _pick(texts_bnl: jax.Array, which_bk: jax.Array) -> jax.Array:

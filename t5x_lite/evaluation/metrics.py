@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 
 Metric = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
+# (question, number of a candidate), whether it is right, how many tokens it has. A question is
+# anything that tells it from others.
+Ranked = tuple[tuple[Any, int], bool, int]
 
 
 def accuracy(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
@@ -169,22 +172,41 @@ def span_f1(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, flo
 
 
 def rank_classification(
-    targets: Sequence[tuple[tuple[int, int], bool, int]],
-    scores: Sequence[float],
-    *,
-    normalize_by_length: bool = False,
+    targets: Sequence[Ranked], scores: Sequence[float], *, normalize_by_length: bool = False
 ) -> dict[str, float]:
     """Compute the share of questions whose right candidate (or one of them) scores highest.
 
-    A target is (question, candidate), whether the candidate is right, and how many tokens it has;
-    a score is the log-likelihood of the candidate. Of equal scores the first candidate counts.
+    A score is the log-likelihood of a candidate, which `normalize_by_length` divides by its tokens.
+    Of equal scores the first candidate counts.
     """
-    best: dict[int, tuple[float, int, bool]] = {}
+    best = _most_likely(targets, scores, normalize_by_length)
+    return {"accuracy": 100 * float(np.mean([right for _, right in best.values()]))}
+
+
+def rank_multirc(
+    targets: Sequence[Ranked], scores: Sequence[float], *, normalize_by_length: bool = False
+) -> dict[str, float]:
+    """Compute MultiRC's F1a and exact match where the likelier label of an answer is what is said.
+
+    Candidates are 0 ("False") and 1 ("True"); a place is (paragraph, question, answer).
+    """
+    truth, said = [], []
+    for place, (label, right) in _most_likely(targets, scores, normalize_by_length).items():
+        truth.append({"value": label if right else 1 - label, "group": place[:2]})
+        said.append({"value": label})
+    return multirc_f1(truth, said) | multirc_exact_match(truth, said)
+
+
+def _most_likely(
+    targets: Sequence[Ranked], scores: Sequence[float], normalize_by_length: bool
+) -> dict[Any, tuple[int, bool]]:
+    """The candidate of each question that scores highest, and whether it is right."""
+    best: dict[Any, tuple[float, int, bool]] = {}
     for ((question, candidate), right, length), score in zip(targets, scores, strict=True):
         value = score / length if normalize_by_length else score
         found = (value, -candidate, right)
         best[question] = max(best.get(question, found), found)
-    return {"accuracy": 100 * float(np.mean([right for _, _, right in best.values()]))}
+    return {question: (-number, right) for question, (_, number, right) in best.items()}
 
 
 def _entities(text: str) -> list[tuple[str, str]]:

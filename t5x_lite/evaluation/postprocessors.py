@@ -83,15 +83,19 @@ def wsc(text: str, example: Mapping[str, Any] | None = None, is_target: bool = F
 def ranked(score: Any, example: Mapping[str, Any] | None = None, is_target: bool = False) -> Any:
     """Return a candidate's score; for the target, its place, whether it is right, its length.
 
-    The place is (number of the question, number of the candidate): the example's "idx", or its
-    "idx/question" and "idx/option".
+    The place is (question, number of the candidate): the example's "idx", or its "idx/question" and
+    "idx/option". MultiRC asks of each (paragraph, question, answer), all under "idx/".
     """
     if not is_target:
         return score
     given = _given(example)
-    parts = given["idx"] if "idx" in given else (given["idx/question"], given["idx/option"])
-    place = tuple(int(part) for part in parts)
-    return place, bool(given["is_correct"]), len(given["targets"])
+    if "idx" in given:
+        question, candidate = (int(part) for part in given["idx"])
+    else:
+        parts = ("paragraph", "question", "answer") if "idx/answer" in given else ("question",)
+        question = tuple(int(given[f"idx/{part}"]) for part in parts)
+        candidate = int(given["idx/option"])
+    return (question, candidate), bool(given["is_correct"]), len(given["targets"])
 
 
 def after_sentinels(

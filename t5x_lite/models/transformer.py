@@ -121,9 +121,9 @@ class Transformer(nnx.Module):
     def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> Predictions:
         """Predict every target position of a batch of seqio's feature names.
 
-        Segment ids and positions are optional: without them a row is one segment, and token 0 is
-        padding. A prefix LM's batch marks its inputs in decoder_causal_attention; BERT's has
-        encoder_token_types. A dropout key makes it the training forward.
+        Segment ids and positions are optional: without them a row is one segment, and zeros at
+        its end are padding. A prefix LM's batch marks its inputs in decoder_causal_attention;
+        BERT's has encoder_token_types. A dropout key makes it the training forward.
         """
         encoder_key, decoder_key = split_key(key, 2)
         if self.config.decoder_only:
@@ -305,11 +305,11 @@ class Transformer(nnx.Module):
 
 
 def _text(batch: Batch, side: str, tokens_bl: jax.Array, padding_of: str | None = None) -> Text:
-    """One side of a batch; what its features leave out is one segment, in order."""
+    """One side of a batch; what its features leave out is one segment, zeros at its end aside."""
     segments_bl = batch.get(f"{side}_segment_ids")
     if segments_bl is None:
         source = tokens_bl if padding_of is None else batch.get(padding_of, tokens_bl)
-        segments_bl = (source > 0).astype(jnp.int32)
+        segments_bl = jax.lax.cummax((source > 0).astype(jnp.int32), axis=1, reverse=True)
     positions_bl = batch.get(f"{side}_positions")
     if positions_bl is None:
         positions_bl = jnp.broadcast_to(jnp.arange(tokens_bl.shape[1]), tokens_bl.shape)

@@ -1,10 +1,9 @@
 """Scores of a study as dots with error bars: black on white, told apart by shape."""
 
-import io
 from collections.abc import Sequence
 
 from t5x_lite.evaluation.study_tables import NOISE_STDS
-from t5x_lite.reporting.figures import Figure
+from t5x_lite.reporting.figures import Figure, as_png
 from t5x_lite.reporting.studies import StudyRecord
 
 # Beyond noise a dot is a full triangle; open where noise; the baseline a full square.
@@ -53,10 +52,7 @@ def _draw(study: StudyRecord, column: str) -> bytes:
     better = "lower" if study.lower_is_better(column) else "higher"
     axes.set_xlabel(f"{column} ({better} is better)")
     axes.grid(axis="x", alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    pyplot.close(figure)
-    return buffer.getvalue()
+    return as_png(figure)
 
 
 def caption(figures: Sequence[Figure]) -> str:

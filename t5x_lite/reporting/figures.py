@@ -118,10 +118,19 @@ def _draw(curves: Sequence[_Curve], unit: str) -> bytes:
         figure.legend(loc="outside right upper", fontsize="x-small")
     elif len(curves) > 1:
         axes.legend(fontsize="small")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    return as_png(figure)
+
+
+def as_png(figure: Any) -> bytes:
+    """A drawing of matplotlib's as PNG of 64 colours, a third as large as with all; closes it."""
+    from matplotlib import pyplot
+    from PIL import Image
+
+    full, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(full, format="png", dpi=130)
     pyplot.close(figure)
-    return buffer.getvalue()
+    Image.open(full).convert("RGB").quantize(64).save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def _file_name(name: str) -> str:

@@ -21,10 +21,12 @@ h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem .3rem 0; text-align: right; vertical-align: top;
   border-bottom: 1px solid var(--line); white-space: nowrap; }
-td.long { white-space: normal; min-width: 16rem; max-width: 34rem; overflow-wrap: anywhere; }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
+td.long { text-align: left; white-space: normal;
+  min-width: 16rem; max-width: 34rem; overflow-wrap: anywhere; }
 th { border-bottom-color: var(--ink); }
 th:first-child, td:first-child { text-align: left; }
-.pictures { display: grid; gap: 1.2rem;
+.pictures { display: grid; gap: 1.2rem; margin-top: .8rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); }
 figure { margin: 0; }
 figcaption { font-weight: 600; font-size: .92rem; }

@@ -10,7 +10,7 @@ from etils import epath
 
 from t5x_lite import processes
 from t5x_lite.checkpoints import Checkpoints
-from t5x_lite.data.evaluation_sets import evaluation_sets
+from t5x_lite.data.evaluation_sets import Splits, evaluation_sets
 from t5x_lite.data.plan import Data, Plan, prepare
 from t5x_lite.data.stores import plan_path
 from t5x_lite.decoding.generation import Generation
@@ -39,11 +39,12 @@ Steps = Literal["newest", "all"] | int | Sequence[int]
 
 
 class _Wanted(NamedTuple):
-    """What is to be found out of which split, on how many examples of a task."""
+    """What is to be found out of which splits, on how many examples of a task."""
 
-    split: str
+    splits: Splits
     losses: bool
     metrics: bool
+    predictions: bool
     limit: int | None
 
 
@@ -63,7 +64,7 @@ def evaluate(
     mesh: Mapping[str, int],
     generation: Generation,
     steps: Steps = "newest",
-    split: str = "validation",
+    split: str | Mapping[str, str] = "validation",
     losses: bool = True,
     metrics: bool = True,
     max_examples: int | None = None,
@@ -77,10 +78,11 @@ def evaluate(
 ) -> None:
     """Take held-out losses and the tasks' own metrics of one, some or all checkpoints.
 
-    steps: "newest", "all", a step or several. split: of the tasks; held-out losses are always
-    those of "validation". max_examples: of each task, None takes all. predictions: write what the
-    model said of every example. published: rows of the T5 paper to show beside (their names stand
-    in evaluation/published.py). dtype: of activations.
+    steps: "newest", "all", a step or several. split: of all tasks, or of some by their names (the
+    others: "validation"); held-out losses are always those of "validation". max_examples: of each
+    task, None takes all. predictions: write what the model said of every example, also of tasks
+    that have no metrics or keep their labels secret. published: rows of the T5 paper to show beside
+    (their names stand in evaluation/published.py). dtype: of activations.
     ensemble: directories of runs of the same model, whose newest checkpoints' logits are averaged
     with this one's, for texts and scores; there are no held-out losses then. output_dir: where
     results go in place of the run's directory.
@@ -89,13 +91,8 @@ def evaluate(
     Raises ConfigError, before anything expensive, where there is nothing to evaluate.
     """
     directory, console = epath.Path(model_dir), Console(silent=not processes.is_first())
-    _check(losses, metrics, max_examples, published)
-    if ensemble and losses:
-        raise ConfigError(
-            "an ensemble has no held-out losses; wanted losses = False",
-            "evaluate.ensemble",
-            "evaluate.losses",
-        )
+    _check(losses, metrics, max_examples, published, ensemble)
+    splits = Splits.of(split)
     place = epath.Path(output_dir or model_dir)
     processes.simulate_devices(cpu_devices)
     model = dataclasses.replace(recorded_model(Path(model_dir)), dtype=dtype)
@@ -108,7 +105,7 @@ def evaluate(
         check_vocabulary(plan, model)
         with jax.set_mesh(device_mesh):
             inference = Inference(model, generation, mesh=device_mesh, batch_size=batch_size)
-            wanted = _Wanted(split, losses, metrics, max_examples)
+            wanted = _Wanted(splits, losses, metrics, predictions, max_examples)
             tools = _tools(model, data, plan, inference, wanted, console)
             figures: dict[int, dict[str, float]] = {}
             others = tuple(_newest(path, model, tools.weights) for path in ensemble)
@@ -117,21 +114,31 @@ def evaluate(
                 with console.waiting(f"evaluating step {step:,}"):
                     params = saved.restore_weights(step, tools.weights)
                     params = (params, *others) if others else params
-                    figures[step] = _evaluate(
-                        tools, params, place, split, step, predictions=predictions
-                    )
+                    figures[step] = _evaluate(tools, params, place, wanted, step)
                     del params
-    show_evaluation(console, split, figures, published)
-    for benchmark, lacking in missing_tasks(figures[chosen[-1]], split).items():
+    show_evaluation(console, splits, figures, published)
+    for benchmark, lacking in missing_tasks(figures[chosen[-1]], splits.default).items():
         console.note(f"no {benchmark} average without {', '.join(lacking)}")
-    more = f" and {place / PREDICTIONS / split}" if predictions and metrics else ""
+    more = f" and {place / PREDICTIONS}" if predictions and metrics else ""
     console.note(f"results: {place / RECORDS}{more}")
 
 
-def _check(losses: bool, metrics: bool, max_examples: int | None, published: Sequence[str]) -> None:
+def _check(
+    losses: bool,
+    metrics: bool,
+    max_examples: int | None,
+    published: Sequence[str],
+    ensemble: Sequence[str],
+) -> None:
     if not losses and not metrics:
         raise ConfigError(
             "neither losses nor metrics are asked for", "evaluate.losses", "evaluate.metrics"
+        )
+    if ensemble and losses:
+        raise ConfigError(
+            "an ensemble has no held-out losses; wanted losses = False",
+            "evaluate.ensemble",
+            "evaluate.losses",
         )
     if (max_examples or 1) < 1:
         raise ConfigError(
@@ -181,7 +188,14 @@ def _tools(
 ) -> _Tools:
     """Get ready what is asked for; ConfigError where no task has anything of it."""
     graphdef, shapes, axes = abstract(model)
-    mesh, split = inference.mesh, wanted.split
+    mesh, splits = inference.mesh, wanted.splits
+    if unknown := sorted(set(splits.named) - {task.name for task in plan.tasks}):
+        raise ConfigError(
+            f"a split is given for {', '.join(unknown)}; the tasks of "
+            f"{data.mixture_or_task_name!r}: {', '.join(task.name for task in plan.tasks)}",
+            "SPLIT",
+            "evaluate.split",
+        )
     check_divisible(mesh, shapes, axes)
     weights = jax.tree.map(
         lambda leaf, place: leaf.update(sharding=place), shapes, shardings(mesh, axes)
@@ -190,14 +204,23 @@ def _tools(
     judge = held_out = None
     if wanted.metrics and not model.encoder_only:
         sets = processes.first_then_others(
-            lambda: evaluation_sets(data, plan, console.note, split=split)
+            lambda: evaluation_sets(
+                data, plan, console.note, splits=splits, without_metrics=wanted.predictions
+            )
         )
         named = {each.name for each in sets}
         if rest := [task.name for task in plan.tasks if task.name not in named]:
-            console.note(f"without metrics or without {split}: {', '.join(rest)}")
+            where = splits.default if not splits.named else "their split"
+            console.note(f"without metrics or without {where}: {', '.join(rest)}")
+        if secret := [each.name for each in sets if not each.how.metrics or each.secret]:
+            console.note(f"predictions alone, without labels or metrics: {', '.join(secret)}")
         if sets:
             judge = Judge(inference, sets, plan.vocabulary(), max_examples=wanted.limit)
-    tasks = plan.validation_tasks() if wanted.losses and split == "validation" else []
+    tasks = [
+        task
+        for task in (plan.validation_tasks() if wanted.losses else [])
+        if splits[task.name] == "validation"
+    ]
     if tasks:
         check_tasks(plan, model)
         held_out = HeldOut(
@@ -213,7 +236,8 @@ def _tools(
     if judge is None and held_out is None:
         raise ConfigError(
             f"no task of {data.mixture_or_task_name!r} has "
-            f"{'metrics and a' if wanted.metrics else 'a'} split {split!r} to be evaluated on",
+            f"{'metrics and a' if wanted.metrics else 'a'} split {splits.default!r} to be "
+            f"evaluated on",
             "MIXTURE_OR_TASK_NAME",
             "evaluate.split",
         )
@@ -221,10 +245,11 @@ def _tools(
 
 
 def _evaluate(
-    tools: _Tools, params: Any, directory: epath.Path, split: str, step: int, *, predictions: bool
+    tools: _Tools, params: Any, directory: epath.Path, wanted: _Wanted, step: int
 ) -> dict[str, float]:
     """Evaluate one checkpoint and write what came of it; scores by "task/metric"."""
     tasks: dict[str, dict[str, float]] = {}
+    splits = wanted.splits
     if tools.held_out is not None:
         for name, numbers in tools.held_out.losses(params).items():
             tasks[name] = {"loss": numbers["loss"], "target_tokens": numbers["tokens"]}
@@ -233,10 +258,10 @@ def _evaluate(
     for name, task in judged.items():
         tasks[name] = {**tasks.get(name, {}), "examples": len(task.lines), **task.scores}
     found |= flat_scores(judged)
-    if averages := benchmark_averages(found, split):
+    if averages := benchmark_averages(found, splits.default):
         tasks["averages"] = averages
     if processes.is_first():
-        write_records(directory, split, step, tasks)
-        for name, task in judged.items() if predictions else ():
-            write_predictions(directory, split, step, name, task.lines)
+        write_records(directory, splits, step, tasks)
+        for name, task in judged.items() if wanted.predictions else ():
+            write_predictions(directory, splits[name], step, name, task.lines)
     return found

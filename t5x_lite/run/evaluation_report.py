@@ -7,6 +7,7 @@ from typing import Any
 from etils import epath
 from tensorboardX import SummaryWriter
 
+from t5x_lite.data.evaluation_sets import Splits
 from t5x_lite.evaluation.averages import benchmark_averages
 from t5x_lite.evaluation.published import PUBLISHED
 from t5x_lite.run.console import Console
@@ -21,14 +22,14 @@ Figures = Mapping[int, Mapping[str, float]]  # by step: scores by "task/metric"
 
 
 def write_records(
-    model_dir: epath.Path, split: str, step: int, tasks: Mapping[str, Mapping[str, float]]
+    model_dir: epath.Path, splits: Splits, step: int, tasks: Mapping[str, Mapping[str, float]]
 ) -> None:
     """Write a line for each task into evaluations.jsonl, in the place of one of the same place.
 
     The same numbers go to TensorBoard, as "evaluation/SPLIT/TASK/METRIC".
     """
     path = model_dir / RECORDS
-    new = [{"step": step, "split": split, "task": t, **numbers} for t, numbers in tasks.items()]
+    new = [{"step": step, "split": splits[t], "task": t, **n} for t, n in tasks.items()]
     known = {_place(line) for line in new}
     kept = [line for line in read_lines(path) if _place(line) not in known]
     lines = sorted([*kept, *new], key=_place)
@@ -38,7 +39,7 @@ def write_records(
     with SummaryWriter(str(model_dir / EVENTS / "evaluation")) as events:
         for task, numbers in tasks.items():
             for name, value in numbers.items():
-                events.add_scalar(f"evaluation/{split}/{task}/{name}", value, step)
+                events.add_scalar(f"evaluation/{splits[task]}/{task}/{name}", value, step)
 
 
 def write_predictions(
@@ -52,13 +53,16 @@ def write_predictions(
 
 
 def show_evaluation(
-    console: Console, split: str, figures: Figures, published: Sequence[str] = ()
+    console: Console, splits: Splits, figures: Figures, published: Sequence[str] = ()
 ) -> None:
     """Print a table: a row for each metric, a column for each checkpoint, the paper's beside them.
 
     Of many checkpoints it shows, for each task, the one with the best mean of its metrics (the
-    lowest loss where it has no others), as the T5 study chose them, and the newest.
+    lowest loss where it has no others), as the T5 study chose them, and the newest. Nothing is
+    shown where nothing has a score.
     """
+    if not any(figures.values()):
+        return
     tasks = dict.fromkeys(name.split("/")[0] for scores in figures.values() for name in scores)
     order = {task: number for number, task in enumerate(tasks)}
     found = dict.fromkeys(name for scores in figures.values() for name in scores)
@@ -66,14 +70,16 @@ def show_evaluation(
     columns = _columns(figures)
     rows = [
         (
-            name,
+            name
+            if (split := splits[name.split("/")[0]]) == splits.default
+            else f"{name} ({split})",
             *(_shown(name, column.get(name)) for column in columns.values()),
             *(_shown(name, PUBLISHED[row].scores.get(name)) for row in published),
         )
-        for name in [*names, *_averages_of(columns, split)]
+        for name in [*names, *_averages_of(columns, splits.default)]
     ]
     heads = [f"{row} ({PUBLISHED[row].split})" for row in published]
-    console.table(f"Evaluation on {split}", ("task / metric", *columns, *heads), rows)
+    console.table(f"Evaluation on {splits.default}", ("task / metric", *columns, *heads), rows)
 
 
 def best_of_each_task(figures: Figures) -> dict[str, tuple[int, dict[str, float]]]:

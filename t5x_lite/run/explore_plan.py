@@ -124,7 +124,10 @@ class Planner:
         if lines is None:
             return base_lines(self._study, self._scale, self._named), None
         lines += self._multiplied(lines, row.times, from_weights=False)
-        compute = _compute(self._call("train", lines))
+        call = self._call("train", lines)
+        data = call.arguments["data"]
+        data.objective.raw_length(data.feature_lengths)  # an error here comes before any run
+        compute = _compute(call)
         if base is not None:
             steps = matched_steps(base, compute.step_flops, row.compute)
             if steps != compute.steps:

@@ -1,4 +1,4 @@
-"""A model's generation as StableHLO: a directory that runs with jax and sentencepiece alone."""
+"""A model's generation as StableHLO: a directory that runs with jax and a tokenizer's library."""
 
 import dataclasses
 import json
@@ -13,14 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from t5x_lite.convert.foreign_tokenizer import ForeignTokenizer
 from t5x_lite.data.vocabularies import BYTES, Vocabulary, stored_pieces
 from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
 from t5x_lite.run import exported_runner
 from t5x_lite.run.inference import Inference
 from t5x_lite.run.text_model import TextModel, load
+from t5x_lite.run.texts import Tokenizer
 from t5x_lite.trees import flat, nested
 
+PIECES, TOKENIZER = "vocabulary.model", "tokenizer.json"
 PROGRAM = "program_{length}.stablehlo"
 
 
@@ -49,19 +52,15 @@ def export_program(
             inference.shapes(length),
         )
         (directory / PROGRAM.format(length=length)).write_bytes(exported.serialize())
-    bare = isinstance(model.vocabulary, Vocabulary)
-    if isinstance(model.vocabulary, Vocabulary):
-        (directory / "vocabulary.model").write_bytes(
-            stored_pieces(model.vocabulary, sentinels=True)
-        )
     about = {
         "batch_size": batch_size,
         "input_lengths": sorted(input_lengths),
         "decoder_only": model.config.decoder_only,
-        "end_inputs": model.end_inputs,
+        # What stands around a text, a tokenizer of another library adds by itself.
+        "end_inputs": model.end_inputs and not isinstance(model.vocabulary, ForeignTokenizer),
         "start": model.special.start,
         "end": model.special.end,
-        "vocabulary": "vocabulary.model" if bare else BYTES,
+        "vocabulary": _write_vocabulary(directory, model.vocabulary),
         "generation": dataclasses.asdict(generation),
     }
     (directory / "about.json").write_text(json.dumps(about, indent=2) + "\n")
@@ -104,6 +103,17 @@ def free_directory(destination: str) -> Path:
             f"{directory} exists; wanted a directory to be made, or an empty one", "DESTINATION"
         )
     return directory
+
+
+def _write_vocabulary(directory: Path, vocabulary: Tokenizer) -> str:
+    """Write what turns texts into ids, and return the name that run.py knows it by."""
+    if isinstance(vocabulary, ForeignTokenizer):
+        vocabulary.write_json(directory / TOKENIZER)
+        return TOKENIZER
+    if isinstance(vocabulary, Vocabulary):
+        (directory / PIECES).write_bytes(stored_pieces(vocabulary, sentinels=True))
+        return PIECES
+    return BYTES
 
 
 def _check(directory: Path, model, generation: Generation) -> None:

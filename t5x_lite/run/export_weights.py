@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -52,13 +52,7 @@ def export_weights(
     `batch_size` texts of each of `input_lengths` tokens, with a run.py that needs jax alone;
     "saved_model" the same for TensorFlow, from token ids to token ids.
     """
-    directory = Path(model_dir)
-    if form != "huggingface":
-        if form not in _PROGRAMS:
-            forms = ", ".join(map(repr, ["huggingface", *_PROGRAMS]))
-            raise ConfigError(
-                f"form is {form!r}; wanted one of {forms}", "export_weights.form", "FORM"
-            )
+    if form in _PROGRAMS:
         export, how_to_run = _PROGRAMS[form]
         export(
             model_dir=model_dir,
@@ -69,8 +63,24 @@ def export_weights(
             step=step,
         )
         run = how_to_run.format(destination=destination)
-        Console().note(f"{directory} generates in {destination}: {run}")
-        return
+        Console().note(f"{model_dir} generates in {destination}: {run}")
+    elif form == "huggingface":
+        told = _export_huggingface(
+            Path(model_dir),
+            destination,
+            step,
+            model_type=model_type,
+            encoder_only=encoder_only,
+            vocab_size=vocab_size,
+        )
+        Console().note(told)
+    else:
+        forms = ", ".join(map(repr, ["huggingface", *_PROGRAMS]))
+        raise ConfigError(f"form is {form!r}; wanted one of {forms}", "export_weights.form", "FORM")
+
+
+def _export_huggingface(directory: Path, destination: str, step: int | None, **family: Any) -> str:
+    """Write weights and tokenizer; return what was done."""
     config = recorded_model(directory)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
@@ -80,17 +90,10 @@ def export_weights(
     with Checkpoints(directory) as saved:
         step = chosen_step(saved, step, "MODEL_DIR", "export_weights.step")
         params = saved.restore_weights(step, abstract)
-    family = export_checkpoint(
-        destination,
-        config,
-        params,
-        model_type=model_type,
-        encoder_only=encoder_only,
-        vocab_size=vocab_size,
-    )
+    written = export_checkpoint(destination, config, params, **family)
     told = _write_text_files(Path(destination), record)
-    Console().note(
-        f"step {step:,} of {directory} is {destination}, a {family} of transformers {told}; read "
+    return (
+        f"step {step:,} of {directory} is {destination}, a {written} of transformers {told}; read "
         f"again, it gives the same logits"
     )
 

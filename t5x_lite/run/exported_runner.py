@@ -1,4 +1,6 @@
-"""Run a text model that was exported as StableHLO. It needs jax, numpy and sentencepiece alone.
+"""Run a text model that was exported as StableHLO.
+
+It needs jax, numpy and sentencepiece alone; with a tokenizer.json, tokenizers in its place.
 
 python run.py "a text" "another"        # or lines of standard input
 """
@@ -21,11 +23,16 @@ class Exported:
         with np.load(self.directory / "weights.npz") as archive:
             self.weights = jax.device_put({name: archive[name] for name in archive.files})
         self._programs: dict[int, Any] = {}
-        self._pieces = None
-        if self.about["vocabulary"] != "bytes":
+        self._pieces, self._tokenizer, vocabulary = None, None, self.about["vocabulary"]
+        if vocabulary == "tokenizer.json":
+            import tokenizers
+
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(self.directory / vocabulary))
+            self._tokenizer.enable_truncation(self.about["input_lengths"][-1])
+        elif vocabulary != "bytes":
             import sentencepiece
 
-            path = str(self.directory / self.about["vocabulary"])
+            path = str(self.directory / vocabulary)
             self._pieces = sentencepiece.SentencePieceProcessor(model_file=path)
 
     def generate(self, texts: list[str]) -> list[dict[str, Any]]:
@@ -72,13 +79,18 @@ class Exported:
         return jax.device_get(self._programs[length](self.weights, batch))
 
     def _encode(self, text: str) -> list[int]:
+        if self._tokenizer is not None:
+            return self._tokenizer.encode(text).ids
         if self._pieces is None:
             return [byte + 3 for byte in text.encode()]
         return self._pieces.encode(text)
 
     def _decode(self, ids: list[int]) -> str:
         end = self.about["end"]
-        ids = [i for i in (ids[: ids.index(end)] if end in ids else ids) if i]
+        ids = ids[: ids.index(end)] if end in ids else ids
+        if self._tokenizer is not None:
+            return self._tokenizer.decode(ids, skip_special_tokens=True)
+        ids = [i for i in ids if i]
         if self._pieces is None:
             return bytes(i - 3 for i in ids if 3 <= i < 259).decode(errors="ignore")
         size = self._pieces.get_piece_size()

@@ -91,7 +91,7 @@ class HeldOut:
         for task in self.tasks:
             if task.objective is not None:
                 continue
-            settings = {**self._settings, "converter": as_given, "rows": self._rows}
+            settings = {**self._settings, "converter": as_given}
             features, real = next(evaluation_batches(task, **settings, limit=self._limit))
             written = self._inference.generate(params, features)
             columns = features["inputs"], features["targets"], written.tokens[:, 0]

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from t5x_lite import processes
+from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.vocabularies import AnyVocabulary
 from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
 from t5x_lite.run.console import Console, duration
 from t5x_lite.run.lines import STANDARD, Format, InputLines, OutputLines, Record
-from t5x_lite.run.text_model import TextModel, load
+from t5x_lite.run.record import MODEL
+from t5x_lite.run.start import chosen_step
+from t5x_lite.run.text_model import TextModel, check_batch_size, load
 
 What = Literal["generate", "embed", "fill", "score"]
 _NEEDED = {
@@ -46,54 +49,60 @@ def infer(
 ) -> None:
     """Write a JSON line for each line of `inputs`, in order; a killed one goes on where it was.
 
+    Several processes share the rows of each batch; all of them read `inputs`, the first writes.
+
     what: "generate" texts; "fill" the sentinels of each; "embed" with the encoder, mean over
     tokens; "score": log p of "targets" behind "inputs". prefix: put before each input, such as
     "summarize: ". inputs, outputs: a path, or "-" for standard input and output. Other arguments
     are those of `text_model.load`. JSON lines keep the fields that they came with.
     """
-    console = Console(stderr=outputs == STANDARD)
-    if what not in _NEEDED:
-        raise ConfigError(f"what is {what!r}; wanted one of {', '.join(_NEEDED)}", "WHAT")
-    if processes.count() > 1:
-        raise ConfigError("infer runs in one process; split the input file among several", "INPUTS")
+    console = Console(stderr=outputs == STANDARD, silent=not processes.is_first())
+    _check(what, inputs, batch_size)
     lines = InputLines(inputs, input_format, _NEEDED[what])
-    block = batch_size * _BLOCK_BATCHES
+    processes.simulate_devices(cpu_devices)
+    step = _step_of(Path(model_dir), step)
+    reading: dict[str, Any] = dict(
+        step=step,
+        batch_size=batch_size,
+        dtype=dtype,
+        max_input_length=max_input_length,
+        end_inputs=end_inputs,
+    )
     settings = {
         "model_dir": str(Path(model_dir).absolute()),
-        "step": step,
         "what": what,
         "prefix": prefix,
         "inputs_sha256": lines.fingerprint,
-        "batch_size": batch_size,
-        "max_input_length": max_input_length,
-        "end_inputs": end_inputs,
+        **reading,
         **(dataclasses.asdict(generation) if what in ("generate", "fill") else {}),
     }
+    processes.check_same("the lines of INPUTS and the settings", settings)
+    block = batch_size * _BLOCK_BATCHES
     written = OutputLines(outputs, settings, block=block)
     if written.complete:
         console.note(f"{outputs} is complete: {lines.count:,} lines")
         return
-    processes.simulate_devices(cpu_devices)
     with console.waiting(f"loading {model_dir}"):
-        model = load(
-            model_dir,
-            step=step,
-            vocabulary=vocabulary,
-            batch_size=batch_size,
-            mesh=mesh,
-            dtype=dtype,
-            max_input_length=max_input_length,
-            end_inputs=end_inputs,
-        )
-    work = Work(model, what, generation, prefix)
-    with written, console.line():
-        _write_all(lines, written, work, block, console)
-        written.finish()
-    console.note(f"{lines.count:,} lines in {outputs}")
-    if work.truncated:
-        console.note(
-            f"WARNING: {work.truncated:,} inputs of this start were longer than "
-            f"{model.max_input_length} tokens and lost their end (MAX_INPUT_LENGTH)"
+        model = load(model_dir, vocabulary=vocabulary, mesh=mesh, **reading)
+    _write_all(lines, written, Work(model, what, generation, prefix), block, console)
+
+
+def _step_of(directory: Path, step: int | None) -> int | None:
+    """The checkpoint of a run, by its number: a run may save more before a killed one goes on."""
+    if not (directory / MODEL).exists():
+        return step
+    with Checkpoints(directory) as saved:
+        return chosen_step(saved, step, "MODEL_DIR", "STEP")
+
+
+def _check(what: str, inputs: str, batch_size: int) -> None:
+    if what not in _NEEDED:
+        raise ConfigError(f"what is {what!r}; wanted one of {', '.join(_NEEDED)}", "WHAT")
+    check_batch_size(batch_size)
+    if processes.count() > 1 and inputs == STANDARD:
+        raise ConfigError(
+            "several processes cannot share standard input; wanted a file that all of them see",
+            "INPUTS",
         )
 
 
@@ -103,7 +112,14 @@ class Work:
     def __init__(self, model: TextModel, what: What, generation: Generation, prefix: str):
         self._model, self._what = model, what
         self._generation, self._prefix = generation, prefix
-        self.truncated = 0
+        self.truncated, self.room = 0, model.max_input_length
+        if what == "fill" and not model.vocabulary.sentinels.count:
+            raise ConfigError(
+                f"the vocabulary {model.vocabulary.path} has no sentinels (<extra_id_0> ...) to be "
+                f"filled",
+                "WHAT",
+                "MODEL_DIR",
+            )
 
     def results(self, records: Sequence[Record], *, first: int) -> list[Record]:
         """A result for each record; `first` is the number of the first, from 0."""
@@ -152,17 +168,25 @@ class Work:
 def _write_all(
     lines: InputLines, written: OutputLines, work: Work, block: int, console: Console
 ) -> None:
-    """Write what is missing, and say how far it is."""
-    if written.done:
-        console.note(f"{written.done:,} of {lines.count:,} lines are there already")
-    began, first = time.perf_counter(), written.done
-    for records in _blocks(lines, first, block):
-        written.write(work.results(records, first=written.done))
-        written.done += len(records)
-        speed = (written.done - first) / (time.perf_counter() - began)
-        console.update(
-            f"{written.done:,}/{lines.count:,} lines | {speed:,.1f} lines/s | "
-            f"{duration((lines.count - written.done) / speed)} left"
+    """Write what is missing; say how far it is, and at the end how many inputs were cut."""
+    with written, console.line():
+        if written.done:
+            console.note(f"{written.done:,} of {lines.count:,} lines are there already")
+        began, first = time.perf_counter(), written.done
+        for records in _blocks(lines, first, block):
+            written.write(work.results(records, first=written.done))
+            speed = (written.done - first) / (time.perf_counter() - began)
+            console.update(
+                f"{written.done:,}/{lines.count:,} lines | {speed:,.1f} lines/s | "
+                f"{duration((lines.count - written.done) / speed)} left"
+            )
+        written.finish()
+    where = "standard output" if written.path == STANDARD else written.path
+    console.note(f"{lines.count:,} lines in {where}")
+    if work.truncated:
+        console.note(
+            f"WARNING: {work.truncated:,} inputs of this start were longer than "
+            f"{work.room} tokens and lost their end (MAX_INPUT_LENGTH)"
         )
 
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite import processes
 from t5x_lite.data.batches import process_rows, to_devices
 from t5x_lite.decoding.generation import Generation, SpecialTokens, Written, generate
 from t5x_lite.errors import ConfigError
@@ -49,12 +48,13 @@ class Inference:
 
     Rows are given as "inputs" and "targets", int32 [rows, length], each row filled up with zeros
     from its end: what an encoder reads, or a decoder without an encoder goes on from, and what is
-    to be scored. "numbers" [rows] makes the draws of a row its own (default: 0, 1, 2, ...).
+    to be scored. "numbers" [rows] makes the draws of a row its own (default: 0, 1, 2, ...);
+    "lengths" [rows] tells how many tokens inputs have that may end in a token 0.
 
-    Each process gives its own rows, at most `rows`, and gets their results; fewer rows are filled
-    up and those that were added are not waited for. Lengths are rounded up to a few, so that texts
-    of another length compile nothing. Experts of a sparse model take every token here: with a
-    limit, a row's result would depend on the rows beside it.
+    Every process gives the same rows, at most `batch_size`, computes its part of them and gets all
+    results; fewer rows are filled up and those that were added are not waited for. Lengths are
+    rounded up to a few, so that texts of another length compile nothing. Experts of a sparse model
+    take every token here: with a limit, a row's result would depend on the rows beside it.
 
     Given a tuple of several models' weights in place of one's, `generate` and `score` average
     their logits.
@@ -98,14 +98,9 @@ class Inference:
         return self._mesh
 
     @functools.cached_property
-    def row_slice(self) -> slice:
+    def _rows(self) -> slice:
         """Which rows of a batch are this process's."""
         return process_rows(self.batch_size, self._sharding)
-
-    @property
-    def rows(self) -> int:
-        """How many rows of a batch are this process's."""
-        return self.row_slice.stop - self.row_slice.start
 
     def generate(self, params: Params, batch: Mapping[str, NDArray]) -> Generated:
         """Texts for each row of "inputs"."""
@@ -113,7 +108,7 @@ class Inference:
             raise ConfigError("a model without a decoder generates nothing", "MODEL_DIR")
         inputs, length = batch["inputs"], self.generation.max_length
         if self.config.decoder_only:
-            prompts, padding = self._prompts(inputs)
+            prompts, padding = self._prompts(inputs, _input_lengths(batch))
             self._check_places(int((prompts.shape[1] - padding).max(initial=0)) + length)
             arrays: dict[str, NDArray] = {"prompts": prompts, "padding": padding}
         else:
@@ -130,7 +125,7 @@ class Inference:
         inputs, targets = batch["inputs"], np.asarray(batch["targets"], np.int32)
         starts = np.zeros(len(targets), int)
         if self.config.decoder_only:
-            starts, arrays = self._joined(inputs, targets)
+            starts, arrays = self._joined(inputs, targets, _input_lengths(batch))
         else:
             wide = self._widened(targets)
             arrays = {
@@ -172,17 +167,17 @@ class Inference:
     def _run(
         self, program: Any, params: Params, arrays: dict[str, NDArray], count: int
     ) -> list[NDArray]:
-        """Run a program on this process's rows and fetch their results."""
-        if count > self.rows:
-            raise ValueError(f"{count} rows; this process's part of a batch has {self.rows}")
+        """Run a program on this process's part of the rows and fetch the results of all."""
+        if count > self.batch_size:
+            raise ValueError(f"{count} rows; a batch has {self.batch_size}")
         arrays["wanted"] = np.ones(count, bool)
-        full = {
-            name: np.pad(array, [(0, self.rows - count), *[(0, 0)] * (array.ndim - 1)])
-            for name, array in arrays.items()
+        own = {
+            name: np.pad(x, [(0, self.batch_size - count), *[(0, 0)] * (x.ndim - 1)])[self._rows]
+            for name, x in arrays.items()
         }
         with jax.set_mesh(self._mesh):
-            out = program(params, to_devices(full, self._sharding, batch_size=self.batch_size))
-        return [np.asarray(x)[self.row_slice][:count] for x in jax.device_get(jax.tree.leaves(out))]
+            out = program(params, to_devices(own, self._sharding, batch_size=self.batch_size))
+        return [np.asarray(x)[:count] for x in jax.device_get(jax.tree.leaves(out))]
 
     def _written(self, model: Any, batch: Mapping[str, jax.Array]) -> Written:
         generation, numbers_b = self.generation, batch["numbers"]
@@ -234,16 +229,17 @@ class Inference:
         found_nbc = jax.lax.map(log_prob, (chunked(predictions.hidden), chunked(targets_bl)))
         return jnp.moveaxis(found_nbc, 0, 1).reshape(len(targets_bl), -1)[:, :length]
 
-    def _prompts(self, inputs: Tokens) -> tuple[Tokens, NDArray[np.int32]]:
+    def _prompts(
+        self, inputs: Tokens, lengths_b: NDArray[np.int64]
+    ) -> tuple[Tokens, NDArray[np.int32]]:
         """Prompts behind their start token, against the right edge; places left of them."""
-        lengths_b = _lengths(inputs)
         start = self.special.start
         whole_b = lengths_b + (start is not None)
         if (whole_b == 0).any():
             raise ConfigError(
                 "a prompt is empty, and this model's texts begin behind nothing; wanted a prompt"
             )
-        width = self._agreed(int(whole_b.max(initial=1)))
+        width = self._width(int(whole_b.max(initial=1)))
         place_l = np.arange(width) - (width - lengths_b)[:, None]
         inputs = np.pad(np.asarray(inputs, np.int32), ((0, 0), (0, 1)))
         prompts = np.take_along_axis(inputs, np.clip(place_l, -1, inputs.shape[1] - 1), axis=1)
@@ -252,15 +248,16 @@ class Inference:
         prompts = np.where(place_l < -1, 0, prompts)
         return prompts.astype(np.int32), (width - whole_b).astype(np.int32)
 
-    def _joined(self, inputs: Tokens, targets: Tokens) -> tuple[NDArray, dict[str, NDArray]]:
+    def _joined(
+        self, inputs: Tokens, targets: Tokens, counts_b: NDArray[np.int64]
+    ) -> tuple[NDArray, dict[str, NDArray]]:
         """Inputs and targets as one text, and where in it each row's targets are predicted."""
-        counts_b = _lengths(inputs)
         ends_b = counts_b + _lengths(targets)
         self._check_places(int(ends_b.max(initial=0)))
         behind_nothing = self.special.start is None
         if behind_nothing and (counts_b == 0).any():
             raise ConfigError("inputs are empty, and this model's texts begin behind nothing")
-        joined = np.zeros((len(inputs), self._agreed(int(ends_b.max(initial=1)))), np.int32)
+        joined = np.zeros((len(inputs), self._width(int(ends_b.max(initial=1)))), np.int32)
         for row, (count, end) in enumerate(zip(counts_b, ends_b, strict=True)):
             joined[row, :count] = inputs[row, :count]
             joined[row, count:end] = targets[row, : end - count]
@@ -282,13 +279,12 @@ class Inference:
 
     def _widened(self, tokens: NDArray) -> Tokens:
         """The rows in a length that a program is compiled for."""
-        width = self._agreed(int(_lengths(tokens).max(initial=1)))
+        width = self._width(int(_lengths(tokens).max(initial=1)))
         tokens = np.asarray(tokens[:, :width], np.int32)
         return np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))
 
-    def _agreed(self, length: int) -> int:
-        """The length, rounded up, that all processes take."""
-        length = max(processes.gather(length))
+    def _width(self, length: int) -> int:
+        """The length, rounded up, that a program is compiled for."""
         parts = math.prod(self._mesh.shape[name] for name in mesh_axes("length"))
         width = -(-rounded_up(length) // parts) * parts
         if self.config.positions == "learned" and width > self.config.max_positions:
@@ -336,6 +332,11 @@ def _embedded(model: Transformer, batch: Mapping[str, jax.Array]) -> jax.Array:
     real_bl1 = real_bl[..., None].astype(jnp.float32)
     total_be = jnp.sum(encoded_ble.astype(jnp.float32) * real_bl1, axis=1)
     return total_be / jnp.maximum(jnp.sum(real_bl1, axis=1), 1.0)
+
+
+def _input_lengths(batch: Mapping[str, NDArray]) -> NDArray[np.int64]:
+    lengths = batch.get("lengths")
+    return _lengths(batch["inputs"]) if lengths is None else np.asarray(lengths, np.int64)
 
 
 def _lengths(tokens: NDArray) -> NDArray[np.int64]:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
 from t5x_lite import processes
@@ -45,7 +44,10 @@ class TaskEvaluation:
 
 
 class Judged(NamedTuple):
-    """What became of one task: scores by metric, and a line for each example, in order."""
+    """What became of one task: scores by metric, and a line for each example, in order.
+
+    A task without metrics, or with secret labels, has no scores.
+    """
 
     scores: dict[str, float]
     lines: list[dict[str, Any]]
@@ -54,8 +56,9 @@ class Judged(NamedTuple):
 class Judge:
     """Lets a model say or score every example of some sets, and computes the tasks' metrics.
 
-    Each process takes its rows of each batch. The last batch is filled up, and what it was filled
-    up with is left out again: every example counts once, however many processes there are.
+    Every process computes its part of each batch and knows all results. The last batch is filled
+    up, and what it was filled up with is left out again: every example counts once, however many
+    processes there are.
     """
 
     def __init__(
@@ -75,16 +78,22 @@ class Judge:
 
     def _judged(self, params: Params, of: EvaluationSet) -> Judged:
         cases = of.cases[: self._limit]
-        texts = scores = None
-        if of.how.needs("predictions"):
-            tokens = self._everywhere(cases, lambda batch: self._said(params, batch))
-            texts = [self._vocabulary.decode(row) for row in tokens.tolist()]
+        texts = text_scores = scores = None
+        if of.how.needs("predictions") or not of.how.metrics:
+            said = self._everywhere(cases, lambda batch: self._said(params, batch))
+            texts = [self._vocabulary.decode(row) for row in said[0].tolist()]
+            text_scores = [float(score) for score in said[1]]
         if of.how.needs("scores"):
-            found = self._everywhere(cases, lambda batch: self._scored(params, batch))
+            (found,) = self._everywhere(cases, lambda batch: self._scored(params, batch))
             scores = [float(score) for score in found]
         # The first process's numbers count: a metric may draw samples.
         numbers, targets, predictions = judge(
-            of.how, cases, decode=self._vocabulary.decode, texts=texts, scores=scores
+            of.how,
+            cases,
+            decode=self._vocabulary.decode,
+            texts=texts,
+            text_scores=text_scores,
+            scores=scores,
         )
         lines = []
         for i, case in enumerate(cases):
@@ -94,26 +103,25 @@ class Judge:
             lines.append(line)
         return Judged(processes.broadcast(numbers), lines)
 
-    def _said(self, params: Params, batch: dict[str, NDArray]) -> NDArray:
-        return self._inference.generate(params, batch).tokens[:, 0]
+    def _said(self, params: Params, batch: dict[str, NDArray]) -> tuple[NDArray, NDArray]:
+        tokens, scores = self._inference.generate(params, batch)
+        return tokens[:, 0], scores[:, 0]
 
-    def _scored(self, params: Params, batch: dict[str, NDArray]) -> NDArray:
-        return self._inference.score(params, batch).totals
+    def _scored(self, params: Params, batch: dict[str, NDArray]) -> tuple[NDArray]:
+        return (self._inference.score(params, batch).totals,)
 
     def _everywhere(
-        self, cases: Sequence[Case], run: Callable[[dict[str, NDArray]], NDArray]
-    ) -> NDArray:
+        self, cases: Sequence[Case], run: Callable[[dict[str, NDArray]], tuple[NDArray, ...]]
+    ) -> list[NDArray]:
         """What `run` gives of every case's row, in their order, on every process."""
-        size, rows = self._inference.batch_size, self._inference.row_slice
+        size = self._inference.batch_size
         inputs, targets = (_as_rows([getattr(c, name) for c in cases]) for name in Case._fields[:2])
-        numbers = np.arange(len(cases))
-        found = []
-        for first in range(0, len(cases), size):
-            own = slice(first + rows.start, min(first + rows.stop, len(cases)))
-            batch = {"inputs": inputs[own], "targets": targets[own], "numbers": numbers[own]}
-            part = _gathered(run(batch), rows, size)
-            found.append(part[: len(cases) - first])
-        return np.concatenate(found)
+        rows = {"inputs": inputs, "targets": targets, "numbers": np.arange(len(cases))}
+        found = [
+            run({name: column[first : first + size] for name, column in rows.items()})
+            for first in range(0, len(cases), size)
+        ]
+        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
 def make_judge(
@@ -163,17 +171,3 @@ def _as_rows(tokens: Sequence[Sequence[int]]) -> NDArray[np.int32]:
     for i, row in enumerate(tokens):
         rows[i, : len(row)] = row
     return rows
-
-
-def _gathered(own: NDArray, rows: slice, size: int) -> NDArray:
-    """The rows of all processes as one batch; rows that several hold are the same."""
-    if jax.process_count() == 1:
-        return own
-    height = rows.stop - rows.start
-    padded = np.zeros((height, *own.shape[1:]), own.dtype)
-    padded[: len(own)] = own
-    parts = multihost_utils.process_allgather(padded)
-    whole = np.zeros((size, *own.shape[1:]), own.dtype)
-    for start, part in zip(processes.gather(rows.start), parts, strict=True):
-        whole[start : start + height] = part
-    return whole

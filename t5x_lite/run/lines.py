@@ -6,8 +6,9 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NoReturn
 
+from t5x_lite import processes
 from t5x_lite.errors import ConfigError
 
 STANDARD = "-"  # standard input or output in the place of a path
@@ -90,39 +91,27 @@ class OutputLines:
 
     A block counts only once all of it is on the disk. Until all are written they stand in
     PATH.partial, and PATH.settings.json says what they are made of: a second start with the same
-    settings goes on behind the last whole block, one with others is refused.
+    settings goes on behind the last whole block, one with others is refused. Of several processes
+    the first touches the disk; all know how many lines are `done`.
     """
 
     def __init__(self, path: str, settings: Mapping[str, Any], *, block: int):
         self.path, self.done, self._block = path, 0, block
-        self._file: BinaryIO = sys.stdout.buffer
+        self._file: BinaryIO | None = None
         self._final, self._partial = Path(path), Path(f"{path}.partial")
         self._described = Path(f"{path}.settings.json")
         self._settings = json.loads(json.dumps(dict(settings)))
-        if path == STANDARD:
-            return
-        if self._final.exists():
-            self._check_same()
-            self.done = -1
-        elif self._partial.exists() and self._partial.stat().st_size:
-            self._check_same()
+        self.done = processes.broadcast(self._found() if processes.is_first() else None)
 
     def __enter__(self) -> "OutputLines":
         """Open the file behind its last whole block."""
-        if self.path == STANDARD:
-            return self
-        self._final.parent.mkdir(parents=True, exist_ok=True)
-        self._described.write_text(json.dumps(self._settings, indent=2) + "\n")
-        self._file = open(self._partial, "a+b")
-        self._file.seek(0)
-        lines = [line for line in self._file if line.endswith(b"\n")]
-        self.done = len(lines) // self._block * self._block
-        self._file.truncate(sum(map(len, lines[: self.done])))
-        self._file.seek(0, os.SEEK_END)
+        if processes.is_first():
+            self._file = sys.stdout.buffer if self.path == STANDARD else self._opened()
+        self.done = processes.broadcast(self.done)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.path != STANDARD:
+        if self._file is not None and self.path != STANDARD:
             self._file.close()
 
     @property
@@ -132,6 +121,9 @@ class OutputLines:
 
     def write(self, records: Sequence[Record]) -> None:
         """Append a block."""
+        self.done += len(records)
+        if self._file is None:
+            return
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         self._file.write("".join(lines).encode())
         self._file.flush()
@@ -140,8 +132,39 @@ class OutputLines:
 
     def finish(self) -> None:
         """Give the file its name."""
-        if self.path != STANDARD:
+        if self._file is not None and self.path != STANDARD:
             self._partial.replace(self._final)
+
+    def _found(self) -> int:
+        """-1 where everything is there already, else 0; ConfigError if it is something else."""
+        if self.path == STANDARD:
+            return 0
+        try:
+            self._final.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self._refuse(error)
+        if self._final.exists():
+            self._check_same()
+            return -1
+        if self._partial.exists() and self._partial.stat().st_size:
+            self._check_same()
+        return 0
+
+    def _opened(self) -> BinaryIO:
+        try:
+            self._described.write_text(json.dumps(self._settings, indent=2) + "\n")
+            file = open(self._partial, "a+b")  # noqa: SIM115  (closed at the end of the context)
+        except OSError as error:
+            self._refuse(error)
+        file.seek(0)
+        lines = [line for line in file if line.endswith(b"\n")]
+        self.done = len(lines) // self._block * self._block
+        file.truncate(sum(map(len, lines[: self.done])))
+        file.seek(0, os.SEEK_END)
+        return file
+
+    def _refuse(self, error: OSError) -> NoReturn:
+        raise ConfigError(f"{self.path} cannot be written: {error.strerror}", "OUTPUTS") from None
 
     def _check_same(self) -> None:
         now = self._settings

@@ -59,10 +59,12 @@ def report(
 
 
 def _runs_of_rows(studies: Sequence[StudyRecord]) -> list[Run]:
-    """The first run of each row, its pretraining where it has one, under the row's name."""
+    """The first pretraining of each row that has one, under the row's name."""
     found: dict[Path, str] = {}
     for study in studies:
         for row in study.rows:
+            if row.pretraining is None:
+                continue
             for path in [study.directory / run for seed in row.seeds for run in seed["runs"][:1]]:
                 if (path / RECORDS).is_file():
                     found.setdefault(path, row.name)

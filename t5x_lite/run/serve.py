@@ -16,7 +16,8 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.models.transformer import num_parameters
 from t5x_lite.run.console import Console
 from t5x_lite.run.results import RESULTS
-from t5x_lite.run.text_model import SENTINEL, TextModel, load
+from t5x_lite.run.text_model import TextModel, load
+from t5x_lite.run.texts import SENTINEL
 from t5x_lite.training.writers import read_records
 
 PAGE = {

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from t5x_lite import processes
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.convert.huggingface import import_checkpoint
 from t5x_lite.convert.tensor_files import CONFIG
@@ -23,8 +24,7 @@ from t5x_lite.run.inference import Inference
 from t5x_lite.run.record import MODEL, recorded_model
 from t5x_lite.run.start import chosen_step
 from t5x_lite.run.text_record import read_text_record
-
-SENTINEL = re.compile(r"\s*<extra_id_(\d+)>\s*")
+from t5x_lite.run.texts import SENTINEL, Encoded, Texts, Tokenizer
 
 
 class Output(NamedTuple):
@@ -42,13 +42,6 @@ class Filled(NamedTuple):
     score: float
 
 
-class Encoded(NamedTuple):
-    """A text as token ids, and whether its end was cut off."""
-
-    ids: list[int]
-    truncated: bool
-
-
 class TextModel:
     """A loaded model. Texts are given as a list; a single text gives a single result.
 
@@ -61,7 +54,7 @@ class TextModel:
         self,
         config: TransformerConfig,
         params: Params,
-        vocabulary: AnyVocabulary,
+        vocabulary: Tokenizer,
         *,
         special: SpecialTokens,
         mesh: jax.sharding.Mesh,
@@ -71,7 +64,10 @@ class TextModel:
     ):
         self.config, self.params, self.vocabulary = config, params, vocabulary
         self.special, self.mesh, self.batch_size = special, mesh, batch_size
-        self.end_inputs = not config.decoder_only if end_inputs is None else end_inputs
+        self._texts = Texts(
+            vocabulary, special, decoder_only=config.decoder_only, end_inputs=end_inputs
+        )
+        self.end_inputs = self._texts.end_inputs
         learned = config.positions == "learned"
         self.max_input_length = min(max_input_length, config.max_positions if learned else 10**9)
         self._programs: dict[Generation, Inference] = {}
@@ -83,9 +79,12 @@ class TextModel:
 
     def score(self, inputs: str | Sequence[str], targets: str | Sequence[str]) -> Any:
         """Log p of each target behind its input, its EOS included."""
+        texts, wanted = _listed(inputs), _listed(targets)
+        if len(texts) != len(wanted):
+            raise ValueError(f"{len(texts)} inputs and {len(wanted)} targets; wanted as many")
         rows = [
             {"inputs": self.encode(text).ids, "targets": self.encode_target(target)}
-            for text, target in zip(_listed(inputs), _listed(targets), strict=True)
+            for text, target in zip(texts, wanted, strict=True)
         ]
         return _like(inputs, [float(total) for total in self.scores(rows)])
 
@@ -129,38 +128,26 @@ class TextModel:
     def embeddings(self, rows: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
         """`embed` from token ids."""
         run = self._inference(Generation()).embed
-        return np.stack(self._batched(rows, lambda batch: run(self.params, batch)))
+        found = self._batched(rows, lambda batch: run(self.params, batch))
+        return np.array(found, np.float32).reshape(len(rows), self.config.emb_dim)
 
     def encode(self, text: str) -> Encoded:
         """A text's ids; "<extra_id_0>" is a sentinel wherever it stands."""
-        ids, last, sentinels = [], 0, self.vocabulary.sentinels
-        for found in SENTINEL.finditer(text):
-            number = int(found[1])
-            if number >= sentinels.count:
-                break  # no such sentinel: text like any other
-            ids += [*self.vocabulary.encode(text[last : found.start()]), sentinels.first - number]
-            last = found.end()
-        ids += self.vocabulary.encode(text[last:])
-        room = self.max_input_length - self.end_inputs
-        cut = ids[:room] + [self.special.end] * self.end_inputs
-        return Encoded(cut, len(ids) > room)
+        return self._texts.encode(text, self.max_input_length)
 
     def encode_target(self, text: str) -> list[int]:
         """A target's ids, with the EOS of a text."""
-        return [*self.vocabulary.encode(text), self.special.end]
+        return self._texts.encode_target(text)
 
     def decode(self, tokens: Sequence[int] | NDArray[np.int32]) -> str:
         """The text of some ids up to their EOS."""
-        ids = [int(token) for token in tokens]
-        ids = ids[: ids.index(self.special.end)] if self.special.end in ids else ids
-        return self.vocabulary.decode([token for token in ids if token])
+        return self._texts.decode(tokens)
 
     def filled(self, text: str, tokens: NDArray[np.int32], score: float) -> Filled:
         """A text with what was generated for its sentinels in their places."""
         sentinels, spans = self.vocabulary.sentinels, {}
-        number, ids = None, [int(t) for t in tokens]
-        ids = ids[: ids.index(self.special.end)] if self.special.end in ids else ids
-        for token in ids:
+        number = None
+        for token in self._texts.until_end(tokens):
             if sentinels.first - sentinels.count < token <= sentinels.first:
                 number = sentinels.first - token
                 spans.setdefault(number, [])
@@ -194,6 +181,7 @@ class TextModel:
                 for name in ("inputs", "targets")
                 if name in rows[chosen[0]]
             }
+            batch["lengths"] = np.array([len(rows[i]["inputs"]) for i in chosen])
             batch["numbers"] = np.array([rows[i].get("number", i) for i in chosen], np.uint32)
             for i, result in zip(chosen, run(batch), strict=True):
                 results[i] = result
@@ -214,9 +202,9 @@ def load(
     """The model of a run directory, of an import, or of a Hugging Face directory.
 
     step: of a run's checkpoint; None is the newest. vocabulary: where the directory knows none.
-    mesh: sizes of mesh axes; None is one device. batch_size: rows computed at a time, rounded up to
-    what the mesh divides. dtype: of activations ("bfloat16", "float32"); None: float32 on a CPU,
-    else bfloat16.
+    mesh: sizes of mesh axes; None is one device, or all those of several processes. batch_size:
+    rows computed at a time, rounded up to what the mesh divides. dtype: of activations ("bfloat16",
+    "float32"); None: float32 on a CPU, else bfloat16.
     """
     directory = Path(directory)
     if not any((directory / name).exists() for name in (MODEL, CONFIG)):
@@ -224,22 +212,24 @@ def load(
             f"{directory} holds no model: wanted a run's {MODEL}, or {CONFIG} and safetensors",
             "MODEL_DIR",
         )
-    devices = jax.devices() if mesh else jax.devices()[:1]
-    device_mesh = make_mesh(mesh or {}, devices)
+    alone = processes.count() == 1
+    check_batch_size(batch_size)
+    devices = jax.devices() if mesh or not alone else jax.devices()[:1]
+    device_mesh = make_mesh(mesh or ({} if alone else {"data": -1}), devices)
     dtype = dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16")
     record = read_text_record(directory)
-    vocabulary = vocabulary or record.vocabulary
-    if vocabulary is None:
+    tokenizer = vocabulary or record.vocabulary
+    if tokenizer is None:
         raise ConfigError(
-            f"{directory} says nothing about a vocabulary (text.json of a run, spiece.model of a "
-            f"Hugging Face directory); wanted one, given as `vocabulary`",
+            f"{directory} says nothing about a vocabulary (text.json of a run, a tokenizer's files "
+            f"of a Hugging Face directory); wanted one, given as `vocabulary`",
             "VOCABULARY",
             "MODEL_DIR",
         )
     config, params = read_weights(directory, step, device_mesh)
-    if vocabulary.size > config.vocab_size:
+    if tokenizer.size > config.vocab_size:
         raise ConfigError(
-            f"the vocabulary {vocabulary.path} has {vocabulary.size} ids; the model of {directory} "
+            f"the vocabulary {tokenizer.path} has {tokenizer.size} ids; the model of {directory} "
             f"has {config.vocab_size} rows for them",
             "VOCABULARY",
             "MODEL_DIR",
@@ -248,13 +238,19 @@ def load(
     return TextModel(
         dataclasses.replace(config, dtype=dtype),
         params,
-        vocabulary,
+        tokenizer,
         special=record.special,
         mesh=device_mesh,
         batch_size=-(-batch_size // parts) * parts,
         max_input_length=max_input_length,
         end_inputs=end_inputs,
     )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise ConfigError for batches without rows."""
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; wanted 1 or more", "BATCH_SIZE")
 
 
 def read_weights(

@@ -1,31 +1,35 @@
 """What a directory says about texts: the vocabulary of its model, and how its texts begin and end.
 
-A run directory has text.json, with a copy of the SentencePiece model beside it; of a Hugging Face
-directory, config.json and the tokenizer's files tell.
+A run directory has text.json, with a copy of the SentencePiece model or of a Hugging Face tokenizer
+beside it; of a Hugging Face directory, config.json and the tokenizer's files tell.
 """
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from t5x_lite import processes
+from t5x_lite.convert.foreign_tokenizer import ForeignTokenizer
 from t5x_lite.convert.tensor_files import CONFIG
 from t5x_lite.convert.tokenizer_files import read_tokenizer
 from t5x_lite.data import files
-from t5x_lite.data.vocabularies import BYTES, AnyVocabulary, ByteVocabulary, Vocabulary
+from t5x_lite.data.vocabularies import BYTES, ByteVocabulary, Vocabulary
 from t5x_lite.decoding.generation import SpecialTokens
 from t5x_lite.errors import ConfigError
+from t5x_lite.run.texts import Tokenizer
 
 TEXT = "text.json"
 PIECES = "vocabulary.model"  # a run's copy
+TOKENIZER = "tokenizer"  # the folder of another's
 
 
 class TextRecord(NamedTuple):
     """The vocabulary, if it is known, and the special tokens."""
 
-    vocabulary: AnyVocabulary | None
+    vocabulary: Tokenizer | None
     special: SpecialTokens
 
 
@@ -37,10 +41,12 @@ def write_text_record(model_dir: epath.PathLike, record: TextRecord) -> None:
     about: dict[str, Any] = {"start": record.special.start, "end": record.special.end}
     if vocabulary is not None:
         about["extra_ids"] = vocabulary.extra_ids
-        about["vocabulary"] = PIECES if isinstance(vocabulary, Vocabulary) else BYTES
+        about["vocabulary"] = _name(vocabulary)
         about["fingerprint"] = vocabulary.fingerprint
     if isinstance(vocabulary, Vocabulary):
         (directory / PIECES).write_bytes(files.read_bytes(vocabulary.path))
+    if isinstance(vocabulary, ForeignTokenizer):
+        _copy_tokenizer(vocabulary, directory / TOKENIZER)
     (directory / TEXT).write_text(json.dumps(about, indent=2) + "\n")
 
 
@@ -52,12 +58,28 @@ def read_text_record(directory: epath.PathLike) -> TextRecord:
         vocabulary = None
         if about.get("vocabulary") == BYTES:
             vocabulary = ByteVocabulary(about["extra_ids"])
+        elif about.get("vocabulary") == TOKENIZER:
+            vocabulary = ForeignTokenizer(Path(directory / TOKENIZER))
         elif "vocabulary" in about:
             vocabulary = Vocabulary(str(directory / about["vocabulary"]), about["extra_ids"])
         return TextRecord(vocabulary, SpecialTokens(about["start"], about["end"]))
     if (directory / CONFIG).exists():
         return _foreign(directory, _json(directory / CONFIG))
     return TextRecord(None, SpecialTokens())
+
+
+def _name(vocabulary: Tokenizer) -> str:
+    if isinstance(vocabulary, ForeignTokenizer):
+        return TOKENIZER
+    return PIECES if isinstance(vocabulary, Vocabulary) else BYTES
+
+
+def _copy_tokenizer(tokenizer: ForeignTokenizer, directory: epath.Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as written:
+        tokenizer.save(written)
+        for path in Path(written).iterdir():
+            (directory / path.name).write_bytes(path.read_bytes())
 
 
 def _foreign(directory: epath.Path, fields: dict[str, Any]) -> TextRecord:

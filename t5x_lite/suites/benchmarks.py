@@ -12,7 +12,7 @@ _THREE_WAYS = ("entailment", "neutral", "contradiction")
 _FALSE_TRUE = ("False", "True")
 _ACCURACY = (metrics.accuracy,)
 _F1_AND_ACCURACY = (metrics.f1_with_invalid, metrics.accuracy)
-_MULTIRC_PLACE = ("idx/paragraph", "idx/question", "idx/answer")
+MULTIRC_PLACE = ("idx/paragraph", "idx/question", "idx/answer")
 _PREMISE = ("hypothesis", "premise")
 _SENTENCES = ("sentence1", "sentence2")
 
@@ -124,8 +124,8 @@ SUPER_GLUE = (
         "super_glue/multirc:1.0.2",
         ALL,
         glue.multirc,
-        fields=("question", "answer", "paragraph", "label", *_MULTIRC_PLACE),
-        extras=dict.fromkeys(_MULTIRC_PLACE, "number"),
+        fields=("question", "answer", "paragraph", "label", *MULTIRC_PLACE),
+        extras=dict.fromkeys(MULTIRC_PLACE, "number"),
         postprocess=postprocessors.multirc,
         metrics=(metrics.multirc_f1, metrics.multirc_exact_match),
     ),

@@ -1,10 +1,12 @@
 """Classification by rank: every label is scored as a target, and the likeliest is the answer."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from t5x_lite.data.formats import glue
+from t5x_lite.data.formats import coreference, glue
+from t5x_lite.data.formatting import MakeExamples
 from t5x_lite.data.tasks import Report
 from t5x_lite.data.vocabularies import AnyVocabulary, Vocabulary
 from t5x_lite.evaluation import metrics, postprocessors
@@ -14,27 +16,63 @@ from t5x_lite.suites.study import GLUE_EXAMPLES, SUPER_GLUE_EXAMPLES, T5_VOCABUL
 from t5x_lite.suites.tables import SOURCES, SupervisedTask, add_mixtures, evaluations
 
 _PLACE = ("idx/question", "idx/option")
+_LABELS = ("False", "True")
 
 
 def with_options(task: SupervisedTask, *, normalize_by_length: bool) -> SupervisedTask | None:
     """Return a task's variant of one example per label, for evaluation; None if it has no labels.
 
-    "super_glue_copa_v102" becomes "super_glue_copa_v102_options".
+    "super_glue_copa_v102" becomes "super_glue_copa_v102_options". MultiRC is judged by its own
+    metrics, DPR's options are its candidates (its one split to judge on is "test"), and WSC, of
+    which each example names but one candidate, takes T5's format with the answers False and True.
     """
     labels: Sequence[str] | None = getattr(task.make, "keywords", {}).get("labels")
     splits = {name: split for name, split in task.splits.items() if name != "train"}
-    if labels is None or not splits or not task.metrics:
+    made = _SPECIAL.get(task.name)
+    if made is None and (labels is None or not task.metrics):
         return None
-    metric = functools.partial(metrics.rank_classification, normalize_by_length=normalize_by_length)
+    make, fields, place, metric = made or (
+        functools.partial(glue.options, make=task.make, labels=tuple(labels or ())),
+        task.fields,
+        _PLACE,
+        metrics.rank_classification,
+    )
+    if not splits:
+        return None
     return replace(
         task,
-        name=f"{task.name}_options",
+        name=f"{task.name.removesuffix('_simple_eval').removesuffix('_simple')}_options",
         splits=splits,
-        make=functools.partial(glue.options, make=task.make, labels=tuple(labels)),
-        extras=dict.fromkeys(("is_correct", *_PLACE), "number"),
+        make=make,
+        fields=fields,
+        extras=dict.fromkeys(("is_correct", *place), "number"),
         postprocess=postprocessors.ranked,
-        metrics=(metric,),
+        metrics=(functools.partial(metric, normalize_by_length=normalize_by_length),),
     )
+
+
+# What makes the options of a task that is no plain classification, of which fields, how their
+# questions are numbered, and what judges them.
+_SPECIAL: Mapping[str, tuple[MakeExamples, Sequence[str], Sequence[str], Callable[..., Any]]] = {
+    "super_glue_multirc_v102": (
+        functools.partial(glue.options, make=glue.multirc, labels=_LABELS),
+        ("question", "answer", "paragraph", "label", *benchmarks.MULTIRC_PLACE),
+        (*benchmarks.MULTIRC_PLACE, "idx/option"),
+        metrics.rank_multirc,
+    ),
+    "super_glue_wsc_v102_simple_eval": (
+        functools.partial(glue.options, make=coreference.wsc_marked, labels=_LABELS),
+        ("text", "span1_text", "span1_index", "span2_text", "span2_index", "label", "idx"),
+        _PLACE,
+        metrics.rank_classification,
+    ),
+    "dpr_v001_simple": (
+        coreference.definite_pronoun_options,
+        ("sentence", "pronoun", "candidates", "label"),
+        _PLACE,
+        metrics.rank_classification,
+    ),
+}
 
 
 @dataclass(frozen=True)

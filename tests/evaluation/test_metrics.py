@@ -120,6 +120,18 @@ def test_the_most_likely_candidate_is_the_prediction():
     assert by_length == {"accuracy": 50.0}
 
 
+def test_multirc_by_rank_is_multirc_of_the_likelier_labels():
+    """Two questions: both answers of the first judged rightly, one of the second's wrongly."""
+    truth, said = [1, 0, 1, 0], [1, 0, 0, 0]
+    targets, scores = [], []
+    for i, (right, chosen) in enumerate(zip(truth, said, strict=True)):
+        for label in (0, 1):
+            targets.append((((7, i // 2, i), label), label == right, 2))
+            scores.append(-1.0 if label == chosen else -3.0)
+    found = metrics.rank_multirc(targets, scores)
+    assert found == {"f1": pytest.approx(100 * 2 / 3), "exact_match": 50.0}
+
+
 @pytest.mark.parametrize(
     ("answers", "prediction", "em", "f1"),
     [

@@ -69,3 +69,7 @@ def test_ranked_candidates_keep_place_correctness_and_length():
     example = {"idx": [4, 1], "is_correct": True, "targets": [5, 6, 1]}
     assert postprocessors.ranked(-2.5, example=example) == -2.5
     assert postprocessors.ranked(-2.5, example=example, is_target=True) == ((4, 1), True, 3)
+    of_multirc = {"idx/paragraph": 2, "idx/question": 5, "idx/answer": 1, "idx/option": 0}
+    place = (2, 5, 1), 0
+    example = {**of_multirc, "is_correct": 0, "targets": [5, 1]}
+    assert postprocessors.ranked(-1.0, example=example, is_target=True) == (place, False, 2)

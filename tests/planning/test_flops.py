@@ -20,6 +20,8 @@ ARCHITECTURES = {
     "language model": DECODER,
     "prefix LM": dict(**DECODER, prefix_attention=True),
     "grouped heads": dict(**DECODER, num_kv_heads=2, positions="rotary"),
+    "adapters": dict(**ENCODER_DECODER, adapter_dim=128),
+    "prompt": dict(**ENCODER_DECODER, prompt_length=32),
     "BERT": dict(
         **ENCODER,
         mlp_activations=("gelu",),
@@ -100,6 +102,17 @@ def test_an_encoder_decoder_by_hand():
     assert flops.decoder == 2 * 19 * 3 * (SELF_17 + CROSS + 17 * 3 * 2 * 7)
     assert flops.head == 2 * 19 * 17 * 2 * 11
     assert flops.routing == 0
+
+
+def test_adapters_count_in_every_layer_and_a_prompt_as_tokens_of_the_inputs():
+    layers = dict(num_encoder_layers=2, num_decoder_layers=3)
+    plain, flops = _forward(**layers), _forward(**layers, adapter_dim=4)
+    assert flops.encoder - plain.encoder == 2 * 19 * 2 * 13 * 2 * 2 * 4
+    assert flops.decoder - plain.decoder == 2 * 19 * 3 * 17 * 2 * 2 * 4
+    longer = forward_flops(
+        TransformerConfig(**TINY, **layers), batch_size=19, lengths={"inputs": 18, "targets": 17}
+    )
+    assert _forward(**layers, prompt_length=5) == longer
 
 
 def test_a_feed_forward_without_a_gate_by_hand():

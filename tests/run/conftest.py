@@ -89,3 +89,66 @@ def weights():
         return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
 
     return read
+
+
+@pytest.fixture(scope="session")
+def pieces(tmp_path_factory):
+    """A small SentencePiece model."""
+    import numpy as np
+
+    from t5x_lite.data.vocabularies import train_vocabulary
+
+    rng = np.random.default_rng(0)
+    words = [f"{a}{b}" for a in "bcdfg" for b in ("an", "et", "ol", "um")]
+    path = tmp_path_factory.mktemp("pieces") / "small.model"
+    lines = [" ".join(rng.choice(words, 8)) for _ in range(400)]
+    train_vocabulary(lines, path, vocab_size=36)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def run_directory(tmp_path_factory, shipped, plausible_params, pieces):
+    """A function that gives the directory of a run of one kind of model, untrained."""
+    import jax
+    import jax.numpy as jnp
+
+    from t5x_lite.checkpoints import CheckpointPolicy, Checkpoints
+    from t5x_lite.data.vocabularies import Vocabulary
+    from t5x_lite.decoding.generation import SpecialTokens
+    from t5x_lite.run.import_weights import Weights
+    from t5x_lite.run.record import write_launch
+    from t5x_lite.run.text_record import TextRecord, write_text_record
+
+    made = {}
+
+    def make(name="t5_1_1/tiny", **changes):
+        if (key := (name, *changes.items())) not in made:
+            sizes = dict(vocab_size=128, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32)
+            config = shipped(name, **sizes, dtype="float32", **changes)
+            directory = made[key] = tmp_path_factory.mktemp("run")
+            state = Weights(jnp.int32(3), jax.tree.map(jnp.asarray, plausible_params(config)))
+            with Checkpoints(directory, CheckpointPolicy()) as saved:
+                saved.save(3, state, {"position": {}}, force=True)
+                saved.wait()
+            write_launch(directory, config, start_step=0, describe_config=str)
+            record = TextRecord(Vocabulary(pieces, 20), SpecialTokens())
+            write_text_record(directory, record)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """A function that runs the command line with an empty gin, in an empty directory."""
+    import gin
+
+    from t5x_lite import __main__
+
+    def run(*arguments):
+        gin.clear_config()
+        __main__.main(list(arguments))
+
+    monkeypatch.chdir(tmp_path)
+    yield run
+    gin.clear_config()

@@ -119,6 +119,7 @@ def test_a_task_evaluated_again_keeps_one_line(judged, look):
 def test_of_many_checkpoints_the_best_of_each_task_is_shown(tmp_path, capsys):
     from etils import epath
 
+    from t5x_lite.data.evaluation_sets import Splits
     from t5x_lite.run.console import Console
 
     figures = {
@@ -128,14 +129,14 @@ def test_of_many_checkpoints_the_best_of_each_task_is_shown(tmp_path, capsys):
     best = best_of_each_task(figures)
     assert best["a"] == (3, {"a/f1": 30.0, "a/em": 1.0})
     assert best["b"] == (2, {"b/loss": 0.5})
-    show_evaluation(Console(), "validation", figures)
+    show_evaluation(Console(), Splits(), figures)
     said = capsys.readouterr().out
     assert "best of each task" in said
     assert "step 6" in said
     row = next(text for text in said.splitlines() if "a/f1" in text).split()
     assert row == ["a/f1", "30.00", "20.00"]
     for step, scores in figures.items():
-        write_records(epath.Path(tmp_path), "test", step, {"a": scores})
+        write_records(epath.Path(tmp_path), Splits.of("test"), step, {"a": scores})
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 

@@ -98,14 +98,14 @@ def test_a_key_tells_all_that_counts_and_nothing_else():
         {
             "base": [],
             "said otherwise": ["objectives/replace_spans.gin", "ReplaceSpans.noise_density = 0.15"],
-            "denser": ["ReplaceSpans.noise_density = 0.5"],
+            "sparser": ["ReplaceSpans.noise_density = 0.1"],
             "tuned longer": {"finetune_times": {"TRAIN_STEPS": 2}},
         },
         seeds=(0, 1),
     )
     base = keys(rows["base"])
     assert keys(rows["said otherwise"]) == base
-    assert not set(keys(rows["denser"])) & set(base)
+    assert not set(keys(rows["sparser"])) & set(base)
     assert keys(rows["tuned longer"])[0] == base[0]
     assert keys(rows["tuned longer"])[1] != base[1]
     assert not set(keys(rows["base"], 1)) & set(base)
@@ -149,5 +149,7 @@ def test_a_mistake_in_a_row_is_told_before_anything_runs():
         planned({"base": [], "wrong": ["BATCH_SIZ = 4"]})
     with pytest.raises(ConfigError, match=r"row 'wrong' of s: MODEL_DIRS is None"):
         planned({"base": [], "wrong": {"times": {"MODEL_DIRS": 2}}})
+    with pytest.raises(ConfigError, match=r"row 'wrong' of s: targets of 24 tokens are too short"):
+        planned({"base": [], "wrong": ["ReplaceSpans.noise_density = 0.5"]})
     with pytest.raises(ConfigError, match="is not pretrained"):
         planned({"base": {"pretrain": None}}, matched="flops")

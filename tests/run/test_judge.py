@@ -24,9 +24,8 @@ BYTES = ByteVocabulary()
 class Parrot:
     """Stands in for a model: says its inputs backwards, finds a target likely by its length."""
 
-    def __init__(self, batch_size, rows=None):
-        self.batch_size, self.row_slice = batch_size, rows or slice(0, batch_size)
-        self.given = []
+    def __init__(self, batch_size):
+        self.batch_size, self.given = batch_size, []
 
     def generate(self, params, batch):
         self.given.append(len(batch["inputs"]))
@@ -35,7 +34,7 @@ class Parrot:
         for row, text in zip(said, texts, strict=True):
             tokens = [*BYTES.encode(text[::-1]), 1]
             row[0, : len(tokens)] = tokens
-        return Generated(said, np.zeros((len(texts), 1), np.float32))
+        return Generated(said, -np.array([[len(text)] for text in texts], np.float32))
 
     def score(self, params, batch):
         lengths = (batch["targets"] > 0).sum(axis=1)
@@ -140,6 +139,32 @@ def test_numbers_are_read_from_text():
         "pearson_corrcoef": pytest.approx(100 * pearsonr(*numbers).statistic),
         "spearman_corrcoef": pytest.approx(100 * spearmanr(*numbers).statistic),
     }
+
+
+def test_metrics_may_ask_for_the_scores_of_what_was_said_and_answer_in_seqios_own_kinds():
+    """As seqio calls them: (targets, predictions, aux_values), Scalars, texts that are no score."""
+    from seqio.metrics import Scalar, Text
+
+    def sure(targets, predictions, aux_values):
+        told = [s for t, p, s in zip(targets, predictions, aux_values["scores"], strict=True)]
+        return {"mean": Scalar(sum(told) / len(told)), "shown": Text("a page")}
+
+    how = TaskMetrics(None, (sure,))
+    cases = [case("ab", "ba"), case("abcd", "x"), case("abc", "cba")]
+    found = Judge(Parrot(2), [EvaluationSet("t", "validation", how, cases)], BYTES).judge({})["t"]
+    assert found.scores == {"mean": -3.0}
+    assert [line["text"] for line in found.lines] == ["ba", "dcba", "cba"]
+
+
+def test_without_labels_there_are_predictions_and_no_scores():
+    how = TaskMetrics(functools.partial(postprocessors.label, labels=("no",)), (metrics.accuracy,))
+    cases = [case("on", "<unk>"), case("ab", "<unk>")]
+    found = Judge(Parrot(2), [EvaluationSet("t", "test", how, cases)], BYTES).judge({})["t"]
+    assert found.scores == {}
+    assert [line["prediction"] for line in found.lines] == [0, -1]
+    labelled = [*cases, case("on", "no")]
+    some = Judge(Parrot(2), [EvaluationSet("t", "test", how, labelled)], BYTES).judge({})["t"]
+    assert some.scores == {"accuracy": pytest.approx(100 * 2 / 3)}  # of -1 and -1, too
 
 
 def test_a_metric_of_another_form_is_named():

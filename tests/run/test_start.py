@@ -62,6 +62,18 @@ def test_a_run_may_count_on_from_where_its_weights_come_from(
     assert_equal(of_weights(weights(tmp_path / "new")), of_weights(weights(source)))
 
 
+def test_relative_steps_count_from_where_the_weights_come_from_at_every_start(
+    tmp_path, source, train_small, weights, capsys
+):
+    """Three steps after the four: killed after one of them, the run still ends at seven."""
+    init_from = InitFrom(model_dir=str(source), keep_step=True, relative_steps=True)
+    train_small(tmp_path / "new", steps=1, init_from=init_from, **STILL)
+    assert weights(tmp_path / "new")["['step']"] == 5
+    train_small(tmp_path / "new", steps=3, init_from=init_from, **STILL)
+    assert "going on after step 5 of 7" in capsys.readouterr().out
+    assert weights(tmp_path / "new")["['step']"] == 7
+
+
 def test_weights_that_are_not_asked_for_start_fresh(tmp_path, source, train_small, weights):
     init_from = InitFrom(model_dir=str(source), only="encoder/.*")
     train_small(tmp_path / "new", steps=1, init_from=init_from, **STILL)

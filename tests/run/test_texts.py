@@ -7,69 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gin
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import t5x_lite
-from t5x_lite import __main__
-from t5x_lite.checkpoints import CheckpointPolicy, Checkpoints
-from t5x_lite.data.vocabularies import ByteVocabulary, Vocabulary, train_vocabulary
-from t5x_lite.decoding.generation import Generation, SpecialTokens
+from t5x_lite.data.vocabularies import ByteVocabulary
+from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
 from t5x_lite.run.export_saved_model import export_saved_model
-from t5x_lite.run.import_weights import Weights
-from t5x_lite.run.record import write_launch
-from t5x_lite.run.text_record import TextRecord, write_text_record
 
 WORDS = [f"{a}{b}" for a in "bcdfg" for b in ("an", "et", "ol", "um")]
-
-
-@pytest.fixture(scope="session")
-def pieces(tmp_path_factory):
-    """A small SentencePiece model."""
-    rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("pieces") / "small.model"
-    lines = [" ".join(rng.choice(WORDS, 8)) for _ in range(400)]
-    train_vocabulary(lines, path, vocab_size=36)
-    return str(path)
-
-
-@pytest.fixture(scope="session")
-def run_directory(tmp_path_factory, shipped, plausible_params, pieces):
-    """A function that gives the directory of a run of one kind of model, untrained."""
-    made = {}
-
-    def make(name="t5_1_1/tiny", **changes):
-        if (key := (name, *changes.items())) not in made:
-            sizes = dict(vocab_size=128, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32)
-            config = shipped(name, **sizes, dtype="float32", **changes)
-            directory = made[key] = tmp_path_factory.mktemp("run")
-            state = Weights(jnp.int32(3), jax.tree.map(jnp.asarray, plausible_params(config)))
-            with Checkpoints(directory, CheckpointPolicy()) as saved:
-                saved.save(3, state, {"position": {}}, force=True)
-                saved.wait()
-            write_launch(directory, config, start_step=0, describe_config=str)
-            record = TextRecord(Vocabulary(pieces, 20), SpecialTokens())
-            write_text_record(directory, record)
-        return made[key]
-
-    return make
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch):
-    """A function that runs the command line with an empty gin, in an empty directory."""
-
-    def run(*arguments):
-        gin.clear_config()
-        __main__.main(list(arguments))
-
-    monkeypatch.chdir(tmp_path)
-    yield run
-    gin.clear_config()
 
 
 def read(path):
@@ -98,6 +45,10 @@ def test_a_few_lines_generate_score_embed_and_fill(run_directory):
     vectors = model.embed(texts)
     assert vectors.shape == (3, 16)
     np.testing.assert_allclose(model.embed("con"), vectors[2], rtol=1e-4, atol=1e-5)
+    assert model.generate([]) == []
+    assert model.embed([]).shape == (0, 16)
+    with pytest.raises(ValueError, match="1 inputs and 2 targets; wanted as many"):
+        model.score("ban", ["gum", "det"])
     filled = model.fill("ban <extra_id_0> gum", max_length=4)
     assert len(filled.spans) == 1
 
@@ -203,7 +154,9 @@ def test_infer_goes_on_where_it_was_killed(run_directory, tmp_path):
         ('{"inputs": "a"}\n{"inputs": ', {}, "line 2 of in.jsonl is no JSON"),
         ('{"text": "a"}', {}, "line 1 of in.jsonl has no text 'inputs'"),
         ('{"inputs": "a"}', {"what": "score"}, "line 1 of in.jsonl has no text 'targets'"),
-        ('{"inputs": "a"}', {"what": "guess"}, "what is 'guess'; wanted typing.Literal['generate'"),
+        ('{"inputs": "a"}', {"what": "guess"}, "what is 'guess'; wanted 'generate' or 'embed'"),
+        ('{"inputs": "a"}', {"gin.BATCH_SIZE": "0"}, "batch_size is 0; wanted 1 or more"),
+        ('{"inputs": "a"}', {"outputs": "in.jsonl/out"}, "in.jsonl/out cannot be written"),
         ('{"inputs": "a"}', {"inputs": "gone"}, "gone cannot be read: No such file"),
         ('{"inputs": "a"}', {"model_dir": "gone"}, "gone holds no model"),
         ('{"inputs": "a"}', {"gin.STEP": "7"}, "no checkpoint of step 7; the steps there: 3"),

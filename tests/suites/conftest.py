@@ -161,6 +161,54 @@ def _features(spec):
 
 
 @pytest.fixture(scope="session")
+def save_untrained(random_params):
+    """A function that makes a run directory of a model that reads bytes and was never trained."""
+    import jax
+
+    from t5x_lite.checkpoints import CheckpointPolicy, Checkpoints
+    from t5x_lite.models.config import TransformerConfig
+    from t5x_lite.run.import_weights import Weights
+    from t5x_lite.run.record import write_launch
+
+    def save(directory, steps, **sizes):
+        sizes = dict(vocab_size=384, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=8) | sizes
+        config = TransformerConfig(**sizes, num_encoder_layers=1, num_decoder_layers=1)
+        params = jax.tree.map(jax.numpy.asarray, random_params(config))
+        with Checkpoints(directory, CheckpointPolicy(every_steps=1, keep_latest=None)) as saved:
+            for step in steps:
+                state = Weights(jax.numpy.int32(step), params)
+                saved.save(step, state, {"seconds": 0.0}, force=True)
+                saved.wait()
+        write_launch(directory, config, start_step=0, describe_config=str)
+        return directory
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def saying():
+    """A function that makes a stand-in for `Inference.generate`: it says `answer(inputs)`."""
+    import numpy as np
+
+    from t5x_lite.data.vocabularies import ByteVocabulary
+    from t5x_lite.run.inference import Generated
+
+    def make(answer):
+        pieces = ByteVocabulary()
+
+        def say(inference, params, batch):
+            said = np.zeros((len(batch["inputs"]), 1, 16), np.int32)
+            for row, tokens in zip(said, batch["inputs"].tolist(), strict=True):
+                ids = [*pieces.encode(answer(pieces.decode(tokens))), 1]
+                row[0, : len(ids)] = ids
+            return Generated(said, np.zeros((len(said), 1), np.float32))
+
+        return say
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def write_data_sets():
     """A function that prepares data sets as TFDS does: (directory, {name: (spec, rows)}).
 

@@ -1,23 +1,18 @@
 """GLUE from data sets on disk to the benchmark's average, held against scikit-learn and SciPy."""
 
 import json
-from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from t5x_lite.checkpoints import CheckpointPolicy, Checkpoints
 from t5x_lite.data.plan import Data
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
-from t5x_lite.models.config import TransformerConfig
 from t5x_lite.run.evaluate import evaluate
-from t5x_lite.run.inference import Generated, Inference, Scored
-from t5x_lite.run.record import write_launch
+from t5x_lite.run.inference import Inference, Scored
 from t5x_lite.suites.options import StudyOptions
 from t5x_lite.suites.study import Study
 
@@ -41,11 +36,6 @@ SETS = {
     "ax": (("premise", "hypothesis"), WAYS),
 }
 ROWS = 10  # of a split; batches of 4 do not divide it
-
-
-class Weights(NamedTuple):
-    step: Any
-    params: Any
 
 
 def rows_of(name, split):
@@ -74,23 +64,9 @@ def glue(tmp_path_factory, write_data_sets):
     return directory
 
 
-def save_untrained(directory, random_params, steps, **sizes):
-    """Make a run directory of a model that was never trained."""
-    sizes = dict(vocab_size=384, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=8) | sizes
-    config = TransformerConfig(**sizes, num_encoder_layers=1, num_decoder_layers=1)
-    params = jax.tree.map(jax.numpy.asarray, random_params(config))
-    with Checkpoints(directory, CheckpointPolicy(every_steps=1, keep_latest=None)) as saved:
-        for step in steps:
-            state = Weights(np.asarray(step, np.int32), params)
-            saved.save(step, state, {"seconds": 0.0}, force=True)
-            saved.wait()
-    write_launch(directory, config, start_step=0, describe_config=str)
-    return directory
-
-
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory, random_params):
-    return save_untrained(tmp_path_factory.mktemp("model"), random_params, (1, 2))
+def model_dir(tmp_path_factory, save_untrained):
+    return save_untrained(tmp_path_factory.mktemp("model"), (1, 2))
 
 
 @pytest.fixture
@@ -133,12 +109,9 @@ def answer(text):
     return row, labels[(row["label"] + (number % 4 == 1)) % len(labels)]
 
 
-def say(inference, params, batch):
-    said = np.zeros((len(batch["inputs"]), 1, 16), np.int32)
-    for row, tokens in zip(said, batch["inputs"].tolist(), strict=True):
-        ids = [*BYTES.encode(answer(BYTES.decode(tokens))[1]), 1]
-        row[0, : len(ids)] = ids
-    return Generated(said, np.zeros((len(said), 1), np.float32))
+@pytest.fixture
+def say(saying):
+    return saying(lambda text: answer(text)[1])
 
 
 def records(model_dir, step):
@@ -147,7 +120,7 @@ def records(model_dir, step):
 
 
 def test_glues_scores_are_those_of_scikit_learn_and_scipy_on_the_same_words(
-    look, model_dir, monkeypatch, capsys
+    look, say, model_dir, monkeypatch, capsys
 ):
     monkeypatch.setattr(Inference, "generate", say)
     look(steps=2, published=("T5 study baseline", "T5 base"))
@@ -214,7 +187,7 @@ def test_the_likeliest_label_is_the_answer_where_options_are_ranked(look, model_
         assert line["accuracy"] == pytest.approx(100 * expected)
 
 
-def test_a_task_is_read_once_and_then_without_seqio(look, monkeypatch, capsys):
+def test_a_task_is_read_once_and_then_without_seqio(look, say, monkeypatch, capsys):
     monkeypatch.setattr(Inference, "generate", say)
     look("glue_cola_v002")
     first = capsys.readouterr().out
@@ -254,8 +227,8 @@ def test_what_cannot_be_evaluated_is_named(changes, said, look):
         look(**changes)
 
 
-def test_a_model_for_another_vocabulary_or_none_is_refused(look, random_params, tmp_path):
-    save_untrained(tmp_path / "small", random_params, (1,), vocab_size=128)
+def test_a_model_for_another_vocabulary_or_none_is_refused(look, save_untrained, tmp_path):
+    save_untrained(tmp_path / "small", (1,), vocab_size=128)
     with pytest.raises(ConfigError, match="the vocabulary has 259 ids but the model"):
         look("glue_cola_v002", model_dir=str(tmp_path / "small"))
     with pytest.raises(ConfigError, match="does not tell a run's model"):

@@ -4,8 +4,11 @@ wsc: Mitchell asked Tom if *he* could lend some money.   ->   Tom
 """
 
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+from t5x_lite.data.formats.glue import UNKNOWN
 
 Example = Mapping[str, Any]
 
@@ -59,6 +62,41 @@ def definite_pronoun(example: Example) -> list[dict[str, Any]]:
     return [{"inputs": f"wsc: {marked}", "targets": targets}]
 
 
+def definite_pronoun_options(example: Example) -> list[dict[str, Any]]:
+    """Ask the same with each candidate as the target; a question is known by its text's CRC-32."""
+    (asked,) = definite_pronoun(example)
+    return [
+        {
+            "inputs": asked["inputs"],
+            "targets": candidate,
+            "is_correct": int(number == example["label"]),
+            "idx/question": zlib.crc32(asked["inputs"].encode()),
+            "idx/option": number,
+        }
+        for number, candidate in enumerate(example["candidates"])
+    ]
+
+
+def wsc_marked(example: Example) -> list[dict[str, Any]]:
+    """Ask whether a marked noun and a marked pronoun mean the same: T5's other format of WSC.
+
+    wsc text: * Mitchell * asked Tom if # he # could lend some money.   ->   False
+
+    Where the data set's place misses the words, they stay without marks, as in T5's code.
+    """
+    noun, pronoun = int(example["span1_index"]), int(example["span2_index"])
+    text = _marked(example["text"], example["span1_text"], noun, "*")
+    text = _marked(text, example["span2_text"], pronoun + 2 * (noun < pronoun), "#")
+    label = example["label"]
+    return [
+        {
+            "inputs": f"wsc text: {text}",
+            "targets": UNKNOWN if label == -1 else ("False", "True")[label],
+            "idx": example["idx"],
+        }
+    ]
+
+
 def wnli(example: Example) -> list[dict[str, Any]]:
     """Make a Winograd schema of a WNLI pair, for evaluation.
 
@@ -77,6 +115,15 @@ def wnli(example: Example) -> list[dict[str, Any]]:
             "idx": example["idx"],
         }
     ]
+
+
+def _marked(text: str, words: str, place: int, mark: str) -> str:
+    """Put marks around words that follow the first `place` words; the text as it is if they do not.
+
+    T5's code does the same by a regular expression.
+    """
+    pattern = rf"^((?:\S+\s){{{place}}})({re.escape(words)})"
+    return re.sub(pattern, lambda found: f"{found[1]}{mark} {found[2]} {mark}", text)
 
 
 def _around(example: Example) -> tuple[str, str]:

@@ -41,18 +41,26 @@ def options(example: Example, *, make: Any, labels: Sequence[str]) -> list[dict[
 
     copa ... question: cause    choice1    is_correct 0   idx/question 7   idx/option 0
     copa ... question: cause    choice2    is_correct 1   idx/question 7   idx/option 1
+
+    What `make` numbers in parts (MultiRC: paragraph, question, answer) keeps them.
     """
     return [
         {
             "inputs": made["inputs"],
             "targets": label,
             "is_correct": int(label == made["targets"]),
-            "idx/question": made["idx"],
+            **_place(made),
             "idx/option": number,
         }
         for made in make(example)
         for number, label in enumerate(labels)
     ]
+
+
+def _place(made: Example) -> dict[str, Any]:
+    if "idx" in made:
+        return {"idx/question": made["idx"]}
+    return {name: value for name, value in made.items() if name.startswith("idx/")}
 
 
 def similarity(example: Example) -> list[dict[str, Any]]:

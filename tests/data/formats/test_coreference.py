@@ -122,3 +122,33 @@ def test_wnli_becomes_a_question_of_whom_the_pronoun_means(premise, hypothesis, 
     row = {"sentence1": premise, "sentence2": hypothesis, "label": 1, "idx": 2}
     [made] = coreference.wnli(row)
     assert (made["inputs"], made["targets"], made["label"]) == (inputs, targets, 1)
+
+
+def test_dprs_options_are_its_candidates():
+    row = {"sentence": "The bee hit the window because it was open.", "pronoun": "it"}
+    row |= {"candidates": ["The bee", "the window"], "label": 1}
+    one, other = coreference.definite_pronoun_options(row)
+    assert one["inputs"] == other["inputs"] == coreference.definite_pronoun(row)[0]["inputs"]
+    assert [made["targets"] for made in (one, other)] == row["candidates"]
+    assert [made["is_correct"] for made in (one, other)] == [0, 1]
+    assert [made["idx/option"] for made in (one, other)] == [0, 1]
+    assert one["idx/question"] == other["idx/question"]
+    another = coreference.definite_pronoun_options(row | {"sentence": "He saw it ."})
+    assert another[0]["idx/question"] != one["idx/question"]
+
+
+@pytest.mark.parametrize(
+    ("text", "noun", "places", "inputs"),
+    [
+        ("Tom asked if he could go.", "Tom", (0, 3), "* Tom * asked if # he # could go."),
+        ("As he ran, Al Lee fell.", "Al Lee", (3, 1), "As # he # ran, * Al Lee * fell."),
+        ("Tom asked if he could go.", "Tom", (1, 3), "Tom asked if he could go."),
+    ],
+)
+def test_wscs_other_format_marks_noun_and_pronoun(text, noun, places, inputs):
+    """Where the noun's place misses, nothing is marked: two marks not there are counted."""
+    row = {"text": text, "span1_text": noun, "span2_text": "he", "label": 0, "idx": 3}
+    row |= {"span1_index": places[0], "span2_index": places[1]}
+    made = coreference.wsc_marked(row)
+    assert made == [{"inputs": f"wsc text: {inputs}", "targets": "False", "idx": 3}]
+    assert coreference.wsc_marked(row | {"label": -1})[0]["targets"] == "<unk>"
