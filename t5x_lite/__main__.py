@@ -29,6 +29,7 @@ COMMANDS = {
     "serve": "open a page on this machine to try a model",
     "evaluate": "take held-out losses and the tasks' own metrics of checkpoints",
     "compare": "name the first step at which two runs part",
+    "replay": "run one step again and name the first module whose numbers go wrong",
     "doctor": "look whether all hosts of a run are fit for it, before the first step",
     "explore": "repeat a study: pretrain, fine-tune and compare the rows of a gin file",
     "report": "show one run, or several beside each other, as a page",
@@ -45,6 +46,7 @@ FIRST_FILES = {
     "serve": "runs/serve.gin",
     "compare": "runs/compare.gin",
     "torture": "runs/torture.gin",
+    "replay": "runs/replay.gin",
     "doctor": "runs/doctor.gin",
     "report": "runs/report.gin",
 }
@@ -57,6 +59,7 @@ SHORT_FLAGS = {
     "c4": {"wet": "WET", "out": "OUT", "bad_words": "BAD_WORDS", "variant": "VARIANT"},
     "doctor": {"devices": "doctor.devices"},
     "torture": {"minutes": "torture.minutes"},
+    "replay": {"step": "replay.step"},
     "infer": {
         "model_dir": "MODEL_DIR",
         "inputs": "INPUTS",
@@ -88,10 +91,12 @@ SHORT_FLAGS = {
 }
 # Commands that start `train` with the same files and flags, as a process of its own.
 STARTS_TRAIN = {"torture"}
+# Commands that are given `train` itself, whose values are checked before.
+GIVEN_TRAIN = {"replay"}
 # Commands that read other gin files than their own, and start commands with them.
 READS_OTHERS = {"explore"}
 # Commands that several processes may carry out together.
-OF_SEVERAL_PROCESSES = {"train", "evaluate", "infer", "doctor"}
+OF_SEVERAL_PROCESSES = {"train", "evaluate", "infer", "replay", "doctor"}
 PROCESS_FLAGS = {
     "coordinator_address": "HOST:PORT at which process 0 meets the others; a TPU pod tells",
     "num_processes": "how many there are",
@@ -137,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         also = {}
         if options.command in STARTS_TRAIN:
             also["arguments"] = _of_train(arguments[1:], options.command)
+        if options.command in GIVEN_TRAIN:
+            gin_files.check_values(_function("train"))
         if options.command in READS_OTHERS:
             passed = ("--gin_search_paths", "--gin_imports")
             also["arguments"] = arguments[1:]

@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from t5x_lite.errors import ConfigError
+from t5x_lite.frozen import pinned
 
 Better = Literal["lower", "higher"]
 _saving, _keeping = ocp.training.save_decision_policies, ocp.training.preservation_policies
@@ -74,13 +76,14 @@ class CheckpointPolicy:
         by_step = step % self.every_steps == 0 or step in self.pinned_steps
         return by_step or self.every_minutes is not None
 
-    def keeping(self) -> Any:
-        """The policy as orbax's decision to preserve."""
+    def keeping(self, model_dir: epath.Path) -> Any:
+        """The policy as orbax's decision to preserve; so are the steps that other runs rest on."""
         if self.keep_latest is None:
             return _keeping.PreserveAll()
         policies: list[Any] = [
             _keeping.LatestN(self.keep_latest),
             _keeping.CustomSteps(tuple(self.pinned_steps)),
+            RestedOn(model_dir),
             *(Best(name, better, self.keep_best_count) for name, better in self.keep_best.items()),
         ]
         if self.keep_every_steps is not None:
@@ -106,6 +109,18 @@ class EveryMinutes(_saving.ContinuousCheckpointingPolicy):
 
 class _Time(NamedTuple):
     time: datetime.datetime
+
+
+@dataclasses.dataclass(frozen=True)
+class RestedOn:
+    """Keep the checkpoints that hold the frozen weights of other runs (`frozen.Base`)."""
+
+    model_dir: epath.Path
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Say of each checkpoint whether it stays."""
+        steps = pinned(self.model_dir)
+        return [info.step in steps for info in checkpoints]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ from orbax.checkpoint import v1 as ocp
 
 from t5x_lite import checksums, processes
 from t5x_lite.checkpoint_policy import Better, CheckpointPolicy, ranking
+from t5x_lite.checkpoint_shapes import check_shapes, context, described, is_address
 from t5x_lite.errors import ConfigError
 from t5x_lite.frozen import Base
 from t5x_lite.trees import flat, joined, nested, without
@@ -59,7 +60,7 @@ class Checkpoints:
         *,
         report: Callable[[str], None] = print,
     ):
-        for_reading = policy is None
+        self._for_reading = policy is None
         self._policy = policy or CheckpointPolicy(keep_latest=None)
         self._report = report
         self.model_dir = epath.Path(model_dir)
@@ -72,18 +73,18 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._checkpointer = ocp.training.Checkpointer(
             absolute(self.model_dir) / "checkpoints",
-            context=_context(),
+            context=context(),
             save_decision_policy=self._policy.saving(),
-            preservation_policy=self._policy.keeping(),
-            cleanup_tmp_directories=not for_reading,
+            preservation_policy=self._policy.keeping(self.model_dir),
+            cleanup_tmp_directories=not self._for_reading,
         )
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_):
-        with contextlib.suppress(Exception):
-            self._settle(wait=True)
+        if self._pending is not None:  # alone: the other processes may have ended with an error
+            self._pending[1].exception()
         with contextlib.suppress(Exception):  # it raises what a failed save raised before
             self._checkpointer.close()
         self._thread.shutdown()
@@ -131,7 +132,10 @@ class Checkpoints:
             )
             assert response is not None
         except Exception as error:  # whatever a store may raise
-            self._failed(step, error)
+            failed: Future[None] = Future()
+            failed.set_exception(error)
+            self._pending = (step, failed)
+            self._settle(wait=False)
             return False
         self._pending = (step, self._thread.submit(self._complete, step, response))
         self.blocked_seconds = time.perf_counter() - began
@@ -152,9 +156,7 @@ class Checkpoints:
 
     def saved_weights(self, step: int) -> Any:
         """Shapes and types of a step's weights, as nested dicts of descriptions; no numbers."""
-        with _context():
-            found = ocp.checkpointables_metadata(self._directory(step))
-        own = found.metadata["state"]["params"]
+        own = described(self._directory(step))["params"]
         if self.base is None:
             return own
         with self._base() as other:
@@ -163,6 +165,7 @@ class Checkpoints:
 
     def restore(self, step: int, abstract: State) -> tuple[State, Json]:
         """The state of a step, placed as `abstract` says, and its progress."""
+        check_shapes(self._own(abstract), self._directory(step))
         parts = self._checkpointer.load_checkpointables(
             step, {"state": self._own(abstract), "progress": None}
         )
@@ -179,7 +182,8 @@ class Checkpoints:
         own = without(abstract, self.base.fingerprints) if self.base else abstract
         params: Any = {}
         if own:
-            with _context(partial_load=True):
+            check_shapes({"params": own}, self._directory(step))
+            with context(partial_load=True):
                 parts = ocp.load_checkpointables(self._directory(step), {"state": {"params": own}})
             params = parts["state"]["params"]
         return joined(params, self._frozen(abstract)) if self.base else params
@@ -187,13 +191,18 @@ class Checkpoints:
     def rest_on(self, base: Base) -> None:
         """Save and restore from now on without the weights that `base` holds, and record it."""
         self.base = base
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and not self._for_reading:
             base.record(self.model_dir)
+            if (failure := base.pin(self.model_dir)) is not None:
+                self._report(
+                    f"{base.model_dir} was not told that this run rests on its step {base.step:,} "
+                    f"({failure}): keep that step"
+                )
 
     def arrays(self, step: int) -> dict[str, np.ndarray]:
         """All arrays of a step's state in this process's memory, by their paths."""
-        with _context():
-            stored = ocp.checkpointables_metadata(self._directory(step)).metadata["state"]
+        stored = described(self._directory(step))
+        with context():
             into = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored)
             found = ocp.load_checkpointables(self._directory(step), {"state": into})["state"]
         return {path: np.asarray(leaf) for path, leaf in flat(found).items()}
@@ -288,11 +297,20 @@ class Checkpoints:
                 checksums.seal(Path(self._directory(step)))
 
     def _settle(self, *, wait: bool) -> None:
-        """See what became of the save under way; called after every step, so cheap."""
-        if self._pending is None or not (wait or self._pending[1].done()):
+        """See what became of the save under way; called after every step, so cheap.
+
+        Several processes do so only where all of them come by and wait: what one could not save
+        none has saved.
+        """
+        alone = processes.count() == 1
+        if self._pending is None or not (wait or (alone and self._pending[1].done())):
             return
         (step, saving), self._pending = self._pending, None
-        if (error := saving.exception()) is None:
+        error = saving.exception()
+        said = processes.gather(error and shortened(str(error)), "saved", seconds=processes.LONG)
+        if error is None and any(said):
+            error = RuntimeError(next(filter(None, said)))
+        if error is None:
             self._failures = 0
         else:
             self._failed(step, error)
@@ -326,15 +344,3 @@ def shortened(text: str, most: int = 400) -> str:
 def absolute(path: epath.Path) -> epath.Path:
     """The path from the root; an address is one already."""
     return path if is_address(path) else path.absolute()
-
-
-def is_address(path: epath.PathLike) -> bool:
-    """Whether a path is of a store such as gs:// and not of a file system."""
-    return "://" in str(path)
-
-
-def _context(*, partial_load: bool = False) -> ocp.Context:
-    context = ocp.Context()
-    context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE
-    context.pytree.loading.partial_load = partial_load
-    return context

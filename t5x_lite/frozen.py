@@ -19,6 +19,7 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.trees import flat
 
 RECORD = "base.json"
+PINS = "rested_on"  # in a base's directory: a file for each step that others rest on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,17 @@ class Base:
         temporary.write_text(json.dumps(fields, indent=2) + "\n")
         temporary.replace(model_dir / RECORD)
 
+    def pin(self, model_dir: epath.Path) -> str | None:
+        """Have the base keep the step, whatever its policy says; returns what came in the way."""
+        try:
+            (self.model_dir / PINS).mkdir(exist_ok=True)
+            path = self.model_dir / PINS / str(self.step)
+            others = path.read_text().splitlines() if path.exists() else []
+            path.write_text("".join(f"{each}\n" for each in {*others, os.path.abspath(model_dir)}))
+        except OSError as error:
+            return str(error)
+        return None
+
     def check(self, weights: Mapping[str, jax.Array], model_dir: epath.Path) -> None:
         """Raise ConfigError for a weight that is not what the run in `model_dir` was trained on."""
         changed = sorted(
@@ -84,6 +96,13 @@ class Base:
             "InitFrom.model_dir",
             "MODEL_DIR",
         )
+
+
+def pinned(model_dir: epath.Path) -> set[int]:
+    """The steps of a run that others rest on."""
+    folder = model_dir / PINS
+    found = folder.iterdir() if folder.exists() else ()
+    return {int(path.name) for path in found if path.name.isdecimal()}
 
 
 def fingerprints(weights: Mapping[str, Any]) -> dict[str, str]:

@@ -36,6 +36,7 @@ LEVELS = {
     "checksums": 0,
     "frozen": 1,
     "checkpoint_policy": 3,
+    "checkpoint_shapes": 3,
     "appending": 0,
     "untrusted": 0,
     "local_pod": 1,

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from t5x_lite.checkpoint_policy import CheckpointPolicy
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.errors import ConfigError
+from t5x_lite.frozen import Base
 from t5x_lite.models.transformer import abstract
 from t5x_lite.partitioning import make_mesh, named_sharding
 from t5x_lite.training.optimizers import Adafactor
@@ -79,6 +82,28 @@ def test_a_state_comes_back_to_the_bit_on_another_mesh(tmp_path, describe, shard
     for leaf, described in zip(*map(jax.tree.leaves, (restored, wanted)), strict=True):
         assert leaf.dtype == described.dtype
         assert leaf.sharding == described.sharding
+
+
+def test_weights_come_back_in_another_type_and_from_it(tmp_path, sharded):
+    """bfloat16 holds what float32 holds of it, so there and back again changes nothing."""
+    halved = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=x.sharding), sharded.params
+    )
+    state = fill(sharded)
+    with Checkpoints(tmp_path / "one", EVERY_STEP) as saved:
+        saved.save(1, state, PROGRESS)
+        saved.wait()
+        half, _ = saved.restore(1, sharded._replace(params=halved))
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype("bfloat16")}
+    wanted = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.params)
+    assert_same(half.params, wanted)
+    assert_same(half.opt_state, state.opt_state)
+    with Checkpoints(tmp_path / "other", EVERY_STEP) as saved:
+        saved.save(1, half, PROGRESS)
+        saved.wait()
+        whole, _ = saved.restore(1, sharded)
+        assert_same(saved.restore_weights(1, sharded.params), whole.params)
+    assert_same(whole.params, jax.tree.map(lambda x: x.astype(jnp.float32), wanted))
 
 
 def test_progress_comes_back_equal_and_of_the_same_types(tmp_path, sharded):
@@ -270,6 +295,91 @@ def test_a_checkpoint_carries_its_configuration_and_versions(tmp_path, small):
         assert saved.record(1) == record
 
 
+def test_a_step_that_another_run_rests_on_is_kept(tmp_path, small):
+    policy = CheckpointPolicy(every_steps=1, keep_latest=1)
+    assert saved_steps(tmp_path / "base", policy, small, [None] * 2) == [2]
+    base = Base(model_dir=epath.Path(tmp_path / "base"), step=2, fingerprints={})
+    (tmp_path / "other").mkdir()
+    with Checkpoints(tmp_path / "other", policy) as other:
+        other.rest_on(base)
+    with Checkpoints(tmp_path / "base", policy) as saved:
+        for step in (3, 4):
+            saved.save(step, small, PROGRESS)
+    assert sorted(path.name for path in (tmp_path / "base" / "checkpoints").iterdir()) == ["2", "4"]
+
+
+def readers(directory, abstract):
+    """Everything that reads what a step says of its arrays."""
+    for read in (
+        lambda saved: saved.saved_weights(1),
+        lambda saved: saved.restore(1, abstract),
+        lambda saved: saved.restore_weights(1, abstract.params),
+        lambda saved: saved.arrays(1),
+    ):
+        with Checkpoints(directory) as saved:
+            yield lambda read=read, saved=saved: read(saved)
+
+
+class OfWeights(NamedTuple):
+    """A state of weights alone."""
+
+    params: Any
+
+
+@pytest.fixture
+def of_weights(tmp_path):
+    """A checkpoint of 16 MB of zeros, which take no room, and the state it restores into."""
+    state = OfWeights({"layer": {"kernel": jnp.zeros((1 << 11, 1 << 11))}})
+    with Checkpoints(tmp_path, EVERY_STEP) as saved:
+        saved.save(1, state, {"step": 1})
+    return tmp_path, jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("state/_METADATA", "[" * 100_000),
+        ("_CHECKPOINT_METADATA", '{"a":' * 70 + "1" + "}" * 70),
+        ("state/array_metadatas/process_0", "[" * 100 + "]" * 100),
+    ],
+)
+def test_a_checkpoint_that_is_nested_too_deeply_is_refused(name, content, of_weights):
+    directory, abstract = of_weights
+    (directory / "checkpoints" / "1" / name).write_text(content)
+    with (
+        Checkpoints(directory) as saved,
+        pytest.raises(ConfigError, match=r"nested more than 64 levels"),
+    ):
+        saved.restore(1, abstract)
+
+
+def test_a_checkpoint_that_says_it_has_absurdly_large_arrays_is_refused(of_weights, monkeypatch):
+    directory, abstract = of_weights
+    monkeypatch.setattr("t5x_lite.untrusted._SMALL", 1 << 20)
+    for read in readers(directory, abstract):
+        with pytest.raises(ConfigError, match=r"are said to have 16,777,216 bytes, its files"):
+            read()
+
+
+def test_a_checkpoint_with_a_link_out_of_it_is_not_read(of_weights):
+    directory, abstract = of_weights
+    (directory / "secret").write_text("secret")
+    (directory / "checkpoints" / "1" / "state" / "link").symlink_to(directory / "secret")
+    for read in readers(directory, abstract):
+        with pytest.raises(ConfigError, match="state/link is a link that leads elsewhere"):
+            read()
+
+
+def test_arrays_of_another_shape_are_named_before_any_is_read(of_weights):
+    directory, abstract = of_weights
+    other = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, 2), x.dtype), abstract)
+    said = r"has params/layer/kernel \[2048, 2048\], wanted is"
+    with Checkpoints(directory) as saved, pytest.raises(ConfigError, match=said):
+        saved.restore(1, other)
+
+
 @pytest.fixture
 def full_disk(tmp_path):
     """A directory on a file system of 3 MB, and a function that fills it up or frees it."""
@@ -360,6 +470,23 @@ def test_a_store_that_is_away_ends_the_run_only_after_so_many_failures(
             saved.save_surely(5, small, PROGRESS)
         assert "CheckpointPolicy.max_failures" in error.value.names
     assert len(said) == 4
+
+
+def test_what_another_process_could_not_save_none_has_saved(tmp_path, small, monkeypatch):
+    """The failure is counted in all of them, at the next save, so that they try again together."""
+    others, said = ["no room", None], []
+    monkeypatch.setattr("t5x_lite.processes.count", lambda: 2)
+    monkeypatch.setattr("t5x_lite.processes.gather", lambda mine, *_, **__: [mine, others.pop(0)])
+    with Checkpoints(tmp_path, EVERY_STEP, report=said.append) as saved:
+        saved.save(1, small, PROGRESS)
+        assert not saved.due(1)  # nobody is asked between two saves
+        assert said == []
+        saved.save(2, small, PROGRESS)
+        (line,) = said
+        assert line.startswith("step 1 could not be SAVED (no room)")
+        saved.wait()
+        assert others == []
+    assert len(said) == 1
 
 
 def test_a_last_save_is_tried_until_it_is_there(tmp_path, small, failing_store):

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from t5x_lite import checksums
 from t5x_lite.data import groups
 from t5x_lite.data.locks import alone
 from t5x_lite.data.parts import part_path, read_json, space_on, write_json, write_parts
@@ -239,6 +240,7 @@ def _settle(partial: Path, directory: Path) -> None:
             shutil.rmtree(path)
         elif path.name not in kept | {"manifest.json"}:
             path.unlink()
+    checksums.seal(partial)
     partial.rename(directory)
 
 

@@ -39,6 +39,7 @@ from t5x_lite.data.stores import (
     make_store,
     open_store,
     plan_path,
+    set_aside_if_damaged,
     store_exists,
     store_place,
     tell_differences,
@@ -179,6 +180,7 @@ def _make_plan(
     for task, _ in storable:
         for split, place in places[task.name].items():
             if split == "train" and data.tokenise == "while_training":
+                set_aside_if_damaged(place, data, report)
                 later += [] if store_exists(data, place.name) else [task.name]
             else:
                 make_store(task, place, data, report, make_parts)
@@ -258,7 +260,7 @@ def ready(data: Data) -> Plan | None:
     for task in tasks:
         for name in task.stores.values():
             try:
-                manifest = open_store(data, name).manifest
+                manifest = open_store(data, name, verify=True).manifest
             except ConfigError:
                 return None
             if changed_shards(manifest):

@@ -8,13 +8,20 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from t5x_lite.data.caching import MakeParts, build_token_store
 from t5x_lite.data.remote import Objects, RemoteStore, upload
-from t5x_lite.data.token_store import TOKENISING_PACKAGES, TokenStore, describe_store, differences
+from t5x_lite.data.token_store import (
+    TOKENISING_PACKAGES,
+    DamagedStoreError,
+    TokenStore,
+    describe_store,
+    differences,
+)
 
 if TYPE_CHECKING:
     import seqio
@@ -75,11 +82,28 @@ def tell_differences(place: Place, data: "Data", report: Report) -> None:
         report(f"{other.parent} does not fit: {'; '.join(differing)[:500]}")
 
 
+def set_aside_if_damaged(place: Place, data: "Data", report: Report) -> None:
+    """Move a store on disk whose files are not what was written out of the way, loudly.
+
+    It is made anew from its source, to the same bytes.
+    """
+    directory = Path(data.data_dir, place.name)
+    if not directory.exists():
+        return
+    try:
+        TokenStore.open(directory, verify=True)
+    except DamagedStoreError as error:
+        aside = directory.with_name(f"damaged-{directory.name}.{time.time_ns()}")
+        directory.rename(aside)
+        report(f"the token store {directory} is DAMAGED ({error.damage}); it is now {aside}")
+
+
 def make_store(
     task: "seqio.Task", place: Place, data: "Data", report: Report, make_parts: PartMaker | None
 ) -> None:
     """Build a split's store unless it is there, on disk and then, if need be, at an address."""
     split, directory = place.description["split"], Path(data.data_dir, place.name)
+    set_aside_if_damaged(place, data, report)
     if not store_exists(data, place.name) and not directory.exists():
         tell_differences(place, data, report)
         report(f"tokenising {task.name}/{split} ...")
@@ -109,12 +133,15 @@ def store_exists(roots: Roots, name: str) -> bool:
 
 
 def open_store(
-    roots: Roots, name: str, expected: Mapping[str, Any] | None = None
+    roots: Roots, name: str, expected: Mapping[str, Any] | None = None, *, verify: bool = False
 ) -> TokenStore | RemoteStore:
-    """Open a store where it lies; raises ConfigError where it is not there or another."""
+    """Open a store where it lies; raises ConfigError where it is not there, damaged or another.
+
+    verify: one on disk is held against its checksums; what holds objects has its own.
+    """
     location = store_location(roots, name)
     if roots.store_dir is None:
-        return TokenStore.open(location, expected)
+        return TokenStore.open(location, expected, verify=verify)
     return RemoteStore.open(location, expected)
 
 

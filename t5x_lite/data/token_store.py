@@ -8,6 +8,7 @@ and a manifest that says what it was made from:
     targets.groups.npy      [0 0]                   int64, of every 128th document with tokens: its
                                                     number, and where it begins
     manifest.json
+    checksums.json                                  sizes and CRC-32 of the others
 
 From the groups alone follows how text is cut into pieces (`data.groups`), so that a run need not
 read the offsets of hundreds of millions of documents before it begins.
@@ -33,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from t5x_lite import checksums
 from t5x_lite.data import files
 from t5x_lite.data.reading import Tokenizer, first_line, plain_records
 from t5x_lite.errors import ConfigError
@@ -42,8 +44,18 @@ if TYPE_CHECKING:
     import seqio
 
 FORMAT = 1
+READ_BYTES = 1 << 28  # stores up to this size are read as a whole when they are verified
 TOKENISING_PACKAGES = ("seqio", "sentencepiece", "tensorflow-text")
 _STRETCHES, _STRETCH_BYTES = 16, 1 << 16
+
+
+class DamagedStoreError(ConfigError):
+    """A store whose files are not what was written; `damage` says what is wrong."""
+
+    def __init__(self, directory: Path, damage: str):
+        said = f"the token store in {directory} is damaged ({damage}): delete it"
+        super().__init__(said, "DATA_DIR")
+        self.damage = damage
 
 
 @dataclass(frozen=True)
@@ -55,14 +67,23 @@ class TokenStore:
 
     @classmethod
     def open(
-        cls, directory: str | os.PathLike, expected: Mapping[str, Any] | None = None
+        cls,
+        directory: str | os.PathLike,
+        expected: Mapping[str, Any] | None = None,
+        *,
+        verify: bool = False,
     ) -> "TokenStore":
         """Open the store in a directory.
 
         `expected` is what `describe_store` says of the task today: a store made from anything else
-        is refused. Raises ConfigError, also where there is no store or its files are cut short.
+        is refused. Raises ConfigError, also where there is no store, and DamagedStoreError where
+        its files are not whole; `verify` holds them against their checksums (above `READ_BYTES`
+        their sizes alone).
         """
         directory = Path(directory)
+        damage = checksums.damage(directory, most_bytes=READ_BYTES) if verify else None
+        if damage is not None:
+            raise DamagedStoreError(directory, damage)
         try:
             manifest = read_json(directory / "manifest.json")
             check_manifest(directory, manifest)
@@ -73,7 +94,7 @@ class TokenStore:
         refuse_other(manifest, expected, directory)
         store = cls(directory, manifest)
         if not all(store._is_whole(feature) for feature in store.features):
-            raise ConfigError(f"the token store in {directory} is damaged: delete it", "DATA_DIR")
+            raise DamagedStoreError(directory, "its files do not hold what its manifest says")
         return store
 
     @property

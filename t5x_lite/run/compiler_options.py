@@ -18,9 +18,19 @@ _WHOLE_PRODUCTS = {
 WITHOUT_TENSOR_PARALLELISM: Mapping[str, Mapping[str, str]] = {"v5e": _WHOLE_PRODUCTS}
 
 
-def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
-    """The options for the chips of this mesh; none where there is nothing to say."""
-    chip = chip_of(mesh.devices.flat[0].device_kind)
+# Without it some of XLA's kernels add with atomics, in whatever order they come (and autotuning may
+# choose another kernel at the next start). No GPU has run it yet.
+DETERMINISTIC: Mapping[str, Mapping[str, str]] = {"gpu": {"xla_gpu_deterministic_ops": "true"}}
+
+
+def compiler_options(mesh: jax.sharding.Mesh, *, deterministic: bool = False) -> dict[str, str]:
+    """The options for the chips of this mesh; none where there is nothing to say.
+
+    deterministic: the same bits at every run, at a price on GPUs; CPUs and TPUs need nothing.
+    """
+    device = mesh.devices.flat[0]
+    options = dict(DETERMINISTIC.get(device.platform, {})) if deterministic else {}
+    chip = chip_of(device.device_kind)
     if chip is None or mesh.shape["tensor"] > 1:
-        return {}
-    return dict(WITHOUT_TENSOR_PARALLELISM.get(chip.name, {}))
+        return options
+    return {**options, **WITHOUT_TENSOR_PARALLELISM.get(chip.name, {})}

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import resource
 import signal
 import time
@@ -16,11 +17,15 @@ LONG = 600.0  # seconds that nothing takes unless it hangs
 
 @dataclass
 class Scene:
-    """Where a fault happens. expected: what the start after it must say, if anything."""
+    """Where a fault happens. expected: what the start after it must say, if anything.
+
+    data_dir: of the stores that the run reads, which are torture's own.
+    """
 
     run: Launched
     directory: Path
     random: random.Random
+    data_dir: Path
     expected: list[str] = field(default_factory=list)
 
     @property
@@ -87,10 +92,30 @@ def _kill_early(scene: Scene) -> tuple[int, ...]:
     return (-9, 0)
 
 
-def _kill_one(scene: Scene) -> tuple[int, ...]:
-    scene.trains()
-    os.kill(scene.random.choice(scene.run.pids), signal.SIGKILL)
-    return (137, 1, 75, 134, 0)
+def _kill_process(number: int | None) -> Callable[[Scene], tuple[int, ...]]:
+    """Kill the process of that number of a pod, or some other than the first."""
+
+    def kill(scene: Scene) -> tuple[int, ...]:
+        if scene.trains():
+            first, *others = scene.run.pids
+            os.kill(first if number == 0 else scene.random.choice(others), signal.SIGKILL)
+        return (137, 0)
+
+    return kill
+
+
+def _stall(scene: Scene) -> tuple[int, ...]:
+    """Have one process stand still: the others name it, the launcher kills it."""
+    if not scene.trains():
+        return (0,)
+    os.kill(scene.random.choice(scene.run.pids), signal.SIGSTOP)
+    named = scene.run.wait_for(lambda line: _NAMED.search(line), LONG)
+    assert named is not None, "nobody named the process that stood still"
+    return (75,)
+
+
+# Of another process, and of the first one.
+_NAMED = re.compile(r"process \d+ on .*: (not heard of|no answer) for \d+ s")
 
 
 def _terminate(scene: Scene) -> tuple[int, ...]:
@@ -128,6 +153,22 @@ def _damage(how: Callable[[Path], None]) -> Callable[[Scene], tuple[int, ...]]:
 _SPARED = ("commit_success.txt", "checksums.json")
 
 
+def _damage_shard(how: Callable[[Path], None]) -> Callable[[Scene], tuple[int, ...]]:
+    """Damage a file of a token store between two starts."""
+
+    def damage(scene: Scene) -> tuple[int, ...]:
+        scene.trains()
+        scene.run.send(signal.SIGKILL)
+        if scene.run.end(LONG):
+            stores = (scene.data_dir / "stores").glob("*/train-*/*")
+            shards = [p for p in stores if p.suffix in (".bin", ".npy") and p.stat().st_size]
+            how(scene.random.choice(sorted(shards)))
+            scene.expected.append("is DAMAGED")
+        return (-9, 0)
+
+    return damage
+
+
 def _truncate(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
@@ -152,7 +193,7 @@ def _fill_disk(scene: Scene) -> tuple[int, ...]:
     if failed is None:
         return (0,)
     after = scene.run.wait_for(
-        lambda line: line.startswith("saving step") and "waited" in line, LONG, since=failed
+        lambda line: "saving step" in line and "waited" in line, LONG, since=failed
     )
     assert after is not None or not scene.run.alive, "nothing was saved after the disk had room"
     scene.run.send(signal.SIGKILL)
@@ -180,5 +221,16 @@ FAULTS = (
     Fault("flipped bit", _damage(_flip), "noticed; the checkpoint before is taken"),
     Fault("missing file", _damage(Path.unlink), "noticed; the checkpoint before is taken"),
     Fault("full disk", _fill_disk, "the run lives, older steps stay, a later save succeeds"),
-    Fault("kill one process", _kill_one, "the others end; all start again", processes=2),
+    Fault("deleted shard", _damage_shard(Path.unlink), "noticed; the token store is made anew"),
+    Fault("corrupted shard", _damage_shard(_flip), "noticed; the token store is made anew"),
+    Fault(
+        "kill process 0", _kill_process(0), "the others end at once; all start again", processes=2
+    ),
+    Fault(
+        "kill another process",
+        _kill_process(None),
+        "it is named, the others end; all start again",
+        processes=2,
+    ),
+    Fault("stalled process", _stall, "it is named and killed; all start again", processes=2),
 )

@@ -1,6 +1,6 @@
 """What a run reads: its data as stores, a stream of batches, and checks that a model suits them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from t5x_lite.data import converters
 from t5x_lite.data.baselines import target_baselines
 from t5x_lite.data.converters import Converter
 from t5x_lite.data.plan import Data, Plan, prepare
-from t5x_lite.data.stream import Stream
+from t5x_lite.data.stream import Batch, Position, Stream
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
 
@@ -99,6 +99,23 @@ def batch_settings(
         "sentinels": plan.vocabulary().sentinels,
         "converter": _converter(model, loss_on_inputs=loss_on_inputs),
     }
+
+
+def in_order(
+    stream: Stream, step: int, position: Position, jumps: Mapping[int, Position], rows: slice
+) -> Iterator[tuple[Batch, Position, Position]]:
+    """Each batch after `step` with the positions before and after it.
+
+    jumps: at which steps the order is left, and where for (`decisions.jumps`).
+    """
+    more = True
+    while more:
+        position, more = jumps.get(step, position), False
+        for batch, after in stream.batches(position, rows):
+            yield batch, position, after
+            step, position = step + 1, after
+            if more := step in jumps:
+                break
 
 
 def check_vocabulary(plan: Plan, model: TransformerConfig) -> None:

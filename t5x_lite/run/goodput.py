@@ -8,8 +8,9 @@ when the run was down.
 import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from t5x_lite import processes
 from t5x_lite.run.console import duration
@@ -23,9 +24,9 @@ _EVERY = 10.0  # seconds between two records
 class Goodput(Observer):
     """Keeps the record of a launch; the first process's, whose time stands for all."""
 
-    def __init__(self, model_dir: Path, ledger: Ledger):
+    def __init__(self, model_dir: epath.PathLike, ledger: Ledger):
         self._ledger = ledger
-        self._folder = model_dir / FOLDER
+        self._folder = epath.Path(model_dir) / FOLDER
         age = sum(ledger.seconds.values())
         self._began = time.time() - age
         self._path = self._folder / f"{self._began:.3f}.json"
@@ -106,10 +107,10 @@ class Goodput(Observer):
             return
 
 
-def read_launches(model_dir: Path) -> list[dict[str, Any]]:
+def read_launches(model_dir: epath.PathLike) -> list[dict[str, Any]]:
     """The records of a run's launches so far, in order; one that cannot be read is left out."""
     found = []
-    for path in sorted((model_dir / FOLDER).glob("*.json")):
+    for path in sorted((epath.Path(model_dir) / FOLDER).glob("*.json")):
         try:
             record = json.loads(path.read_text())
             found.append({name: record[name] for name in ("began", "step", "seconds")})

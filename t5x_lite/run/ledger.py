@@ -9,11 +9,11 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 # What a launch's time is spent on. "steps" alone is what it is there for.
+START_UP = "start-up"  # also what is at hand until the first step has ended
 PURPOSES = (
-    *("steps", "recomputed steps", "start-up", "restoring", "compiling"),
+    *("steps", "recomputed steps", START_UP, "restoring", "compiling"),
     *("waiting for data", "evaluating", "saving"),
 )
-UNTIL_FIRST_STEP = frozenset({"start-up", "restoring", "compiling"})
 
 
 class Ledger:
@@ -24,7 +24,7 @@ class Ledger:
 
     def __init__(self, began: float):
         self._lock = threading.Lock()
-        self._purpose, self._since, self._entered = "start-up", began, began
+        self._purpose, self._since, self._entered = START_UP, began, began
         self._seconds: dict[str, float] = dict.fromkeys(PURPOSES, 0.0)
         self.step = 0  # the newest
 

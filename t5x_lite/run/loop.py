@@ -5,10 +5,10 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 from t5x_lite import processes
 from t5x_lite.checkpoints import Checkpoints, Json
@@ -17,6 +17,7 @@ from t5x_lite.data.stream import Batch, Position, Stream
 from t5x_lite.run import decisions
 from t5x_lite.run.console import Console, training_line
 from t5x_lite.run.decisions import GoBack
+from t5x_lite.run.feed import in_order
 from t5x_lite.run.held_out import HeldOut
 from t5x_lite.run.meter import Meter, Work
 from t5x_lite.run.observers import Moment, Observer
@@ -38,7 +39,7 @@ class Run:
         held_out: HeldOut,
         saved: Checkpoints,
         console: Console,
-        directory: Path,
+        directory: epath.Path,
         startup: Startup,
     ):
         self._program, self._stream, self._held_out = program, stream, held_out
@@ -185,19 +186,8 @@ class Run:
 
     def _compile(self) -> Any:
         """The step for this run's shapes; safe in a thread."""
-        size, sharding = self._stream.batch_size, self._program.batch_sharding
-        first, _ = next(self._stream.batches(self._stream.start(), process_rows(size, sharding)))
-        batch = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-            to_devices(first, sharding, batch_size=size),
-        )
-        with (
-            self._console.waiting("compiling the training step"),
-            jax.set_mesh(self._program.mesh),
-        ):
-            num_tasks = len(self._stream.told_tasks)
-            lowered = self._program.step.lower(self._program.abstract, batch, num_tasks=num_tasks)
-            return lowered.compile(compiler_options=self._program.compiler_options)
+        with self._console.waiting("compiling the training step"):
+            return compiled_step(self._program, self._stream)
 
     def _first_step_done(self, metrics: Any) -> None:
         jax.block_until_ready(metrics)
@@ -216,14 +206,7 @@ class Run:
 
     def _positioned(self, rows: slice) -> Iterator[tuple[Batch, Position, Position]]:
         """Each batch with the positions before and after it, leaving out what was decided."""
-        step, position, more = self.step, self._position, True
-        while more:
-            position, more = self._jumps.get(step, position), False
-            for batch, after in self._stream.batches(position, rows):
-                yield batch, position, after
-                step, position = step + 1, after
-                if more := step in self._jumps:
-                    break
+        return in_order(self._stream, self.step, self._position, self._jumps, rows)
 
     def _take_step(
         self, batch: Mapping[str, jax.Array], before: Position, position: Position
@@ -294,3 +277,16 @@ class Run:
         for observer in self._observers:
             progress |= observer.to_save()
         return {"progress": progress, "metrics": self._reported, "record": self._record}
+
+
+def compiled_step(program: Program, stream: Stream) -> Any:
+    """The step for the shapes of a stream, as a function of state and batch; safe in a thread."""
+    size, sharding = stream.batch_size, program.batch_sharding
+    first, _ = next(stream.batches(stream.start(), process_rows(size, sharding)))
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+        to_devices(first, sharding, batch_size=size),
+    )
+    with jax.set_mesh(program.mesh):
+        lowered = program.step.lower(program.abstract, batch, num_tasks=len(stream.told_tasks))
+        return lowered.compile(compiler_options=program.compiler_options)

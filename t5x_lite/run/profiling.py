@@ -2,11 +2,11 @@
 
 import dataclasses
 import signal
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import jax
+from etils import epath
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.run.console import Console
@@ -36,8 +36,8 @@ class Profile:
 class Profiler(Observer):
     """Starts and ends traces between steps; a context manager, for the main thread."""
 
-    def __init__(self, profile: Profile, directory: Path, console: Console):
-        self._profile, self._directory, self._console = profile, directory, console
+    def __init__(self, profile: Profile, directory: epath.PathLike, console: Console):
+        self._profile, self._directory, self._console = profile, epath.Path(directory), console
         self._wanted = False
         self._until: int | None = None  # the last step of the trace under way
 
@@ -56,7 +56,7 @@ class Profiler(Observer):
             self._wanted = False
             jax.block_until_ready(state)
             self._until = step + self._profile.steps - 1
-            jax.profiler.start_trace(self._directory)
+            jax.profiler.start_trace(str(self._directory))
 
     def after_step(self, moment: Moment) -> None:
         """End the trace if this step was its last, once it is really done."""

@@ -54,11 +54,13 @@ def build(
     seed: int,
     devices: Sequence[Any] | None = None,
     fingerprint_every: int | None = None,
+    deterministic: bool = False,
 ) -> Program:
     """Lay the run out over the devices (all there are); nothing is computed or allocated yet.
 
     fingerprint_every: after so many steps each time the metrics tell of the bits of the weights,
     and always of those of the batch (`training.fingerprints`); None leaves them out.
+    deterministic: compile for the same bits at every run (`run.compiler_options`).
     """
     device_mesh = make_mesh(mesh, devices)
     if batch_size < 1 or batch_size % batch_parts(device_mesh):
@@ -114,5 +116,5 @@ def build(
             static_argnames="num_tasks",
             out_shardings=(placed, replicated),
         ),
-        compiler_options=compiler_options(device_mesh),
+        compiler_options=compiler_options(device_mesh, deterministic=deterministic),
     )

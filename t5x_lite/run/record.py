@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from etils import epath
+
 from t5x_lite import processes
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
@@ -32,8 +34,9 @@ _PACKAGES = (
 )
 
 
-def check_model_dir(model_dir: Path, model: TransformerConfig) -> None:
+def check_model_dir(model_dir: epath.PathLike, model: TransformerConfig) -> None:
     """Raise ConfigError if the directory cannot hold this run, or holds one of another model."""
+    model_dir = epath.Path(model_dir)
     if model_dir.exists() and not model_dir.is_dir():
         raise ConfigError(f"the model directory {model_dir} is a file", "MODEL_DIR")
     path = model_dir / MODEL
@@ -60,7 +63,7 @@ def check_model_dir(model_dir: Path, model: TransformerConfig) -> None:
 
 
 def write_launch(
-    model_dir: Path,
+    model_dir: epath.PathLike,
     model: TransformerConfig,
     *,
     start_step: int,
@@ -76,6 +79,7 @@ def write_launch(
     record = {"model": json.dumps(_architecture(model)), "config": config, "versions": packages}
     if not processes.is_first():
         return record
+    model_dir = epath.Path(model_dir)
     (model_dir / MODEL).write_text(json.dumps(_architecture(model), indent=2) + "\n")
     launch = model_dir / LAUNCHES / f"{_FROM_STEP}{start_step:08d}"
     launch.mkdir(parents=True, exist_ok=True)
@@ -85,9 +89,9 @@ def write_launch(
     return record
 
 
-def recorded_model(model_dir: Path) -> TransformerConfig:
+def recorded_model(model_dir: epath.PathLike) -> TransformerConfig:
     """The configuration that a run wrote into its directory."""
-    path = model_dir / MODEL
+    path = epath.Path(model_dir) / MODEL
     try:
         fields = read_json(path, most_bytes=1 << 20)
         moe = fields.pop("moe", None)
@@ -98,9 +102,9 @@ def recorded_model(model_dir: Path) -> TransformerConfig:
         raise ConfigError(f"{path} does not tell a run's model: {error}", "MODEL_DIR") from error
 
 
-def launch_steps(model_dir: Path) -> list[int]:
+def launch_steps(model_dir: epath.PathLike) -> list[int]:
     """The steps from which the run was launched, the first launch included."""
-    launches = (model_dir / LAUNCHES).glob(f"{_FROM_STEP}*")
+    launches = (epath.Path(model_dir) / LAUNCHES).glob(f"{_FROM_STEP}*")
     return sorted(int(path.name.removeprefix(_FROM_STEP)) for path in launches)
 
 

@@ -1,9 +1,11 @@
 """How a run ended: held-out losses beside their baselines, samples, and the loss curves."""
 
+import io
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypedDict
+
+from etils import epath
 
 from t5x_lite.run.console import Console
 from t5x_lite.training.writers import read_records
@@ -41,19 +43,19 @@ class Results(TypedDict):
     goodput: dict[str, float]
 
 
-def write_results(model_dir: Path, results: Results) -> None:
+def write_results(model_dir: epath.Path, results: Results) -> None:
     """Write results.json and the curves."""
     (model_dir / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
     draw_curves(model_dir, {name: task["unigram"] for name, task in results["tasks"].items()})
 
 
-def read_results(model_dir: Path) -> Results | None:
+def read_results(model_dir: epath.PathLike) -> Results | None:
     """The results of a finished run, or None."""
-    path = model_dir / RESULTS
+    path = epath.Path(model_dir) / RESULTS
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def show_results(console: Console, model_dir: Path, results: Results) -> None:
+def show_results(console: Console, model_dir: epath.Path, results: Results) -> None:
     """Print the samples and the table of held-out losses."""
     if results["samples"]:
         entries = [{name: str(text) for name, text in s.items()} for s in results["samples"]]
@@ -73,7 +75,7 @@ def show_results(console: Console, model_dir: Path, results: Results) -> None:
     console.note(f"loss curves: {model_dir / CURVES}")
 
 
-def draw_curves(model_dir: Path, unigram: Mapping[str, float]) -> None:
+def draw_curves(model_dir: epath.Path, unigram: Mapping[str, float]) -> None:
     """Draw training loss and each task's held-out loss over steps, with its unigram baseline."""
     import matplotlib
 
@@ -92,7 +94,9 @@ def draw_curves(model_dir: Path, unigram: Mapping[str, float]) -> None:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", ncols=2)
-    figure.savefig(model_dir / CURVES, dpi=120)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120, format="png")
+    (model_dir / CURVES).write_bytes(drawn.getvalue())
     pyplot.close(figure)
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -95,7 +94,7 @@ def start(
         with console.waiting("initialising weights"):
             return Start(jax.block_until_ready(program.initial()), 0, None, 0.0)
     with console.waiting(f"reading weights from {init_from.model_dir}"):
-        return _from_weights(program, saved, init_from)
+        return from_weights(program, saved, init_from)
 
 
 def check_init_from(init_from: InitFrom, shapes: Any) -> int:
@@ -130,7 +129,7 @@ def check_init_from(init_from: InitFrom, shapes: Any) -> int:
     return step
 
 
-def last_step(model_dir: Path, init_from: InitFrom | None, steps: int, shapes: Any) -> int:
+def last_step(model_dir: epath.Path, init_from: InitFrom | None, steps: int, shapes: Any) -> int:
     """The number of a run's last step; where it began is told by its first launch."""
     if init_from is None or not (init_from.keep_step and init_from.relative_steps):
         return steps
@@ -164,10 +163,10 @@ def _tried(program: Program, saved: Checkpoints, step: int) -> tuple[Start | Non
     A step with checksums, and the only one there is, is not given up for an error.
     """
     if processes.broadcast(saved.is_sealed(step) or len(saved.steps) == 1):
-        return _go_on(program, saved, step), None
+        return go_on(program, saved, step), None
     found, failure = None, None
     try:
-        found = _go_on(program, saved, step)
+        found = go_on(program, saved, step)
     except ConfigError:  # of frozen weights, which are not this run's
         raise
     except Exception as error:
@@ -177,7 +176,8 @@ def _tried(program: Program, saved: Checkpoints, step: int) -> tuple[Start | Non
     return (None, failures[0]) if failures else (found, None)
 
 
-def _go_on(program: Program, saved: Checkpoints, step: int) -> Start:
+def go_on(program: Program, saved: Checkpoints, step: int) -> Start:
+    """The start from one checkpoint."""
     if "position" not in (progress := saved.progress(step)):
         params = saved.restore_weights(step, program.abstract.params)
         return Start(program.from_weights(params, step), step, None, 0.0)
@@ -202,7 +202,8 @@ def _find_base(program: Program, saved: Checkpoints, init_from: InitFrom | None)
         saved.rest_on(dataclasses.replace(base, model_dir=place))
 
 
-def _from_weights(program: Program, saved: Checkpoints, init_from: InitFrom) -> Start:
+def from_weights(program: Program, saved: Checkpoints, init_from: InitFrom) -> Start:
+    """The start with another run's weights, on which `saved` rests if they are frozen."""
     step = check_init_from(init_from, program.abstract.params)
     taken = _taken(init_from, program.abstract.params)
     with Checkpoints(init_from.model_dir) as other:

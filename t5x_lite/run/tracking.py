@@ -4,10 +4,10 @@ import dataclasses
 import importlib.util
 import secrets
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.run.observers import Observer
@@ -44,7 +44,10 @@ class Tracker(Observer):
     """Sends what is reported of a run; steps that a restart does again are there already."""
 
     def __init__(
-        self, wanted: WeightsAndBiases, directory: Path, describe_config: Callable[[], str] = str
+        self,
+        wanted: WeightsAndBiases,
+        directory: epath.Path,
+        describe_config: Callable[[], str] = str,
     ):
         self._wanted, self._directory, self._describe = wanted, directory, describe_config
         self._run: Any = None

@@ -3,9 +3,10 @@
 import resource
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from pathlib import Path
+from typing import NamedTuple
 
 import jax
+from etils import epath
 
 from t5x_lite import processes
 from t5x_lite.checkpoint_policy import CheckpointPolicy
@@ -21,7 +22,7 @@ from t5x_lite.run.goodput import Goodput
 from t5x_lite.run.guard import Guard, Guarding
 from t5x_lite.run.held_out import Evaluation, HeldOut
 from t5x_lite.run.inference import Inference
-from t5x_lite.run.judge import JudgingObserver, TaskEvaluation, make_judge
+from t5x_lite.run.judge import Judge, JudgingObserver, TaskEvaluation, make_judge
 from t5x_lite.run.loop import Run
 from t5x_lite.run.meter import Work
 from t5x_lite.run.observers import Observer
@@ -65,26 +66,29 @@ def train(
     patience: Patience = Patience(),  # noqa: B008 frozen
     tracker: WeightsAndBiases | None = None,
     seed: int = 0,
+    deterministic: bool = False,
     cpu_devices: int | None = None,
+    instead: "Callable[[Ready], None] | None" = None,
     describe_config: Callable[[], str] = str,
 ) -> None:
     """Train until `steps` steps are done; the newest checkpoint of `model_dir` is gone on from.
 
     batch_size: rows of the global batch, over all devices. mesh: sizes of mesh axes, -1 for the
     rest. seed: of the initial weights and of dropout; the order of the data has `data.seed`.
+    deterministic: the same bits at every run also on GPUs, which are slower for it.
     init_from: whose weights a run without checkpoints starts with. loss_on_inputs: a decoder
     without an encoder learns its inputs too. cpu_devices: simulate so many devices on a CPU, over
     all processes.
     profile: which steps to trace. receipts: what is noted of each. guard: when the run goes back.
     patience: how long nothing may happen. tracker: a service that gets the records too.
     task_evaluation: judge the tasks by their own metrics, too, each time the held-out losses are
-    taken. describe_config: gives the text that is saved beside the checkpoints as the operative
+    taken. instead: what is done with the run in the place of training, such as `run.replay`.
+    describe_config: gives the text that is saved beside the checkpoints as the operative
     configuration.
 
     Raises ConfigError, before anything expensive, for settings that cannot work together.
     """
-    startup = Startup()
-    directory = Path(model_dir)
+    startup, directory = Startup(), epath.Path(model_dir)
     if steps < 1 or log_every_steps < 1:
         raise ConfigError(
             "steps and log_every_steps must be at least 1", "train.steps", "TRAIN_STEPS"
@@ -101,6 +105,7 @@ def train(
         batch_size=batch_size,
         seed=seed,
         fingerprint_every=receipts.fingerprint_every,
+        deterministic=deterministic,
     )
     if init_from is not None and not (directory / "checkpoints").exists():
         check_init_from(init_from, program.abstract.params)
@@ -112,44 +117,94 @@ def train(
         data, model, batch_size=batch_size, loss_on_inputs=loss_on_inputs, report=console.note
     )
     startup.lap("data")
-    directory.mkdir(parents=True, exist_ok=True)
-    saving = Checkpoints(directory, checkpoints, report=console.note)
-    with jax.set_mesh(program.mesh), saving as saved, closing(feed.plan):
+    ready = Ready(directory, model, program, feed, loss, update, seed, init_from, console, startup)
+    beside = Beside(profile, receipts, guard, tracker)
+    with jax.set_mesh(program.mesh), closing(feed.plan):
+        if instead is not None:
+            instead(ready)
+            return
         held_out = _held_out(program, feed, model, evaluation)
         judge = task_evaluation and make_judge(
             task_evaluation, data, feed.plan, model, program.mesh, batch_size, console.note
         )
-        run = Run(program, feed.stream, held_out, saved, console, directory, startup)
-        _introduce(console, model, program, directory)
-        run.begin(init_from, steps)
-        goodput = Goodput(directory, startup.ledger)
-        record = write_launch(
-            directory,
-            model,
-            start_step=run.step,
-            describe_config=describe_config,
-            mixture=feed.mixture,
-        )
-        write_text_record(directory, TextRecord(feed.plan.vocabulary(), SpecialTokens()))
-        if run.step < steps:
-            work = Work.of(model, program.mesh, batch_size, data.feature_lengths)
-            observers: list[Observer] = [
-                Profiler(profile, directory / EVENTS, console),
-                Watchdog(patience, startup.ledger),
-                goodput,
-                ReceiptWriter(receipts, directory, feed.stream, console.note),
-                Guarding(guard, directory, feed.stream, seed, lambda: saved.steps, console.note),
-            ]
-            if tracker is not None:
-                observers.append(Tracker(tracker, directory, describe_config))
-            if judge is not None:
-                observers.append(JudgingObserver(judge, console.note))
-            run.train(steps, evaluation.every_steps, log_every_steps, work, observers, record)
-        finish(run, feed, evaluation, directory, console, goodput)
+        work = Work.of(model, program.mesh, batch_size, data.feature_lengths)
+        directory.mkdir(parents=True, exist_ok=True)
+        with Checkpoints(directory, checkpoints, report=console.note) as saved:
+            run = Run(program, feed.stream, held_out, saved, console, directory, startup)
+            _introduce(console, model, program, directory)
+            with Watchdog(patience, startup.ledger):
+                run.begin(init_from, steps)
+                goodput = Goodput(directory, startup.ledger)
+                record = _record(ready, run.step, describe_config)
+                if run.step < steps:
+                    watching = beside.observers(ready, saved, goodput, judge, describe_config)
+                    every = evaluation.every_steps, log_every_steps
+                    run.train(steps, *every, work, watching, record)
+            finish(run, feed, evaluation, directory, console, goodput)
+
+
+class Ready(NamedTuple):
+    """A run that is laid out, with its data at hand, before anything of it is read or written."""
+
+    directory: epath.Path
+    model: TransformerConfig
+    program: Program
+    feed: Feed
+    loss: Loss
+    update: Update
+    seed: int
+    init_from: InitFrom | None
+    console: Console
+    startup: Startup
+
+
+class Beside(NamedTuple):
+    """What goes on beside the steps, as it was configured."""
+
+    profile: Profile
+    receipts: Receipts
+    guard: Guard
+    tracker: WeightsAndBiases | None
+
+    def observers(
+        self,
+        ready: Ready,
+        saved: Checkpoints,
+        goodput: Goodput,
+        judge: Judge | None,
+        describe_config: Callable[[], str],
+    ) -> list[Observer]:
+        """Make them, in the order in which they are told."""
+        directory, stream, note = ready.directory, ready.feed.stream, ready.console.note
+        observers: list[Observer] = [
+            Profiler(self.profile, directory / EVENTS, ready.console),
+            goodput,
+            ReceiptWriter(self.receipts, directory, stream, note),
+            Guarding(self.guard, directory, stream, ready.seed, lambda: saved.steps, note),
+        ]
+        if self.tracker is not None:
+            observers.append(Tracker(self.tracker, directory, describe_config))
+        if judge is not None:
+            observers.append(JudgingObserver(judge, note))
+        return observers
+
+
+def _record(ready: Ready, step: int, describe_config: Callable[[], str]) -> dict[str, object]:
+    """Write down what is launched, and how its texts are read."""
+    record = write_launch(
+        ready.directory,
+        ready.model,
+        start_step=step,
+        describe_config=describe_config,
+        mixture=ready.feed.mixture,
+    )
+    text = TextRecord(ready.feed.plan.vocabulary(), SpecialTokens())
+    write_text_record(ready.directory, text)
+    return record
 
 
 def _introduce(
-    console: Console, model: TransformerConfig, program: Program, directory: Path
+    console: Console, model: TransformerConfig, program: Program, directory: epath.Path
 ) -> None:
     mesh = ", ".join(f"{name} {size}" for name, size in program.mesh.shape.items() if size > 1)
     parameters = transformer.num_parameters(model)
@@ -160,7 +215,7 @@ def finish(
     run: Run,
     feed: Feed,
     evaluation: Evaluation,
-    directory: Path,
+    directory: epath.Path,
     console: Console,
     goodput: Goodput,
 ) -> None:

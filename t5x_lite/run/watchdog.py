@@ -7,8 +7,7 @@ import threading
 
 from t5x_lite import processes, pulse
 from t5x_lite.errors import ConfigError
-from t5x_lite.run.ledger import UNTIL_FIRST_STEP, Ledger
-from t5x_lite.run.observers import Observer
+from t5x_lite.run.ledger import START_UP, Ledger
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,31 +15,34 @@ class Patience:
     """For how long nothing may happen before a process ends itself, to be started again.
 
     step_seconds: from one step to the next, waiting for data included. other_seconds: for one
-    evaluation or one save. None waits for ever. Before the first step, and while it is compiled,
-    nothing is watched.
+    evaluation or one save. start_seconds: from when the data is ready to the end of the first step:
+    restoring, compiling, waiting for the other processes. None waits for ever. While data is being
+    made nothing is watched.
     """
 
     step_seconds: float | None = 900.0
     other_seconds: float | None = 7200.0
+    start_seconds: float | None = 7200.0
 
     def __post_init__(self):
-        if min(self.step_seconds or 1, self.other_seconds or 1) <= 0:
+        names = [each.name for each in dataclasses.fields(self)]
+        if any(value is not None and value <= 0 for value in dataclasses.astuple(self)):
             raise ConfigError(
-                f"step_seconds and other_seconds take None or more than 0; got {self}",
-                "Patience.step_seconds",
-                "Patience.other_seconds",
+                f"{', '.join(names)} take None or more than 0; got {self}",
+                *(f"Patience.{name}" for name in names),
             )
 
 
-class Watchdog(Observer):
-    """Looks at the ledger of a run from a thread of its own."""
+class Watchdog:
+    """Looks at the ledger of a run from a thread of its own; a context manager."""
 
     def __init__(self, patience: Patience, ledger: Ledger):
         self._patience, self._ledger = patience, ledger
-        limits = (patience.step_seconds, patience.other_seconds)
-        self._tick = min(5.0, *(limit / 8 for limit in limits if limit is not None), 5.0)
+        limits = [limit for limit in dataclasses.astuple(patience) if limit is not None]
+        self._tick = min([5.0, *(limit / 8 for limit in limits)])
 
     def __enter__(self) -> "Watchdog":
+        self._ledger.spend(START_UP)  # it has been since now
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -57,8 +59,8 @@ class Watchdog(Observer):
                 bite(f"{seconds:.0f} s of {purpose!r} after step {self._ledger.step:,}")
 
     def _limit(self, purpose: str) -> float | None:
-        if purpose in UNTIL_FIRST_STEP:
-            return None
+        if purpose == START_UP:
+            return self._patience.start_seconds
         of_a_step = purpose in ("steps", "recomputed steps", "waiting for data")
         return self._patience.step_seconds if of_a_step else self._patience.other_seconds
 

@@ -165,6 +165,26 @@ def _gradients(
 
     There is none of the weights whose paths are in `frozen`.
     """
+    part, items = in_parts(graphdef, loss, update, params, frozen, batch, key, num_tasks)
+    if update.microbatches == 1:
+        return part(*items)
+
+    def body(total, item):
+        return jax.tree.map(jnp.add, total, part(*item)), None
+
+    shapes = jax.eval_shape(part, *jax.tree.map(lambda x: x[0], items))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(body, zeros, items)[0]
+
+
+def in_parts(
+    graphdef, loss: Loss, update: Update, params, frozen, batch: Batch, key, num_tasks: int = 0
+) -> tuple[Callable[..., tuple[Any, LossSums, Metrics]], tuple[Any, Any]]:
+    """What differentiates a part of a batch, and the parts: batches and dropout's keys.
+
+    The former takes a batch and a key and returns gradient, sums and extra losses, which add up
+    over the parts. The latter have a leading axis if there are several.
+    """
     kept = {path: leaf for path, leaf in flat(params).items() if path in frozen}
     trained = without(params, frozen)
     side = _side(batch)
@@ -184,15 +204,9 @@ def _gradients(
         return grads, sums, extra
 
     if parts == 1:
-        return part(batch, key)
-
-    def body(total, item):
-        return jax.tree.map(jnp.add, total, part(*item)), None
-
-    items = (jax.tree.map(lambda x: _split_rows(x, parts), batch), jax.random.split(key, parts))
-    shapes = jax.eval_shape(part, *jax.tree.map(lambda x: x[0], items))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.scan(body, zeros, items)[0]
+        return part, (batch, key)
+    batches = jax.tree.map(lambda x: _split_rows(x, parts), batch)
+    return part, (batches, jax.random.split(key, parts))
 
 
 def _split_rows(x: jax.Array, parts: int) -> jax.Array:

@@ -357,3 +357,32 @@ def test_a_plan_is_json_that_names_stores_relative_to_its_directory(data_dir):
     assert stores in [[task["stores"] for task in content["tasks"]] for content in written]
     assert all(directory.startswith("stores/") for each in stores for directory in each.values())
     assert {content["vocabulary_path"] for content in written} >= {"embedded/unigram.500.model"}
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [("targets.tokens.bin", _flip), ("targets.offsets.npy", Path.unlink)],
+    ids=["flipped", "deleted"],
+)
+def test_a_damaged_store_is_moved_away_loudly_and_made_anew_to_the_same_bytes(
+    name, spoil, tmp_path
+):
+    data, said = embedded(str(tmp_path), mixture_or_task_name="embedded_name"), []
+    (task,) = prepare(data).tasks
+    store = tmp_path / task.stores["train"]
+    before = {path.name: path.read_bytes() for path in store.iterdir()}
+    spoil(store / name)
+    (again,) = prepare(data, said.append).tasks
+    assert again.stores == task.stores
+    assert {path.name: path.read_bytes() for path in store.iterdir()} == before
+    assert len(list(store.parent.glob(f"damaged-{store.name}.*"))) == 1
+    assert [line for line in said if re.search(rf"{store.name} is DAMAGED \({name}", line)]
+    said.clear()
+    prepare(data, said.append)
+    assert said == []

@@ -9,10 +9,10 @@ from t5x_lite.partitioning import make_mesh
 from t5x_lite.run.compiler_options import compiler_options
 
 
-def mesh_of(device_kind, **shape):
+def mesh_of(device_kind, *, platform="tpu", **shape):
     """A stand-in for a mesh of chips that are not here."""
     return SimpleNamespace(
-        devices=np.array([SimpleNamespace(device_kind=device_kind)], object),
+        devices=np.array([SimpleNamespace(device_kind=device_kind, platform=platform)], object),
         shape={"data": 1, "fsdp": 1, "tensor": 1, **shape},
     )
 
@@ -31,3 +31,10 @@ def test_v5e_computes_whole_products_where_no_tensor_axis_wants_pieces():
 @pytest.mark.parametrize("device_kind", ["TPU v5", "TPU v6 lite", "NVIDIA H200", "abacus"])
 def test_what_was_not_tried_is_left_to_xla(device_kind):
     assert compiler_options(mesh_of(device_kind)) == {}
+
+
+def test_only_gpus_need_an_option_to_be_deterministic():
+    gpu = mesh_of("NVIDIA H200", platform="gpu", tensor=2)
+    assert compiler_options(gpu, deterministic=True) == {"xla_gpu_deterministic_ops": "true"}
+    for mesh in (mesh_of("TPU v5"), make_mesh({"data": -1})):
+        assert compiler_options(mesh, deterministic=True) == {}

@@ -10,7 +10,7 @@ from t5x_lite import checksums
 from t5x_lite.errors import ConfigError
 from t5x_lite.run import faults, spoiled
 from t5x_lite.run.faults import FAULTS, Scene
-from t5x_lite.run.torture import torture
+from t5x_lite.run.torture import LAP, Pod, torture
 
 
 class Ended:
@@ -41,7 +41,12 @@ def scene(tmp_path, monkeypatch):
         (directory / "state" / "data").write_bytes(bytes(range(100)))
         (directory / "commit_success.txt").write_text("done")
         checksums.seal(directory)
-    return Scene(Ended(), tmp_path, random.Random(0))
+    store = tmp_path / "data" / "stores" / "a_task" / "train-1"
+    store.mkdir(parents=True)
+    (store / "targets.tokens.bin").write_bytes(bytes(range(10)))
+    (store / "manifest.json").write_text("{}")
+    checksums.seal(store)
+    return Scene(Ended(), tmp_path, random.Random(0), tmp_path / "data")
 
 
 def fault(name):
@@ -63,6 +68,32 @@ def test_a_checkpoint_without_checksums_or_without_another_before_it_is_spared(s
     assert scene.expected == []
     data = scene.directory / "checkpoints" / "10" / "state" / "data"
     assert data.read_bytes() == bytes(range(100))
+
+
+@pytest.mark.parametrize("name", ["deleted shard", "corrupted shard"])
+def test_a_file_of_a_token_store_is_damaged_and_that_is_noticed(name, scene):
+    assert -9 in fault(name).does(scene)
+    assert scene.expected == ["is DAMAGED"]
+    store = scene.data_dir / "stores" / "a_task" / "train-1"
+    assert (checksums.damage(store) or "").startswith("targets.tokens.bin")
+    assert (store / "manifest.json").read_text() == "{}"
+
+
+def test_the_last_part_runs_on_another_number_of_processes_and_devices():
+    for pod in (Pod(1, 4), Pod(2, 2), Pod(2, 4)):
+        other = pod.unlike()
+        assert other.processes != pod.processes
+        assert other.processes * other.devices != pod.processes * pod.devices
+        assert f"--gin.CPU_DEVICES={other.processes * other.devices}" in other.flags
+
+
+def test_the_parts_of_a_start_are_read_from_its_line():
+    line = "import 1 min 2 s, data 38.7 s, compiling beyond that 5.0 s"
+    assert LAP.findall(line) == [
+        ("import", "1", "2"),
+        ("data", "", "38.7"),
+        ("compiling beyond that", "", "5.0"),
+    ]
 
 
 def test_the_batch_of_one_step_is_spoiled_wherever_a_run_starts(monkeypatch):

@@ -191,6 +191,17 @@ def test_one_that_stands_still_is_named_killed_and_started_again(victim, pod, tm
 
 
 @pytest.mark.slow
+def test_processes_agree_on_what_time_alone_makes_them_save(pod, tmp_path):
+    """Were each to ask its own clock, one would save a step that the other does not."""
+    policy = {"CheckpointPolicy.every_minutes": 0.005, "CHECKPOINT_EVERY": 10_000}
+    run = pod("run", processes=2, devices=2, TRAIN_STEPS=40, MESH="{'data': -1}", **policy)
+    assert run.end() == 0, run.said
+    saved = {int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert 40 in saved
+    assert len(saved) > 1
+
+
+@pytest.mark.slow
 def test_all_killed_at_once_go_on_from_the_last_checkpoint(pod, tmp_path, weights):
     run = pod("run", processes=2, devices=4)
     run.until(r"\[0\] step 9/12")
