@@ -25,7 +25,7 @@ class ForeignTokenizer:
     def __init__(self, directory: str | Path):
         self.path = str(directory)
         try:
-            from transformers import AutoTokenizer
+            from transformers import AutoTokenizer  # pyright: ignore[reportMissingImports]  an extra
         except ImportError as error:
             raise ConfigError(
                 f"the tokenizer of {directory} is none of T5's: transformers reads it; "

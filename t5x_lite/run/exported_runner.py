@@ -25,7 +25,7 @@ class Exported:
         self._programs: dict[int, Any] = {}
         self._pieces, self._tokenizer, vocabulary = None, None, self.about["vocabulary"]
         if vocabulary == "tokenizer.json":
-            import tokenizers
+            import tokenizers  # pyright: ignore[reportMissingImports]  an extra
 
             self._tokenizer = tokenizers.Tokenizer.from_file(str(self.directory / vocabulary))
             self._tokenizer.enable_truncation(self.about["input_lengths"][-1])
