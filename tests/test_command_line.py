@@ -231,7 +231,7 @@ def test_every_shipped_task_builds_its_declarations(name, tmp_path):
 
     files = ["runs/inspect.gin", "objectives/span_corruption.gin", name]
     values = {"MIXTURE_OR_TASK_NAME": "glue_cola_v002", "TASK_FEATURE_LENGTHS": {"inputs": 9}}
-    values |= {"C4_DIR": "/c4", "TRAIN_FILES": "a.tsv", "TEXT_DIR": "/texts"}
+    values |= {"C4_DIR": "/c4", "TRAIN_FILES": "a.tsv", "TEXT_DIR": "/texts", "TBC_DIR": "/books"}
     required = {binding.name: binding.value for binding in gin_files.read(files, [], [CONFIGS])}
     flags = [
         f"--gin.{macro}={values[macro]}"

@@ -18,7 +18,6 @@ from etils import epath
 
 from t5x_lite.data.locks import alone
 from t5x_lite.exploring.stages import Stage
-from t5x_lite.local_pod import end_with_parent
 from t5x_lite.processes import START_AGAIN
 from t5x_lite.run.console import duration
 from t5x_lite.run.evaluation_report import RECORDS as EVALUATIONS
@@ -28,6 +27,13 @@ DONE, FAILED, CONFIG, LOG = "done.json", "failed.json", "run.gin", "log.txt"
 RUNS = "runs"
 _GRACE = 300.0  # seconds that a run is given to save when all is to stop
 _LOOK = 0.2
+# Begins a run from a process of its own: a fork of this one, which has threads, could stand still.
+_BEGIN = """
+import os, sys
+from t5x_lite.local_pod import end_with_parent
+end_with_parent()
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 Figures = dict[int, dict[str, float]]  # by step: scores by "task/metric"
 
@@ -142,23 +148,19 @@ class Runs:
 
     def _run(self, arguments: Sequence[str], log: Path, cores: Sequence[int] | None) -> int:
         """Run to the end, or until all stops; returns the exit code."""
-
-        def prepare() -> None:
-            end_with_parent()
-            if cores is not None:
-                os.sched_setaffinity(0, cores)
-
         with open(log, "ab") as file:
             process = subprocess.Popen(
-                [*self._command, *arguments, *self._flags],
+                [sys.executable, "-c", _BEGIN, *self._command, *arguments, *self._flags],
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a terminal's Ctrl-C comes through here alone
-                preexec_fn=prepare,
             )
             try:
+                if cores is not None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.sched_setaffinity(process.pid, cores)
                 while True:
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         return process.wait(_LOOK)
