@@ -75,7 +75,11 @@ def write_embedded_corpus(
         try:
             _write_corpus(partial, packages)
             partial.chmod(0o755)
-            partial.rename(directory)
+            try:
+                partial.rename(directory)
+            except OSError:  # another process was first; both have written the same
+                if not (directory / "corpus.json").exists():
+                    raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     content = json.loads((directory / "corpus.json").read_text("utf-8"))

@@ -224,3 +224,17 @@ def test_missing_shards_are_named_by_their_pattern(tmp_path):
         next(corpora.read_documents(tmp_path, "train"))
     assert str(caught.value) == f"no file matches {tmp_path}/c4-train.*.json*"
     assert caught.value.names == ("DATA_DIR",)
+
+
+def test_two_processes_that_write_the_corpus_at_once_end_with_one(tmp_path, monkeypatch):
+    write, directory = corpora._write_corpus, tmp_path / "corpus"
+
+    def overtaken(partial, packages):
+        write(partial, packages)
+        monkeypatch.setattr(corpora, "_write_corpus", write)
+        corpora.write_embedded_corpus(directory, packages)
+
+    monkeypatch.setattr(corpora, "_write_corpus", overtaken)
+    summary = corpora.write_embedded_corpus(directory, ("gin",))
+    assert summary == corpora.write_embedded_corpus(directory, ("gin",))
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
