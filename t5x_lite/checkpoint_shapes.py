@@ -4,6 +4,7 @@ A checkpoint may be anybody's: one that leads out of its directory or describes 
 refused.
 """
 
+import importlib
 import math
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,19 @@ def check_shapes(wanted: Any, directory: epath.Path) -> None:
 def is_address(path: epath.PathLike) -> bool:
     """Whether a path is of a store such as gs:// and not of a file system."""
     return "://" in str(path)
+
+
+def check_reachable(path: epath.Path) -> None:
+    """Raise ConfigError for a bucket without the package that orbax speaks to it with."""
+    if str(path).startswith("gs://"):
+        try:
+            importlib.import_module("google.cloud.storage")
+        except ImportError as error:
+            raise ConfigError(
+                f"checkpoints at {path} need the package google-cloud-storage: pip install "
+                "'t5x_lite[gcs]'",
+                "MODEL_DIR",
+            ) from error
 
 
 def context(*, partial_load: bool = False) -> ocp.Context:

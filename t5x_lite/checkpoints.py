@@ -23,7 +23,7 @@ from orbax.checkpoint import v1 as ocp
 
 from t5x_lite import checksums, processes
 from t5x_lite.checkpoint_policy import Better, CheckpointPolicy, ranking
-from t5x_lite.checkpoint_shapes import check_shapes, context, described, is_address
+from t5x_lite.checkpoint_shapes import check_reachable, check_shapes, context, described, is_address
 from t5x_lite.errors import ConfigError
 from t5x_lite.frozen import Base
 from t5x_lite.trees import flat, joined, nested, without
@@ -64,6 +64,7 @@ class Checkpoints:
         self._policy = policy or CheckpointPolicy(keep_latest=None)
         self._report = report
         self.model_dir = epath.Path(model_dir)
+        check_reachable(self.model_dir)
         self.base = Base.recorded(self.model_dir)
         self.blocked_seconds = 0.0  # of the loop, by the last save
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saving")
