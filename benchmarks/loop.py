@@ -5,9 +5,10 @@
 Both questions are asked of the command line itself, in processes of their own, with a model so
 small (one layer a stack, 32 wide) that its step takes a few milliseconds:
 
-- `t5x_lite train` for 100 and for 600 steps, and the bare jitted step on one batch as often. The
-  difference of the two lengths, over 500, is the CPU time of a step with and without the loop
-  (data, dispatch, metrics, receipts, guards). Rounds alternate; medians are printed.
+- `t5x_lite train` for 100 and for 600 steps, and the run's very step, jitted and bare, on one batch
+  as often; and that step without the hashes for receipts, which are computed in it. The difference
+  of the two lengths, over 500, is the CPU time of a step with and without the loop (data, dispatch,
+  metrics, receipts, guards). Rounds alternate; medians are printed.
 - The first steps of two runs, the compilation cache cold and then warm, as the run itself splits
   them.
 """
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 SHORT, LONG = 100, 600
@@ -60,13 +62,14 @@ def train_command(directory: Path, data_dir: Path, steps: int) -> list[str]:
     ]
 
 
-def bare(steps: int) -> None:
+def bare(steps: int, *, receipts: bool) -> None:
     """Run the same step on one batch, without anything around it."""
     import jax
     import numpy as np
 
     from t5x_lite.models.config import TransformerConfig
     from t5x_lite.run.program import build
+    from t5x_lite.run.receipts import Receipts
     from t5x_lite.training.optimizers import Adafactor
     from t5x_lite.training.schedules import InverseSquareRoot
     from t5x_lite.training.step import Loss
@@ -83,7 +86,14 @@ def bare(steps: int) -> None:
         dtype="float32",
     )
     program = build(
-        model, Adafactor(), InverseSquareRoot(), Loss(), mesh={"data": 1}, batch_size=8, seed=0
+        model,
+        Adafactor(),
+        InverseSquareRoot(),
+        Loss(),
+        mesh={"data": 1},
+        batch_size=8,
+        seed=0,
+        fingerprint_every=Receipts(steps=receipts).fingerprint_every,
     )
     rng = np.random.default_rng(0)
     batch = {}
@@ -111,32 +121,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bare", type=int, default=None, help="used by itself")
+    parser.add_argument("--no_receipts", action="store_true", help="used by itself")
     options = parser.parse_args()
     if options.bare is not None:
-        bare(options.bare)
+        bare(options.bare, receipts=not options.no_receipts)
         return
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root)
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
         environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
         environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        itself = [sys.executable, __file__]
+        variants: dict[str, Callable[[str, int], list[str]]] = {
+            "in the loop": lambda name, n: train_command(folder / name, folder / "data", n),
+            "its step alone": lambda _, n: [*itself, f"--bare={n}"],
+            "without receipts": lambda _, n: [*itself, f"--bare={n}", "--no_receipts"],
+        }
         # What is made once, data and compiled programs, is made before anything is measured.
-        cpu_seconds(train_command(folder / "first", folder / "data", 1), environment)
-        cpu_seconds([sys.executable, __file__, "--bare=1"], environment)
-        with_loop, alone = [], []
-        for round_number in range(options.rounds):
-            loop, step = (
-                {steps: cpu_seconds(command(steps), environment)[0] for steps in (SHORT, LONG)}
-                for command in (
-                    lambda n: train_command(folder / f"{round_number}_{n}", folder / "data", n),  # noqa: B023 used at once
-                    lambda n: [sys.executable, __file__, f"--bare={n}"],
+        for command in variants.values():
+            cpu_seconds(command("first", 1), environment)
+        found: dict[str, list[float]] = {name: [] for name in variants}
+        for number in range(options.rounds):
+            for name, command in variants.items():
+                short, long = (
+                    cpu_seconds(command(f"{number}_{n}", n), environment)[0] for n in (SHORT, LONG)
                 )
-            )
-            with_loop.append(1e3 * (loop[LONG] - loop[SHORT]) / (LONG - SHORT))
-            alone.append(1e3 * (step[LONG] - step[SHORT]) / (LONG - SHORT))
+                found[name].append(1e3 * (long - short) / (LONG - SHORT))
         print(f"CPU ms a step, medians of {options.rounds} rounds of {LONG - SHORT} steps:")
-        for name, values in (("in the loop", with_loop), ("the step alone", alone)):
-            print(f"  {name:<16}{statistics.median(values):7.2f}  {[round(v, 2) for v in values]}")
+        for name, values in found.items():
+            print(f"  {name:<18}{statistics.median(values):7.2f}  {[round(v, 2) for v in values]}")
         environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cold")
         for name in ("cold", "warm"):
             command = train_command(folder / name, folder / "data", 1)

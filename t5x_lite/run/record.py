@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -116,7 +117,9 @@ def versions() -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
-    return {**found, "git_revision": _git_revision(), "command": " ".join(sys.argv)}
+    program = "t5x_lite" if sys.argv[0].endswith("/t5x_lite/__main__.py") else sys.argv[0]
+    command = shlex.join([program, *sys.argv[1:]])
+    return {**found, "git_revision": _git_revision(), "command": command}
 
 
 def _git_revision() -> str:
