@@ -12,7 +12,7 @@ CHOICES = {
 }
 ACTIVATIONS = ("gelu", "gelu_exact", "linear", "relu", "sigmoid", "silu")
 REMAT_POLICIES = ("none", "minimal", "full")
-SAVED_NAMES = ("attention", "mlp_hidden")  # activations that a remat tuple may keep
+SAVED_NAMES = ("attention", "mlp_hidden", "projection")  # activations that a remat tuple may keep
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,8 +92,9 @@ class TransformerConfig:
     dtype: of activations; weights, softmax, router and logits are float32 in any case.
     remat: what the backward pass recomputes. "none" keeps every activation, "minimal" keeps the
         outputs of matrix products that have no batch dimension of their own, "full" keeps only the
-        inputs of each layer; a tuple of names keeps the activations saved under them ("attention",
-        "mlp_hidden").
+        inputs of each layer; a tuple of names keeps the activations saved under them: "projection"
+        (the products of "minimal"), "attention", "mlp_hidden". With `fused_attention` the tuple
+        ("projection", "attention") spares the backward pass the kernel's forward one.
     fused_attention: scores, softmax and weighted sum are one kernel on a TPU, unless attention
         weights have dropout: scores never pass through main memory.
     query_chunk: attention works on so many queries at a time, whose scores the backward pass makes

@@ -236,8 +236,8 @@ def _show(console: Console, outcomes: Sequence[Outcome], steps: int, runs: int) 
             median = duration(float(np.median(took))) if took else "-"
             rows.append((fault.name, fault.expected, f"{len(own)}", median))
     console.table(
-        f"{len(outcomes)} faults in {runs} runs of {steps:,} steps: every outcome as expected, "
-        "all ends equal to the undisturbed run's to the bit",
+        f"faults: {len(outcomes)}, runs: {runs}, steps of each: {steps:,}; every outcome as "
+        "expected, all ends equal to the undisturbed run's to the bit",
         ("fault", "expected", "times", "to the next step"),
         rows,
     )

@@ -149,6 +149,7 @@ VARIANTS = {
     "minimal": dict(remat="minimal"),
     "full": dict(remat="full"),
     "named": dict(remat=("attention", "mlp_hidden")),
+    "products and attention": dict(remat=("projection", "attention")),
 }
 
 
