@@ -12,9 +12,9 @@ from t5x_lite.models.attention_kernel import TILE, Operands
 from t5x_lite.partitioning import batch_parts, is_axes, mesh_axes, partition_spec
 
 _AXES = Operands(
-    q_bhqd=("batch", "heads", "length", None),
-    k_bhkd=("batch", "heads", None, None),
-    v_bhkd=("batch", "heads", None, None),
+    q_bqj=("batch", "length", "heads"),
+    k_bkj=("batch", None, "heads"),
+    v_bkj=("batch", None, "heads"),
     mask_bqk=("batch", "length", None),
     bias_hqk=("heads", "length", None),
 )
@@ -26,13 +26,13 @@ def can_fuse(rows: int, heads: int) -> bool:
     return not rows % batch_parts(mesh) and not heads % _parts("heads")
 
 
-def fused_attention(operands: Operands, *, scale: float = 1.0) -> jax.Array:
-    """softmax(scale * q k + bias) v where the mask is not 0: [b, h, q, d], of any lengths.
+def fused_attention(operands: Operands, *, heads: int, scale: float = 1.0) -> jax.Array:
+    """softmax(scale * q k + bias) v of every head where the mask is not 0: [b, q, j], any lengths.
 
     The backward pass makes the scores again. Where no key may be looked at, the result means
     nothing and has no gradient.
     """
-    length = operands.q_bhqd.shape[2]
+    length = operands.q_bqj.shape[1]
     queries, keys = TILE * _parts("length"), TILE
     fill = {"q": queries, "k": keys}
     filled = Operands(
@@ -41,53 +41,57 @@ def fused_attention(operands: Operands, *, scale: float = 1.0) -> jax.Array:
             for name, x in operands._asdict().items()
         )
     )
-    y_bhqd: Any = _attend(scale, filled)
-    return y_bhqd[:, :, :length]
+    y_bqj: Any = _attend(heads, scale, filled)
+    return y_bqj[:, :length]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(scale: float, operands: Operands) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(heads: int, scale: float, operands: Operands) -> jax.Array:
+    how = {"heads": heads // _parts("heads"), "scale": scale}
+
     def local(operands: Operands) -> jax.Array:
         return jax.lax.platform_dependent(
             operands,
-            tpu=functools.partial(attention_kernel.forward, scale=scale),
-            default=functools.partial(attention_kernel.plain, scale=scale),
+            tpu=functools.partial(attention_kernel.forward, **how),
+            default=functools.partial(attention_kernel.plain, **how),
         )
 
-    return _sharded(local, (_axes(operands),), _AXES.q_bhqd)(operands)
+    return _sharded(local, (_axes(operands),), _AXES.q_bqj)(operands)
 
 
-def _attend_backward(scale: float, operands: Operands, slopes_bhqd: jax.Array):
-    def of_plain(operands: Operands, slopes_bhqd: jax.Array) -> Operands:
+def _attend_backward(heads: int, scale: float, operands: Operands, slopes_bqj: jax.Array):
+    how = {"heads": heads // _parts("heads"), "scale": scale}
+
+    def of_plain(operands: Operands, slopes_bqj: jax.Array) -> Operands:
         real = operands._replace(mask_bqk=None)
         _, pull = jax.vjp(
-            lambda real: attention_kernel.plain(
-                real._replace(mask_bqk=operands.mask_bqk), scale=scale
-            ),
+            lambda real: attention_kernel.plain(real._replace(mask_bqk=operands.mask_bqk), **how),
             real,
         )
-        return pull(slopes_bhqd)[0]
+        return pull(slopes_bqj)[0]
 
-    def local(operands: Operands, slopes_bhqd: jax.Array) -> Operands:
+    def local(operands: Operands, slopes_bqj: jax.Array) -> Operands:
         found = jax.lax.platform_dependent(
             operands,
-            slopes_bhqd,
-            tpu=functools.partial(attention_kernel.backward, scale=scale),
+            slopes_bqj,
+            tpu=functools.partial(attention_kernel.backward, **how),
             default=of_plain,
         )
-        dk, dv, dbias = found.k_bhkd, found.v_bhkd, found.bias_hqk
+        dk, dv, dbias = found.k_bkj, found.v_bkj, found.bias_hqk
         if axes := _live("length"):  # each device has some of the queries
             dk, dv = jax.lax.psum((dk, dv), axes)
         if dbias is not None and (axes := _live("batch")):
             dbias = jax.lax.psum(dbias, axes)
-        return found._replace(k_bhkd=dk, v_bhkd=dv, bias_hqk=dbias)
+        return found._replace(k_bkj=dk, v_bkj=dv, bias_hqk=dbias)
 
     axes = _axes(operands)
     writes = axes._replace(mask_bqk=None)
-    return (_sharded(local, (axes, _AXES.q_bhqd), writes)(operands, slopes_bhqd),)
+    return (_sharded(local, (axes, _AXES.q_bqj), writes)(operands, slopes_bqj),)
 
 
-_attend.defvjp(lambda scale, operands: (_attend(scale, operands), operands), _attend_backward)
+_attend.defvjp(
+    lambda heads, scale, operands: (_attend(heads, scale, operands), operands), _attend_backward
+)
 
 
 def _sharded(function, reads, writes):

@@ -19,13 +19,15 @@ from t5x_lite.planning.hlo import Module
 from t5x_lite.planning.topologies import topology, tpu_devices
 
 SCALE = 0.3
+HEADS = 4
+HOW = {"heads": HEADS, "scale": SCALE}
 
 
 @pytest.fixture(scope="module")
 def make_operands():
-    """Operands of two rows and three heads: make_operands(256, 128, bias=True)."""
+    """Operands of two rows and four heads: make_operands(256, 128, bias=True)."""
 
-    def make(queries, keys, *, bias):
+    def make(queries, keys, *, bias, head_dim=16):
         rng = np.random.default_rng(0)
 
         def normal(*shape):
@@ -34,34 +36,35 @@ def make_operands():
         mask = (rng.random((2, queries, keys)) < 0.7).astype(np.int8)
         mask[1, 7] = 0  # a query that may look nowhere
         return Operands(
-            normal(2, 3, queries, 16),
-            normal(2, 3, keys, 16),
-            normal(2, 3, keys, 16),
+            normal(2, queries, HEADS * head_dim) * (16 / head_dim) ** 0.5,  # scores of one size
+            normal(2, keys, HEADS * head_dim),
+            normal(2, keys, HEADS * head_dim),
             jnp.asarray(mask),
-            normal(3, queries, keys) if bias else None,
+            normal(HEADS, queries, keys) if bias else None,
         )
 
     return make
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("head_dim", [16, 64, 128], ids=["all at once", "in pairs", "one by one"])
 @pytest.mark.parametrize(("queries", "keys", "blocks"), [(128, 256, 1), (384, 128, 3)])
 def test_the_kernel_and_its_gradient_equal_plain_attention(
-    make_operands, monkeypatch, queries, keys, blocks, bias
+    make_operands, monkeypatch, queries, keys, blocks, head_dim, bias
 ):
     monkeypatch.setattr(attention_kernel, "_SCORES", keys * queries // blocks)
-    operands = make_operands(queries, keys, bias=bias)
+    operands = make_operands(queries, keys, bias=bias, head_dim=head_dim)
     real = operands._replace(mask_bqk=None)
 
     def plain(real):
         given = real._replace(mask_bqk=operands.mask_bqk)
-        return attention_kernel.plain(given, scale=SCALE)
+        return attention_kernel.plain(given, **HOW)
 
     expected, pull = jax.vjp(plain, real)
-    found = attention_kernel.forward(operands, scale=SCALE, interpret=True)
+    found = attention_kernel.forward(operands, **HOW, interpret=True)
     np.testing.assert_allclose(found, expected, atol=2e-6)
     slopes = jnp.asarray(np.random.default_rng(1).normal(size=found.shape), jnp.float32)
-    gradients = attention_kernel.backward(operands, slopes, scale=SCALE, interpret=True)
+    gradients = attention_kernel.backward(operands, slopes, **HOW, interpret=True)
     for name, expected in pull(slopes)[0]._asdict().items():
         found = getattr(gradients, name)
         assert (found is None) == (expected is None)
@@ -72,10 +75,10 @@ def test_the_kernel_and_its_gradient_equal_plain_attention(
 def test_products_of_the_kernel_take_the_type_of_the_values(make_operands):
     operands = make_operands(128, 128, bias=True)
     halves = operands._replace(
-        **{n: getattr(operands, n).astype(jnp.bfloat16) for n in ("q_bhqd", "k_bhkd", "v_bhkd")}
+        **{n: getattr(operands, n).astype(jnp.bfloat16) for n in ("q_bqj", "k_bkj", "v_bkj")}
     )
-    found = attention_kernel.forward(halves, scale=SCALE, interpret=True)
-    expected = attention_kernel.plain(halves, scale=SCALE)
+    found = attention_kernel.forward(halves, **HOW, interpret=True)
+    expected = attention_kernel.plain(halves, **HOW)
     assert found.dtype == expected.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.float32(found), np.float32(expected), atol=0.02)
 
@@ -126,7 +129,7 @@ def test_the_tpus_compiler_takes_the_kernel_and_its_plan_counts_it(bias):
     def array(dtype, *shape):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
-    side = array(jnp.bfloat16, 2, 4, 512, 64)
+    side = array(jnp.bfloat16, 2, 512, 4 * 64)
     operands = Operands(
         side,
         side,
@@ -136,8 +139,8 @@ def test_the_tpus_compiler_takes_the_kernel_and_its_plan_counts_it(bias):
     )
 
     def both(operands, slopes):
-        y = attention_kernel.forward(operands, scale=1.0)
-        return y, attention_kernel.backward(operands, slopes, scale=1.0)
+        y = attention_kernel.forward(operands, heads=4, scale=1.0)
+        return y, attention_kernel.backward(operands, slopes, heads=4, scale=1.0)
 
     text = jax.jit(both).lower(operands, side).compile().as_text()
     found = [cost for cost in costs(Module(text), lambda flops, moved: 7.0) if cost.kernel]
