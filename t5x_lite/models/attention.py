@@ -122,8 +122,8 @@ class Attention(nnx.Module):
             y_bqhd = self._weigh(q_bqhd, kv, mask_bhqk, bias_bhqk, key)
         else:
             y_bqhd = self._weigh_in_chunks(q_bqhd, kv, mask_bhqk, bias_bhqk, key)
-        y_bqhd = checkpoint_name(shard(y_bqhd, "batch", "length", "heads", "kv"), "attention")
-        return self.out(y_bqhd.reshape(*y_bqhd.shape[:2], -1))
+        y_bqj = shard(y_bqhd.reshape(*y_bqhd.shape[:2], -1), "batch", "length", "heads")
+        return self.out(checkpoint_name(y_bqj, "attention"))
 
     def _weigh(self, q_bqhd, kv: KeyValue, mask_bhqk, bias_bhqk, key) -> jax.Array:
         """The mean of the values that each query looks at."""
@@ -185,7 +185,9 @@ class Attention(nnx.Module):
         return y_bqhd[:, :length]
 
     def _heads(self, y_blj: jax.Array, positions_bl: jax.Array | None = None) -> jax.Array:
+        # Placed before it is split: a kernel that takes heads side by side then gets what was made.
+        y_blj = shard(y_blj, "batch", "length", "heads")
         y_blhd = y_blj.reshape(*y_blj.shape[:2], -1, self.config.head_dim)
         if positions_bl is not None and self.config.positions == "rotary":
             y_blhd = rotate(y_blhd, positions_bl, self.config.rope_theta)
-        return shard(y_blhd, "batch", "length", "heads", "kv")
+        return y_blhd
