@@ -29,6 +29,8 @@ class CheckpointPolicy:
         checkpoint counts if the number was reported at its very step.
     pinned_steps: are saved and stay for good.
     retry_seconds: how long to wait after a save that failed before the next try. The run goes on.
+    save_timeout_seconds: a save that has not ended by then has failed. When one process of several
+        cannot write, the others may hear of it no sooner.
     max_failures: after so many failures in a row the run ends.
     """
 
@@ -40,10 +42,11 @@ class CheckpointPolicy:
     keep_best_count: int = 1
     pinned_steps: Sequence[int] = ()
     retry_seconds: float = 30.0
+    save_timeout_seconds: int = 1200
     max_failures: int = 10
 
     def __post_init__(self):
-        for name in ("every_steps", "keep_best_count", "max_failures"):
+        for name in ("every_steps", "keep_best_count", "save_timeout_seconds", "max_failures"):
             if getattr(self, name) < 1:
                 self._reject(name, "at least 1")
         for name in ("keep_latest", "keep_every_steps"):

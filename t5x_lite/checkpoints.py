@@ -74,7 +74,7 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._checkpointer = ocp.training.Checkpointer(
             absolute(self.model_dir) / "checkpoints",
-            context=context(),
+            context=context(save_timeout_seconds=self._policy.save_timeout_seconds),
             save_decision_policy=self._policy.saving(),
             preservation_policy=self._policy.keeping(self.model_dir),
             cleanup_tmp_directories=not self._for_reading,

@@ -214,7 +214,9 @@ def test_a_process_killed_while_saving_leaves_the_step_before_as_the_latest(tmp_
         assert saved.latest_step == 1
 
 
-@pytest.mark.parametrize("name", ["every_steps", "keep_latest", "max_failures"])
+@pytest.mark.parametrize(
+    "name", ["every_steps", "keep_latest", "max_failures", "save_timeout_seconds"]
+)
 def test_policies_that_make_no_sense_are_named(name):
     with pytest.raises(ConfigError, match=f"{name} must be .* got 0") as error:
         CheckpointPolicy(**{name: 0})

@@ -21,7 +21,11 @@ from t5x_lite.run.launched import FIRST, STEP, Launched
 
 DATA = "data"  # where the corpus and the stores of torture's own lie
 LAP = re.compile(r"([a-z][a-z ]*[a-z]) (?:(\d+) min )?([\d.]+) s")  # of `startup.Startup.line`
-CHILD = ("--gin.CheckpointPolicy.retry_seconds=0.5", "--gin.Receipts.params_every_steps=10")
+CHILD = (
+    "--gin.CheckpointPolicy.retry_seconds=0.5",
+    "--gin.CheckpointPolicy.save_timeout_seconds=30",
+    "--gin.Receipts.params_every_steps=10",
+)
 
 
 class Outcome(NamedTuple):
