@@ -151,11 +151,11 @@ class Attention(nnx.Module):
 
     def _weigh_fused(self, q_bqhd, kv: KeyValue, mask_bhqk, bias_bhqk) -> jax.Array:
         """`_weigh` as one kernel."""
-        joined = (x.reshape(*x.shape[:2], -1) for x in (q_bqhd, *kv))
+        q_bqj, k_bkj, v_bkj = (x.reshape(*x.shape[:2], -1) for x in (q_bqhd, *kv))
         mask_bqk = jnp.broadcast_to(mask_bhqk[:, 0], (len(q_bqhd), *mask_bhqk.shape[2:]))
         bias_hqk = None if bias_bhqk is None else bias_bhqk[0].astype(jnp.float32)
         scale = self.config.head_dim**-0.5 if self.config.scale_attention else 1.0
-        operands = Operands(*joined, mask_bqk.astype(jnp.int8), bias_hqk)
+        operands = Operands(q_bqj, k_bkj, v_bkj, mask_bqk.astype(jnp.int8), bias_hqk)
         y_bqj = fused_attention(operands, heads=self.config.num_heads, scale=scale)
         return y_bqj.reshape(q_bqhd.shape)
 

@@ -6,7 +6,7 @@ kept for the backward pass. The bias is shared by the rows of the batch, which t
 innermost: a head's block of it is fetched once, and so is its gradient added up. Queries, keys and
 values lie as projections leave them, all heads of a token side by side; heads of 64 go in pairs.
 
-All lengths are multiples of 128 here (`fused_attention` fills them up).
+Lengths are any, but a multiple of 128 where queries are done in several blocks (`at_once`).
 """
 
 import functools
@@ -107,6 +107,16 @@ def plain(operands: Operands, *, heads: int, scale: float) -> jax.Array:
 _ORDER = ("parallel", "parallel", "arbitrary")  # heads, blocks of queries, rows of the batch
 
 
+def at_once(keys: int, *, heads: int, head_dim: int) -> int:
+    """How many queries can be done at once; of more there must be a multiple of 128."""
+    return min(_SCORES, _BIASES // _together(heads, head_dim)) // keys
+
+
+def _together(heads: int, head_dim: int) -> int:
+    fit = (n for n in range(1, heads) if not heads % n and not n * head_dim % TILE)
+    return next(fit, heads)
+
+
 class _Grid(NamedTuple):
     """How the work is cut: for some heads and a block of queries, the rows of the batch in turn.
 
@@ -123,11 +133,11 @@ class _Grid(NamedTuple):
     def of(cls, operands: Operands, heads: int) -> "_Grid":
         rows, queries, joined = operands.q_bqj.shape
         keys, head_dim = operands.k_bkj.shape[1], joined // heads
-        fit = (n for n in range(1, heads) if not heads % n and not n * head_dim % TILE)
-        together = next(fit, heads)
-        tiles = queries // TILE
-        most = max(1, min(_SCORES, _BIASES // together) // (keys * TILE))
-        block = TILE * max(n for n in range(1, min(tiles, most) + 1) if tiles % n == 0)
+        together, block = _together(heads, head_dim), queries
+        if queries > (most := at_once(keys, heads=heads, head_dim=head_dim)):
+            tiles = queries // TILE
+            fit = (n for n in range(1, tiles + 1) if not tiles % n and n * TILE <= most)
+            block = TILE * max(fit, default=1)
         sizes = (heads // together, queries // block, rows)
         return cls(sizes, block, keys, head_dim, together)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from t5x_lite.models import attention_kernel
-from t5x_lite.models.attention_kernel import TILE, Operands
+from t5x_lite.models.attention_kernel import TILE, Operands, at_once
 from t5x_lite.partitioning import batch_parts, is_axes, mesh_axes, partition_spec
 
 _AXES = Operands(
@@ -32,12 +32,13 @@ def fused_attention(operands: Operands, *, heads: int, scale: float = 1.0) -> ja
     The backward pass makes the scores again. Where no key may be looked at, the result means
     nothing and has no gradient.
     """
-    length = operands.q_bqj.shape[1]
-    queries, keys = TILE * _parts("length"), TILE
-    fill = {"q": queries, "k": keys}
+    _, length, joined = operands.q_bqj.shape
+    heads_here, parts = heads // _parts("heads"), _parts("length")
+    most = at_once(operands.k_bkj.shape[1], heads=heads_here, head_dim=joined // heads)
+    multiple = parts if -(-length // parts) <= most else parts * TILE
     filled = Operands(
         *(
-            x if x is None else _filled(x, [fill.get(letter, 1) for letter in name.split("_")[1]])
+            x if x is None else _filled(x, name.split("_")[1].find("q"), multiple)
             for name, x in operands._asdict().items()
         )
     )
@@ -121,7 +122,8 @@ def _parts(axis: str) -> int:
     return math.prod(mesh.shape[name] for name in _live(axis))
 
 
-def _filled(x: jax.Array, multiples: list[int]) -> jax.Array:
-    """`x` with zeros behind it, up to a multiple along every dimension."""
-    missing = [-size % multiple for size, multiple in zip(x.shape, multiples, strict=True)]
-    return jnp.pad(x, [(0, more) for more in missing]) if any(missing) else x
+def _filled(x: jax.Array, axis: int, multiple: int) -> jax.Array:
+    """`x` with zeros behind it, up to a multiple along an axis; -1 is none."""
+    missing = -x.shape[axis] % multiple if axis >= 0 else 0
+    fill = [(0, missing if i == axis else 0) for i in range(x.ndim)]
+    return jnp.pad(x, fill) if missing else x

@@ -48,7 +48,9 @@ def make_operands():
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("head_dim", [16, 64, 128], ids=["all at once", "in pairs", "one by one"])
-@pytest.mark.parametrize(("queries", "keys", "blocks"), [(128, 256, 1), (384, 128, 3)])
+@pytest.mark.parametrize(
+    ("queries", "keys", "blocks"), [(128, 256, 1), (57, 114, 1), (384, 100, 3)]
+)
 def test_the_kernel_and_its_gradient_equal_plain_attention(
     make_operands, monkeypatch, queries, keys, blocks, head_dim, bias
 ):
@@ -123,28 +125,30 @@ def test_a_model_with_fused_attention_computes_what_it_computes_without(
 
 @pytest.mark.usefixtures("needs_libtpu")
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-def test_the_tpus_compiler_takes_the_kernel_and_its_plan_counts_it(bias):
+@pytest.mark.parametrize("lengths", [(512, 512), (114, 512), (1024, 1000)], ids=str)
+def test_the_tpus_compiler_takes_the_kernel_and_its_plan_counts_it(lengths, bias):
     place = SingleDeviceSharding(tpu_devices(topology("v5e:2x2"))[0])
 
     def array(dtype, *shape):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
-    side = array(jnp.bfloat16, 2, 512, 4 * 64)
+    queries, keys = lengths
+    per_query, per_key = (array(jnp.bfloat16, 2, length, 4 * 64) for length in lengths)
     operands = Operands(
-        side,
-        side,
-        side,
-        array(jnp.int8, 2, 512, 512),
-        array(jnp.float32, 4, 512, 512) if bias else None,
+        per_query,
+        per_key,
+        per_key,
+        array(jnp.int8, 2, queries, keys),
+        array(jnp.float32, 4, queries, keys) if bias else None,
     )
 
     def both(operands, slopes):
         y = attention_kernel.forward(operands, heads=4, scale=1.0)
         return y, attention_kernel.backward(operands, slopes, heads=4, scale=1.0)
 
-    text = jax.jit(both).lower(operands, side).compile().as_text()
+    text = jax.jit(both).lower(operands, per_query).compile().as_text()
     found = [cost for cost in costs(Module(text), lambda flops, moved: 7.0) if cost.kernel]
-    scores = 2 * 4 * 512 * 512
+    scores = 2 * 4 * queries * keys
     width = 128  # of a matrix unit, half of which a head of 64 leaves idle
     assert sorted(cost.flops for cost in found) == [2 * n * scores * width for n in (2, 5)]
     assert [cost.cycles for cost in found] == [7.0, 7.0]
