@@ -113,6 +113,7 @@ def at_once(keys: int, *, heads: int, head_dim: int) -> int:
 
 
 def _together(heads: int, head_dim: int) -> int:
+    """How many heads are done at once: as few as fill tiles."""
     fit = (n for n in range(1, heads) if not heads % n and not n * head_dim % TILE)
     return next(fit, heads)
 
