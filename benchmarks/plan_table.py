@@ -43,7 +43,8 @@ HEAD = """# Sizes and slices
 
 Made by `python benchmarks/plan_table.py`; 512/114 tokens a row, bfloat16, Adafactor, jax {jax}.
 Step times are estimates, from every instruction at the chip's peaks to the compiler's estimate with
-exposed collectives; nothing here was measured on a TPU. "-": not computed.
+exposed collectives; nothing here was measured on a TPU. "-": not computed; on Switch base with 32
+experts for v6e libtpu 0.0.42 overflows a stack of its own.
 
 """
 
