@@ -79,10 +79,11 @@ def check_reachable(path: epath.Path) -> None:
             ) from error
 
 
-def context(*, partial_load: bool = False, save_timeout_seconds: int = 1200) -> ocp.Context:
+def context(*, partial_load: bool = False, save_timeout_seconds: int | None = None) -> ocp.Context:
     """How orbax is to read and write, here as everywhere; its own commit marker, on any store."""
     context = ocp.Context()
-    context.asynchronous.timeout_secs = save_timeout_seconds
+    if save_timeout_seconds is not None:
+        context.asynchronous.timeout_secs = save_timeout_seconds
     context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE
     context.pytree.loading.partial_load = partial_load
     return context

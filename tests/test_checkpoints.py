@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from orbax.checkpoint import v1 as ocp
 
 from t5x_lite.checkpoint_policy import CheckpointPolicy
 from t5x_lite.checkpoints import Checkpoints
@@ -212,6 +213,18 @@ def test_a_process_killed_while_saving_leaves_the_step_before_as_the_latest(tmp_
     assert (tmp_path / "checkpoints" / "2").exists()
     with Checkpoints(tmp_path, EVERY_STEP) as saved:
         assert saved.latest_step == 1
+
+
+def test_orbax_is_told_how_long_a_save_may_take(tmp_path, monkeypatch):
+    plain, told = ocp.training.Checkpointer, []
+
+    def made(*arguments, context, **options):
+        told.append(context.asynchronous.timeout_secs)
+        return plain(*arguments, context=context, **options)
+
+    monkeypatch.setattr("orbax.checkpoint.v1.training.Checkpointer", made)
+    with Checkpoints(tmp_path, CheckpointPolicy(save_timeout_seconds=7)):
+        assert told == [7]
 
 
 @pytest.mark.parametrize(

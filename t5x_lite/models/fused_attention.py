@@ -42,13 +42,13 @@ def fused_attention(operands: Operands, *, heads: int, scale: float = 1.0) -> ja
             for name, x in operands._asdict().items()
         )
     )
-    y_bqj: Any = _attend(heads, scale, filled)
+    y_bqj: Any = _attend(heads_here, scale, filled)
     return y_bqj[:, :length]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(heads: int, scale: float, operands: Operands) -> jax.Array:
-    how = {"heads": heads // _parts("heads"), "scale": scale}
+    how = {"heads": heads, "scale": scale}  # of one device
 
     def local(operands: Operands) -> jax.Array:
         return jax.lax.platform_dependent(
@@ -61,7 +61,7 @@ def _attend(heads: int, scale: float, operands: Operands) -> jax.Array:
 
 
 def _attend_backward(heads: int, scale: float, operands: Operands, slopes_bqj: jax.Array):
-    how = {"heads": heads // _parts("heads"), "scale": scale}
+    how = {"heads": heads, "scale": scale}  # of one device
 
     def of_plain(operands: Operands, slopes_bqj: jax.Array) -> Operands:
         real = operands._replace(mask_bqk=None)
