@@ -2,16 +2,22 @@
 
     python benchmarks/plan_table.py --minutes=60 [t5_1_1/small ...]    (libtpu; minutes a cell)
 
-Cells are compiled, small models first, until the time is up; what is done is kept in
-plan_table.json, so that the same command goes on from there. The rest is marked as not computed.
-The setting of a cell follows from the size (`setting_of`): it is a sound start, not a search.
+Cells are compiled, small models first, until the time is up, each in a process of its own, which
+libtpu's compiler can end. What is done, such an end too, is kept in plan_table.json, so that the
+same command goes on from there; another libtpu tries again what ended one. The rest is marked as
+not computed. The setting of a cell follows from the size (`setting_of`): a sound start, no search.
 """
 
 import argparse
 import dataclasses
 import itertools
 import json
+import signal
+import subprocess
+import sys
+import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import gin
@@ -33,6 +39,7 @@ from t5x_lite.training.step import Loss, Update
 HERE = Path(__file__).parent
 RESULTS, TABLE = HERE / "plan_table.json", HERE.parent / "docs" / "planning_table.md"
 CACHE = Path("~/.cache/t5x_lite/plans").expanduser()
+ENDED_BY = "ended_by"
 TOPOLOGIES = ("v5e:16x16", "v5p:4x4x4", "v6e:16x16")
 MODELS = (
     *(f"t5_1_1/{size}" for size in ("small", "base", "large", "xl", "xxl")),
@@ -43,8 +50,8 @@ HEAD = """# Sizes and slices
 
 Made by `python benchmarks/plan_table.py`; 512/114 tokens a row, bfloat16, Adafactor, jax {jax}.
 Step times are estimates, from every instruction at the chip's peaks to the compiler's estimate with
-exposed collectives; nothing here was measured on a TPU. "-": not computed; on Switch base with 32
-experts for v6e libtpu 0.0.42 overflows a stack of its own.
+exposed collectives; nothing here was measured on a TPU. "-": not computed; a signal's name: what
+ended libtpu's compiler on that cell.
 
 """
 
@@ -91,6 +98,8 @@ def row_of(name: str, where: str, plan: dict | None) -> tuple[str, ...]:
     """A line of the table."""
     if plan is None:
         return (name, where, *["-"] * 9)
+    if ENDED_BY in plan:
+        return (name, where, *["-"] * 6, plan[ENDED_BY], "", plan["compiler"]["libtpu"])
     memory, estimate = plan["memory"], plan["estimate"]
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
     size = f"{memory['total'] / 1e9:.1f} of {memory['limit'] / 1e9:.0f}"
@@ -113,24 +122,59 @@ def row_of(name: str, where: str, plan: dict | None) -> tuple[str, ...]:
     )
 
 
+def compile_here(name: str, where: str, path: Path) -> None:
+    """Plan a cell in this process and write it."""
+    jax.config.update("jax_platforms", "cpu")
+    wanted = topology(where)
+    planned = plan_step(setting_of(shipped(name), wanted), wanted, 2.0**35, CACHE, report=print)
+    path.write_text(json.dumps(planned.plan))
+
+
+def compile_apart(name: str, where: str) -> dict:
+    """Plan a cell in a process of its own: its plan, or the signal that ended the process.
+
+    Raises:
+      subprocess.CalledProcessError: it ended with an error of its own.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "plan.json"
+        command = [sys.executable, __file__, f"--cell={where}", f"--to={path}", name]
+        ended = subprocess.run(command, check=False)
+        if ended.returncode < 0:
+            versions = {package: version(package) for package in ("jax", "libtpu")}
+            return {ENDED_BY: signal.Signals(-ended.returncode).name, "compiler": versions}
+        ended.check_returncode()
+        return json.loads(path.read_text())
+
+
+def to_do(plan: dict | None) -> bool:
+    """Whether a cell was never computed, or ended another libtpu's compiler."""
+    if plan is None:
+        return True
+    return ENDED_BY in plan and plan["compiler"]["libtpu"] != version("libtpu")
+
+
 def main() -> None:
     """Compile what there is time for, and write the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=600.0)
+    parser.add_argument("--cell", help="a slice: only its cell of one model, in this process")
+    parser.add_argument("--to", type=Path, help="the file for the plan of --cell")
     parser.add_argument("models", nargs="*", default=MODELS)
     options = parser.parse_args()
+    if options.cell:
+        (name,) = options.models
+        compile_here(name, options.cell, options.to)
+        return
     end = time.time() + 60 * options.minutes
-    jax.config.update("jax_platforms", "cpu")
     done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     smallest_first = sorted(options.models, key=lambda name: num_parameters(shipped(name)))
     for name, where in itertools.product(smallest_first, TOPOLOGIES):
         key = f"{name} {where}"
-        if key in done or time.time() > end:
+        if not to_do(done.get(key)) or time.time() > end:
             continue
-        wanted = topology(where)
         print(key, flush=True)
-        planned = plan_step(setting_of(shipped(name), wanted), wanted, 2.0**35, CACHE, report=print)
-        done[key] = planned.plan
+        done[key] = compile_apart(name, where)
         RESULTS.write_text(json.dumps(done) + "\n")
         write(done)
     write(done)

@@ -86,9 +86,10 @@ class Launched:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            with self._changed:
-                self.lines.append((time.monotonic(), line.rstrip()))
-                self._changed.notify_all()
+        with self._process.stdout as said:
+            for line in said:
+                with self._changed:
+                    self.lines.append((time.monotonic(), line.rstrip()))
+                    self._changed.notify_all()
         with self._changed:
             self._changed.notify_all()
