@@ -2,9 +2,8 @@
 
     python benchmarks/step_vs_pytorch.py --torch_python=/path/to/python/with/torch
 
-Batch 8, 512 inputs, 114 targets, full rows, float32, no dropout, Adafactor on both sides
-(transformers' own there) at a constant rate of 0.01. Both start from the same weights, exported
-through `t5x_lite.convert`, and see the same batch. Two processes take turns, a step each, so that a
+Batch 8, float32, as `t5_steps` makes both. Both start from the same weights, exported through
+`t5x_lite.convert`, and see the same batch. Two processes take turns, a step each, so that a
 machine whose speed drifts slows both; ratios of neighbouring steps are what counts. Wall time, CPU
 time of the process, loss and peak memory of every process are told.
 """
@@ -21,114 +20,31 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+from t5_steps import WEIGHTS, OurStep, TorchStep, export, load_config, write_batch
 
-ROWS, INPUTS, TARGETS, RATE = 8, 512, 114, 0.01
-BATCH, WEIGHTS = "batch.npz", "weights"
-
-
-def write_batch(directory: Path, vocab_size: int) -> None:
-    """A batch of full rows."""
-    random = np.random.default_rng(0)
-    np.savez(
-        directory / BATCH,
-        inputs=random.integers(2, vocab_size - 128, (ROWS, INPUTS), dtype=np.int32),
-        targets=random.integers(2, vocab_size - 128, (ROWS, TARGETS), dtype=np.int32),
-    )
-
-
-def load_config(size: str, changes: dict):
-    """The shipped configuration of a T5 1.1 size, in float32."""
-    import dataclasses
-
-    import gin
-
-    from t5x_lite import gin_files
-    from t5x_lite.__main__ import GIN_CONFIGS
-    from t5x_lite.models.config import TransformerConfig
-
-    gin_files.parse([f"models/t5_1_1/{size}.gin"], [], ["", str(GIN_CONFIGS)])
-    config = gin.get_configurable(TransformerConfig)()
-    return dataclasses.replace(config, dtype="float32", **changes)
-
-
-def export(directory: Path, arguments: argparse.Namespace) -> None:
-    """Write the weights that both start from, and the batch."""
-    import jax
-
-    from t5x_lite.convert.huggingface import export_checkpoint
-    from t5x_lite.models.transformer import initialize
-
-    config = load_config(arguments.size, arguments.model)
-    params = jax.jit(lambda key: initialize(config, key))(jax.random.key(0))
-    export_checkpoint(directory / WEIGHTS, config, params)
-    write_batch(directory, config.vocab_size)
+ROWS = 8
 
 
 def our_step(directory: Path, arguments: argparse.Namespace) -> Callable[[], float]:
-    """A function that makes one step of ours and returns the loss it began with."""
-    import jax
-
-    from t5x_lite.run.program import build
-    from t5x_lite.training.optimizers import Adafactor
-    from t5x_lite.training.schedules import Constant
-    from t5x_lite.training.step import Loss
-
-    config = load_config(arguments.size, arguments.model)
-    loss = Loss(z_loss=0.0, logits_chunk=arguments.logits_chunk or None)
-    program = build(
-        config,
-        Adafactor(),
-        Constant(value=RATE),
-        loss,
-        mesh={"data": 1},
-        batch_size=ROWS,
-        seed=0,
-    )
-    with np.load(directory / BATCH) as arrays:
-        inputs, targets = arrays["inputs"], arrays["targets"]
-    batch = {
-        "encoder_input_tokens": inputs,
-        "decoder_target_tokens": targets,
-        "decoder_input_tokens": np.pad(targets[:, :-1], ((0, 0), (1, 0))),
-        "decoder_loss_weights": np.ones(targets.shape, np.float32),
-    }
-    with jax.set_mesh(program.mesh):
-        placed = jax.device_put(batch, program.batch_sharding)
-        compiled = program.step.lower(program.abstract, placed).compile()
-        state = program.initial()  # from key 0, as the exported weights are
-
-    def step() -> float:
-        nonlocal state
-        state, metrics = compiled(state, placed)
-        numbers = metrics.fetched()
-        return float(numbers["loss"]) / float(numbers["weight"])
-
+    """A step of ours."""
+    config = load_config(arguments.size, dtype="float32", **arguments.model)
+    step = OurStep(config, rows=ROWS, logits_chunk=arguments.logits_chunk or None)
+    step.begin(directory)
     return step
 
 
 def torch_step(directory: Path, _: argparse.Namespace) -> Callable[[], float]:
-    """The same of Hugging Face's model with its Adafactor."""
-    import torch
-    from transformers import T5ForConditionalGeneration
-    from transformers.optimization import Adafactor
-
-    model = T5ForConditionalGeneration.from_pretrained(directory / WEIGHTS, dropout_rate=0.0)
-    model = model.float().train()
-    optimizer = Adafactor(
-        model.parameters(), lr=RATE, scale_parameter=True, relative_step=False, warmup_init=False
-    )
-    with np.load(directory / BATCH) as arrays:
-        inputs, targets = (torch.tensor(arrays[name]).long() for name in ("inputs", "targets"))
-
-    def step() -> float:
-        loss = model(input_ids=inputs, labels=targets).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()
-
+    """A step of Hugging Face's model, from our weights."""
+    step = TorchStep(directory / WEIGHTS)
+    step.begin(directory, ROWS)
     return step
+
+
+def write(directory: Path, arguments: argparse.Namespace) -> None:
+    """Write the weights that both start from, and the batch."""
+    config = load_config(arguments.size, dtype="float32", **arguments.model)
+    export(directory, config)
+    write_batch(directory, ROWS, config.vocab_size)
 
 
 def serve(step: Callable[[], float]) -> None:
@@ -225,7 +141,7 @@ def main() -> None:
         make = {"ours": our_step, "torch": torch_step}[arguments.role]
         serve(make(arguments.directory, arguments))
     elif arguments.role == "export":
-        export(arguments.directory, arguments)
+        write(arguments.directory, arguments)
     else:
         options = sys.argv[1:]
         with tempfile.TemporaryDirectory() as directory:

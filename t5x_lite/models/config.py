@@ -95,8 +95,9 @@ class TransformerConfig:
         inputs of each layer; a tuple of names keeps the activations saved under them: "projection"
         (the products of "minimal"), "attention", "mlp_hidden". With `fused_attention` the tuple
         ("projection", "attention") spares the backward pass the kernel's forward one.
-    fused_attention: scores, softmax and weighted sum are one kernel on a TPU, unless attention
-        weights have dropout: scores never pass through main memory.
+    fused_attention: scores, softmax and weighted sum are one kernel on TPUs and NVIDIA's GPUs
+        (there for heads of 16, 32, 64, 128 or 256), unless attention weights have dropout: scores
+        never pass through main memory.
     query_chunk: attention works on so many queries at a time, whose scores the backward pass makes
         again, so that [heads, length, length] scores never exist in full; None: on all at once.
     scan_layers: compile one layer and loop over it; False unrolls. Weights look the same in both.

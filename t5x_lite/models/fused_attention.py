@@ -1,13 +1,17 @@
-"""`attention_kernel` as a function with a gradient, on any mesh; devices but TPUs do it plainly."""
+"""Attention by kernels, as a function with a gradient, on any mesh.
+
+TPUs have `attention_kernel`, NVIDIA's GPUs `attention_kernel_gpu`; other devices do it plainly.
+"""
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from t5x_lite.models import attention_kernel
+from t5x_lite.models import attention_kernel, attention_kernel_gpu
 from t5x_lite.models.attention_kernel import TILE, Operands, at_once
 from t5x_lite.partitioning import batch_parts, is_axes, mesh_axes, partition_spec
 
@@ -51,11 +55,10 @@ def _attend(heads: int, scale: float, operands: Operands) -> jax.Array:
     how = {"heads": heads, "scale": scale}  # of one device
 
     def local(operands: Operands) -> jax.Array:
-        return jax.lax.platform_dependent(
-            operands,
-            tpu=functools.partial(attention_kernel.forward, **how),
-            default=functools.partial(attention_kernel.plain, **how),
-        )
+        kernels = {"tpu": attention_kernel.forward, "default": attention_kernel.plain}
+        if attention_kernel_gpu.can_run(operands, heads):
+            kernels["cuda"] = attention_kernel_gpu.forward
+        return _by_platform(kernels, how)(operands)
 
     return _sharded(local, (_axes(operands),), _AXES.q_bqj)(operands)
 
@@ -63,7 +66,7 @@ def _attend(heads: int, scale: float, operands: Operands) -> jax.Array:
 def _attend_backward(heads: int, scale: float, operands: Operands, slopes_bqj: jax.Array):
     how = {"heads": heads, "scale": scale}  # of one device
 
-    def of_plain(operands: Operands, slopes_bqj: jax.Array) -> Operands:
+    def of_plain(operands: Operands, slopes_bqj: jax.Array, **how: Any) -> Operands:
         real = operands._replace(mask_bqk=None)
         _, pull = jax.vjp(
             lambda real: attention_kernel.plain(real._replace(mask_bqk=operands.mask_bqk), **how),
@@ -72,12 +75,10 @@ def _attend_backward(heads: int, scale: float, operands: Operands, slopes_bqj: j
         return pull(slopes_bqj)[0]
 
     def local(operands: Operands, slopes_bqj: jax.Array) -> Operands:
-        found = jax.lax.platform_dependent(
-            operands,
-            slopes_bqj,
-            tpu=functools.partial(attention_kernel.backward, **how),
-            default=of_plain,
-        )
+        kernels = {"tpu": attention_kernel.backward, "default": of_plain}
+        if attention_kernel_gpu.can_run(operands, heads):
+            kernels["cuda"] = attention_kernel_gpu.backward
+        found = _by_platform(kernels, how)(operands, slopes_bqj)
         dk, dv, dbias = found.k_bkj, found.v_bkj, found.bias_hqk
         if axes := _live("length"):  # each device has some of the queries
             dk, dv = jax.lax.psum((dk, dv), axes)
@@ -93,6 +94,12 @@ def _attend_backward(heads: int, scale: float, operands: Operands, slopes_bqj: j
 _attend.defvjp(
     lambda heads, scale, operands: (_attend(heads, scale, operands), operands), _attend_backward
 )
+
+
+def _by_platform(kernels: dict[str, Callable], how: dict[str, Any]) -> Callable:
+    """The function that takes the kernel of the platform it is compiled for."""
+    chosen = {name: functools.partial(kernel, **how) for name, kernel in kernels.items()}
+    return functools.partial(jax.lax.platform_dependent, **chosen)
 
 
 def _sharded(function, reads, writes):

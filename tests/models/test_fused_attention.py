@@ -1,19 +1,29 @@
-"""The attention kernel, interpreted, and the model that uses it, beside plain attention.
+"""The attention kernels, interpreted, and the model that uses them, beside plain attention.
 
-On a TPU nobody has run it yet: its compiler takes it (`needs_libtpu`), and what it would compute is
-what Pallas' interpreter computes of it here.
+On a TPU nobody has run them yet: its compiler takes them (`needs_libtpu`), and what they would
+compute is what Pallas' interpreter computes of them here. Those for GPUs ran on an H200
+(benchmarks/gpu.md).
 """
+
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import (
+    AbstractDevice,
+    AbstractMesh,
+    SingleDeviceSharding,
+    use_abstract_mesh,
+)
 
-from t5x_lite.models import attention_kernel
+from t5x_lite.models import attention_kernel, attention_kernel_gpu
 from t5x_lite.models.attention_kernel import Operands
+from t5x_lite.models.attention_kernel_gpu import Tiling, Tilings
+from t5x_lite.models.fused_attention import fused_attention
 from t5x_lite.models.transformer import abstract, bind
-from t5x_lite.partitioning import make_mesh
+from t5x_lite.partitioning import MESH_AXES, make_mesh
 from t5x_lite.planning.costs import costs
 from t5x_lite.planning.hlo import Module
 from t5x_lite.planning.topologies import topology, tpu_devices
@@ -55,18 +65,73 @@ def test_the_kernel_and_its_gradient_equal_plain_attention(
     make_operands, monkeypatch, queries, keys, blocks, head_dim, bias
 ):
     monkeypatch.setattr(attention_kernel, "_SCORES", keys * queries // blocks)
+    assert_equals_plain(
+        attention_kernel, make_operands(queries, keys, bias=bias, head_dim=head_dim)
+    )
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("head_dim", [16, 64])
+@pytest.mark.parametrize(
+    ("queries", "keys", "programs"),
+    [(64, 128, 1), (57, 114, 1024), (130, 70, 1)],
+    ids=["whole tiles", "a row a program", "lengths that fill no tiles"],
+)
+def test_the_gpus_kernels_and_their_gradient_equal_plain_attention(
+    make_operands, monkeypatch, queries, keys, programs, head_dim, bias
+):
+    monkeypatch.setattr(attention_kernel_gpu, "_PROGRAMS", programs)
     operands = make_operands(queries, keys, bias=bias, head_dim=head_dim)
-    real = operands._replace(mask_bqk=None)
+    assert_equals_plain(attention_kernel_gpu, operands)
+
+
+def test_the_gpus_kernels_may_have_tiles_of_their_own(make_operands):
+    tilings = Tilings(Tiling(128, 64), Tiling(64, 32), Tiling(32, 64), Tiling(64, 128))
+    operands = make_operands(100, 200, bias=True)
+    assert_equals_plain(attention_kernel_gpu, operands, tilings=tilings)
+
+
+@pytest.mark.parametrize(("head_dim", "expected"), [(64, True), (80, False), (8, False)])
+def test_heads_of_other_widths_than_the_gpu_multiplies_are_left_to_plain_attention(
+    make_operands, head_dim, expected
+):
+    operands = make_operands(8, 8, bias=True, head_dim=head_dim)
+    assert attention_kernel_gpu.can_run(operands, HEADS) is expected
+
+
+def test_a_program_for_gpus_holds_their_kernels():
+    rows, length, heads = 2, 114, 4
+    q_bqj = jax.ShapeDtypeStruct((rows, length, heads * 64), jnp.bfloat16)
+    mask_bqk = jax.ShapeDtypeStruct((rows, length, length), jnp.int8)
+    bias_hqk = jax.ShapeDtypeStruct((heads, length, length), jnp.float32)
+
+    def loss(q_bqj, bias_hqk, mask_bqk):
+        operands = Operands(q_bqj, q_bqj, q_bqj, mask_bqk, bias_hqk)
+        return jnp.sum(fused_attention(operands, heads=heads))
+
+    gpu = AbstractDevice(device_kind="NVIDIA H200", platform="cuda", num_cores=132)
+    sizes = (1,) * len(MESH_AXES)
+    with use_abstract_mesh(AbstractMesh(sizes, MESH_AXES, abstract_device=gpu)):
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(q_bqj, bias_hqk, mask_bqk)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    parts = {"", "_of_keys", "_of_queries", "_of_bias"}
+    assert set(re.findall(r'name = "attention(\w*)"', text)) == parts
+
+
+def assert_equals_plain(kernels, operands, **options):
+    """Result and gradients of interpreted kernels are those of plain attention."""
 
     def plain(real):
         given = real._replace(mask_bqk=operands.mask_bqk)
         return attention_kernel.plain(given, **HOW)
 
-    expected, pull = jax.vjp(plain, real)
-    found = attention_kernel.forward(operands, **HOW, interpret=True)
-    np.testing.assert_allclose(found, expected, atol=2e-6)
-    slopes = jnp.asarray(np.random.default_rng(1).normal(size=found.shape), jnp.float32)
-    gradients = attention_kernel.backward(operands, slopes, **HOW, interpret=True)
+    how = {**HOW, **options, "interpret": True}
+    expected, pull = jax.vjp(plain, operands._replace(mask_bqk=None))
+    found = kernels.forward(operands, **how)
+    seen_bq1 = np.any(operands.mask_bqk, axis=-1)[..., None]  # elsewhere nothing is meant
+    np.testing.assert_allclose(found * seen_bq1, expected * seen_bq1, atol=2e-6)
+    slopes = jnp.asarray(np.random.default_rng(1).normal(size=found.shape), jnp.float32) * seen_bq1
+    gradients = kernels.backward(operands, slopes, **how)
     for name, expected in pull(slopes)[0]._asdict().items():
         found = getattr(gradients, name)
         assert (found is None) == (expected is None)
