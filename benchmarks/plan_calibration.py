@@ -55,7 +55,7 @@ SETTING = Setting(
 
 def in_attention_core(cost: Cost) -> bool:
     """Scores, softmax and weighted sums: all of attention but its projections."""
-    return cost.module == "Attention.__call__"
+    return cost.module == "Attention._weigh"
 
 
 def calibrate(planned: Planned, chip: Chip) -> dict[str, float]:

@@ -4,7 +4,6 @@ A checkpoint may be anybody's: one that leads out of its directory or describes 
 refused.
 """
 
-import importlib
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from t5x_lite.addresses import is_address
 from t5x_lite.errors import ConfigError
 from t5x_lite.trees import flat
 from t5x_lite.untrusted import check_descriptions, check_size
@@ -59,24 +59,6 @@ def check_shapes(wanted: Any, directory: epath.Path) -> None:
             f"{len(other)} differ",
             "MODEL_DIR",
         )
-
-
-def is_address(path: epath.PathLike) -> bool:
-    """Whether a path is of a store such as gs:// and not of a file system."""
-    return "://" in str(path)
-
-
-def check_reachable(path: epath.Path) -> None:
-    """Raise ConfigError for a bucket without the package that orbax speaks to it with."""
-    if str(path).startswith("gs://"):
-        try:
-            importlib.import_module("google.cloud.storage")
-        except ImportError as error:
-            raise ConfigError(
-                f"checkpoints at {path} need the package google-cloud-storage: pip install "
-                "'t5x_lite[gcs]'",
-                "MODEL_DIR",
-            ) from error
 
 
 def context(*, partial_load: bool = False, save_timeout_seconds: int | None = None) -> ocp.Context:

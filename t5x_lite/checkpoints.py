@@ -22,8 +22,9 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from t5x_lite import checksums, processes
+from t5x_lite.addresses import check_reachable, is_address
 from t5x_lite.checkpoint_policy import Better, CheckpointPolicy, ranking
-from t5x_lite.checkpoint_shapes import check_reachable, check_shapes, context, described, is_address
+from t5x_lite.checkpoint_shapes import check_shapes, context, described
 from t5x_lite.errors import ConfigError
 from t5x_lite.frozen import Base
 from t5x_lite.trees import flat, joined, nested, without

@@ -38,6 +38,7 @@ LEVELS = {
     "checkpoint_policy": 3,
     "checkpoint_shapes": 3,
     "appending": 0,
+    "addresses": 1,
     "untrusted": 0,
     "local_pod": 1,
     "processes": 1,

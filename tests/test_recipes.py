@@ -1,6 +1,7 @@
 """Recipes for TPU slices: what their headers say follows from the recipe, so that neither rots."""
 
 import importlib.util
+import json
 import math
 from pathlib import Path
 
@@ -104,6 +105,14 @@ def test_the_header_tells_the_setting_that_was_planned_and_what_follows_from_its
         assert number(said[f"hours_{end}"]) == pytest.approx(hours, rel=rounding)
         share = 100 * forward * TRAINING / seconds / peak
         assert number(said[mfu]) == pytest.approx(share, abs=share * rounding + 0.051)
+
+
+def test_all_published_plans_are_of_one_compiler():
+    headers = [PLANS.read(name).values for name in PLANS.RECIPES]
+    cells = json.loads((ROOT / "benchmarks" / "plan_table.json").read_text()).values()
+    found = {(values["jax"], values["libtpu"]) for values in headers}
+    found |= {(cell["compiler"]["jax"], cell["compiler"]["libtpu"]) for cell in cells}
+    assert len(found) == 1
 
 
 def test_a_header_that_was_edited_by_hand_is_noticed(tmp_path, monkeypatch):

@@ -8,10 +8,7 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
-
-def is_address(path: str) -> bool:
-    """Tell an address, such as "gs://bucket/file", from a path on this machine."""
-    return "://" in path
+from t5x_lite.addresses import is_address
 
 
 def open_bytes(path: str) -> IO[bytes]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from t5x_lite.data import files
+from t5x_lite.addresses import is_address
 from t5x_lite.data.builder import Builder
 from t5x_lite.data.live import LiveTask
 from t5x_lite.data.order import Exhaustion
@@ -120,7 +120,7 @@ class Data:
                 "Data.tokenise",
             )
         if self.store_dir is not None and (
-            self.tokenise == "while_training" or not files.is_address(self.store_dir)
+            self.tokenise == "while_training" or not is_address(self.store_dir)
         ):
             raise ConfigError(
                 f"store_dir is {self.store_dir!r}: it takes an address, such as "
@@ -270,7 +270,7 @@ def ready(data: Data) -> Plan | None:
 
 def _located(data_dir: str, path: str) -> str:
     """Return where a path in a plan leads: an address and "bytes" are not below `data_dir`."""
-    return path if path == BYTES or files.is_address(path) else os.path.join(data_dir, path)
+    return path if path == BYTES or is_address(path) else os.path.join(data_dir, path)
 
 
 def _write_plan(path: Path, plan: Plan) -> None:

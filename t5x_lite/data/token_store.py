@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t5x_lite import checksums
+from t5x_lite.addresses import is_address
 from t5x_lite.data import files
 from t5x_lite.data.reading import Tokenizer, first_line, plain_records
 from t5x_lite.errors import ConfigError
@@ -210,7 +211,7 @@ def changed_shards(manifest: Mapping[str, Any]) -> list[str]:
     source, modified = manifest["source"], manifest.get("modified", {})
     changed = []
     for shard, size in source["sizes"].items():
-        if files.is_address(shard) or not os.path.exists(shard):
+        if is_address(shard) or not os.path.exists(shard):
             continue
         now = os.stat(shard)
         if now.st_size != size or (
@@ -294,7 +295,7 @@ def _describe_source(source: Any, split: str) -> dict[str, Any]:
             "TFDS_DATA_DIR",
         ) from error
     sizes = {shard: size for shard in shards if (size := files.size(shard)) is not None}
-    prints = {shard: fingerprint(shard) for shard in sizes if not files.is_address(shard)}
+    prints = {shard: fingerprint(shard) for shard in sizes if not is_address(shard)}
     kind = type(source).__name__
     return {"class": kind, "shards": shards, "sizes": sizes, "fingerprints": prints}
 

@@ -20,6 +20,7 @@ import sentencepiece
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
+from t5x_lite.addresses import is_address
 from t5x_lite.data import files
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.spans import Sentinels
@@ -96,7 +97,7 @@ class Vocabulary:
         try:
             return files.read_bytes(self.path)
         except Exception as error:
-            if not isinstance(error, OSError) and not files.is_address(self.path):
+            if not isinstance(error, OSError) and not is_address(self.path):
                 raise
             reason = getattr(error, "strerror", None) or str(error)
             raise ConfigError(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from t5x_lite.addresses import is_address
 from t5x_lite.data import files
 from t5x_lite.data.c4 import beam, local
 from t5x_lite.data.c4.recipe import C4Recipe
@@ -50,7 +51,7 @@ def c4(
             counts = beam.build_with_beam(
                 recipe, wet, out, train_shards=buckets, bad_pages=bad_pages, options=beam_options
             )
-        if not files.is_address(out):
+        if not is_address(out):
             write_json(Path(out, local.STATISTICS), dict(sorted(counts.items())))
     else:
         found = files.matching(wet)

@@ -108,5 +108,8 @@ def test_a_cell_of_the_published_table_still_compiles_to_what_it_says(cache):
 def test_the_published_run_is_estimated_as_the_documents_say(cache):
     bench = _benchmark("plan_calibration")
     planned = plan_step(bench.SETTING, topology("v5e:16x16"), 1e12, cache, report=str)
+    core = sum(cost.flops for cost in planned.costs if bench.in_attention_core(cost))
+    product = 2 * 2048**2 * 8192 * 32  # scores or weighted sums of a row, in all layers
+    assert core == 8 * product  # two forward, two recomputed, four backward
     ratios = bench.calibrate(planned, topology("v5e:16x16").chip)
     assert ratios["measured / estimated"] == pytest.approx(1.0, abs=0.1)
