@@ -42,7 +42,6 @@ class Cell:
     """What one process measures.
 
     rows: tried in this order until one fits. model: changes of TransformerConfig (ours alone).
-    environment: variables of the process.
     """
 
     size: str
@@ -50,7 +49,6 @@ class Cell:
     rows: tuple[int, ...]
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     logits_chunk: int | None = 1024
-    environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 # What was fastest on an H200 of what was tried (gpu.md).
@@ -80,13 +78,10 @@ class Worker:
         ]
         self.cell = cell
         self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **cell.environment},
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self._timer = threading.Timer(max(end - time.time(), 0), self._process.kill)
+        self._timer.daemon = True  # a process that failed keeps nobody waiting
         self._timer.start()
 
     def answer(self) -> dict[str, Any]:
@@ -164,7 +159,7 @@ def run_torch(cell: Cell, arguments: argparse.Namespace):
 
 
 def timed(step: Any, steps: int) -> dict[str, Any]:
-    """Seconds of steps after three that are not counted, and the loss of the first."""
+    """Seconds of steps after three that are not counted, and the losses of all."""
     losses, seconds = [], []
     for _ in range(3 + steps):
         began = time.perf_counter()
@@ -209,8 +204,7 @@ def table(found: list[dict[str, Any]], about: dict[str, Any]) -> str:
     lines = []
     for record in found:
         cell = Cell(**record["cell"])
-        chosen = {**cell.model, **cell.environment}
-        changes = ", ".join(f"{name}={value}" for name, value in chosen.items())
+        changes = ", ".join(f"{name}={value}" for name, value in cell.model.items())
         name = f"{cell.code} ({changes})" if changes else cell.code
         if "error" in record:
             lines.append((cell.size, name, "", record["error"], *[""] * 5))
