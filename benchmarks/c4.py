@@ -40,7 +40,7 @@ def build(directory, pages):
     """Build C4 of so many pages in this process, and print what it took."""
     from t5x_lite.data.c4 import local
     from t5x_lite.data.c4.recipe import C4Recipe
-    from t5x_lite.data.c4.stages import Job
+    from t5x_lite.data.c4.stages import BuildJob
 
     wet = directory / f"{pages}.wet.gz"
     write_wet(wet, pages)
@@ -48,7 +48,7 @@ def build(directory, pages):
     recipe.check()
     before = resource.getrusage(resource.RUSAGE_SELF)
     began = sum(before[:2])
-    job = Job(recipe, (str(wet),), directory / f"c4.{pages}", 16)
+    job = BuildJob(recipe, (str(wet),), directory / f"c4.{pages}", 16)
     counts = local.build(job, processes=1, report=lambda line: None)
     after = resource.getrusage(resource.RUSAGE_SELF)
     seconds = sum(after[:2]) - began

@@ -1,9 +1,9 @@
-"""Memory of the data path, which must not grow with the corpus: tokenising, and then streaming.
+"""Memory of the data path, which must not grow with the corpus: tokenizing, and then streaming.
 
     python benchmarks/data_memory.py --directory=/tmp/data_memory --text_mb=10,100 --store_gb=10
 
 Every size in a process of its own. `text_mb`: JSON lines, documents of the embedded corpus drawn at
-random, tokenised by SentencePiece into a store, peak memory of the process.
+random, tokenized by SentencePiece into a store, peak memory of the process.
 `store_gb`: tokens of a synthetic store, opened and read for 2,000
 shuffled batches; what the process itself holds before and after, mapped pages of files left out.
 What is made is removed. data_stream.md holds what was measured.
@@ -30,16 +30,16 @@ def held_mib() -> float:
     return int(status.split("RssAnon:")[1].split()[0]) / 1024
 
 
-def tokenise(directory: Path, megabytes: int) -> None:
-    """Write a corpus of so many MB in 8 files, tokenise it, print the peak."""
-    from t5x_lite.data import corpora
-    from t5x_lite.data.caching import build_token_store
-    from t5x_lite.data.quiet_import import import_seqio
-    from t5x_lite.data.tasks import JsonLinesText
-    from t5x_lite.data.token_store import TokenStore
-    from t5x_lite.data.vocabularies import Vocabulary, train_vocabulary
+def tokenize(directory: Path, megabytes: int) -> None:
+    """Write a corpus of so many MB in 8 files, tokenize it, print the peak."""
+    from t5x_lite.data.sources import embedded_corpus
+    from t5x_lite.data.store.token_store import TokenStore
+    from t5x_lite.data.tasks.lazy_seqio import import_seqio
+    from t5x_lite.data.tasks.task_providers import JsonLinesText
+    from t5x_lite.data.tokenize.build_store import build_token_store
+    from t5x_lite.tokenizers.vocabularies import Vocabulary, train_vocabulary
 
-    texts = list(corpora.embedded_documents().values())
+    texts = list(embedded_corpus.embedded_documents().values())
     lines = [json.dumps({"text": text}).encode() + b"\n" for text in texts]
     random = np.random.default_rng(0)
     for number in range(FILES):
@@ -60,20 +60,20 @@ def tokenise(directory: Path, megabytes: int) -> None:
     cpu = time.process_time() - cpu
     tokens = len(TokenStore.open(directory / "store").tokens("targets"))
     print(
-        f"| tokenising {megabytes:,} MB, {tokens:,} tokens | held {before:,.0f} MiB before, "
+        f"| tokenizing {megabytes:,} MB, {tokens:,} tokens | held {before:,.0f} MiB before, "
         f"{held_mib():,.0f} MiB after | peak {peak:,.0f} MiB | {cpu:,.0f} s CPU |",
         flush=True,
     )
     began = time.perf_counter()
     build_token_store(task, "train", directory / "store", tokenizer="sentencepiece")
-    print(f"| the same again | {time.perf_counter() - began:.2f} s | nothing is tokenised |")
+    print(f"| the same again | {time.perf_counter() - began:.2f} s | nothing is tokenized |")
 
 
 def stream(directory: Path, gigabytes: int) -> None:
     """Write a store of so many GB, read 2,000 batches, print what is held."""
-    from t5x_lite.data.stream import Stream, StreamTask
-    from t5x_lite.data.token_store import TokenStore
-    from t5x_lite.objectives.denoising import SpanCorruption
+    from t5x_lite.data.store.token_store import TokenStore
+    from t5x_lite.data.stream.stream import Stream, StreamTask
+    from t5x_lite.objectives.span_corruption import SpanCorruption
     from t5x_lite.objectives.spans import Sentinels
 
     count, length = gigabytes * 500_000_000, 400
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--text_mb", default="")
     parser.add_argument("--store_gb", default="")
     options = parser.parse_args()
-    for name, work in (("text_mb", "tokenise"), ("store_gb", "stream")):
+    for name, work in (("text_mb", "tokenize"), ("store_gb", "stream")):
         for size in filter(None, getattr(options, name).split(",")):
             options.directory.mkdir(parents=True)
             program = (

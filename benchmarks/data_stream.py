@@ -21,11 +21,11 @@ from unittest import mock
 
 import numpy as np
 
-from t5x_lite.data import kernels
-from t5x_lite.data.packing import best_fit_decreasing
-from t5x_lite.data.stream import Stream, StreamTask
-from t5x_lite.data.token_store import TokenStore
-from t5x_lite.objectives.denoising import SpanCorruption
+from t5x_lite.data.store.token_store import TokenStore
+from t5x_lite.data.stream import numba_loader
+from t5x_lite.data.stream.packing import best_fit_decreasing
+from t5x_lite.data.stream.stream import Stream, StreamTask
+from t5x_lite.objectives.span_corruption import SpanCorruption
 from t5x_lite.objectives.spans import Sentinels
 
 LENGTHS = {"inputs": 512, "targets": 114}
@@ -228,21 +228,21 @@ def measure_huggingface(store: TokenStore, repeats: int) -> None:
     show("Hugging Face's collator, one a row", rates(work, repeats), "M raw tokens/s", 1e6)
 
 
-def measure_tokenising(directory: Path, tokenizer: str) -> None:
+def measure_tokenizing(directory: Path, tokenizer: str) -> None:
     """From gzipped JSON lines to a token store: the embedded corpus, a vocabulary of 8,000."""
-    from t5x_lite.data import corpora
-    from t5x_lite.data.caching import build_token_store
-    from t5x_lite.data.quiet_import import import_seqio
-    from t5x_lite.data.tasks import JsonLinesText
-    from t5x_lite.data.vocabularies import Vocabulary, train_vocabulary
+    from t5x_lite.data.sources import embedded_corpus
+    from t5x_lite.data.tasks.lazy_seqio import import_seqio
+    from t5x_lite.data.tasks.task_providers import JsonLinesText
+    from t5x_lite.data.tokenize.build_store import build_token_store
+    from t5x_lite.tokenizers.vocabularies import Vocabulary, train_vocabulary
 
     import_seqio()
     import seqio
 
     corpus, model = directory / "corpus", directory / "unigram.model"
-    corpora.write_embedded_corpus(corpus, corpora.PACKAGES)
+    embedded_corpus.write_embedded_corpus(corpus, embedded_corpus.PACKAGES)
     if not model.exists():
-        texts = (document["text"] for document in corpora.read_documents(corpus, "train"))
+        texts = (document["text"] for document in embedded_corpus.read_documents(corpus, "train"))
         train_vocabulary(texts, model, vocab_size=8000, max_lines=50_000)
     JsonLinesText("bench_text", str(corpus), Vocabulary(str(model))).register("", print)
     task = seqio.TaskRegistry.get("bench_text")
@@ -275,11 +275,11 @@ def main() -> None:
     only = options.only.split(",")
     store = text_store(options.directory / "text")
     text = [StreamTask("text", store, 1.0, SpanCorruption())]
-    print(f"{os.cpu_count()} cores; NumPy {np.__version__}; {kernels.describe()}\n")
+    print(f"{os.cpu_count()} cores; NumPy {np.__version__}; {numba_loader.describe()}\n")
     print("| what | median | smallest to largest |\n|---|---|---|")
-    both = [(kernels.describe(), kernels.compiled(), 300), ("NumPy", None, 50)]
+    both = [(numba_loader.describe(), numba_loader.compiled(), 300), ("NumPy", None, 50)]
     for label, compiled, batches in both:
-        with mock.patch.object(kernels, "compiled", return_value=compiled):
+        with mock.patch.object(numba_loader, "compiled", return_value=compiled):
             if "stream" in only:
                 measure_text(text, options.repeats, label, batches)
             if "packing" in only:
@@ -294,7 +294,7 @@ def main() -> None:
         measure_huggingface(store, options.repeats)
     if "text" in only:
         for tokenizer in ("sentencepiece", "seqio"):
-            measure_tokenising(options.directory, tokenizer)
+            measure_tokenizing(options.directory, tokenizer)
     if "seqio" in only and options.seqio_python:
         script = Path(__file__).with_name("seqio_peer.py")
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

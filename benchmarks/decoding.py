@@ -23,10 +23,10 @@ import transformers
 
 from t5x_lite.convert.huggingface import export_checkpoint
 from t5x_lite.decoding.generation import Generation
+from t5x_lite.inference.engine import Inference
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.transformer import initialize
 from t5x_lite.partitioning import make_mesh
-from t5x_lite.run.inference import Inference
 
 SMALL = dict(vocab_size=32128, emb_dim=512, num_heads=6, head_dim=64, mlp_dim=1024)
 SMALL |= dict(num_encoder_layers=8, num_decoder_layers=8, dtype="float32")

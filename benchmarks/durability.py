@@ -33,7 +33,7 @@ FILES = (
 
 def trained(folder: Path, options: argparse.Namespace) -> tuple[float, list[float]]:
     """Wall seconds of a step, and of the waits for saves."""
-    from t5x_lite.training.writers import read_records
+    from t5x_lite.io.metric_writers import read_records
 
     values = {
         "MODEL_DIR": folder / "run",
@@ -74,11 +74,11 @@ def receipts(options: argparse.Namespace) -> dict[str, float]:
     import jax
     import numpy as np
 
-    from t5x_lite.data.windows import Identities
+    from t5x_lite.data.stream.stream import ExampleIds
     from t5x_lite.models.config import TransformerConfig
     from t5x_lite.models.transformer import initialize
-    from t5x_lite.run.receipts import hash_of
-    from t5x_lite.training.fingerprints import fingerprint
+    from t5x_lite.trainer.step_hashes import hash_of
+    from t5x_lite.training.bit_fingerprints import fingerprint
 
     jax.config.update("jax_platforms", "cpu")
     sizes = dict(vocab_size=32128, emb_dim=512, num_heads=6, head_dim=64, mlp_dim=1024)
@@ -93,8 +93,8 @@ def receipts(options: argparse.Namespace) -> dict[str, float]:
             batch[f"{side}_{name}"] = jax.numpy.asarray(numbers)
     batch["decoder_target_tokens"] = batch["decoder_input_tokens"]
     batch["decoder_loss_weights"] = batch["decoder_input_tokens"].astype("float32")
-    fields = len(Identities._fields) - 1
-    identities = Identities(["a", "b", "c"], *(np.arange(8 * options.batch) for _ in range(fields)))
+    fields = len(ExampleIds._fields) - 1
+    identities = ExampleIds(["a", "b", "c"], *(np.arange(8 * options.batch) for _ in range(fields)))
     of = jax.jit(fingerprint)
     return {
         "the batch's bits": cpu_seconds(lambda: jax.block_until_ready(of(batch)), 50),

@@ -195,9 +195,9 @@ def machine(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def table(found: list[dict[str, Any]], about: dict[str, Any]) -> str:
     """Markdown of all cells."""
-    from t5x_lite.planning.chips import chip_of
-    from t5x_lite.planning.flops import train_step_flops
-    from t5x_lite.planning.report import table as markdown
+    from t5x_lite.hardware.chips import chip_of
+    from t5x_lite.models.flops import train_step_flops
+    from t5x_lite.planning.plan_report import table as markdown
 
     chip = chip_of(about["device"])
     columns = ("size", "code", "rows", "step, ms", "range", "rows/s", "TFLOP/s", "MFU", "GB, peak")

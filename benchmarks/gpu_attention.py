@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_lite.models import attention_kernel, attention_kernel_gpu
-from t5x_lite.models.attention_kernel import Operands
-from t5x_lite.models.attention_kernel_gpu import TILINGS, Tiling
+from t5x_lite.models.kernels import attention_gpu, attention_tpu
+from t5x_lite.models.kernels.attention_gpu import TILINGS, Tiling
+from t5x_lite.models.kernels.attention_tpu import Operands
 
 SHAPES = {  # rows, queries, keys, heads, whether there is a bias
     "base, encoder": (64, 512, 512, 12, True),
@@ -65,7 +65,7 @@ def gradients_of_plain(operands: Operands, slopes_bqj: jax.Array, heads: int) ->
 
     def plain(real: Operands) -> jax.Array:
         operands_of_all = real._replace(mask_bqk=operands.mask_bqk)
-        return attention_kernel.plain(operands_of_all, heads=heads, scale=1.0)
+        return attention_tpu.plain(operands_of_all, heads=heads, scale=1.0)
 
     y_bqj, pull = jax.vjp(plain, operands._replace(mask_bqk=None))
     return y_bqj, pull(slopes_bqj)[0]
@@ -74,8 +74,8 @@ def gradients_of_plain(operands: Operands, slopes_bqj: jax.Array, heads: int) ->
 def gradients_of_kernels(operands: Operands, slopes_bqj: jax.Array, heads: int) -> tuple:
     """Result and gradients of the kernels."""
     how: dict[str, Any] = {"heads": heads, "scale": 1.0}
-    y_bqj = attention_kernel_gpu.forward(operands, **how)
-    return y_bqj, attention_kernel_gpu.backward(operands, slopes_bqj, **how)
+    y_bqj = attention_gpu.forward(operands, **how)
+    return y_bqj, attention_gpu.backward(operands, slopes_bqj, **how)
 
 
 def seconds_of(call: Callable[[], Any], times: int = 15) -> float:
@@ -123,10 +123,10 @@ def tune(name: str, end: float) -> None:
     def compiled(kernel: str, tiling: Tiling) -> Callable[[], Any] | None:
         tilings = TILINGS._replace(**{kernel: tiling})
         if kernel == "forward":
-            run = functools.partial(attention_kernel_gpu.forward, tilings=tilings, **how)
+            run = functools.partial(attention_gpu.forward, tilings=tilings, **how)
             arguments: tuple[Any, ...] = (operands,)
         else:
-            run = functools.partial(attention_kernel_gpu.backward, tilings=tilings, **how)
+            run = functools.partial(attention_gpu.backward, tilings=tilings, **how)
             arguments = (operands, slopes_bqj)
         try:
             return functools.partial(jax.jit(run).lower(*arguments).compile(), *arguments)

@@ -68,10 +68,10 @@ def bare(steps: int, *, receipts: bool) -> None:
     import numpy as np
 
     from t5x_lite.models.config import TransformerConfig
-    from t5x_lite.run.program import build
-    from t5x_lite.run.receipts import Receipts
+    from t5x_lite.trainer.step_hashes import StepHashes
     from t5x_lite.training.optimizers import Adafactor
     from t5x_lite.training.schedules import InverseSquareRoot
+    from t5x_lite.training.setup import build
     from t5x_lite.training.step import Loss
 
     jax.config.update("jax_platforms", "cpu")
@@ -93,7 +93,7 @@ def bare(steps: int, *, receipts: bool) -> None:
         mesh={"data": 1},
         batch_size=8,
         seed=0,
-        fingerprint_every=Receipts(steps=receipts).fingerprint_every,
+        fingerprint_every=StepHashes(steps=receipts).fingerprint_every,
     )
     rng = np.random.default_rng(0)
     batch = {}

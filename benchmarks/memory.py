@@ -19,12 +19,12 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_enable_concurrency_optimized_sched
 import gin
 import jax
 
-from t5x_lite import gin_files
-from t5x_lite.__main__ import GIN_CONFIGS
+from t5x_lite.cli import gin_config
+from t5x_lite.cli.main import GIN_CONFIGS
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.run.program import Program, build
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.schedules import InverseSquareRoot
+from t5x_lite.training.setup import TrainSetup, build
 from t5x_lite.training.step import Loss
 
 DEVICES = 8
@@ -35,11 +35,11 @@ GIB = 2**30
 def load_config(file: str, **changes) -> TransformerConfig:
     """A shipped configuration."""
     gin.clear_config()
-    gin_files.parse([f"models/{file}.gin"], [], ["", str(GIN_CONFIGS)])
+    gin_config.parse([f"models/{file}.gin"], [], ["", str(GIN_CONFIGS)])
     return dataclasses.replace(gin.get_configurable(TransformerConfig)(), **changes)
 
 
-def compiled(program: Program, rows: int):
+def compiled(program: TrainSetup, rows: int):
     """The step for a batch of full rows, as an executable."""
 
     def feature(length: int, kind: str):
@@ -55,7 +55,7 @@ def compiled(program: Program, rows: int):
         return program.step.lower(program.abstract, batch).compile()
 
 
-def state_bytes(program: Program, *, per_device: bool) -> int:
+def state_bytes(program: TrainSetup, *, per_device: bool) -> int:
     """Bytes of weights and optimizer state, all of it or what one device holds."""
     total = 0
     for leaf in jax.tree.leaves(program.abstract):

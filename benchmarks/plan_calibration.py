@@ -13,12 +13,12 @@ from pathlib import Path
 
 import jax
 
+from t5x_lite.hardware.chips import Chip
+from t5x_lite.hardware.topologies import topology
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.planning.chips import Chip
 from t5x_lite.planning.costs import Cost
-from t5x_lite.planning.topologies import topology
-from t5x_lite.run.plan_program import Setting
-from t5x_lite.run.plan_step import Planned, plan_step
+from t5x_lite.planning.lowering import Setting
+from t5x_lite.planning.plan_step import Planned, plan_step
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.schedules import InverseSquareRoot
 from t5x_lite.training.step import Loss, Update

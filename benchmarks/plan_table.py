@@ -23,15 +23,15 @@ from pathlib import Path
 import gin
 import jax
 
-from t5x_lite import gin_files
-from t5x_lite.__main__ import GIN_CONFIGS
+from t5x_lite.cli import gin_config
+from t5x_lite.cli.main import GIN_CONFIGS
+from t5x_lite.hardware.topologies import Topology, topology
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.transformer import num_parameters
 from t5x_lite.planning import analytic
-from t5x_lite.planning.report import table
-from t5x_lite.planning.topologies import Topology, topology
-from t5x_lite.run.plan_program import Setting
-from t5x_lite.run.plan_step import plan_step
+from t5x_lite.planning.lowering import Setting
+from t5x_lite.planning.plan_report import table
+from t5x_lite.planning.plan_step import plan_step
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.schedules import InverseSquareRoot
 from t5x_lite.training.step import Loss, Update
@@ -90,7 +90,7 @@ def setting_of(model: TransformerConfig, wanted: Topology) -> Setting:
 def shipped(name: str) -> TransformerConfig:
     """A model of gin_configs/models."""
     gin.clear_config()
-    gin_files.parse([f"models/{name}.gin"], [], ["", str(GIN_CONFIGS)])
+    gin_config.parse([f"models/{name}.gin"], [], ["", str(GIN_CONFIGS)])
     return gin.get_configurable(TransformerConfig)()
 
 

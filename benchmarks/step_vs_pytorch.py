@@ -4,7 +4,7 @@
 
 Batch 8, float32, as `t5_steps` makes both. Both start from the same weights, exported through
 `t5x_lite.convert`, and see the same batch. Two processes take turns, a step each, so that a
-machine whose speed drifts slows both; ratios of neighbouring steps are what counts. Wall time, CPU
+machine whose speed drifts slows both; ratios of neighboring steps are what counts. Wall time, CPU
 time of the process, loss and peak memory of every process are told.
 """
 

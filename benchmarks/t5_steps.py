@@ -19,11 +19,11 @@ def load_config(size: str, **changes: Any):
     """The shipped configuration of a T5 1.1 size, with changes."""
     import gin
 
-    from t5x_lite import gin_files
-    from t5x_lite.__main__ import GIN_CONFIGS
+    from t5x_lite.cli import gin_config
+    from t5x_lite.cli.main import GIN_CONFIGS
     from t5x_lite.models.config import TransformerConfig
 
-    gin_files.parse([f"models/t5_1_1/{size}.gin"], [], ["", str(GIN_CONFIGS)])
+    gin_config.parse([f"models/t5_1_1/{size}.gin"], [], ["", str(GIN_CONFIGS)])
     return dataclasses.replace(gin.get_configurable(TransformerConfig)(), **changes)
 
 
@@ -67,9 +67,9 @@ class OurStep:
     def __init__(self, config: Any, *, rows: int, logits_chunk: int | None):
         import jax
 
-        from t5x_lite.run.program import build
         from t5x_lite.training.optimizers import Adafactor
         from t5x_lite.training.schedules import Constant
+        from t5x_lite.training.setup import build
         from t5x_lite.training.step import Loss
 
         self._rows = rows

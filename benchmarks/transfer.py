@@ -18,7 +18,7 @@ from pathlib import Path
 import gin
 import numpy as np
 
-from t5x_lite.__main__ import main as command_line
+from t5x_lite.cli.main import main as command_line
 
 TASKS = ("embedded_summarize", "embedded_name")
 STARTS = ("pretrained", "scratch")
@@ -76,7 +76,7 @@ def tune(
         f"--gin.TRAIN_STEPS={steps}",
         f"--gin.MIXTURE_OR_TASK_NAME={task}",
         f"--gin.Constant.value={rate}",
-        "--gin.train.init_from=None" if init is None else f"--gin.INIT_FROM={init}",
+        "--gin.train.init_from=None" if init is None else f"--gin.INITIAL_CHECKPOINT_PATH={init}",
         *one_device(steps),
         *common,
     )

@@ -6,6 +6,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from t5x_lite.local_pod import main
+from t5x_lite.distributed.local_launcher import main
 
 main()

@@ -232,7 +232,7 @@ def _run_flags(verb: argparse.ArgumentParser) -> None:
     add = verb.add_argument
     add("--zone", required=True)
     add("--accelerator_type", required=True, help="v5litepod-64, v5p-128, v6e-64 ...")
-    add("--slices", type=int, default=1, help="several are joined by the data-centre network")
+    add("--slices", type=int, default=1, help="several are joined by the data-center network")
     how = verb.add_mutually_exclusive_group()
     how.add_argument("--spot", action="store_true", help="cheap, and taken away at any time")
     how.add_argument("--reserved", action="store_true", help="from the project's reservation")

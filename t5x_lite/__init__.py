@@ -16,10 +16,10 @@ __version__ = "0.1.0"
 
 
 def load(directory: str, **options: Any) -> Any:
-    """The `run.text_model.TextModel` of a run or Hugging Face directory; options are its `load`'s.
+    """The `inference.text_model.TextModel` of a run or Hugging Face directory; options are its `load`'s.
 
     >>> model = t5x_lite.load("runs/tiny")
     >>> model.generate("summarize: ...", num_beams=4)
     [Output(text='...', score=-1.25)]
     """
-    return importlib.import_module("t5x_lite.run.text_model").load(directory, **options)
+    return importlib.import_module("t5x_lite.inference.text_model").load(directory, **options)

@@ -44,7 +44,7 @@ LogicalAxes = tuple[str | None, ...]
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """The device mesh with the given sizes; others have size 1, one may be -1 (the rest).
 
-    Several TPU slices, which only the data-centre network joins, follow one another along "data".
+    Several TPU slices, which only the data-center network joins, follow one another along "data".
     Raises ConfigError if a name is unknown, the product is not the number of devices, or "data"
     is not a multiple of the slices.
     """

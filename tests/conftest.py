@@ -7,10 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 # Importing jax takes a second and a half; these folders hold tests that never need it.
 MAY_DO_WITHOUT_JAX = {"data", "objectives"}
+PACKAGES = ("gin", "beartype")  # enough text to learn from, little enough to tokenize at once
 GIN_CONFIGS = Path(__file__).resolve().parents[1] / "gin_configs"
+
+
+# How long an example takes depends on what else the machine is doing.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 def pytest_collection_finish(session):
@@ -64,7 +71,7 @@ def random_batch():
 
 @pytest.fixture(scope="session")
 def random_params():
-    """A function that makes weights of plausible size without compiling an initialiser."""
+    """A function that makes weights of plausible size without compiling an initializer."""
     import jax
 
     from t5x_lite.models.transformer import abstract
@@ -89,12 +96,12 @@ def shipped():
 
     import gin
 
-    from t5x_lite import gin_files
+    from t5x_lite.cli import gin_config
     from t5x_lite.models.config import TransformerConfig
 
     def read(name, **changes):
         gin.clear_config()
-        gin_files.parse([f"models/{name}.gin"], [], ["", str(GIN_CONFIGS)])
+        gin_config.parse([f"models/{name}.gin"], [], ["", str(GIN_CONFIGS)])
         config = gin.get_configurable(TransformerConfig)()
         gin.clear_config()
         return dataclasses.replace(config, **changes)
@@ -181,3 +188,155 @@ def browser():
     found = webdriver.Chrome(options=options, service=Driver(driver))
     yield found
     found.quit()
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Where the small corpus, its vocabulary and token stores are kept for the whole session."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Compile a program once for all runs that use it, as a user's second start does."""
+    if "jax" not in sys.modules:
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture
+def small_data(data_dir):
+    """Describe the small corpus: small_data(seed=1)."""
+    from t5x_lite.data.data_config import Data
+    from t5x_lite.data.tasks.task_providers import EmbeddedCorpus
+
+    def make(**changes):
+        settings = dict(
+            mixture_or_task_name="embedded_mix",
+            feature_lengths={"inputs": 32, "targets": 16},
+            data_dir=str(data_dir),
+            task_providers=(EmbeddedCorpus(vocab_size=412, packages=PACKAGES),),
+        )
+        return Data(**{**settings, **changes})
+
+    return make
+
+
+@pytest.fixture
+def train_small(small_data):
+    """Run `train` with a tiny model: train_small(directory, steps=6, mesh={"data": 8})."""
+    from t5x_lite.checkpoints.policy import CheckpointPolicy
+    from t5x_lite.evaluation.validation_loss import Evaluation
+    from t5x_lite.models.config import TransformerConfig
+    from t5x_lite.trainer.train import train
+    from t5x_lite.training.optimizers import Adafactor
+    from t5x_lite.training.schedules import InverseSquareRoot
+    from t5x_lite.training.step import Loss, Update
+
+    def run(model_dir, *, steps, model=None, data=None, **changes):
+        sizes = dict(vocab_size=512, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64)
+        layers = dict(num_encoder_layers=2, num_decoder_layers=2)
+        settings = dict(
+            model=TransformerConfig(**{**sizes, **layers, "dtype": "float32", **(model or {})}),
+            data=small_data(**(data or {})),
+            optimizer=Adafactor(min_dim_size_to_factor=16),
+            learning_rate=InverseSquareRoot(base=0.1, warmup_steps=100),
+            batch_size=8,
+            mesh={"data": 2, "fsdp": 2, "tensor": 2},
+            loss=Loss(),
+            update=Update(),
+            evaluation=Evaluation(period=4, max_examples=16, samples=1),
+            checkpoints=CheckpointPolicy(period=4, keep=None),
+            log_every_steps=1,
+        )
+        train(model_dir=str(model_dir), steps=steps, **{**settings, **changes})
+
+    return run
+
+
+@pytest.fixture
+def weights():
+    """Read the train state of a run's newest checkpoint as NumPy arrays by path."""
+    import jax
+    import numpy as np
+    from orbax.checkpoint import v1 as ocp
+
+    def read(model_dir):
+        steps = [int(path.name) for path in (model_dir / "checkpoints").iterdir()]
+        directory = model_dir / "checkpoints" / str(max(steps))
+        stored = ocp.checkpointables_metadata(directory).metadata["state"]
+        into = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored)
+        state = ocp.load_checkpointables(directory, {"state": into})["state"]
+        flat, _ = jax.tree.flatten_with_path(state)
+        return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def pieces(tmp_path_factory):
+    """A small SentencePiece model."""
+    import numpy as np
+
+    from t5x_lite.tokenizers.vocabularies import train_vocabulary
+
+    rng = np.random.default_rng(0)
+    words = [f"{a}{b}" for a in "bcdfg" for b in ("an", "et", "ol", "um")]
+    path = tmp_path_factory.mktemp("pieces") / "small.model"
+    lines = [" ".join(rng.choice(words, 8)) for _ in range(400)]
+    train_vocabulary(lines, path, vocab_size=36)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def run_directory(tmp_path_factory, shipped, plausible_params, pieces):
+    """A function that gives the directory of a run of one kind of model, untrained."""
+    import jax
+    import jax.numpy as jnp
+
+    from t5x_lite.checkpoints.checkpointer import Checkpointer, CheckpointPolicy
+    from t5x_lite.checkpoints.run_directory import write_launch
+    from t5x_lite.decoding.generation import SpecialTokens
+    from t5x_lite.import_export.import_hf import Weights
+    from t5x_lite.tokenizers.text_codec import TextRecord, write_text_record
+    from t5x_lite.tokenizers.vocabularies import Vocabulary
+
+    made = {}
+
+    def make(name="t5_1_1/tiny", **changes):
+        if (key := (name, *changes.items())) not in made:
+            sizes = dict(vocab_size=128, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32)
+            config = shipped(name, **sizes, dtype="float32", **changes)
+            directory = made[key] = tmp_path_factory.mktemp("run")
+            state = Weights(jnp.int32(3), jax.tree.map(jnp.asarray, plausible_params(config)))
+            with Checkpointer(directory, CheckpointPolicy()) as saved:
+                saved.save(3, state, {"position": {}}, force=True)
+                saved.wait()
+            write_launch(directory, config, start_step=0, describe_config=str)
+            record = TextRecord(Vocabulary(pieces, 20), SpecialTokens())
+            write_text_record(directory, record)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """A function that runs the command line with an empty gin, in an empty directory."""
+    import gin
+
+    from t5x_lite.cli import main
+
+    def run(*arguments):
+        gin.clear_config()
+        main.main(list(arguments))
+
+    monkeypatch.chdir(tmp_path)
+    yield run
+    gin.clear_config()

@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh test
-# Each process is given neighbouring tests, which share what a session makes once.
+# Each process is given neighboring tests, which share what a session makes once.
 exec python -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"

@@ -116,8 +116,8 @@ def test_imports_point_down_and_never_sideways(source):
     module = module_name(source)
     for imported in own_modules(source):
         lower = level(imported) < level(module)
-        neighbour = folder(imported) == folder(module) and level(imported) == level(module)
-        assert lower or neighbour, f"{module} ({level(module)}) imports {imported}"
+        neighbor = folder(imported) == folder(module) and level(imported) == level(module)
+        assert lower or neighbor, f"{module} ({level(module)}) imports {imported}"
 
 
 @pytest.mark.parametrize("source", SOURCES)

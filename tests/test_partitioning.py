@@ -161,7 +161,7 @@ def test_pinning_inside_a_mesh_places_the_array():
 
 @pytest.mark.usefixtures("needs_libtpu")
 def test_slices_follow_one_another_along_data():
-    from t5x_lite.planning.topologies import topology, tpu_devices
+    from t5x_lite.hardware.topologies import topology, tpu_devices
 
     devices = tpu_devices(topology("v5e:2x2", 2))
     mesh = make_mesh({"data": 4, "fsdp": 2}, devices)
@@ -177,7 +177,7 @@ def test_slices_follow_one_another_along_data():
     [("v6e:16x16", {"data": 8, "fsdp": 32}), ("v5p:4x4x4", {"data": 8, "fsdp": 8})],
 )
 def test_a_mesh_axis_may_be_made_of_parts_of_a_slices_dimensions(slice_name, sizes):
-    from t5x_lite.planning.topologies import topology, tpu_devices
+    from t5x_lite.hardware.topologies import topology, tpu_devices
 
     devices = tpu_devices(topology(slice_name))
     mesh = make_mesh(sizes, devices)

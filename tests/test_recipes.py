@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from t5x_lite import gin_files
+from t5x_lite.cli import gin_config
+from t5x_lite.hardware.topologies import topology
+from t5x_lite.models.flops import TRAINING, forward_flops
 from t5x_lite.models.transformer import num_parameters
 from t5x_lite.partitioning import resolve_mesh_shape
-from t5x_lite.planning.flops import TRAINING, forward_flops
-from t5x_lite.planning.topologies import topology
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = str(ROOT / "gin_configs")
@@ -40,9 +40,9 @@ def built():
     from t5x_lite.models.config import TransformerConfig
 
     def read(name):
-        bindings = gin_files.read([name], [], [CONFIGS])
+        bindings = gin_config.read([name], [], [CONFIGS])
         gin.clear_config()
-        gin_files.parse([name], [], ["", CONFIGS])
+        gin_config.parse([name], [], ["", CONFIGS])
         model = gin.get_configurable(TransformerConfig)()
         return model, {b.name: b.value for b in bindings if "." not in b.name}
 

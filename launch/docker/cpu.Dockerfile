@@ -1,4 +1,4 @@
-# An image for machines without accelerators: tokenising, tests, evaluation of small models.
+# An image for machines without accelerators: tokenizing, tests, evaluation of small models.
 # From the checkout's root:
 #
 #   docker build -f launch/docker/cpu.Dockerfile --build-arg REVISION="$(git rev-parse HEAD)" \

@@ -5,9 +5,9 @@ from typing import Any
 from t5x_lite.convert.family import (
     LAYER_NORM,
     POST_NORM,
+    CheckpointFacts,
     Family,
     Fields,
-    Found,
     activation,
     activation_name,
     check_width,
@@ -15,7 +15,7 @@ from t5x_lite.convert.family import (
     need,
     refuse,
 )
-from t5x_lite.convert.mapping import Table
+from t5x_lite.convert.param_mapping import MappingTable
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
 
@@ -23,7 +23,7 @@ POSITION_OFFSET = 2  # rows of the position tables that no position uses
 PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
 
 
-def _table(config: TransformerConfig) -> Table:
+def _table(config: TransformerConfig) -> MappingTable:
     modules = {"token_embedder": "model.shared", "head/bias": "final_logits_bias"}
     for stack in ("encoder", "decoder"):
         ours, layer = f"{stack}/layers", f"model.{stack}.layers.{{i}}"
@@ -37,10 +37,10 @@ def _table(config: TransformerConfig) -> Table:
         modules[f"{ours}/mlp/wi_0"] = f"{layer}.fc1"
         modules[f"{ours}/mlp/wo"] = f"{layer}.fc2"
         modules[f"{ours}/mlp_norm"] = f"{layer}.final_layer_norm"
-    return Table(modules, row=("final_logits_bias",))
+    return MappingTable(modules, row=("final_logits_bias",))
 
 
-def _read(fields: Fields, found: Found) -> TransformerConfig:
+def _read(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
     refuse(fields, scale_embedding=False, normalize_before=False, add_final_layer_norm=False)
     if found.own_head:
         raise ConfigError("the head is not the embedding; bart has them tied")

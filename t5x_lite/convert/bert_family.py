@@ -5,9 +5,9 @@ from typing import Any
 from t5x_lite.convert.family import (
     LAYER_NORM,
     POST_NORM,
+    CheckpointFacts,
     Family,
     Fields,
-    Found,
     activation,
     activation_name,
     check_width,
@@ -16,12 +16,12 @@ from t5x_lite.convert.family import (
     own_rate,
     refuse,
 )
-from t5x_lite.convert.mapping import Table
+from t5x_lite.convert.param_mapping import MappingTable
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
 
 
-def _bert_table(config: TransformerConfig, prefix: str, head: dict[str, str]) -> Table:
+def _bert_table(config: TransformerConfig, prefix: str, head: dict[str, str]) -> MappingTable:
     layer = f"{prefix}.encoder.layer.{{i}}"
     ours = "encoder/layers"
     modules = {
@@ -40,10 +40,10 @@ def _bert_table(config: TransformerConfig, prefix: str, head: dict[str, str]) ->
         "pooler": f"{prefix}.pooler.dense",
         "next_sentence": "cls.seq_relationship",
     }
-    return Table({**modules, **head})
+    return MappingTable({**modules, **head})
 
 
-def _read_bert(fields: Fields, found: Found, *, offset: int = 0) -> TransformerConfig:
+def _read_bert(fields: Fields, found: CheckpointFacts, *, offset: int = 0) -> TransformerConfig:
     refuse(fields, position_embedding_type="absolute", is_decoder=False)
     names = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")
     vocab_size, emb_dim, num_heads, mlp_dim = need(fields, *names)
@@ -97,7 +97,7 @@ def _write_bert(config: TransformerConfig) -> dict[str, Any]:
     )
 
 
-def _read_roberta(fields: Fields, found: Found) -> TransformerConfig:
+def _read_roberta(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
     return _read_bert(fields, found, offset=fields.get("pad_token_id", 1) + 1)
 
 

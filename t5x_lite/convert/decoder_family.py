@@ -4,9 +4,9 @@ from typing import Any
 
 from t5x_lite.convert.family import (
     LAYER_NORM,
+    CheckpointFacts,
     Family,
     Fields,
-    Found,
     activation,
     activation_name,
     check_width,
@@ -15,18 +15,18 @@ from t5x_lite.convert.family import (
     own_rate,
     refuse,
 )
-from t5x_lite.convert.mapping import Part, Table
+from t5x_lite.convert.param_mapping import MappingTable, Part
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
 
 
-def _gpt2_table(config: TransformerConfig) -> Table:
+def _gpt2_table(config: TransformerConfig) -> MappingTable:
     ours, layer = "decoder/layers", "transformer.h.{i}"
     fused = {
         f"{ours}/self_attention/{name}": Part(f"{layer}.attn.c_attn", place, 3)
         for place, name in enumerate(("query", "key", "value"))
     }
-    return Table(
+    return MappingTable(
         {
             "token_embedder": "transformer.wte",
             "decoder_places/positions": "transformer.wpe.weight",
@@ -42,7 +42,7 @@ def _gpt2_table(config: TransformerConfig) -> Table:
     )
 
 
-def _read_gpt2(fields: Fields, found: Found) -> TransformerConfig:
+def _read_gpt2(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
     refuse(fields, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
     refuse(fields, add_cross_attention=False)
     if found.own_head:
@@ -107,9 +107,9 @@ GPT2 = Family(
 # ------------------------------------------------------------------------------------ LLaMA
 
 
-def _llama_table(config: TransformerConfig) -> Table:
+def _llama_table(config: TransformerConfig) -> MappingTable:
     ours, layer = "decoder/layers", "model.layers.{i}"
-    return Table(
+    return MappingTable(
         {
             "token_embedder": "model.embed_tokens",
             "head": "lm_head",
@@ -127,7 +127,7 @@ def _llama_table(config: TransformerConfig) -> Table:
     )
 
 
-def _read_llama(fields: Fields, found: Found) -> TransformerConfig:
+def _read_llama(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
     names = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")
     vocab_size, emb_dim, num_heads, mlp_dim = need(fields, *names)
     (layers,) = need(fields, "num_hidden_layers")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from t5x_lite.convert.mapping import Table
+from t5x_lite.convert.param_mapping import MappingTable
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
 
@@ -25,7 +25,7 @@ LAYER_NORM: dict[str, Any] = dict(
 POST_NORM: dict[str, Any] = dict(norm_position="post", final_norm=False, embedding_norm=True)
 
 
-class Found(NamedTuple):
+class CheckpointFacts(NamedTuple):
     """What only the tensors of a checkpoint tell, not its config.json."""
 
     decoder: bool = True
@@ -46,9 +46,9 @@ class Family(NamedTuple):
 
     model_type: str
     architecture: Callable[[TransformerConfig], str]
-    read: Callable[[Fields, Found], TransformerConfig]
+    read: Callable[[Fields, CheckpointFacts], TransformerConfig]
     write: Callable[[TransformerConfig], dict[str, Any]]
-    table: Callable[[TransformerConfig], Table]
+    table: Callable[[TransformerConfig], MappingTable]
     embedding: str
     head: str
     prefix: str = ""

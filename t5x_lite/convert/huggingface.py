@@ -13,14 +13,14 @@ import jax
 import numpy as np
 
 from t5x_lite.convert import bart_family, bert_family, decoder_family, t5_family
-from t5x_lite.convert.comparison import check_same_logits, differences
-from t5x_lite.convert.family import Family, Fields, Found
-from t5x_lite.convert.mapping import check_names, gather, scatter, tensors_of
-from t5x_lite.convert.tensor_files import CONFIG, TensorFiles, read_json, write_tensors
+from t5x_lite.convert.family import CheckpointFacts, Family, Fields
+from t5x_lite.convert.param_mapping import check_names, gather, scatter, tensors_of
+from t5x_lite.convert.parity_check import check_same_logits, differences
 from t5x_lite.errors import ConfigError
+from t5x_lite.io.tensor_files import CONFIG, TensorFiles, read_json, write_tensors
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.transformer import Params
-from t5x_lite.trees import flat
+from t5x_lite.tree_paths import flat
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -118,7 +118,7 @@ class _Tensors:
         self._own_name = {self._full_name(name): name for name in files.shapes}
         names = self._own_name.keys()
         self._drop_copies()
-        self.found = Found(
+        self.found = CheckpointFacts(
             decoder=not family.decoder or any(name.startswith(family.decoder) for name in names),
             own_head=family.head in names,
             head_bias=family.head_bias in names and bool(self.read(family.head_bias).any()),
@@ -180,8 +180,8 @@ def _family_of(config: TransformerConfig, model_type: str | None) -> Family:
     raise ConfigError(f"transformers has no such model: as {nearest}, {reasons[nearest]}")
 
 
-def _found_in(config: TransformerConfig) -> Found:
-    return Found(
+def _found_in(config: TransformerConfig) -> CheckpointFacts:
+    return CheckpointFacts(
         decoder=bool(config.num_decoder_layers),
         own_head=not config.logits_via_embedding,
         head_bias=config.head_bias,

@@ -3,8 +3,16 @@
 import functools
 from typing import Any
 
-from t5x_lite.convert.family import ACTIVATIONS, Family, Fields, Found, activation, need, refuse
-from t5x_lite.convert.mapping import Table
+from t5x_lite.convert.family import (
+    ACTIVATIONS,
+    CheckpointFacts,
+    Family,
+    Fields,
+    activation,
+    need,
+    refuse,
+)
+from t5x_lite.convert.param_mapping import MappingTable
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
 
@@ -18,7 +26,7 @@ FEED_FORWARD = {
 }
 
 
-def _table(config: TransformerConfig) -> Table:
+def _table(config: TransformerConfig) -> MappingTable:
     gated, sparse = len(config.mlp_activations) > 1, config.moe is not None
     mlp = "mlp" if sparse else "DenseReluDense"
     modules = {"token_embedder": "shared", "head": "lm_head"}
@@ -42,10 +50,10 @@ def _table(config: TransformerConfig) -> Table:
             expert = f"{feed_forward}.{mlp}.experts.expert_{{x}}.{theirs}.weight"
             modules[f"{ours}/mlp/{mine}/kernel"] = dense
             modules[f"{ours}/mlp/{mine}"] = expert
-    return Table(modules)
+    return MappingTable(modules)
 
 
-def _sizes(fields: Fields, found: Found) -> dict[str, Any]:
+def _sizes(fields: Fields, found: CheckpointFacts) -> dict[str, Any]:
     names = ("vocab_size", "d_model", "num_heads", "d_kv", "d_ff", "num_layers")
     vocab_size, emb_dim, num_heads, head_dim, mlp_dim, layers = need(fields, *names)
     decoder_layers = fields.get("num_decoder_layers") or layers
@@ -87,7 +95,7 @@ def _written_sizes(config: TransformerConfig) -> dict[str, Any]:
     )
 
 
-def _read_t5(fields: Fields, found: Found, *, model_type: str) -> TransformerConfig:
+def _read_t5(fields: Fields, found: CheckpointFacts, *, model_type: str) -> TransformerConfig:
     projection = fields.get("feed_forward_proj", "relu" if model_type == "t5" else "gated-gelu")
     if projection not in FEED_FORWARD:
         raise ConfigError(
@@ -126,7 +134,7 @@ def _write_t5(config: TransformerConfig, *, model_type: str) -> dict[str, Any]:
     }
 
 
-def _read_switch(fields: Fields, found: Found) -> TransformerConfig:
+def _read_switch(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
     refuse(fields, router_bias=False)
     (experts,) = need(fields, "num_experts")
     sizes = _sizes(fields, found)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from t5x_lite.decoding.beam import beam_search
+from t5x_lite.decoding.beam_search import beam_search
 from t5x_lite.decoding.sampling import Cache, Decoded, NextToken, Sampling, decode
 from t5x_lite.errors import ConfigError
 
@@ -75,7 +75,7 @@ class SpecialTokens(NamedTuple):
     end: int = 1
 
 
-class Written(NamedTuple):
+class GeneratedTokens(NamedTuple):
     """Texts int32 [batch, returns, length], 0 behind their EOS, and scores [batch, returns].
 
     Beams stand best first, draws as they were drawn. Scores are as `Decoded` says.
@@ -95,7 +95,7 @@ def generate(
     wanted_b: jax.Array,
     keys_b: jax.Array,
     eos_id: int = 1,
-) -> Written:
+) -> GeneratedTokens:
     """The texts of every row, behind the tokens `first_b`.
 
     `next_token` and `cache` are for batch x `generation.copies` rows, the copies of a row side by
@@ -116,7 +116,7 @@ def generate(
             wanted_b=wanted_b,
             **lengths,
         )
-        return Written(found.tokens[:, :returns], found.scores[:, :returns])
+        return GeneratedTokens(found.tokens[:, :returns], found.scores[:, :returns])
     numbers_r = jnp.arange(returns)
     keys_br = jax.vmap(lambda key: jax.vmap(lambda n: jax.random.fold_in(key, n))(numbers_r))(
         keys_b
@@ -132,4 +132,4 @@ def generate(
         **lengths,
     )
     shape = (len(first_b), returns)
-    return Written(drawn.tokens.reshape(*shape, -1), drawn.scores.reshape(shape))
+    return GeneratedTokens(drawn.tokens.reshape(*shape, -1), drawn.scores.reshape(shape))

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from t5x_lite.models.attention_kernel import MASKED, Operands
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.fused_attention import can_fuse, fused_attention
+from t5x_lite.models.kernels.attention_tpu import MASKED, Operands
+from t5x_lite.models.kernels.fused_attention import can_fuse, fused_attention
 from t5x_lite.models.layers import Dense, drop, fan_in_normal
 from t5x_lite.models.position import rotate
 from t5x_lite.partitioning import shard
@@ -76,7 +76,7 @@ add_bias.defvjp(lambda scores, bias: (scores + bias, None), _add_bias_backward)
 class Attention(nnx.Module):
     """Multi-head attention, with grouped keys and values if the config has fewer heads of them.
 
-    T5 divides no scores by sqrt(head_dim): the factor sits in the initialiser of the query, whose
+    T5 divides no scores by sqrt(head_dim): the factor sits in the initializer of the query, whose
     standard deviation is (emb_dim * head_dim)**-0.5; key and value have emb_dim**-0.5, out
     (heads * head_dim)**-0.5.
     """

@@ -69,7 +69,7 @@ class TransformerConfig:
     norm, norm_epsilon, norm_position: RMS norm or LayerNorm, before a sub-layer or after its sum.
     final_norm, embedding_norm: a norm after a stack, and after the embeddings.
     use_bias: every dense layer has one. scale_attention: scores are divided by sqrt(head_dim); T5
-        has that factor in the query's initialiser.
+        has that factor in the query's initializer.
 
     positions: T5's relative bias (one table a stack, or one a layer: umT5), learned embeddings of
         `max_positions` places that start at row `position_offset`, rotary with base `rope_theta`.
@@ -82,7 +82,7 @@ class TransformerConfig:
         logits by emb_dim**-0.5 (T5 1.0). head_bias: a bias for each id. head_transform: dense,
         activation and norm before the head (BERT). next_sentence_head: BERT's second head.
 
-    init_std: all weights normal with this deviation (BERT, GPT-2, BART); None: T5X's initialisers.
+    init_std: all weights normal with this deviation (BERT, GPT-2, BART); None: T5X's initializers.
         scale_residual_init divides it by sqrt(2 * layers) for what goes into the residual (GPT-2).
     dropout_rate: of embeddings, sub-layer outputs and stack outputs; of attention weights and of
         the feed-forward's hidden units too unless those have a rate of their own.

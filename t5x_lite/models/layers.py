@@ -1,6 +1,6 @@
 """The small parts: weights with logical axes, dense, norms, feed-forward, embeddings, dropout.
 
-Initialisers are those of T5X unless `config.init_std` asks for plain normals.
+Initializers are those of T5X unless `config.init_std` asks for plain normals.
 """
 
 import dataclasses
@@ -224,7 +224,7 @@ class Embedding(nnx.Module):
         return jnp.take(table_ve, tokens_bl, axis=0)
 
 
-class PlaceEmbedding(nnx.Module):
+class PositionEmbedding(nnx.Module):
     """What one stack adds to its token embeddings, and what it does to the sum.
 
     Learned positions and token types where the config has them; then norm.

@@ -15,7 +15,7 @@ from t5x_lite.models.position import RelativePositionBias
 from t5x_lite.partitioning import shard
 
 
-class Surroundings(NamedTuple):
+class LayerContext(NamedTuple):
     """What every layer of a stack is given besides the residual stream.
 
     bias: from a table of relative positions to a bias [1, h, q, k]. encoded_bke is None in a stack
@@ -65,7 +65,7 @@ class CrossAttention(nnx.Module):
         self.norm = Norm(config, rngs=rngs)
         self.attention = Attention(config, rngs=rngs)
 
-    def __call__(self, x_ble, around: Surroundings, cache: LayerCache | None, key) -> jax.Array:
+    def __call__(self, x_ble, around: LayerContext, cache: LayerCache | None, key) -> jax.Array:
         attention_key, key = split_key(key, 2)
         if cache is not None and cache.cross is not None:
             kv = cache.cross
@@ -105,7 +105,7 @@ class Layer(nnx.Module):
     def __call__(
         self,
         x_ble: jax.Array,
-        around: Surroundings,
+        around: LayerContext,
         bias_bhqk: jax.Array | None,
         cache: LayerCache | None,
         key: jax.Array | None,
@@ -191,7 +191,7 @@ class Stack(nnx.Module):
     def __call__(
         self,
         x_ble: jax.Array,
-        around: Surroundings,
+        around: LayerContext,
         *,
         cross_layers: CrossAttention | None = None,
         key: jax.Array | None = None,
@@ -220,7 +220,7 @@ class Stack(nnx.Module):
     def step(
         self,
         x_ble: jax.Array,
-        around: Surroundings,
+        around: LayerContext,
         caches: Caches,
         *,
         cross_layers: CrossAttention | None = None,
@@ -241,7 +241,7 @@ class Stack(nnx.Module):
             after += output.cache if in_block else [output.cache]
         return self.norm(x_ble) if self.config.final_norm else x_ble, tuple(after)
 
-    def take_apart(self) -> None:
+    def unstack_layers(self) -> None:
         """Slice the layers' weights once, before a loop that would slice them at every `step`."""
         self.units = nnx.List(unstacked(self.layers))
 

@@ -14,7 +14,7 @@ from t5x_lite.models.layers import (
     Embedding,
     Head,
     OutputLayer,
-    PlaceEmbedding,
+    PositionEmbedding,
     Prompt,
     split_key,
 )
@@ -23,13 +23,13 @@ from t5x_lite.models.stack import (
     Caches,
     CrossAttention,
     LayerCache,
+    LayerContext,
     Stack,
-    Surroundings,
     stacked,
     unstacked,
 )
 from t5x_lite.partitioning import LogicalAxes, shard
-from t5x_lite.trees import nested
+from t5x_lite.tree_paths import nested
 
 Params = dict[str, Any]
 Batch = Mapping[str, jax.Array]
@@ -101,10 +101,10 @@ class Transformer(nnx.Module):
         self.token_embedder = Embedding(config, rngs=rngs)
         encoder, decoder = config.num_encoder_layers, config.num_decoder_layers
         if encoder:
-            self.encoder_places = PlaceEmbedding(config, rngs=rngs)
+            self.encoder_places = PositionEmbedding(config, rngs=rngs)
             self.encoder = Stack(config, num_layers=encoder, cross=False, rngs=rngs)
         if decoder:
-            self.decoder_places = PlaceEmbedding(config, rngs=rngs)
+            self.decoder_places = PositionEmbedding(config, rngs=rngs)
             if config.share_stacks:
                 self.cross = stacked(lambda r: CrossAttention(config, rngs=r), decoder, rngs)
             else:
@@ -163,7 +163,7 @@ class Transformer(nnx.Module):
         positions are those of the prompt and the tokens.
         """
         length, prompt = text.segments_bl.shape[1], self.config.prompt_length
-        around = Surroundings(
+        around = LayerContext(
             segments_bl=text.segments_bl,
             positions_bl=text.positions_bl,
             self_mask_bhqk=segment_mask(text.segments_bl, text.segments_bl),
@@ -189,7 +189,7 @@ class Transformer(nnx.Module):
         text = _text(batch, "decoder", batch["decoder_input_tokens"], "decoder_target_tokens")
         length, both_ways = text.tokens_bl.shape[1], self.config.decoder_buckets_bidirectional
         causal = causal_mask(length, batch.get("decoder_causal_attention"))
-        around = Surroundings(
+        around = LayerContext(
             segments_bl=text.segments_bl,
             positions_bl=text.positions_bl,
             self_mask_bhqk=segment_mask(text.segments_bl, text.segments_bl) & causal,
@@ -201,7 +201,7 @@ class Transformer(nnx.Module):
         hidden_ble, output = self._run_decoder(x_ble, around, key=key)
         return hidden_ble, output.router
 
-    def _run_decoder(self, x_ble: jax.Array, around: Surroundings, **options):
+    def _run_decoder(self, x_ble: jax.Array, around: LayerContext, **options):
         if self.config.share_stacks:
             return self.encoder(x_ble, around, cross_layers=self.cross, **options)
         return self.decoder(x_ble, around, **options)
@@ -235,7 +235,7 @@ class Transformer(nnx.Module):
         here: its prompt is fed to `decode_tokens`, behind `padding_b` empty places.
         """
         config, real_bk = self.config, None
-        (self.encoder if config.share_stacks else self.decoder).take_apart()
+        (self.encoder if config.share_stacks else self.decoder).unstack_layers()
         crosses: Iterable[KeyValue | None] = [None] * config.num_decoder_layers
         if input_tokens_bk is not None:
             batch_size = input_tokens_bk.shape[0]
@@ -266,7 +266,7 @@ class Transformer(nnx.Module):
         cross_mask_bhqk = None
         if state.real_inputs_bk is not None:
             cross_mask_bhqk = state.real_inputs_bk[:, None, None, :]
-        around = Surroundings(
+        around = LayerContext(
             segments_bl=(place_bl >= first_b1).astype(jnp.int32),
             positions_bl=jnp.maximum(place_bl - first_b1, 0),
             self_mask_bhqk=(places_k <= last_bl[:, None, :, None])

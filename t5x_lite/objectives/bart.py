@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.objectives import features, masks, noise, philox
-from t5x_lite.objectives.denoising import EosAfter
+from t5x_lite.objectives import feature_checks, masks, noise, philox
+from t5x_lite.objectives.span_corruption import EosAfter
 from t5x_lite.objectives.spans import Rows, Sentinels
 
 Keys = NDArray[np.uint32]
@@ -59,8 +59,8 @@ class Bart:
 
     def __post_init__(self):
         """Refuse shares that are none and permutations of sentences that have no end."""
-        features.check_share(self.noise_ratio, "Bart.noise_ratio", inclusive=True)
-        features.check_at_least(self.documents_per_group, 1, "Bart.documents_per_group")
+        feature_checks.check_share(self.noise_ratio, "Bart.noise_ratio", inclusive=True)
+        feature_checks.check_at_least(self.documents_per_group, 1, "Bart.documents_per_group")
         if self.mean_span_length <= 0:
             raise ConfigError(
                 f"mean_span_length is {self.mean_span_length}: it must lie above 0",
@@ -81,10 +81,12 @@ class Bart:
 
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
         """Return how many tokens of text fill the inputs where no noise shortens them."""
-        inputs_length = features.length_of(feature_lengths, "inputs", least=3, objective="BART")
-        features.length_of(feature_lengths, "targets", least=1, objective="BART")
+        inputs_length = feature_checks.length_of(
+            feature_lengths, "inputs", least=3, objective="BART"
+        )
+        feature_checks.length_of(feature_lengths, "targets", least=1, objective="BART")
         made_by = f"BART's noise on inputs of {inputs_length} tokens"
-        features.check_targets(feature_lengths, inputs_length, made_by=made_by)
+        feature_checks.check_targets(feature_lengths, inputs_length, made_by=made_by)
         return inputs_length - 1
 
     def sentinels_needed(self, feature_lengths: Mapping[str, int]) -> int:

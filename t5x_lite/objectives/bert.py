@@ -14,8 +14,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.objectives import features, masks, noise, philox
-from t5x_lite.objectives.denoising import EosAfter
+from t5x_lite.objectives import feature_checks, masks, noise, philox
+from t5x_lite.objectives.span_corruption import EosAfter
 from t5x_lite.objectives.spans import Rows, Sentinels
 
 EOS_ID = 1
@@ -44,16 +44,16 @@ class MaskedLM:
     def __post_init__(self):
         """Refuse settings that no text could be corrupted by."""
         name = type(self).__name__
-        features.check_share(self.noise_density, f"{name}.noise_density")
-        features.check_at_least(self.documents_per_group, 1, f"{name}.documents_per_group")
+        feature_checks.check_share(self.noise_density, f"{name}.noise_density")
+        feature_checks.check_at_least(self.documents_per_group, 1, f"{name}.documents_per_group")
 
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
         """Return how many tokens of text fill the inputs: one less than they hold."""
         name = type(self).__name__
-        inputs_length = features.length_of(feature_lengths, "inputs", least=5, objective=name)
-        features.length_of(feature_lengths, "targets", least=1, objective=name)
+        inputs_length = feature_checks.length_of(feature_lengths, "inputs", least=5, objective=name)
+        feature_checks.length_of(feature_lengths, "targets", least=1, objective=name)
         made_by = f"{name} of inputs of {inputs_length} tokens"
-        features.check_targets(feature_lengths, inputs_length, made_by=made_by)
+        feature_checks.check_targets(feature_lengths, inputs_length, made_by=made_by)
         return inputs_length - 1
 
     def sentinels_needed(self, feature_lengths: Mapping[str, int]) -> int:

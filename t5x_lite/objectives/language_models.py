@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.objectives import features, masks, noise
-from t5x_lite.objectives.denoising import EosAfter
+from t5x_lite.objectives import feature_checks, masks, noise
+from t5x_lite.objectives.span_corruption import EosAfter
 from t5x_lite.objectives.spans import Rows, Sentinels
 
 
@@ -26,12 +26,14 @@ class LM:
     def __post_init__(self):
         """Refuse a group of no documents."""
         name = f"{type(self).__name__}.documents_per_group"
-        features.check_at_least(self.documents_per_group, 1, name)
+        feature_checks.check_at_least(self.documents_per_group, 1, name)
 
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
         """Return how many tokens of text fill the targets: with EOS after each piece, one less."""
         name, own_eos = type(self).__name__, int(self.eos_after == "pieces")
-        return features.length_of(feature_lengths, "targets", least=2, objective=name) - own_eos
+        return (
+            feature_checks.length_of(feature_lengths, "targets", least=2, objective=name) - own_eos
+        )
 
     def sentinels_needed(self, feature_lengths: Mapping[str, int]) -> int:
         """Return 0."""
@@ -81,12 +83,14 @@ class LMAdaptation:
 
     def __post_init__(self):
         """Refuse a group of no documents."""
-        features.check_at_least(self.documents_per_group, 1, "LMAdaptation.documents_per_group")
+        feature_checks.check_at_least(
+            self.documents_per_group, 1, "LMAdaptation.documents_per_group"
+        )
 
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
         """Return how many tokens of text either feature holds."""
         return min(
-            features.length_of(feature_lengths, feature, least=2, objective="LMAdaptation")
+            feature_checks.length_of(feature_lengths, feature, least=2, objective="LMAdaptation")
             for feature in ("inputs", "targets")
         )
 

@@ -103,7 +103,7 @@ def geometric_spans_mask(
     lengths_bd = geometric_lengths(uniform_bd, stop_probability, max_span_length)
     bits_bd = philox.random_bits(_key(keys_b2, 1), max_length)
     spans_b = np.zeros(len(lengths_b), np.int64)
-    # One free place before and after the row stands for the neighbours of its ends.
+    # One free place before and after the row stands for the neighbors of its ends.
     taken_bl = np.zeros((len(lengths_b), max_length + 2), np.bool_)
     place_l = np.arange(max_length + 2)
     for draw in range(max_length):

@@ -1,4 +1,4 @@
-"""Counter-based random numbers (Philox4x32-10), vectorised over examples, equal to TensorFlow's.
+"""Counter-based random numbers (Philox4x32-10), vectorized over examples, equal to TensorFlow's.
 
 A key is a pair of uint32 words and nothing is ever drawn from hidden state: the numbers of an
 example depend on its key alone, whatever batch, host or order it is computed in.

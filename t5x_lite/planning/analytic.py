@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from t5x_lite.hardware.chips import Chip
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.partitioning import LOGICAL_TO_MESH, is_axes, partition_spec
-from t5x_lite.planning.chips import Chip
 from t5x_lite.training.optimizers import OptimizerConfig
 
 

@@ -10,21 +10,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from t5x_lite.hardware.chips import Chip
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
+from t5x_lite.models.flops import forward_flops
 from t5x_lite.planning.analytic import Roofline, parts
-from t5x_lite.planning.chips import Chip
 from t5x_lite.planning.costs import Cost
-from t5x_lite.planning.flops import forward_flops
 from t5x_lite.planning.hlo import Instruction, Module
-from t5x_lite.trees import flat
+from t5x_lite.tree_paths import flat
 
 PREFILL, TOKEN = "prefill", "token"
 _LOOPS = ("decoding/sampling.py", "decoding/beam.py")  # who loops over tokens
 _ITEMSIZE = {"bfloat16": 2, "float32": 4}
 
 
-class Texts(NamedTuple):
+class DecodingWorkload(NamedTuple):
     """What is generated. rows: inputs; copies: texts of each at a time; inputs, tokens: lengths."""
 
     rows: int
@@ -38,7 +38,9 @@ class Texts(NamedTuple):
         return self.rows * self.copies
 
 
-def cache_bytes(model: TransformerConfig, texts: Texts, mesh: Mapping[str, int]) -> dict[str, int]:
+def cache_bytes(
+    model: TransformerConfig, texts: DecodingWorkload, mesh: Mapping[str, int]
+) -> dict[str, int]:
     """Keys and values on one device: of the texts themselves, and of the encoder's output.
 
     A decoder alone keeps its prompts among the former.
@@ -55,7 +57,7 @@ def cache_bytes(model: TransformerConfig, texts: Texts, mesh: Mapping[str, int])
 
 
 def bounds(
-    chip: Chip, model: TransformerConfig, texts: Texts, mesh: Mapping[str, int]
+    chip: Chip, model: TransformerConfig, texts: DecodingWorkload, mesh: Mapping[str, int]
 ) -> tuple[Roofline, Roofline]:
     """Rooflines of the prefill and of one token of every text.
 
@@ -88,7 +90,7 @@ def bounds(
     return found[0], found[1]
 
 
-def model_flops(model: TransformerConfig, texts: Texts) -> dict[str, float]:
+def model_flops(model: TransformerConfig, texts: DecodingWorkload) -> dict[str, float]:
     """Model FLOPs of the prefill and of one token of every text."""
     lengths = {"inputs": texts.inputs, "targets": texts.tokens}
     every = forward_flops(model, batch_size=texts.rows, lengths=lengths).total
@@ -160,7 +162,7 @@ def phase_seconds(
 
 def decoding_part(
     model: TransformerConfig,
-    texts: Texts,
+    texts: DecodingWorkload,
     mesh: Mapping[str, int],
     seconds: Mapping[str, Sequence[float]],
     *,

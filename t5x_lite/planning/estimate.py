@@ -7,6 +7,7 @@ layout in `schema`.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from t5x_lite.hardware.topologies import Topology
 from t5x_lite.planning import decoding
 from t5x_lite.planning.analytic import Roofline
 from t5x_lite.planning.compilation import Compiled, TooLarge
@@ -14,7 +15,6 @@ from t5x_lite.planning.costs import Cost, costs, summed
 from t5x_lite.planning.hlo import Module
 from t5x_lite.planning.memory import memory
 from t5x_lite.planning.network import Collective, Layout, exposed_seconds
-from t5x_lite.planning.topologies import Topology
 
 # Measured over estimated step time of the one published run that was held against the compiler's
 # estimate (MaxText's 32B decoder on v5e-256, large matrix products), by a sketch of it and by this

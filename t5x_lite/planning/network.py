@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from t5x_lite.hardware.topologies import Topology
 from t5x_lite.planning.hlo import (
     COLLECTIVES,
     Computation,
@@ -21,13 +22,12 @@ from t5x_lite.planning.hlo import (
     is_between_slices,
     runs,
 )
-from t5x_lite.planning.topologies import Topology
 
 # How often the whole array crosses a ring, in units of (n - 1) / n of its bytes.
 _PASSES = {"all-gather": 1, "reduce-scatter": 1, "all-reduce": 2}
 
 
-class Place(NamedTuple):
+class MeshPosition(NamedTuple):
     """Where a device stands: slice, and coordinates of its chip."""
 
     slice: int
@@ -39,7 +39,7 @@ class Layout(NamedTuple):
 
     topology: Topology
     axes: Mapping[str, int]
-    places: Sequence[Place]
+    places: Sequence[MeshPosition]
 
 
 class Collective(NamedTuple):
@@ -228,7 +228,7 @@ def transfer_seconds(kind: str, size: float, group: Sequence[int], layout: Layou
     return seconds + crossed / _bandwidth(places, layout.topology)
 
 
-def _bandwidth(places: Sequence[Place], topology: Topology) -> float:
+def _bandwidth(places: Sequence[MeshPosition], topology: Topology) -> float:
     """Bytes a second a chip can send into the dimensions that a group of chips spans."""
     chip = topology.chip
     if not chip.torus:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from t5x_lite.evaluation.study_tables import NOISE_STDS
+from t5x_lite.metrics.published_t5_study import NOISE_STDS
 from t5x_lite.reporting.figures import Figure, as_png
 from t5x_lite.reporting.studies import StudyRecord
 

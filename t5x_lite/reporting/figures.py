@@ -1,4 +1,4 @@
-"""Curves of runs, told apart by line and marker as well as by colour: a grey printer will do."""
+"""Curves of runs, told apart by line and marker as well as by color: a grey printer will do."""
 
 import io
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from t5x_lite.reporting.runs import Run
+from t5x_lite.reporting.runs import RunRecord
 
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = "osD^v<>pPX*h"
@@ -28,7 +28,7 @@ class _Curve(NamedTuple):
     values: np.ndarray
 
 
-def figures(runs: Sequence[Run]) -> list[Figure]:
+def figures(runs: Sequence[RunRecord]) -> list[Figure]:
     """All that these runs recorded enough of: at least two points on a curve."""
     tasks = list(dict.fromkeys(task for run in runs for task in run.validated))
     wanted = [
@@ -57,7 +57,7 @@ def figures(runs: Sequence[Run]) -> list[Figure]:
             "tokens/s",
             _of_runs(runs, "train", "tokens_per_second"),
         ),
-        ("mfu", "Model FLOPs utilisation", "share of the peak", _of_runs(runs, "train", "mfu")),
+        ("mfu", "Model FLOPs utilization", "share of the peak", _of_runs(runs, "train", "mfu")),
         ("padding", "Padding", "share of positions", _of_runs(runs, "train", "padding")),
         (
             "data_wait",
@@ -73,11 +73,11 @@ def figures(runs: Sequence[Run]) -> list[Figure]:
     return found
 
 
-def _of_runs(runs: Sequence[Run], kind: str, number: str) -> list[_Curve]:
+def _of_runs(runs: Sequence[RunRecord], kind: str, number: str) -> list[_Curve]:
     return [_Curve(run.name, *run.series(kind, number)) for run in runs]
 
 
-def _single(runs: Sequence[Run]) -> list[tuple[str, str, str, list[_Curve]]]:
+def _single(runs: Sequence[RunRecord]) -> list[tuple[str, str, str, list[_Curve]]]:
     """What has a curve for each task or part of the model, so that only one run fits."""
     if len(runs) != 1:
         return []
@@ -122,7 +122,7 @@ def _draw(curves: Sequence[_Curve], unit: str) -> bytes:
 
 
 def as_png(figure: Any) -> bytes:
-    """A drawing of matplotlib's as PNG of 64 colours, a third as large as with all; closes it."""
+    """A drawing of matplotlib's as PNG of 64 colors, a third as large as with all; closes it."""
     from matplotlib import pyplot
     from PIL import Image
 

@@ -5,7 +5,7 @@ import html
 from collections.abc import Sequence
 
 from t5x_lite.reporting.figures import Figure
-from t5x_lite.reporting.runs import Run
+from t5x_lite.reporting.runs import RunRecord
 from t5x_lite.reporting.tables import Table
 
 _STYLE = """
@@ -41,7 +41,7 @@ pre { overflow-x: auto; background: var(--tint); padding: .8rem; font-size: .8re
 def page(
     title: str,
     lead: str,
-    runs: Sequence[Run],
+    runs: Sequence[RunRecord],
     tables: Sequence[Table],
     figures: Sequence[Figure],
     *,
@@ -87,7 +87,7 @@ def _picture(figure: Figure) -> str:
     )
 
 
-def _configuration(run: Run) -> str:
+def _configuration(run: RunRecord) -> str:
     made = "\n".join(f"{name}: {value}" for name, value in run.versions.items())
     return (
         f"<details><summary>{html.escape(run.name)} ({html.escape(str(run.directory))})</summary>"

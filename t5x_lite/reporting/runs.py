@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.training.writers import RECORDS, read_records
+from t5x_lite.io.metric_writers import RECORDS, read_records
 
 # Of a configuration, what tells two runs apart without making them different.
-_PLACES = {"MODEL_DIR", "DATA_DIR", "INIT_FROM", "WANDB_PROJECT", "train.model_dir"}
+_PLACES = {"MODEL_DIR", "DATA_DIR", "INITIAL_CHECKPOINT_PATH", "WANDB_PROJECT", "train.model_dir"}
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """One run. records: of each kind, in the order of steps. settings: gin name to value, as text.
 
     results: of a run that ended, else empty. versions: of packages, revision and command, as of the
@@ -69,7 +69,7 @@ class Run:
         ]
 
 
-def read_run(directory: str | Path, name: str | None = None) -> Run:
+def read_run(directory: str | Path, name: str | None = None) -> RunRecord:
     """Read a model directory; ConfigError if no run was ever there."""
     directory = Path(directory)
     if not (directory / RECORDS).is_file():
@@ -81,7 +81,7 @@ def read_run(directory: str | Path, name: str | None = None) -> Run:
         records.setdefault(record["kind"], []).append(record)
     launches = sorted((directory / "launches").glob("from_step_*"))
     config = _text(launches[-1] / "operative_config.gin") if launches else ""
-    return Run(
+    return RunRecord(
         directory=directory,
         name=name or directory.name,
         records=records,
@@ -93,7 +93,7 @@ def read_run(directory: str | Path, name: str | None = None) -> Run:
     )
 
 
-def named_apart(directories: Sequence[str | Path]) -> list[Run]:
+def named_apart(directories: Sequence[str | Path]) -> list[RunRecord]:
     """Read several runs under names that tell them apart, as short as that allows."""
     paths = [Path(d).resolve() for d in directories]
     if len(set(paths)) < len(paths):
@@ -121,7 +121,7 @@ def settings(config: str) -> dict[str, str]:
     return found
 
 
-def differences(runs: Iterable[Run]) -> list[tuple[str, list[str]]]:
+def differences(runs: Iterable[RunRecord]) -> list[tuple[str, list[str]]]:
     """The names whose values differ among runs, each with the value of every run ("" for none)."""
     runs = list(runs)
     names = sorted({name for run in runs for name in run.settings} - _PLACES)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from t5x_lite.evaluation.study_tables import (
+from t5x_lite.metrics.published_t5_study import (
     BASELINE_STD,
     COLUMNS,
     NOISE_STDS,

@@ -2,24 +2,24 @@
 
 from collections.abc import Sequence
 
-from t5x_lite.reporting.runs import Run, differences
+from t5x_lite.reporting.runs import RunRecord, differences
 from t5x_lite.reporting.tables import Table, number
 
 
-def tables(runs: Sequence[Run]) -> list[Table]:
+def tables(runs: Sequence[RunRecord]) -> list[Table]:
     """All tables that there is something to say in, the outcome first."""
     found = [_outcome(runs), _differences(runs), _efficiency(runs)]
     found += [table for run in runs for table in (_mixture(run), _samples(run))]
     return [table for table in found if table.rows]
 
 
-def tables_of_rows(runs: Sequence[Run]) -> list[Table]:
+def tables_of_rows(runs: Sequence[RunRecord]) -> list[Table]:
     """What there is to say of single runs of a study, whose comparison is told elsewhere."""
     found = [_efficiency(runs), *map(_mixture, runs[:1]), *map(_samples, runs)]
     return [table for table in found if table.rows]
 
 
-def _outcome(runs: Sequence[Run]) -> Table:
+def _outcome(runs: Sequence[RunRecord]) -> Table:
     tasks = list(dict.fromkeys(task for run in runs for task in run.validated))
     rows = []
     for run in runs:
@@ -43,7 +43,7 @@ def _outcome(runs: Sequence[Run]) -> Table:
     )
 
 
-def _differences(runs: Sequence[Run]) -> Table:
+def _differences(runs: Sequence[RunRecord]) -> Table:
     return Table(
         "What the configurations differ in",
         ("name", *(run.name for run in runs)),
@@ -51,8 +51,8 @@ def _differences(runs: Sequence[Run]) -> Table:
     )
 
 
-def _efficiency(runs: Sequence[Run]) -> Table:
-    def row(run: Run) -> tuple[str, ...]:
+def _efficiency(runs: Sequence[RunRecord]) -> Table:
+    def row(run: RunRecord) -> tuple[str, ...]:
         speed, mfu = (run.middle("train", n) for n in ("tokens_per_second", "mfu"))
         padding, wait = (run.middle("train", n) for n in ("padding", "data_wait"))
         skipped = run.latest("train", "skipped_steps")
@@ -78,7 +78,7 @@ def _efficiency(runs: Sequence[Run]) -> Table:
     )
 
 
-def _mixture(run: Run) -> Table:
+def _mixture(run: RunRecord) -> Table:
     rows = [
         (name, f"{planned:.2%}", f"{drawn:.2%}", f"{epochs:.3f}")
         for name, planned, drawn, epochs in run.shares()
@@ -86,7 +86,7 @@ def _mixture(run: Run) -> Table:
     return Table(f"Mixture of {run.name}", ("task", "planned", "drawn", "epochs"), rows)
 
 
-def _samples(run: Run) -> Table:
+def _samples(run: RunRecord) -> Table:
     rows = [
         tuple(" ".join(str(sample[name]).split()) for name in sample)
         for sample in run.results.get("samples", ())

@@ -12,7 +12,7 @@ from optax import contrib
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.partitioning import LogicalAxes
-from t5x_lite.training.weight_rules import (
+from t5x_lite.training.per_parameter import (
     Optimizer,
     OptimizerConfig,
     Tree,

@@ -13,11 +13,11 @@ from t5x_lite.models.transformer import Predictions, bind
 from t5x_lite.partitioning import shard
 from t5x_lite.training.chunked_loss import OutputForm, chunked_cross_entropy
 from t5x_lite.training.losses import NORMALIZERS, LossSums, TokenLoss, cross_entropy, shares
-from t5x_lite.training.metrics import norms
 from t5x_lite.training.optimizers import Optimizer
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.state import TrainState
-from t5x_lite.trees import flat, joined, without
+from t5x_lite.training.step_metrics import norms
+from t5x_lite.tree_paths import flat, joined, without
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -26,7 +26,7 @@ _SHARES = "loss_shares"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loss:
-    """What is minimised: the sum of token losses over a normalizer.
+    """What is minimized: the sum of token losses over a normalizer.
 
     z_loss: weight of (log Z)². loss_normalizing_factor: a constant (T5's is batch size times target
     length), None for the plain sum, or one of T5X's names: "NUM_REAL_TARGET_TOKENS",
@@ -218,7 +218,7 @@ def _split_rows(x: jax.Array, parts: int) -> jax.Array:
 def _losses(
     predictions: Predictions, batch: Batch, loss: Loss, num_tasks: int = 0
 ) -> tuple[jax.Array, LossSums]:
-    """What is to be minimised, and sums over tokens or a task's, of a batch or a part of it."""
+    """What is to be minimized, and sums over tokens or a task's, of a batch or a part of it."""
     side = _side(batch)
     targets_bl, weights_bl = batch[f"{side}_target_tokens"], batch[f"{side}_loss_weights"]
     shares_bl = batch.get(_SHARES, weights_bl)

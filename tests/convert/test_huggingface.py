@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from t5x_lite.convert.comparison import differences
 from t5x_lite.convert.huggingface import export_checkpoint, import_checkpoint, resize_vocabulary
+from t5x_lite.convert.parity_check import differences
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.transformer import abstract
-from t5x_lite.trees import flat
+from t5x_lite.tree_paths import flat
 
 REFERENCES = Path(__file__).resolve().parents[1] / "models" / "references"
 FAMILIES = {

@@ -83,7 +83,7 @@ def test_loss_and_every_gradient_are_theirs(family, theirs, tmp_path):
 
     from t5x_lite.convert.huggingface import FAMILIES as TABLES
     from t5x_lite.convert.huggingface import import_checkpoint
-    from t5x_lite.convert.mapping import scatter, tensors_of
+    from t5x_lite.convert.param_mapping import scatter, tensors_of
     from t5x_lite.models.transformer import abstract, bind
     from t5x_lite.training.losses import cross_entropy
 

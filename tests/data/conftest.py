@@ -2,13 +2,8 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import settings
 
-from t5x_lite.data.token_store import TokenStore
-
-# How long an example takes depends on what else the machine is doing.
-settings.register_profile("unhurried", deadline=None)
-settings.load_profile("unhurried")
+from t5x_lite.data.store.token_store import TokenStore
 
 
 class MemoryStore:

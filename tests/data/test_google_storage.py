@@ -7,14 +7,15 @@ import socket
 import numpy as np
 import pytest
 
-from t5x_lite.data.plan import Data, prepare
-from t5x_lite.data.remote import RemoteStore
-from t5x_lite.data.stream import Stream
-from t5x_lite.data.tasks import JsonLinesText
-from t5x_lite.data.vocabularies import ByteVocabulary
+from t5x_lite.data.data_config import Data
+from t5x_lite.data.prepare import prepare
+from t5x_lite.data.store.remote_store import RemoteStore
+from t5x_lite.data.stream.stream import Stream
+from t5x_lite.data.tasks.task_providers import JsonLinesText
 from t5x_lite.errors import ConfigError
-from t5x_lite.objectives.denoising import SpanCorruption
+from t5x_lite.objectives.span_corruption import SpanCorruption
 from t5x_lite.objectives.spans import Sentinels
+from t5x_lite.tokenizers.vocabularies import ByteVocabulary
 
 pytest.importorskip("seqio")
 emulator = pytest.importorskip("gcp_storage_emulator.server")
@@ -56,7 +57,7 @@ def test_a_store_in_a_bucket_gives_the_batches_of_the_one_on_disk(bucket, tmp_pa
             LENGTHS,
             str(tmp_path / f"data_{store_dir is None}"),
             objective=SpanCorruption(),
-            declarations=(JsonLinesText("bucket_text", str(tmp_path), ByteVocabulary(100)),),
+            task_providers=(JsonLinesText("bucket_text", str(tmp_path), ByteVocabulary(100)),),
             tokenizer="sentencepiece",
             store_dir=store_dir,
         )

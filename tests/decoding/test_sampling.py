@@ -156,7 +156,7 @@ def test_tokens_are_drawn_by_the_probabilities_that_are_left(sampling, allowed, 
     assert (np.abs(share - expected) <= 5 * deviation + 1e-12).all()
 
 
-def test_a_rows_text_depends_on_its_own_key_and_not_on_its_neighbours():
+def test_a_rows_text_depends_on_its_own_key_and_not_on_its_neighbors():
     keys = jax.random.split(jax.random.key(1), 40)
     sampling = Sampling(temperature=1.0)
     together, _ = drawn(sampling, keys=keys, length=12)

@@ -1,4 +1,4 @@
-"""What docs/launch/beam.md hands to Beam: options that Beam knows, and a tokenising pipeline."""
+"""What docs/launch/beam.md hands to Beam: options that Beam knows, and a tokenizing pipeline."""
 
 import ast
 import importlib.util
@@ -40,13 +40,14 @@ def test_beam_knows_every_option_of_the_page(flags):
     assert given <= set(known), given - set(known)
 
 
-def test_a_pipeline_of_beam_tokenises_what_training_finds(tmp_path):
+def test_a_pipeline_of_beam_tokenizes_what_training_finds(tmp_path):
     if importlib.util.find_spec("apache_beam") is None:
         pytest.skip("apache-beam is not installed: pip install 't5x_lite[beam]'")
-    from t5x_lite.data.plan import Data, ready
-    from t5x_lite.data.tasks import JsonLinesText
-    from t5x_lite.data.vocabularies import ByteVocabulary
-    from t5x_lite.run.cache import cache
+    from t5x_lite.data.cache import cache
+    from t5x_lite.data.data_config import Data
+    from t5x_lite.data.prepare import ready
+    from t5x_lite.data.tasks.task_providers import JsonLinesText
+    from t5x_lite.tokenizers.vocabularies import ByteVocabulary
 
     for split, shards in (("train", 3), ("validation", 1)):
         for number in range(shards):
@@ -55,7 +56,7 @@ def test_a_pipeline_of_beam_tokenises_what_training_finds(tmp_path):
             (tmp_path / name).write_text("\n".join(lines) + "\n")
     declared = JsonLinesText("trees", str(tmp_path), ByteVocabulary())
     lengths = {"inputs": 64, "targets": 32}
-    data = Data("trees", lengths, str(tmp_path / "data"), declarations=(declared,))
+    data = Data("trees", lengths, str(tmp_path / "data"), task_providers=(declared,))
     cache(data=data, beam_flags=["--runner=DirectRunner"])
     plan = ready(data)
     assert plan is not None

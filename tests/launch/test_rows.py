@@ -5,14 +5,14 @@ import subprocess
 
 import pytest
 
-from t5x_lite.run.explore_hand_off import hand_off_rows
-from t5x_lite.run.explore_runs import Job
+from t5x_lite.sweep.cluster_jobs import hand_off_rows
+from t5x_lite.sweep.runner import Job
 
 JOBS = [Job("10 %", 0, []), Job("drop 'em, all", 1, [])]
 
 
 @pytest.fixture
-def hand_off(cloud):
+def write_jobs(cloud):
     """Hand the rows to an engine and run the command that is told; returns what was said."""
 
     def run(engine, options=()):
@@ -36,8 +36,8 @@ def hand_off(cloud):
     return run
 
 
-def test_every_task_of_a_slurm_array_does_one_row(cloud, hand_off):
-    text = hand_off("slurm")
+def test_every_task_of_a_slurm_array_does_one_row(cloud, write_jobs):
+    text = write_jobs("slurm")
     assert text.count("start 1 of job 4711") == len(JOBS)
     assert cloud.call_of("explore")["words"] == [
         "explore",
@@ -64,14 +64,14 @@ def test_a_task_without_a_row_is_a_mistake(cloud):
     assert "sbatch --array=1-N" in done.stdout
 
 
-def test_every_row_is_a_workload_of_xpk(cloud, hand_off):
-    hand_off("xpk", ["--image=i", "--accelerator=h100:8", "--cluster=c"])
+def test_every_row_is_a_workload_of_xpk(cloud, write_jobs):
+    write_jobs("xpk", ["--image=i", "--accelerator=h100:8", "--cluster=c"])
     names = [word for call in cloud.commands("workload") for word in call if "--workload=" in word]
     assert names == ["--workload=row-10-0", "--workload=drop-em-all-1"]
     assert cloud.call_of("explore")["words"][-2:] == ["--only=drop 'em, all", "--seed=1"]
 
 
-def test_every_row_is_a_jobset(cloud, hand_off):
-    text = hand_off("jobset", ["--image=i", "--accelerator=h100:8"])
+def test_every_row_is_a_jobset(cloud, write_jobs):
+    text = write_jobs("jobset", ["--image=i", "--accelerator=h100:8"])
     assert len(cloud.commands("apply")) == len(JOBS), text
     assert re.search(r"explore .*--only=", (cloud.folder / "study.sh").read_text())

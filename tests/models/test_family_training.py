@@ -10,12 +10,12 @@ import pytest
 
 from t5x_lite.models.transformer import abstract, initialize
 from t5x_lite.partitioning import make_mesh, named_sharding
-from t5x_lite.training.metrics import global_norm
 from t5x_lite.training.optimizers import Optimizer
 from t5x_lite.training.schedules import Constant
 from t5x_lite.training.state import TrainState, state_shardings
 from t5x_lite.training.step import Loss, make_train_step
-from t5x_lite.trees import flat
+from t5x_lite.training.step_metrics import global_norm
+from t5x_lite.tree_paths import flat
 
 MESH = dict(data=2, fsdp=2, tensor=2)
 EXPERT_MESH = dict(data=2, expert=2, tensor=2)

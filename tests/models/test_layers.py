@@ -6,7 +6,7 @@ from flax import nnx
 
 from t5x_lite.models.layers import MLP, Norm, dropout
 from t5x_lite.models.transformer import initialize
-from t5x_lite.trees import flat
+from t5x_lite.tree_paths import flat
 
 WIDE = dict(vocab_size=512, emb_dim=96, num_heads=8, head_dim=32, mlp_dim=160)
 QUERY, EMBED = (96 * 32) ** -0.5, 96**-0.5

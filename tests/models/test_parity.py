@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from t5x_lite.convert.huggingface import FAMILIES, import_checkpoint
-from t5x_lite.convert.mapping import scatter, tensors_of
+from t5x_lite.convert.param_mapping import scatter, tensors_of
 from t5x_lite.models.transformer import abstract, bind
 from t5x_lite.training.losses import cross_entropy
-from t5x_lite.trees import flat
+from t5x_lite.tree_paths import flat
 
 REFERENCES = Path(__file__).parent / "references"
 ALL = (

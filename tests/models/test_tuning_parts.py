@@ -7,7 +7,7 @@ import pytest
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.layers import prompt_words
 from t5x_lite.models.transformer import abstract, bind, initialize
-from t5x_lite.trees import flat, nested
+from t5x_lite.tree_paths import flat, nested
 
 FAMILIES = ["t5_1_1/tiny", "switch/tiny", "bert/tiny", "gpt2/tiny", "bart/tiny"]
 

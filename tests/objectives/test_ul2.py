@@ -5,7 +5,7 @@ from hypothesis import given, settings
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import ul2
-from t5x_lite.objectives.denoising import SpanCorruption
+from t5x_lite.objectives.span_corruption import SpanCorruption
 from t5x_lite.objectives.spans import Sentinels
 from t5x_lite.objectives.ul2 import UL2, UL2_DENOISERS, Denoiser, SequentialDenoising
 

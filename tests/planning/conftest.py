@@ -26,9 +26,9 @@ def reference_memory():
 @pytest.fixture(scope="session")
 def reference_layout():
     """Its mesh, data 2 x fsdp 2, on v5e:2x2."""
-    from t5x_lite.planning.network import Layout, Place
-    from t5x_lite.planning.topologies import topology
+    from t5x_lite.hardware.topologies import topology
+    from t5x_lite.planning.network import Layout, MeshPosition
 
     axes = {"data": 2, "fsdp": 2, "tensor": 1, "expert": 1, "sequence": 1}
-    places = [Place(0, (x, y)) for y in range(2) for x in range(2)]
+    places = [MeshPosition(0, (x, y)) for y in range(2) for x in range(2)]
     return Layout(topology("v5e:2x2"), axes, places)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from t5x_lite.planning.chips import CHIPS
+from t5x_lite.hardware.chips import CHIPS
 from t5x_lite.planning.costs import costs, part_of, summed
-from t5x_lite.planning.explanation import draw, explanation
 from t5x_lite.planning.hlo import Module, runs
+from t5x_lite.planning.plan_report import draw, explanation
 
 V5E = next(chip for chip in CHIPS if chip.name == "v5e")
 

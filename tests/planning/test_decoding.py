@@ -6,17 +6,24 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from t5x_lite.hardware.chips import CHIPS
 from t5x_lite.models.config import TransformerConfig
+from t5x_lite.models.flops import forward_flops
 from t5x_lite.models.transformer import abstract, bind
 from t5x_lite.partitioning import make_mesh, named_sharding
-from t5x_lite.planning.chips import CHIPS
-from t5x_lite.planning.decoding import PREFILL, TOKEN, Texts, bounds, cache_bytes, model_flops
-from t5x_lite.planning.flops import forward_flops
+from t5x_lite.planning.decoding import (
+    PREFILL,
+    TOKEN,
+    DecodingWorkload,
+    bounds,
+    cache_bytes,
+    model_flops,
+)
 
 SIZES = dict(vocab_size=512, emb_dim=128, num_heads=4, head_dim=32, mlp_dim=256)
 BOTH = TransformerConfig(**SIZES, num_encoder_layers=2, num_decoder_layers=3)
 ALONE = TransformerConfig(**SIZES, num_decoder_layers=3, positions="rotary")
-TEXTS = Texts(rows=8, copies=2, inputs=24, tokens=16)
+TEXTS = DecodingWorkload(rows=8, copies=2, inputs=24, tokens=16)
 V5E = next(chip for chip in CHIPS if chip.name == "v5e")
 
 

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import pytest
 
 from t5x_lite.models.config import TransformerConfig
+from t5x_lite.models.flops import train_step_flops
 from t5x_lite.models.transformer import abstract
 from t5x_lite.planning.costs import costs
-from t5x_lite.planning.flops import train_step_flops
 from t5x_lite.planning.hlo import Module, parse_shapes
+from t5x_lite.planning.lowering import batch_shapes, summed_loss
 from t5x_lite.planning.products import product_flops
-from t5x_lite.run.shapes import batch_shapes, summed_loss
 
 
 @pytest.mark.parametrize(

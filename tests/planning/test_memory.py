@@ -26,7 +26,7 @@ def test_arguments_are_split_by_what_they_are(reference, reference_memory):
     assert "optimizer state" not in split
 
 
-def test_what_the_forward_pass_leaves_behind_is_recognised(reference, reference_memory):
+def test_what_the_forward_pass_leaves_behind_is_recognized(reference, reference_memory):
     """The backward pass needs each layer's input and hidden units, bfloat16."""
     found = memory(reference, reference_memory)
     kept = [buffer for buffer in found.largest if buffer.kind == "activations"]

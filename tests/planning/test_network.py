@@ -2,17 +2,17 @@
 
 import pytest
 
-from t5x_lite.planning.chips import CHIPS
+from t5x_lite.hardware.chips import CHIPS
+from t5x_lite.hardware.topologies import topology
 from t5x_lite.planning.hlo import Module
 from t5x_lite.planning.network import (
     Layout,
-    Place,
+    MeshPosition,
     axes_of,
     exposed_seconds,
     group_of,
     transfer_seconds,
 )
-from t5x_lite.planning.topologies import topology
 
 V5E = next(chip for chip in CHIPS if chip.name == "v5e")
 CLOCK = V5E.clock
@@ -22,7 +22,7 @@ def _layout(name, axes, *, slices=1):
     wanted = topology(name, slices)
     width, height = wanted.shape
     places = [
-        Place(number, (x, y))
+        MeshPosition(number, (x, y))
         for number in range(slices)
         for y in range(height)
         for x in range(width)

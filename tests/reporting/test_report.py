@@ -5,7 +5,7 @@ import re
 import pytest
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.run.report import report
+from t5x_lite.reporting.report import report
 
 HOSTILE = "<script>alert(1)</script>"
 

@@ -6,9 +6,9 @@ import statistics
 
 import pytest
 
-from t5x_lite.evaluation.study_tables import STUDY_TABLES
+from t5x_lite.metrics.published_t5_study import STUDY_TABLES
+from t5x_lite.reporting.report import report
 from t5x_lite.reporting.studies import HELD_OUT, read_studies
-from t5x_lite.run.report import report
 
 SCORES = {  # by row, of two seeds or three
     "replace spans": [3.0, 3.1, 3.2],

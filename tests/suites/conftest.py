@@ -165,16 +165,16 @@ def save_untrained(random_params):
     """A function that makes a run directory of a model that reads bytes and was never trained."""
     import jax
 
-    from t5x_lite.checkpoints import CheckpointPolicy, Checkpoints
+    from t5x_lite.checkpoints.checkpointer import Checkpointer, CheckpointPolicy
+    from t5x_lite.checkpoints.run_directory import write_launch
+    from t5x_lite.import_export.import_hf import Weights
     from t5x_lite.models.config import TransformerConfig
-    from t5x_lite.run.import_weights import Weights
-    from t5x_lite.run.record import write_launch
 
     def save(directory, steps, **sizes):
         sizes = dict(vocab_size=384, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=8) | sizes
         config = TransformerConfig(**sizes, num_encoder_layers=1, num_decoder_layers=1)
         params = jax.tree.map(jax.numpy.asarray, random_params(config))
-        with Checkpoints(directory, CheckpointPolicy(every_steps=1, keep_latest=None)) as saved:
+        with Checkpointer(directory, CheckpointPolicy(period=1, keep=None)) as saved:
             for step in steps:
                 state = Weights(jax.numpy.int32(step), params)
                 saved.save(step, state, {"seconds": 0.0}, force=True)
@@ -190,8 +190,8 @@ def saying():
     """A function that makes a stand-in for `Inference.generate`: it says `answer(inputs)`."""
     import numpy as np
 
-    from t5x_lite.data.vocabularies import ByteVocabulary
-    from t5x_lite.run.inference import Generated
+    from t5x_lite.inference.engine import Generated
+    from t5x_lite.tokenizers.vocabularies import ByteVocabulary
 
     def make(answer):
         pieces = ByteVocabulary()
@@ -245,7 +245,7 @@ def tfds_data_dir(tmp_path_factory, write_data_sets):
 def _builder(tfds, dataset, config, version, features, splits):
     """Return the class of a builder under a data set's own name."""
 
-    class Written(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class GeneratedTokens(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         name = dataset
         VERSION = tfds.core.Version(version)
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
@@ -261,4 +261,4 @@ def _builder(tfds, dataset, config, version, features, splits):
         def _generate_examples(self):
             raise NotImplementedError
 
-    return Written
+    return GeneratedTokens

@@ -2,11 +2,12 @@
 
 import pytest
 
-from t5x_lite.data.plan import Data, prepare
-from t5x_lite.data.vocabularies import ByteVocabulary
+from t5x_lite.data.data_config import Data
+from t5x_lite.data.prepare import prepare
 from t5x_lite.errors import ConfigError
-from t5x_lite.suites.multilingual import Multilingual
-from t5x_lite.suites.study import Study
+from t5x_lite.suites.mt5 import Multilingual
+from t5x_lite.suites.t5 import Study
+from t5x_lite.tokenizers.vocabularies import ByteVocabulary
 
 seqio = pytest.importorskip("seqio")
 
@@ -124,7 +125,7 @@ def test_a_sentinel_ends_the_inputs_and_begins_the_targets():
 
 def test_a_mixture_becomes_token_stores(tfds_data_dir, tmp_path):
     declared = Study(vocabulary=BYTES, tfds_data_dir=tfds_data_dir)
-    data = Data("squad_trivia_qa_equal", LENGTHS, str(tmp_path), declarations=(declared,))
+    data = Data("squad_trivia_qa_equal", LENGTHS, str(tmp_path), task_providers=(declared,))
     plan = prepare(data)
     assert plan.vocabulary() == BYTES
     sizes = {task.name: task.store.num_examples for task in plan.train_tasks()}
@@ -138,7 +139,7 @@ def test_a_mixture_becomes_token_stores(tfds_data_dir, tmp_path):
 def test_text_is_stored_for_the_objective(tfds_data_dir, tmp_path):
     declared = Study(vocabulary=BYTES, tfds_data_dir=tfds_data_dir)
     data = Data("c4_v020_unsupervised", {"inputs": 64, "targets": 40}, str(tmp_path))
-    data = Data(**{**vars(data), "declarations": (declared,)})
+    data = Data(**{**vars(data), "task_providers": (declared,)})
     [task] = prepare(data).train_tasks()
     assert task.objective is not None
     assert task.store.num_examples == 40
@@ -163,7 +164,7 @@ def test_a_data_set_that_was_never_prepared_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tfds.core.utils.gcs_utils, "_is_gcs_disabled", True)
     declared = Study(vocabulary=BYTES, tfds_data_dir=str(tmp_path / "nothing"))
-    data = Data("glue_cola_v002", LENGTHS, str(tmp_path), declarations=(declared,))
+    data = Data("glue_cola_v002", LENGTHS, str(tmp_path), task_providers=(declared,))
     with pytest.raises(ConfigError, match=r"glue/cola:1\.0\.0.*tfds build") as caught:
         prepare(data)
     assert "Study.tfds_data_dir" in caught.value.names

@@ -8,11 +8,11 @@ from pathlib import Path
 import gin
 import pytest
 
-from t5x_lite import __main__, gin_files
-from t5x_lite.data.plan import prepare
-from t5x_lite.data.vocabularies import ByteVocabulary
-from t5x_lite.run.explore import explore
-from t5x_lite.run.explore_plan import Planner
+from t5x_lite.cli import gin_config, main
+from t5x_lite.data.prepare import prepare
+from t5x_lite.sweep.explore import explore
+from t5x_lite.sweep.grid import Planner
+from t5x_lite.tokenizers.vocabularies import ByteVocabulary
 
 SEARCH = ["", str(Path(__file__).resolve().parents[2] / "gin_configs")]
 TEXT = {"text": "text", "url": "text"}
@@ -33,19 +33,19 @@ def documents(name):
 def pretrainings():
     """What the rows pass to `train`, by name."""
     files = ["explore/data_sets.gin"]
-    gin_files.clear()
-    gin_files.parse(files, [], SEARCH)
+    gin_config.clear()
+    gin_config.parse(files, [], SEARCH)
     given = gin.get_bindings(explore)
 
     def read(command, text):
-        return __main__._read(command, text, SEARCH, [])
+        return main._read(command, text, SEARCH, [])
 
     found = {}
     for row in Planner(given["study"], given["scales"]["base"], "base", read).rows([0]):
         stage = row.stages[0][0]
         found[row.row.name] = read("train", stage.text({stage.key: "x"}))[0]
     yield found
-    gin_files.clear()
+    gin_config.clear()
 
 
 def test_every_row_reads_the_text_that_it_is_named_after(pretrainings, write_data_sets, tmp_path):
@@ -59,16 +59,16 @@ def test_every_row_reads_the_text_that_it_is_named_after(pretrainings, write_dat
     vocabulary = ByteVocabulary()
     for row, given in pretrainings.items():
         assert given["data"].feature_lengths == {"inputs": 512, "targets": 192}
-        declarations = []
-        for declared in given["data"].declarations:
+        task_providers = []
+        for declared in given["data"].task_providers:
             own = {"vocabulary": vocabulary, "directory": str(books)}
             own |= {"tfds_data_dir": str(tmp_path / "tfds")}
             known = {field.name for field in dataclasses.fields(declared)}
             kept = {name: value for name, value in own.items() if name in known}
-            declarations.append(dataclasses.replace(declared, **kept))
+            task_providers.append(dataclasses.replace(declared, **kept))
         data = dataclasses.replace(
             given["data"],
-            declarations=tuple(declarations),
+            task_providers=tuple(task_providers),
             data_dir=str(tmp_path / "data"),
             splits=("train",),
         )

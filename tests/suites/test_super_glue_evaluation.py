@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from t5x_lite.data.plan import Data
-from t5x_lite.data.vocabularies import ByteVocabulary
+from t5x_lite.data.data_config import Data
 from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
-from t5x_lite.run.evaluate import evaluate
-from t5x_lite.run.inference import Inference, Scored
-from t5x_lite.suites.options import StudyOptions
-from t5x_lite.suites.study import Study
+from t5x_lite.evaluation.evaluate import evaluate
+from t5x_lite.inference.engine import Inference, Scored
+from t5x_lite.suites.rank_classification import StudyOptions
+from t5x_lite.suites.t5 import Study
+from t5x_lite.tokenizers.vocabularies import ByteVocabulary
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -115,7 +115,7 @@ def look(super_glue, model_dir, tmp_path_factory):
                 mixture_or_task_name=name,
                 feature_lengths={"inputs": 160, "targets": 20},
                 data_dir=str(place),
-                declarations=(declared(vocabulary=BYTES, tfds_data_dir=str(super_glue)),),
+                task_providers=(declared(vocabulary=BYTES, tfds_data_dir=str(super_glue)),),
             ),
             batch_size=4,
             mesh={"data": 4, "tensor": 2},

@@ -6,7 +6,7 @@ import gin
 import numpy as np
 import pytest
 
-from t5x_lite import gin_files
+from t5x_lite.cli import gin_config
 from t5x_lite.models.transformer import abstract
 
 GIN_CONFIGS = Path(__file__).resolve().parents[2] / "gin_configs"
@@ -19,7 +19,7 @@ def given(request):
     """What OPTIMIZER and LEARNING_RATE are, with TRAIN_STEPS set."""
     gin.clear_config()
     name = request.param.relative_to(GIN_CONFIGS).as_posix()
-    gin_files.parse([name], [f"--gin.TRAIN_STEPS={STEPS}"], ["", str(GIN_CONFIGS)])
+    gin_config.parse([name], [f"--gin.TRAIN_STEPS={STEPS}"], ["", str(GIN_CONFIGS)])
     macros = ("OPTIMIZER", "LEARNING_RATE")
     yield [gin.query_parameter(f"{name}/macro.value").scoped_configurable_fn() for name in macros]
     gin.clear_config()

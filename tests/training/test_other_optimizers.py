@@ -12,8 +12,8 @@ from optax import contrib
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.transformer import abstract
 from t5x_lite.partitioning import make_mesh, named_sharding
-from t5x_lite.training.groups import Grouped
 from t5x_lite.training.optimizers import Adafactor, AdamW, Lion, Muon
+from t5x_lite.training.param_groups import Grouped
 from t5x_lite.training.schedules import Constant
 from t5x_lite.training.state import TrainState, state_shardings
 from t5x_lite.training.step import Loss, Update, make_train_step

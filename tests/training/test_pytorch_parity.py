@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from t5x_lite.convert.huggingface import export_checkpoint
-from t5x_lite.data.corpora import embedded_documents
+from t5x_lite.data.sources.embedded_corpus import embedded_documents
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.transformer import abstract, initialize
-from t5x_lite.objectives.denoising import SpanCorruption
 from t5x_lite.objectives.noise import Rows
+from t5x_lite.objectives.span_corruption import SpanCorruption
 from t5x_lite.objectives.spans import Sentinels
 from t5x_lite.training.optimizers import AdamW
 from t5x_lite.training.schedules import Constant

@@ -11,11 +11,11 @@ from flax import nnx
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.layers import OutputLayer
 from t5x_lite.models.transformer import Predictions, abstract
-from t5x_lite.training.metrics import global_norm
 from t5x_lite.training.optimizers import Adafactor, Optimizer
 from t5x_lite.training.schedules import Constant, InverseSquareRoot
 from t5x_lite.training.state import TrainState
 from t5x_lite.training.step import Loss, Update, make_eval_step, make_train_step
+from t5x_lite.training.step_metrics import global_norm
 
 VOCAB = 64
 RATE = 0.5

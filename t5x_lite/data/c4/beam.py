@@ -14,7 +14,7 @@ from t5x_lite.data.c4 import duplicates, rules
 from t5x_lite.data.c4.recipe import C4Recipe, passes
 from t5x_lite.data.c4.stages import as_line
 from t5x_lite.data.c4.wet import Counts, Page, read_pages
-from t5x_lite.data.records import STRICT, BadLines, Tally, check_tally
+from t5x_lite.data.sources.jsonl_and_tsv import STRICT, LineStats, MalformedLines, check_tally
 from t5x_lite.errors import ConfigError
 
 
@@ -25,7 +25,7 @@ def build_with_beam(
     *,
     train_shards: int | None = None,
     validation_shards: int | None = None,
-    bad_pages: BadLines = STRICT,
+    bad_pages: MalformedLines = STRICT,
     options: Sequence[str] = (),
 ) -> Counts:
     """Build C4 from the WET files of a pattern into a directory or an address of Beam's.
@@ -92,8 +92,10 @@ def _write(pages: Any, split: str, out: str, shards: int | None) -> Any:
     )
 
 
-def _read(file: Any, counts: Counts, *, recipe: C4Recipe, bad_pages: BadLines) -> Iterator[Page]:
-    path, tally, checks = file.path, Tally(), recipe.first_checks()
+def _read(
+    file: Any, counts: Counts, *, recipe: C4Recipe, bad_pages: MalformedLines
+) -> Iterator[Page]:
+    path, tally, checks = file.path, LineStats(), recipe.first_checks()
     filesystems = _beam().io.filesystems
     with filesystems.FileSystems.open(
         path, compression_type=_beam().io.filesystem.CompressionTypes.UNCOMPRESSED

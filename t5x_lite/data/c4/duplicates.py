@@ -2,7 +2,7 @@
 
 Two halves, between which all pages of the corpus meet: what may be a duplicate on a page, by hash,
 and a page without what another one was chosen to keep. Of the pages that share something the one
-whose address has the smallest MD5 keeps it, so that no domain is favoured.
+whose address has the smallest MD5 keeps it, so that no domain is favored.
 
 C4's public builder compares single lines, and so do the released data; the paper speaks of spans of
 three sentences (Raffel et al. 2020, section 2.2), which are the other choice here.

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from t5x_lite.data.c4 import spill, stages
-from t5x_lite.data.c4.stages import Job
+from t5x_lite.data.c4.stages import BuildJob
 from t5x_lite.data.c4.wet import Counts
-from t5x_lite.data.pool import Pool, WorkerKilledError
+from t5x_lite.distributed.process_pool import Pool, WorkerKilledError
 from t5x_lite.errors import ConfigError
 
 Report = Callable[[str], None]
@@ -22,7 +22,7 @@ STATISTICS = "statistics.json"
 _VALIDATION_SHARDS = 8
 
 
-def build(job: Job, *, processes: int, report: Report) -> Counts:
+def build(job: BuildJob, *, processes: int, report: Report) -> Counts:
     """Build C4 into `job.out` and return what every rule took and left out.
 
     The result does not depend on `processes`, nor on how often it was begun. Raises ConfigError for
@@ -37,7 +37,7 @@ def build(job: Job, *, processes: int, report: Report) -> Counts:
         ) from None
 
 
-def _build(job: Job, processes: int, report: Report) -> Counts:
+def _build(job: BuildJob, processes: int, report: Report) -> Counts:
     if job.finished.exists():  # killed when all was done but this
         shutil.rmtree(job.finished)
         return spill.read_counts(job.out / STATISTICS)
@@ -59,7 +59,7 @@ def _build(job: Job, processes: int, report: Report) -> Counts:
     return total
 
 
-def _begin(job: Job) -> None:
+def _begin(job: BuildJob) -> None:
     """Make the directory, or see that what is there is this job, begun before."""
     described = job.described()
     path = job.work / "job.json"
@@ -76,7 +76,7 @@ def _begin(job: Job) -> None:
     spill.write_json(path, described)
 
 
-def _complete(job: Job, total: Counts) -> None:
+def _complete(job: BuildJob, total: Counts) -> None:
     """Give the parts their names and remove all else; raises ConfigError where nothing is left."""
     if not total["written: train page"]:
         raise ConfigError("no page passed all rules: nothing is written", "WET", "C4Recipe.variant")

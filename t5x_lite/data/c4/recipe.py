@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from t5x_lite.data import files
 from t5x_lite.data.c4 import duplicates, rules
 from t5x_lite.data.c4.wet import Counts, Page
 from t5x_lite.errors import ConfigError
+from t5x_lite.io import files
 
 Variant = Literal["en", "en.noclean", "en.noblocklist", "realnewslike", "webtextlike"]
 VARIANTS = ("en", "en.noclean", "en.noblocklist", "realnewslike", "webtextlike")

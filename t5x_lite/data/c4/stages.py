@@ -25,25 +25,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.data import files
 from t5x_lite.data.c4 import duplicates, rules, spill
 from t5x_lite.data.c4.recipe import C4Recipe, passes
 from t5x_lite.data.c4.wet import Counts, Page, read_pages
-from t5x_lite.data.records import STRICT, BadLines, Tally, check_tally
+from t5x_lite.data.sources.jsonl_and_tsv import STRICT, LineStats, MalformedLines, check_tally
+from t5x_lite.io import files
 
 # Of a line, and of the address whose page might keep it: two halves of an MD5 each; and its bucket.
 KEY = np.dtype([(name, "u8") for name in ("line_0", "line_1", "page_0", "page_1", "bucket")])
 
 
 @dataclass(frozen=True)
-class Job:
+class BuildJob:
     """What is built, from what, in which directory."""
 
     recipe: C4Recipe
     wet: tuple[str, ...]
     out: Path
     buckets: int
-    bad_pages: BadLines = STRICT
+    bad_pages: MalformedLines = STRICT
 
     @property
     def work(self) -> Path:
@@ -90,11 +90,11 @@ class Job:
         return done.with_name(f"{done.name}.counts.json")
 
 
-def read(job: Job, number: int) -> Counts:
+def read(job: BuildJob, number: int) -> Counts:
     """Put the pages of a WET file into buckets."""
 
     def work(counts: Counts) -> None:
-        path, checks, tally = job.wet[number], job.recipe.first_checks(), Tally()
+        path, checks, tally = job.wet[number], job.recipe.first_checks(), LineStats()
         with files.open_bytes(path) as file, spill.PageSpill(job.pages(number)) as written:
             for page in read_pages(file, path, counts, tally):
                 if passes(page, checks, counts):
@@ -106,7 +106,7 @@ def read(job: Job, number: int) -> Counts:
     return _once(job.counts(job.pages(number)), work)
 
 
-def clean(job: Job, bucket: int) -> Counts:
+def clean(job: BuildJob, bucket: int) -> Counts:
     """Keep the newest page of each address, clean it, and hash its lines."""
 
     def work(counts: Counts) -> None:
@@ -128,7 +128,7 @@ def clean(job: Job, bucket: int) -> Counts:
     return _once(job.counts(job.cleaned(bucket)), work)
 
 
-def _newest_pages(job: Job, bucket: int, counts: Counts) -> Iterator[Page]:
+def _newest_pages(job: BuildJob, bucket: int, counts: Counts) -> Iterator[Page]:
     """Yield the newest page of each address of a bucket, in the order of the first of each.
 
     Read twice: dates first, so that memory holds addresses and not pages.
@@ -146,12 +146,12 @@ def _newest_pages(job: Job, bucket: int, counts: Counts) -> Iterator[Page]:
             yield page
 
 
-def _bucket_pages(job: Job, bucket: int) -> Iterator[Page]:
+def _bucket_pages(job: BuildJob, bucket: int) -> Iterator[Page]:
     spills = (spill.read_spill(job.pages(number), bucket) for number in range(len(job.wet)))
     return itertools.chain.from_iterable(spills)
 
 
-def choose(job: Job, bucket: int) -> Counts:
+def choose(job: BuildJob, bucket: int) -> Counts:
     """Choose the page that keeps each line whose hash is in a bucket."""
 
     def work(counts: Counts) -> None:
@@ -175,7 +175,7 @@ def choose(job: Job, bucket: int) -> Counts:
     return _once(job.counts(job.kept(bucket)), work)
 
 
-def finish(job: Job, bucket: int) -> Counts:
+def finish(job: BuildJob, bucket: int) -> Counts:
     """Take duplicates out of a bucket's pages, ask for their language, and write them."""
 
     def work(counts: Counts) -> None:
@@ -225,7 +225,7 @@ def _halves(digest: bytes) -> tuple[int, int]:
     return int.from_bytes(digest[:8]), int.from_bytes(digest[8:])
 
 
-def _kept_lines(job: Job, bucket: int) -> NDArray[Any]:
+def _kept_lines(job: BuildJob, bucket: int) -> NDArray[Any]:
     """Return which lines the pages of a bucket keep, sorted by page."""
     if not job.recipe.is_cleaned:
         return np.zeros(0, KEY)

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
-from t5x_lite.data.records import CUT_SHORT, EMPTY, NOT_UTF8, TOO_LONG, Tally
+from t5x_lite.data.sources.jsonl_and_tsv import CUT_SHORT, EMPTY, NOT_UTF8, TOO_LONG, LineStats
 
 NO_HEADER = "no WARC header"
 Counts = Counter[str]
@@ -49,14 +49,14 @@ class Page(NamedTuple):
     content_length: str = ""
 
 
-def read_pages(file: IO[bytes], name: str, counts: Counts, tally: Tally) -> Iterator[Page]:
+def read_pages(file: IO[bytes], name: str, counts: Counts, tally: LineStats) -> Iterator[Page]:
     """Yield the pages of a gzipped WET file; memory holds one.
 
     Pages that lack an address, a date or text are counted, as in C4's builder. What cannot be read
     (a file that is cut short or no WET file, a page that is not UTF-8 or has ten million bytes) is
     left out and goes into `tally`, a page being a line of it.
     """
-    reader = _Reader(name, counts, tally)
+    reader = _PageReader(name, counts, tally)
     try:
         with gzip.open(file, "rb") as lines:
             while line := lines.readline(_MAX_BYTES + 1):
@@ -73,10 +73,10 @@ def read_pages(file: IO[bytes], name: str, counts: Counts, tally: Tally) -> Iter
         yield page
 
 
-class _Reader:
+class _PageReader:
     """The page that is being read, line by line; `number` counts the pages so far."""
 
-    def __init__(self, name: str, counts: Counts, tally: Tally):
+    def __init__(self, name: str, counts: Counts, tally: LineStats):
         self._name, self._counts, self._tally = name, counts, tally
         self.number, self._lines, self._bytes = 0, [], 0
 

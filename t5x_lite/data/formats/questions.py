@@ -60,7 +60,7 @@ def squad_span(example: Example) -> list[dict[str, Any]]:
 def span_words(text: str) -> list[str]:
     """Split at each space, once all that is no ASCII letter, digit or underscore is one.
 
-    Two neighbouring spaces have an empty word between them, which counts.
+    Two neighboring spaces have an empty word between them, which counts.
     """
     return re.sub(r"\W", " ", text, flags=re.ASCII).split(" ")
 

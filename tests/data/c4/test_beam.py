@@ -8,8 +8,8 @@ import pytest
 
 from t5x_lite.data.c4 import beam, local
 from t5x_lite.data.c4.recipe import C4Recipe
-from t5x_lite.data.c4.stages import Job
-from t5x_lite.data.records import BadLines
+from t5x_lite.data.c4.stages import BuildJob
+from t5x_lite.data.sources.jsonl_and_tsv import MalformedLines
 from t5x_lite.errors import ConfigError
 
 IN_MEMORY = ("--runner=DirectRunner", "--direct_running_mode=in_memory")
@@ -44,7 +44,7 @@ def test_beam_and_one_machine_build_the_same(unit, options, wet_files, tmp_path)
     recipe = C4Recipe(unit=unit, bad_words=str(wet_files / "bad_words.txt"))
     wet = tuple(sorted(map(str, wet_files.glob("*.gz"))))
     expected = local.build(
-        Job(recipe, wet, tmp_path / "local", 2), processes=1, report=lambda line: None
+        BuildJob(recipe, wet, tmp_path / "local", 2), processes=1, report=lambda line: None
     )
     found = beam.build_with_beam(
         recipe, str(wet_files / "*.gz"), str(tmp_path / "beam"), train_shards=2, options=options
@@ -69,7 +69,7 @@ def test_a_bad_file_stops_beam_too(wet_files, tmp_path):
         recipe,
         str(tmp_path / "*.gz"),
         str(tmp_path / "out"),
-        bad_pages=BadLines(1.0),
+        bad_pages=MalformedLines(1.0),
         options=IN_MEMORY,
     )
     assert lenient == {"read: no WARC header": 1}

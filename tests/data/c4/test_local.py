@@ -9,9 +9,9 @@ import pytest
 
 from t5x_lite.data.c4 import duplicates, local, rules, spill, stages
 from t5x_lite.data.c4.recipe import C4Recipe
-from t5x_lite.data.c4.stages import Job
+from t5x_lite.data.c4.stages import BuildJob
 from t5x_lite.data.c4.wet import Counts, Page, read_pages
-from t5x_lite.data.records import BadLines, Tally
+from t5x_lite.data.sources.jsonl_and_tsv import LineStats, MalformedLines
 from t5x_lite.errors import ConfigError
 
 # Builds C4 from the WET files that are named. For some n, a child is killed (-9) at its n-th file
@@ -87,7 +87,7 @@ def job(wet_files, recipe, tmp_path):
     wet = tuple(sorted(map(str, wet_files.glob("*.gz"))))
 
     def make(name="c4", *, buckets=3, wet=wet, **changes):
-        return Job(recipe(**changes), wet, tmp_path / name, buckets)
+        return BuildJob(recipe(**changes), wet, tmp_path / name, buckets)
 
     return make
 
@@ -110,7 +110,7 @@ def all_at_once(wet, recipe):
     counts, newest = Counts(), {}
     for path in wet:
         with open(path, "rb") as file:
-            for page in read_pages(file, path, counts, Tally()):
+            for page in read_pages(file, path, counts, LineStats()):
                 if rules.is_short_enough(page, counts):
                     newest.setdefault(rules.normalized_url(page.url), []).append(page)
     pages = [rules.newest(found, counts) for found in newest.values()]
@@ -264,7 +264,7 @@ def test_bad_files_stop_a_build_unless_they_are_allowed(job, tmp_path, caplog):
     with pytest.raises(ConfigError, match=r"cut\.warc\.wet\.gz: 1 of \d+ lines left out"):
         local.build(job("strict", wet=(str(cut),)), processes=1, report=silent)
     lenient = job("lenient", wet=(str(cut),))
-    lenient = Job(lenient.recipe, lenient.wet, lenient.out, 3, BadLines(0.2))
+    lenient = BuildJob(lenient.recipe, lenient.wet, lenient.out, 3, MalformedLines(0.2))
     counts = local.build(lenient, processes=1, report=silent)
     assert counts["read: cut short"] == 1
     assert "cut.warc.wet.gz, page" in caplog.text

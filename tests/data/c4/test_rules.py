@@ -97,7 +97,7 @@ def test_real_pages_and_every_edge_are_cleaned_alike(builder, both, real_pages, 
 
 @pytest.mark.filterwarnings("default")
 @given(URLS)
-def test_addresses_are_normalised_as_the_builders(builder, url):
+def test_addresses_are_normalized_as_the_builders(builder, url):
     assert rules.normalized_url(url) == builder.normalize_url(url)
 
 

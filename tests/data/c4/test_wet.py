@@ -6,12 +6,12 @@ import io
 import pytest
 
 from t5x_lite.data.c4.wet import Counts, Page, read_pages
-from t5x_lite.data.records import BadLines, Tally, check_tally
+from t5x_lite.data.sources.jsonl_and_tsv import LineStats, MalformedLines, check_tally
 from t5x_lite.errors import ConfigError
 
 
 def pages_of(content, tally=None):
-    counts, tally = Counts(), Tally() if tally is None else tally
+    counts, tally = Counts(), LineStats() if tally is None else tally
     return list(read_pages(io.BytesIO(content), "x.wet.gz", counts, tally)), counts, tally
 
 
@@ -69,7 +69,7 @@ def test_what_is_no_wet_file_is_said(content, reason):
     assert found == []
     assert tally.bad == {reason: 1}
     with pytest.raises(ConfigError, match=f"1 of 1 lines left out .*{reason}"):
-        check_tally(tally, "x.wet.gz", BadLines(0.5))
+        check_tally(tally, "x.wet.gz", MalformedLines(0.5))
 
 
 def test_a_page_that_is_not_utf8_or_too_long_is_left_out_alone(wet_record, monkeypatch, caplog):
@@ -85,7 +85,7 @@ def test_a_page_that_is_not_utf8_or_too_long_is_left_out_alone(wet_record, monke
     assert tally.bad == {"not UTF-8": 1, "too long": 1}
     assert tally.lines == 4
     assert "page 2: not UTF-8" in tally.first[0]
-    check_tally(tally, "x.wet.gz", BadLines(0.5))
+    check_tally(tally, "x.wet.gz", MalformedLines(0.5))
     assert "page 3: too long" in caplog.text
     with pytest.raises(ConfigError, match="2 of 4 lines left out"):
-        check_tally(tally, "x.wet.gz", BadLines(0.4))
+        check_tally(tally, "x.wet.gz", MalformedLines(0.4))

@@ -5,7 +5,7 @@ import functools
 import pytest
 
 from t5x_lite.data.formats import glue
-from t5x_lite.suites.benchmarks import GLUE, SUPER_GLUE
+from t5x_lite.suites.glue_superglue import GLUE, SUPER_GLUE
 
 TASKS = {task.name: task for task in (*GLUE, *SUPER_GLUE)}
 AXB = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from t5x_lite.data.formats import generation, multilingual, questions
+from t5x_lite.data.formats import multilingual, questions, translate_summarize
 
 SQUAD = {
     "id": "56be",
@@ -64,7 +64,7 @@ def test_trivia_makes_an_example_of_each_text_and_answer_in_it():
 )
 def test_translation_leaves_the_sentences_alone(target, language):
     row = {"en": "That is good, isn't it?", target: "Oui  - ja."}
-    [made] = generation.translation(row, source="en", target=target)
+    [made] = translate_summarize.translation(row, source="en", target=target)
     assert made == {
         "inputs": f"translate English to {language}: That is good, isn't it?",
         "targets": "Oui  - ja.",
@@ -72,7 +72,9 @@ def test_translation_leaves_the_sentences_alone(target, language):
 
 
 def test_summaries_keep_their_lines():
-    [made] = generation.summary({"article": "Ann ran.\nBob sat.", "highlights": "Ann ran .\nBob"})
+    [made] = translate_summarize.summary(
+        {"article": "Ann ran.\nBob sat.", "highlights": "Ann ran .\nBob"}
+    )
     assert made == {"inputs": "summarize: Ann ran.\nBob sat.", "targets": "Ann ran .\nBob"}
 
 

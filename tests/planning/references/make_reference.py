@@ -14,9 +14,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from t5x_lite.hardware.topologies import topology, tpu_devices
 from t5x_lite.partitioning import make_mesh
 from t5x_lite.planning.compilation import MEMORY
-from t5x_lite.planning.topologies import topology, tpu_devices
 
 LAYERS, ROWS, WIDTH, HIDDEN = 4, 4096, 1024, 4096
 HERE = Path(__file__).parent

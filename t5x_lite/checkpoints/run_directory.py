@@ -1,0 +1,149 @@
+"""What a model directory says about its run: which model, which config, which code."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from etils import epath
+
+from t5x_lite.distributed import processes
+from t5x_lite.errors import ConfigError
+from t5x_lite.io.safe_files import read_json
+from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
+
+MODEL = "model.json"
+LAUNCHES = "launches"
+_FROM_STEP = "from_step_"
+_NOT_ARCHITECTURE = (
+    "dtype",
+    "remat",
+    "query_chunk",
+    "fused_attention",
+    "scan_layers",
+    "dropout_rate",
+)
+_PACKAGES = (
+    *("t5x_lite", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gin-config"),
+    *("seqio", "tensorflow", "tensorflow-datasets", "sentencepiece"),
+)
+
+
+def check_model_dir(model_dir: epath.PathLike, model: TransformerConfig) -> None:
+    """Raise ConfigError if the directory cannot hold this run, or holds one of another model."""
+    model_dir = epath.Path(model_dir)
+    if model_dir.exists() and not model_dir.is_dir():
+        raise ConfigError(f"the model directory {model_dir} is a file", "MODEL_DIR")
+    path = model_dir / MODEL
+    if not path.exists():
+        return
+    try:
+        before = read_json(path, most_bytes=1 << 20)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not readable as JSON: {error}", "MODEL_DIR") from error
+    now = _architecture(model)
+    # A directory older than a switch was made with what is now the switch's default.
+    switches = [f for f in dataclasses.fields(model) if f.default is not dataclasses.MISSING]
+    defaults = json.loads(json.dumps({f.name: f.default for f in switches if f.name in now}))
+    before = defaults | before
+    different = sorted(name for name in now | before if now.get(name) != before.get(name))
+    if different:
+        changes = ", ".join(f"{n} {before.get(n)} -> {now.get(n)}" for n in different)
+        raise ConfigError(
+            f"{model_dir} holds a run of another model ({changes}); choose another MODEL_DIR or "
+            f"restore the configuration",
+            "MODEL_DIR",
+            *(f"TransformerConfig.{name}" for name in different),
+        )
+
+
+def write_launch(
+    model_dir: epath.PathLike,
+    model: TransformerConfig,
+    *,
+    start_step: int,
+    describe_config: Callable[[], str],
+    mixture: Mapping[str, float] | None = None,
+) -> dict[str, object]:
+    """Record this launch: the model, the operative gin config, versions, git revision, command.
+
+    mixture: the share of examples that is planned of each task.
+    Returns the same, for the checkpoints.
+    """
+    config, packages = describe_config(), versions()
+    record = {"model": json.dumps(_architecture(model)), "config": config, "versions": packages}
+    if not processes.is_first():
+        return record
+    model_dir = epath.Path(model_dir)
+    (model_dir / MODEL).write_text(json.dumps(_architecture(model), indent=2) + "\n")
+    launch = model_dir / LAUNCHES / f"{_FROM_STEP}{start_step:08d}"
+    launch.mkdir(parents=True, exist_ok=True)
+    (launch / "operative_config.gin").write_text(config)
+    (launch / "versions.json").write_text(json.dumps(packages, indent=2) + "\n")
+    (launch / "mixture.json").write_text(json.dumps(mixture or {}, indent=2) + "\n")
+    return record
+
+
+def recorded_model(model_dir: epath.PathLike) -> TransformerConfig:
+    """The configuration that a run wrote into its directory."""
+    path = epath.Path(model_dir) / MODEL
+    try:
+        fields = read_json(path, most_bytes=1 << 20)
+        moe = fields.pop("moe", None)
+        fields["moe"] = None if moe is None else MixtureOfExperts(**moe)
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return TransformerConfig(**fields)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} does not tell a run's model: {error}", "MODEL_DIR") from error
+
+
+def launch_steps(model_dir: epath.PathLike) -> list[int]:
+    """The steps from which the run was launched, the first launch included."""
+    launches = (epath.Path(model_dir) / LAUNCHES).glob(f"{_FROM_STEP}*")
+    return sorted(int(path.name.removeprefix(_FROM_STEP)) for path in launches)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide numbers, git revision and command line."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    program = "t5x_lite" if sys.argv[0].endswith("/t5x_lite/__main__.py") else sys.argv[0]
+    command = shlex.join([program, *sys.argv[1:]])
+    return {**found, "git_revision": _git_revision(), "command": command}
+
+
+def _git_revision() -> str:
+    """The checkout's commit, with "+dirty" for local changes.
+
+    Outside a checkout what the launcher that shipped the code says in T5X_LITE_REVISION, or "none".
+    """
+    shipped = os.environ.get("T5X_LITE_REVISION", "none")
+
+    def git(*arguments: str) -> str:
+        directory = Path(__file__).resolve().parent
+        return subprocess.run(
+            ["git", *arguments], cwd=directory, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        inside = git("ls-files", Path(__file__).name)  # a wheel may lie inside someone's checkout
+        if not inside:
+            return shipped
+        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return shipped
+
+
+def _architecture(model: TransformerConfig) -> dict[str, object]:
+    fields = json.loads(json.dumps(dataclasses.asdict(model)))  # tuples as JSON has them
+    return {name: value for name, value in fields.items() if name not in _NOT_ARCHITECTURE}

@@ -1,0 +1,75 @@
+"""`t5x_lite c4`: C4, or a variant of it, from Common Crawl's WET files."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from t5x_lite.console import Console
+from t5x_lite.data.c4 import beam, local
+from t5x_lite.data.c4.recipe import C4Recipe
+from t5x_lite.data.c4.spill import write_json
+from t5x_lite.data.c4.stages import BuildJob
+from t5x_lite.data.c4.wet import Counts
+from t5x_lite.data.sources.jsonl_and_tsv import STRICT, MalformedLines
+from t5x_lite.errors import ConfigError
+from t5x_lite.io import files
+from t5x_lite.io.urls import is_address
+
+
+def c4(
+    *,
+    wet: str,
+    out: str,
+    recipe: C4Recipe,
+    runner: Literal["local", "beam"] = "local",
+    processes: int | None = None,
+    buckets: int | None = None,
+    bad_pages: MalformedLines = STRICT,
+    beam_options: Sequence[str] = (),
+    describe_config: Callable[[], str] = str,
+) -> None:
+    """Build C4 from the WET files of a pattern into a directory, in C4's layout of JSON lines.
+
+    runner: "local" is this machine, and goes on where it was killed; "beam" is what `beam_options`
+    say. processes: of the local runner; None is one for each core. buckets: into how many parts its
+    passes cut the pages, which is also the most shards of the training split; None is one for every
+    WET file, 16 at least: a part then takes some hundred megabytes. bad_pages: what may be
+    unusable of a file.
+
+    Raises ConfigError for files, lists and packages that are missing before any page is read.
+    """
+    if runner not in ("local", "beam"):
+        raise ConfigError(f"the runner is {runner!r}; wanted 'local' or 'beam'", "c4.runner")
+    for name, number in (("processes", processes), ("buckets", buckets)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{name} is {number}; wanted 1 or more", f"c4.{name}")
+    console = Console()
+    recipe.check()
+    if runner == "beam":
+        with console.waiting("running Beam"):
+            counts = beam.build_with_beam(
+                recipe, wet, out, train_shards=buckets, bad_pages=bad_pages, options=beam_options
+            )
+        if not is_address(out):
+            write_json(Path(out, local.STATISTICS), dict(sorted(counts.items())))
+    else:
+        found = files.matching(wet)
+        if not found:
+            raise ConfigError(f"no file matches {wet}", "WET")
+        job = BuildJob(recipe, tuple(found), Path(out), buckets or max(len(found), 16), bad_pages)
+        counts = local.build(job, processes=processes or os.cpu_count() or 1, report=console.note)
+    show(console, recipe, counts)
+
+
+def show(console: Console, recipe: C4Recipe, counts: Counts) -> None:
+    """Print what every rule took and left out, in the order of the rules."""
+    stages = (
+        *("read", "length", "news", "address", "addresses", "clean", "duplicates"),
+        *("language", "words", "written"),
+    )
+    ordered = sorted(counts, key=lambda name: (stages.index(name.split(":")[0]), -counts[name]))
+    rows = [(name, f"{counts[name]:,}") for name in ordered]
+    duplicates = "three sentences" if recipe.unit == "three_sentences" else "lines"
+    title = recipe.variant + (f", duplicates by {duplicates}" if recipe.is_cleaned else "")
+    console.table(title, ("rule", "count"), rows)

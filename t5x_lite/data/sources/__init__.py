@@ -1,0 +1,1 @@
+"""Where raw examples come from: JSON lines, TSV and text files, TFDS, the embedded corpus."""

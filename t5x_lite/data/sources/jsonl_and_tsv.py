@@ -1,0 +1,215 @@
+"""Lines of data files as records, and what becomes of the lines that are none.
+
+Nothing is skipped in silence. What cannot be used is named by file and line in a warning of the
+logger "t5x_lite.data" and counted, and past an agreed share of its file it is an error.
+"""
+
+import contextlib
+import csv
+import gzip
+import json
+import logging
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from t5x_lite.errors import ConfigError
+from t5x_lite.io import files
+
+NOT_JSON, NO_FIELD, NOT_UTF8 = "no JSON", "no text field", "not UTF-8"
+TOO_LONG, CUT_SHORT, EMPTY = "too long", "cut short", "empty file"
+_LOGGER = logging.getLogger("t5x_lite.data")
+_WARNINGS_PER_FILE = 20
+
+
+@dataclass(frozen=True)
+class MalformedLines:
+    """How much unusable data is borne.
+
+    max_fraction: of the lines of each file; 0 stops at the first. max_bytes: of a line, which is
+    never read further than that.
+    """
+
+    max_fraction: float = 0.0
+    max_bytes: int = 10_000_000
+
+    def __post_init__(self):
+        if not 0 <= self.max_fraction <= 1 or self.max_bytes < 1:
+            raise ConfigError(
+                f"max_fraction takes a number from 0 to 1, max_bytes 1 or more; got {self}",
+                "MalformedLines.max_fraction",
+                "MalformedLines.max_bytes",
+            )
+
+
+STRICT = MalformedLines()
+
+
+@dataclass
+class LineStats:
+    """What was read: lines, those that could not be used by the reason, and the first of them."""
+
+    lines: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    first: list[str] = field(default_factory=list)
+
+    def describe(self) -> str:
+        """Return it as "3 of 1,200 lines left out (2 no JSON, 1 too long), the first ..."."""
+        kinds = ", ".join(f"{count:,} {reason}" for reason, count in self.bad.most_common())
+        return (
+            f"{self.bad.total():,} of {self.lines:,} lines left out ({kinds}), the first "
+            f"{self.first[0]}"
+        )
+
+
+class _BadLineError(ValueError):
+    """A line that cannot be used: the reason under which it is counted, and what is wrong."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        self.reason = reason
+
+
+def read_records(
+    path: str,
+    fields: Sequence[str],
+    bad_lines: MalformedLines = STRICT,
+    tally: LineStats | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yield the records of a file as mappings that have text in each of the `fields`.
+
+    Names that end in ".tsv" are of tab-separated columns under a line of their names, ".txt" of
+    lines that are a "text" each, all others of JSON lines; ".gz" after that is a gzipped file.
+    What cannot be used is counted in `tally`. Raises ConfigError, naming file and line, for the
+    first of it or, if a share is allowed, at the end of a file with more (an empty file has none).
+    """
+    tally = LineStats() if tally is None else tally
+    kind = path.removesuffix(".gz").rsplit(".", 1)[-1]
+    number, bad, columns, is_empty = 0, 0, [], False
+    for number, line in enumerate(_lines(path, bad_lines.max_bytes), start=1):
+        if kind == "tsv" and number == 1:
+            columns = _columns(path, line, fields)
+            continue
+        tally.lines += 1
+        try:
+            if isinstance(line, _BadLineError):
+                raise line
+            text = _decode(line)
+            if kind == "tsv":
+                yield _from_row(text, columns, fields)
+            elif kind == "txt":
+                yield {"text": text}
+            else:
+                yield _from_json(text, fields)
+        except _BadLineError as error:
+            bad += 1
+            is_empty = error.reason == EMPTY
+            message = f"{path}, line {number}: {error.reason} ({error})"
+            tally.bad[error.reason] += 1
+            tally.first += [message][: _WARNINGS_PER_FILE - len(tally.first)]
+            if bad_lines.max_fraction == 0:
+                raise ConfigError(message, "DATA_DIR", "MalformedLines.max_fraction") from None
+            if bad <= _WARNINGS_PER_FILE:
+                _LOGGER.warning("left out: %s", message)
+    if bad > bad_lines.max_fraction * number and not is_empty:
+        raise ConfigError(
+            f"{path}: {bad:,} of {number:,} lines cannot be used, allowed is a share of "
+            f"{bad_lines.max_fraction:g}; the first: {tally.first[0]}",
+            "MalformedLines.max_fraction",
+            "DATA_DIR",
+        )
+
+
+def check_tally(tally: LineStats, path: str, bad_lines: MalformedLines) -> None:
+    """Warn of what could not be used of a file; raises ConfigError past the allowed share of it."""
+    if not tally.bad:
+        return
+    if tally.bad.total() > bad_lines.max_fraction * tally.lines:
+        raise ConfigError(
+            f"{path}: {tally.describe()}; allowed is a share of {bad_lines.max_fraction:g}",
+            "MalformedLines.max_fraction",
+        )
+    for message in tally.first:
+        _LOGGER.warning("left out: %s", message)
+
+
+def _lines(path: str, max_bytes: int) -> Iterator[bytes | _BadLineError]:
+    """Yield the lines of a file without their ends, and what is no line as the error it is."""
+    number = 0
+    try:
+        with contextlib.ExitStack() as stack:
+            file: IO[bytes] = stack.enter_context(files.open_bytes(path))
+            if path.endswith(".gz"):
+                file = stack.enter_context(gzip.open(file, "rb"))  # pyright: ignore
+            while line := file.readline(max_bytes + 1):
+                number += 1
+                if len(line) > max_bytes and not line.endswith(b"\n"):
+                    yield _BadLineError(TOO_LONG, f"it has {_skip(file, line):,} bytes")
+                else:
+                    yield line.rstrip(b"\r\n")
+        if not number:
+            yield _BadLineError(EMPTY, "it holds no example")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        yield _BadLineError(CUT_SHORT, f"nothing can be read from here on: {error}")
+    except Exception as error:
+        if isinstance(error, OSError) or type(error).__module__.startswith("tensorflow"):
+            raise ConfigError(f"{path} cannot be read: {error}", "DATA_DIR") from None
+        raise
+
+
+def _skip(file: IO[bytes], line: bytes) -> int:
+    """Read up to the end of a line, some of which is read; return how many bytes it has."""
+    length, piece = len(line), line
+    while piece and not piece.endswith(b"\n"):
+        piece = file.readline(1 << 20)
+        length += len(piece)
+    return length
+
+
+def _decode(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise _BadLineError(NOT_UTF8, f"byte {error.start + 1}: {error.reason}") from None
+
+
+def _from_json(text: str, fields: Sequence[str]) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _BadLineError(NOT_JSON, error.msg) from None
+    except RecursionError:
+        raise _BadLineError(NOT_JSON, "too deeply nested") from None
+    if not isinstance(record, dict):
+        raise _BadLineError(NO_FIELD, f"not a JSON object with a string {fields[0]!r}")
+    for name in fields:
+        if not isinstance(record.get(name), str):
+            raise _BadLineError(NO_FIELD, f"not a JSON object with a string {name!r}")
+        try:
+            record[name].encode()
+        except UnicodeEncodeError:
+            raise _BadLineError(NOT_UTF8, f"{name!r} has half a surrogate pair") from None
+    return record
+
+
+def _columns(path: str, line: bytes | _BadLineError, fields: Sequence[str]) -> list[str]:
+    names = (
+        [] if isinstance(line, _BadLineError) else line.decode("utf-8-sig", "replace").split("\t")
+    )
+    if missing := [name for name in fields if name not in names]:
+        raise ConfigError(
+            f"{path}, line 1: no column is called {missing[0]!r}: the first line names the columns "
+            f"and has {', '.join(map(repr, names)) or 'nothing'}",
+            "DATA_DIR",
+        )
+    return names
+
+
+def _from_row(text: str, columns: Sequence[str], fields: Sequence[str]) -> dict[str, Any]:
+    cells = next(csv.reader([text], delimiter="\t", quoting=csv.QUOTE_NONE), [])
+    if len(cells) != len(columns):
+        raise _BadLineError(NO_FIELD, f"{len(cells)} columns in place of {len(columns)}")
+    record = dict(zip(columns, cells, strict=True))
+    return {name: record[name] for name in fields}

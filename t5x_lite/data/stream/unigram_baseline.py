@@ -1,0 +1,102 @@
+"""What a model must beat: the loss of a guess that knows nothing, or only how common tokens are."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t5x_lite.data.stream import shuffle
+from t5x_lite.data.stream.examples import Examples, task_number
+from t5x_lite.data.stream.open_examples import Unfinished, open_examples
+from t5x_lite.data.stream.stream import StreamTask
+from t5x_lite.errors import ConfigError
+from t5x_lite.objectives.spans import Sentinels
+
+_EXAMPLES_PER_READ = 512
+
+
+class Baselines(NamedTuple):
+    """Nats per target token, EOS and sentinels included.
+
+    `uniform`: every id of the vocabulary is as likely. `unigram`: as likely as it was among the
+    targets of training, one added to every count.
+    """
+
+    uniform: float
+    unigram: float
+
+
+def target_baselines(
+    train: StreamTask,
+    validation: StreamTask,
+    *,
+    feature_lengths: Mapping[str, int],
+    vocabulary_size: int,
+    sentinels: Sentinels,
+    seed: int,
+    train_limit: int = 20_000,
+    validation_limit: int | None = None,
+) -> Baselines:
+    """Return the baselines of a task on what `evaluation_batches` yields for `validation`.
+
+    The counts of training come from the first `train_limit` examples of its first epoch (all, if
+    there are fewer). With c_i and t_i the counts of id i in training and validation, of V ids:
+
+        unigram = -sum_i t_i ln((c_i + 1) / (sum(c) + V)) / sum(t)
+
+    Raises ConfigError for a store with ids beyond the vocabulary.
+    """
+    train_examples, examples = (
+        open_examples(
+            task.name,
+            task.store,
+            objective=task.objective,
+            ending=task.ending,
+            feature_lengths=feature_lengths,
+            sentinels=sentinels,
+            seed=seed,
+        )
+        for task in (train, validation)
+    )
+    if isinstance(train_examples, Unfinished):  # nobody waits for its end
+        train_indices = np.arange(min(train_limit, train_examples.known(train_limit)))
+    else:
+        size = train_examples.size
+        _, train_indices = shuffle.visit(
+            np.arange(min(train_limit, size)), size, seed=seed, stream=task_number(train.name)
+        )
+    train_v = _count_targets(train_examples, train_indices, vocabulary_size)
+
+    indices = np.arange(examples.size)[:validation_limit]
+    validation_v = _count_targets(examples, indices, vocabulary_size)
+
+    surprise_v = -np.log((train_v + 1) / (train_v.sum() + vocabulary_size))
+    unigram = float(validation_v @ surprise_v / validation_v.sum())
+    return Baselines(math.log(vocabulary_size), unigram)
+
+
+def _count_targets(
+    examples: Examples, indices_n: NDArray[np.int64], vocabulary_size: int
+) -> NDArray[np.int64]:
+    """Return how often each id is a target in the first epoch of some examples: [vocabulary]."""
+    counts_v = np.zeros(vocabulary_size, np.int64)
+    for first in range(0, len(indices_n), _EXAMPLES_PER_READ):
+        part_n = indices_n[first : first + _EXAMPLES_PER_READ]
+        features = examples.features(np.zeros_like(part_n), part_n)
+        rows = features["targets"]
+        used_nl = np.arange(rows.tokens.shape[1]) < rows.lengths[:, None]
+        if "weights" in features:  # targets may be wider: they are as long as the inputs
+            width = features["weights"].tokens.shape[1]
+            used_nl = used_nl[:, :width] & (features["weights"].tokens > 0)
+            rows = rows._replace(tokens=rows.tokens[:, :width])
+        found_v = np.bincount(rows.tokens[used_nl], minlength=vocabulary_size)
+        if len(found_v) > vocabulary_size:
+            raise ConfigError(
+                f"a token store holds the id {len(found_v) - 1}, the vocabulary has "
+                f"{vocabulary_size}",
+                "DATA_DIR",
+            )
+        counts_v += found_v
+    return counts_v

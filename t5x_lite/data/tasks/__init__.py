@@ -1,0 +1,1 @@
+"""seqio tasks and mixtures: providers, preprocessors, mixing rates, text formats."""

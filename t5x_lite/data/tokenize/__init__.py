@@ -1,0 +1,1 @@
+"""Tokenizing tasks into token stores, in this process or in workers."""

@@ -1,0 +1,66 @@
+"""`t5x_lite vocab`: train a SentencePiece vocabulary on a corpus."""
+
+import os
+from collections.abc import Callable, Mapping
+
+from t5x_lite.console import Console
+from t5x_lite.data.sources.jsonl_and_tsv import STRICT, LineStats, MalformedLines
+from t5x_lite.data.sources.reservoir_sample import sample_lines
+from t5x_lite.errors import ConfigError
+from t5x_lite.tokenizers.vocabularies import Vocabulary, train_vocabulary
+
+
+def vocab(
+    *,
+    corpus: Mapping[str, float],
+    output: str,
+    vocab_size: int = 32_000,
+    extra_ids: int = 0,
+    max_lines: int = 1_000_000,
+    character_coverage: float = 0.9995,
+    text_field: str = "text",
+    bad_lines: MalformedLines = STRICT,
+    seed: int = 0,
+    describe_config: Callable[[], str] = str,
+) -> None:
+    """Train a unigram vocabulary in T5's layout on a sample of lines and write it to a file.
+
+    corpus: patterns of files with their shares of the sample. extra_ids: sentinels stored in the
+    file; 0 leaves them to `Vocabulary.extra_ids`. max_lines: of the sample, which is what takes
+    memory. The same files, versions and settings give the same bytes. Raises ConfigError where the
+    output exists, no file matches, or the text is too little.
+    """
+    if os.path.exists(output):
+        raise ConfigError(
+            f"{output} exists already: give another name", "VOCABULARY", "vocab.output"
+        )
+    console, tally = Console(), LineStats()
+    with console.waiting("reading the corpus"):
+        lines = sample_lines(
+            corpus,
+            max_lines=max_lines,
+            seed=seed,
+            text_field=text_field,
+            bad_lines=bad_lines,
+            tally=tally,
+        )
+    if tally.bad:
+        console.note(tally.describe())
+    with console.waiting(f"training {vocab_size:,} pieces on {len(lines):,} lines"):
+        train_vocabulary(
+            lines,
+            output,
+            vocab_size=vocab_size,
+            max_lines=len(lines),
+            character_coverage=character_coverage,
+            extra_ids=extra_ids,
+        )
+    made = Vocabulary(output, 0 if extra_ids else 100)
+    sample = lines[:1000]
+    pieces = sum(len(made.encode(line)) for line in sample)
+    words = sum(len(line.split()) for line in sample)
+    console.note(
+        f"{output}: {made.size:,} ids with {made.sentinels.count} sentinels, {made.padded_size:,} "
+        f"embedding rows; {pieces / max(words, 1):.2f} pieces per word; use it with "
+        f"Vocabulary.extra_ids = {made.extra_ids}"
+    )

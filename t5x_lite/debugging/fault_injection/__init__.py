@@ -1,0 +1,1 @@
+"""Training under injected faults, to prove that nothing is lost."""

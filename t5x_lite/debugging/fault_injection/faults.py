@@ -1,0 +1,236 @@
+"""Faults, what each does and what must come of it: the table of `t5x_lite torture`."""
+
+import os
+import random
+import re
+import resource
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from t5x_lite.debugging.fault_injection.subprocess_run import STEP, TrainProcess
+
+LONG = 600.0  # seconds that nothing takes unless it hangs
+
+
+@dataclass
+class FaultContext:
+    """Where a fault happens. expected: what the start after it must say, if anything.
+
+    data_dir: of the stores that the run reads, which are torture's own.
+    """
+
+    run: TrainProcess
+    directory: Path
+    random: random.Random
+    data_dir: Path
+    expected: list[str] = field(default_factory=list)
+
+    @property
+    def newest(self) -> Path:
+        """The newest complete checkpoint."""
+        found = (self.directory / "checkpoints").glob("*/commit_success.txt")
+        return max((path.parent for path in found), key=lambda path: int(path.name))
+
+    @property
+    def complete(self) -> int:
+        """How many checkpoints could be gone on from."""
+        return len(list((self.directory / "checkpoints").glob("*/commit_success.txt")))
+
+    def wait_for_checkpoints(self, count: int) -> None:
+        """Wait until there are so many, or the run has ended."""
+        while self.complete < count and self.run.alive:
+            time.sleep(0.1)
+
+    def trains(self) -> bool:
+        """Wait until it trains, and for a random number of lines; False if it ended before."""
+        came: float | None = 0.0
+        for _ in range(self.random.randint(1, 16)):
+            if came is not None:
+                came = self.run.wait_for(STEP.match, LONG, since=came)
+        time.sleep(self.random.uniform(0.0, 0.3))
+        return came is not None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """does: happens to a run and ends it; returns the exit codes of which one must follow.
+
+    0 means that the run was done before. expected: the outcome, in words, for the table.
+    """
+
+    name: str
+    does: Callable[[FaultContext], tuple[int, ...]]
+    expected: str
+    processes: int = 1  # it needs at least
+    at_start: bool = False  # it needs a run that has just been started
+
+
+def _kill(scene: FaultContext) -> tuple[int, ...]:
+    scene.trains()
+    scene.run.send(signal.SIGKILL)
+    return (-9, 0)
+
+
+def _kill_at(words: str, *, from_start: bool = False) -> Callable[[FaultContext], tuple[int, ...]]:
+    def kill(scene: FaultContext) -> tuple[int, ...]:
+        if not from_start:
+            scene.trains()
+        scene.run.wait_for(lambda line: words in line, LONG, since=time.monotonic())
+        time.sleep(scene.random.uniform(0.0, 0.2))
+        scene.run.send(signal.SIGKILL)
+        return (-9, 0)
+
+    return kill
+
+
+def _kill_early(scene: FaultContext) -> tuple[int, ...]:
+    time.sleep(scene.random.uniform(0.5, 8.0))
+    scene.run.send(signal.SIGKILL)
+    return (-9, 0)
+
+
+def _kill_process(number: int | None) -> Callable[[FaultContext], tuple[int, ...]]:
+    """Kill the process of that number of a pod, or some other than the first."""
+
+    def kill(scene: FaultContext) -> tuple[int, ...]:
+        if scene.trains():
+            first, *others = scene.run.pids
+            os.kill(first if number == 0 else scene.random.choice(others), signal.SIGKILL)
+        return (137, 0)
+
+    return kill
+
+
+def _stall(scene: FaultContext) -> tuple[int, ...]:
+    """Have one process stand still: the others name it, the launcher kills it."""
+    if not scene.trains():
+        return (0,)
+    os.kill(scene.random.choice(scene.run.pids), signal.SIGSTOP)
+    named = scene.run.wait_for(lambda line: _NAMED.search(line), LONG)
+    assert named is not None, "nobody named the process that stood still"
+    return (75,)
+
+
+# Of another process, and of the first one.
+_NAMED = re.compile(r"process \d+ on .*: (not heard of|no answer) for \d+ s")
+
+
+def _terminate(scene: FaultContext) -> tuple[int, ...]:
+    if scene.trains():
+        scene.run.send(signal.SIGTERM)
+        scene.expected.append("going on after step")
+    return (75, 143, 0)
+
+
+def _terminate_twice(scene: FaultContext) -> tuple[int, ...]:
+    if scene.trains():
+        scene.run.send(signal.SIGTERM)
+        time.sleep(scene.random.uniform(0.0, 0.3))
+        scene.run.send(signal.SIGTERM)
+    return (-15, 143, 75, 0)
+
+
+def _damage(how: Callable[[Path], None]) -> Callable[[FaultContext], tuple[int, ...]]:
+    def damage(scene: FaultContext) -> tuple[int, ...]:
+        scene.trains()
+        scene.wait_for_checkpoints(2)
+        scene.run.send(signal.SIGKILL)
+        code = scene.run.end(LONG)
+        if code and scene.complete >= 2 and (scene.newest / "checksums.json").exists():
+            files = [path for path in scene.newest.rglob("*") if path.is_file()]
+            named = [path for path in files if path.name not in _SPARED and path.stat().st_size]
+            how(scene.random.choice(sorted(named)))
+            scene.expected.append("DAMAGED")
+        return (-9, 0)
+
+    return damage
+
+
+# Without the marker orbax takes a step for one that was not finished: it is passed over.
+_SPARED = ("commit_success.txt", "checksums.json")
+
+
+def _damage_shard(how: Callable[[Path], None]) -> Callable[[FaultContext], tuple[int, ...]]:
+    """Damage a file of a token store between two starts."""
+
+    def damage(scene: FaultContext) -> tuple[int, ...]:
+        scene.trains()
+        scene.run.send(signal.SIGKILL)
+        if scene.run.end(LONG):
+            stores = (scene.data_dir / "stores").glob("*/train-*/*")
+            shards = [p for p in stores if p.suffix in (".bin", ".npy") and p.stat().st_size]
+            how(scene.random.choice(sorted(shards)))
+            scene.expected.append("is DAMAGED")
+        return (-9, 0)
+
+    return damage
+
+
+def _truncate(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _fill_disk(scene: FaultContext) -> tuple[int, ...]:
+    """No file may grow past 2 kB until a save has failed: as full as a disk is without root."""
+    if not scene.trains():
+        return (0,)
+    limits = {pid: resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in scene.run.pids}
+    for pid, (_, hard) in limits.items():
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (2048, hard))
+    failed = scene.run.wait_for(lambda line: "could not be SAVED" in line, LONG)
+    for pid, limit in limits.items() if scene.run.alive else ():
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
+    if failed is None:
+        return (0,)
+    after = scene.run.wait_for(
+        lambda line: "saving step" in line and "waited" in line, LONG, since=failed
+    )
+    assert after is not None or not scene.run.alive, "nothing was saved after the disk had room"
+    scene.run.send(signal.SIGKILL)
+    return (-9, 0)
+
+
+FAULTS = (
+    Fault("kill", _kill, "the next start goes on; nothing is lost"),
+    Fault(
+        "kill early",
+        _kill_early,
+        "while it imports, compiles or restores: as if never started",
+        at_start=True,
+    ),
+    Fault("kill in a save", _kill_at("(the run waited"), "the half-written step is passed over"),
+    Fault(
+        "kill in a restore",
+        _kill_at("restoring step", from_start=True),
+        "the checkpoint stays as it was",
+        at_start=True,
+    ),
+    Fault("SIGTERM", _terminate, "the step at hand is saved; a code that says start me again"),
+    Fault("SIGTERM twice", _terminate_twice, "ends at once; older checkpoints stay"),
+    Fault("truncated file", _damage(_truncate), "noticed; the checkpoint before is taken"),
+    Fault("flipped bit", _damage(_flip), "noticed; the checkpoint before is taken"),
+    Fault("missing file", _damage(Path.unlink), "noticed; the checkpoint before is taken"),
+    Fault("full disk", _fill_disk, "the run lives, older steps stay, a later save succeeds"),
+    Fault("deleted shard", _damage_shard(Path.unlink), "noticed; the token store is made anew"),
+    Fault("corrupted shard", _damage_shard(_flip), "noticed; the token store is made anew"),
+    Fault(
+        "kill process 0", _kill_process(0), "the others end at once; all start again", processes=2
+    ),
+    Fault(
+        "kill another process",
+        _kill_process(None),
+        "it is named, the others end; all start again",
+        processes=2,
+    ),
+    Fault("stalled process", _stall, "it is named and killed; all start again", processes=2),
+)

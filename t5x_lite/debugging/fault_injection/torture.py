@@ -1,0 +1,266 @@
+"""`t5x_lite torture`: a real run under faults, held against the same run that nothing disturbed."""
+
+import random
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from t5x_lite.checkpoints.checkpointer import Checkpointer
+from t5x_lite.console import Console, duration
+from t5x_lite.debugging.compare import first_difference, receipts_of
+from t5x_lite.debugging.fault_injection.faults import FAULTS, LONG, Fault, FaultContext
+from t5x_lite.debugging.fault_injection.subprocess_run import FIRST, STEP, TrainProcess
+from t5x_lite.errors import ConfigError
+
+DATA = "data"  # where the corpus and the stores of torture's own lie
+LAP = re.compile(r"([a-z][a-z ]*[a-z]) (?:(\d+) min )?([\d.]+) s")  # of `startup.StartupTimer.line`
+CHILD = (
+    "--gin.CheckpointPolicy.retry_seconds=0.5",
+    "--gin.CheckpointPolicy.save_timeout_seconds=30",
+    "--gin.StepHashes.params_every_steps=10",
+)
+
+
+class Outcome(NamedTuple):
+    """What came of a fault. recovery: seconds from it to the next step's line, and their parts."""
+
+    fault: str
+    step: int
+    recovery: float | None
+    parts: str
+
+
+def torture(
+    *,
+    model_dir: str,
+    steps: int,
+    arguments: Sequence[str] = (),
+    minutes: float = 10.0,
+    num_faults: int | None = None,
+    faults: Sequence[str] | None = None,
+    processes: int = 1,
+    devices: int = 4,
+    elsewhere_bound: float | None = 0.1,
+    missing_seconds: float = 15.0,
+    seed: int = 0,
+    log_every_steps: int = 5,
+    describe_config: Callable[[], str] = str,
+) -> None:
+    """Run to `steps` undisturbed, then again under faults; both must be the same to the bit.
+
+    arguments: of `t5x_lite train`. minutes: faults are made for so long; num_faults: or until there
+    were so many. faults: names of the table's; None is all. processes, devices: of a simulated pod.
+    A run that ends before is begun anew. Both runs meet one batch that is not a number.
+    missing_seconds: of a process that is not heard of, until the others end.
+
+    elsewhere_bound: last, a run is killed and goes on with other numbers of processes and devices:
+    it must be given the same batches, and |weights - weights| <= bound * |weights| must hold for
+    the norms of all weights at the end. None leaves that out.
+
+    Token stores are made in `model_dir` and damaged there: those of other runs are left alone.
+    Raises ConfigError for wrong settings, and AssertionError where an outcome is not as expected.
+    """
+    root, console = Path(model_dir), Console()
+    table = [fault for fault in FAULTS if fault.processes <= processes]
+    if unknown := set(faults or ()) - {fault.name for fault in table}:
+        raise ConfigError(
+            f"there is no fault {', '.join(sorted(unknown))}; wanted some of "
+            f"{', '.join(fault.name for fault in table)}",
+            "torture.faults",
+        )
+    table = [fault for fault in table if faults is None or fault.name in faults]
+    chance = random.Random(seed)
+    here = PodShape(processes, devices)
+    train = (
+        f"--nan_at={chance.randint(2, steps)}",
+        *("train", *arguments, f"--missing_seconds={missing_seconds}"),
+        f"--gin.Data.data_dir={root / DATA}",
+        f"--gin.train.log_every_steps={log_every_steps}",
+    )
+    with console.waiting(f"running {steps:,} steps that nothing disturbs"):
+        _to_the_end(here.launch(train, root / "undisturbed"))
+    outcomes, until, runs = [], time.monotonic() + minutes * 60, 0
+    queue: list[Fault] = []
+    while time.monotonic() < until and len(outcomes) < (num_faults or 10**9):
+        directory, runs = root / f"tortured_{runs:02d}", runs + 1
+        shutil.rmtree(directory, ignore_errors=True)
+        launch = partial(here.launch, train, directory)
+        run = launch()
+        while time.monotonic() < until and len(outcomes) < (num_faults or 10**9):
+            queue = queue or chance.sample(table, len(table))
+            fault = queue.pop()
+            outcome, run = _disturb(
+                FaultContext(run, directory, chance, root / DATA), launch, fault
+            )
+            if outcome is None:
+                queue.insert(0, fault)  # it comes in a later run
+                break
+            outcomes.append(outcome)
+            console.note(_line(len(outcomes), outcome))
+        _to_the_end(run)
+        _assert_same(root / "undisturbed", directory, steps)
+        console.note(f"run {runs} under faults has the weights and receipts of the undisturbed one")
+    _show(console, outcomes, steps, runs)
+    if elsewhere_bound is not None:
+        other = here.unlike()
+        found = _elsewhere(here, other, train, root, chance, steps)
+        assert found <= elsewhere_bound, f"the last weights are {found:.2e} of their norm apart"
+        console.note(
+            f"killed, and gone on with on {other}: the same batches; the last weights are "
+            f"{found:.1e} of their norm from the undisturbed run's (bound: {elsewhere_bound:g})"
+        )
+
+
+class PodShape(NamedTuple):
+    """What a run is launched on, and the flags that say so."""
+
+    processes: int
+    devices: int  # of each process of several; for one process the flags of the run say
+    flags: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.processes} x {self.devices} devices"
+
+    def launch(self, train: Sequence[str], directory: Path) -> TrainProcess:
+        """Start, or go on with, the run in a directory."""
+        flags = [f"--gin.MODEL_DIR={directory}", *CHILD, *self.flags]
+        return TrainProcess([*train, *flags], processes=self.processes, devices=self.devices)
+
+    def unlike(self) -> "PodShape":
+        """Another number of processes with half the devices, all of them along the data axis."""
+        number = 1 if self.processes > 1 else 2
+        total = max(self.processes * self.devices // 2, number)
+        flags = f"--gin.CPU_DEVICES={total}", "--gin.MESH={'data': -1}"
+        return PodShape(number, total // number, flags)
+
+
+def _elsewhere(
+    here: PodShape,
+    other: PodShape,
+    train: Sequence[str],
+    root: Path,
+    chance: random.Random,
+    steps: int,
+) -> float:
+    """Kill a run and go on with it on another pod; returns how far apart the last weights are."""
+    directory = root / "elsewhere"
+    shutil.rmtree(directory, ignore_errors=True)
+    scene = FaultContext(here.launch(train, directory), directory, chance, root / DATA)
+    scene.trains()
+    scene.wait_for_checkpoints(1)
+    scene.run.send(signal.SIGKILL)
+    scene.run.end(LONG)
+    _to_the_end(other.launch(train, directory))
+    return _distance(root / "undisturbed", directory, steps)
+
+
+def _disturb(
+    scene: FaultContext, launch: Callable[[], TrainProcess], fault: Fault
+) -> tuple[Outcome | None, TrainProcess]:
+    """Make a fault and start again; returns the outcome and the run that goes on.
+
+    There is no outcome if the run ended before the fault came.
+    """
+    if fault.at_start:
+        scene.wait_for_checkpoints(1)  # so that there is one to restore
+        scene.run.send(signal.SIGKILL)
+        scene.run.end(LONG)
+        scene.run = launch()
+    run = scene.run
+    codes = fault.does(scene)
+    happened = time.monotonic()
+    code = run.end(LONG)
+    assert code in codes, f"{fault.name}: exit code {code}\n{run.text}"
+    if code == 0:
+        return None, run
+    again = launch()
+    stepped = again.wait_for(STEP.match, LONG)
+    for words in scene.expected:
+        assert words in again.text, f"{fault.name}: no {words!r} in\n{again.text}"
+    assert stepped is not None or again.end(LONG) == 0, f"{fault.name}: no step\n{again.text}"
+    steps = (int(m[1].replace(",", "")) for _, line in run.lines if (m := STEP.match(line)))
+    parts = next((m[1] for _, line in again.lines if (m := FIRST.search(line))), "")
+    recovery = None if stepped is None else stepped - happened
+    return Outcome(fault.name, max(steps, default=0), recovery, parts), again
+
+
+def _to_the_end(run: TrainProcess) -> None:
+    code = run.end(24 * 3600)
+    assert code == 0, f"exit code {code}\n{run.text}"
+
+
+def _distance(one: Path, other: Path, steps: int) -> float:
+    """How far apart the last weights are, as a share of their norm; the batches must be the same.
+
+    So must the receipts' hashes of examples and batches, of every step.
+    """
+    given = [
+        {step: (line["ids"], line["batch"]) for step, line in receipts_of(str(directory)).items()}
+        for directory in (one, other)
+    ]
+    assert given[0] == given[1], f"{one} and {other} were not given the same batches"
+    states = [_last_state(directory, steps) for directory in (one, other)]
+    names = [name for name in states[0] if name.startswith("params/")]
+    pairs = [[np.float64(state[name]) for state in states] for name in names]
+    apart = sum(np.sum(np.square(left - right)) for left, right in pairs)
+    return float(np.sqrt(apart / sum(np.sum(np.square(left)) for left, _ in pairs)))
+
+
+def _assert_same(one: Path, other: Path, steps: int) -> None:
+    """The receipts of all steps, and every bit of the last state."""
+    receipts = [receipts_of(str(directory)) for directory in (one, other)]
+    parting = first_difference(*receipts)
+    assert parting is None, f"{one} and {other} part at step {parting.step}: {parting.what} differ"
+    for directory, found in zip((one, other), receipts, strict=True):
+        assert sorted(found) == list(range(1, steps + 1)), f"{directory} lacks receipts"
+    states = [_last_state(directory, steps) for directory in (one, other)]
+    assert states[0].keys() == states[1].keys()
+    for name, array in states[0].items():
+        assert array.tobytes() == states[1][name].tobytes(), f"{name} differs in {other}"
+
+
+def _last_state(directory: Path, step: int) -> dict[str, np.ndarray]:
+    with Checkpointer(directory) as saved:
+        assert saved.damage(step) is None
+        return saved.arrays(step)
+
+
+def _line(number: int, outcome: Outcome) -> str:
+    took = "" if outcome.recovery is None else f", next step after {duration(outcome.recovery)}"
+    parts = f" ({outcome.parts})" if outcome.parts else ""
+    return f"fault {number}: {outcome.fault} near step {outcome.step:,}: as expected{took}{parts}"
+
+
+def _show(console: Console, outcomes: Sequence[Outcome], steps: int, runs: int) -> None:
+    rows = []
+    for fault in FAULTS:
+        own = [outcome for outcome in outcomes if outcome.fault == fault.name]
+        took = [outcome.recovery for outcome in own if outcome.recovery is not None]
+        if own:
+            median = duration(float(np.median(took))) if took else "-"
+            rows.append((fault.name, fault.expected, f"{len(own)}", median))
+    console.table(
+        f"faults: {len(outcomes)}, runs: {runs}, steps of each: {steps:,}; every outcome as "
+        "expected, all ends equal to the undisturbed run's to the bit",
+        ("fault", "expected", "times", "to the next step"),
+        rows,
+    )
+    laps: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        for name, minutes, seconds in LAP.findall(outcome.parts):
+            laps.setdefault(name, []).append(60 * float(minutes or 0) + float(seconds))
+    console.table(
+        "Where the time of the starts after them went",
+        ("part", "median", "longest"),
+        [
+            (name, duration(float(np.median(each))), duration(max(each)))
+            for name, each in laps.items()
+        ],
+    )

@@ -1,0 +1,1 @@
+"""The processes of a run: start-up, heartbeats, rendezvous, preemption, child processes."""

@@ -1,0 +1,1 @@
+"""Preflight checks of all hosts of a run, before the first step."""

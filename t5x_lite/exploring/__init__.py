@@ -1,1 +1,0 @@
-"""Studies: named changes of one base, each pretrained and fine-tuned alike, and compared."""

@@ -1,0 +1,1 @@
+"""Accelerators: chips, slice topologies, XLA options."""

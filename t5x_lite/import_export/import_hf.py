@@ -1,0 +1,94 @@
+"""`t5x_lite import`: a Hugging Face directory becomes a run directory."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from t5x_lite.checkpoints.checkpointer import Checkpointer
+from t5x_lite.checkpoints.policy import CheckpointPolicy
+from t5x_lite.checkpoints.run_directory import check_model_dir, write_launch
+from t5x_lite.console import Console
+from t5x_lite.convert.huggingface import import_checkpoint
+from t5x_lite.errors import ConfigError
+from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
+from t5x_lite.models.transformer import num_parameters
+from t5x_lite.tokenizers.text_codec import read_text_record, write_text_record
+
+MODEL_GIN = "model.gin"
+
+
+class Weights(NamedTuple):
+    """A train state without its optimizer: what an import can know."""
+
+    step: Any
+    params: Any
+
+
+def import_weights(
+    *,
+    source: str,
+    model_dir: str,
+    step: int = 0,
+    vocab_size: int | None = None,
+    describe_config: Callable[[], str] = str,
+) -> None:
+    """Read config.json and safetensors of `source`; write a checkpoint and model.gin.
+
+    step: the step the weights count as (T5's released ones: about 1,000,000), which schedules go on
+    from. vocab_size: rows of the embedding, cut off or filled up with zeros; None keeps them.
+
+    The checkpoint holds step and weights under the names of a train state, and no optimizer;
+    model.gin is the model file to train it with.
+    """
+    directory = Path(model_dir)
+    if step < 0:
+        raise ConfigError(f"step is {step}; wanted 0 or more", "import_weights.step")
+    config, params = import_checkpoint(source, vocab_size=vocab_size)
+    check_model_dir(directory, config)
+    with Checkpointer(directory, CheckpointPolicy(period=1, keep=None)) as saved:
+        if saved.latest_step is not None:
+            raise ConfigError(
+                f"{directory} already holds step {saved.latest_step:,}; wanted a new directory",
+                "MODEL_DIR",
+            )
+        saved.save(
+            step, Weights(np.asarray(step, np.int32), params), {"imported_from": source}, force=True
+        )
+        saved.wait()
+    write_launch(directory, config, start_step=step, describe_config=describe_config)
+    write_text_record(directory, read_text_record(source))
+    (directory / MODEL_GIN).write_text(model_gin(config, source))
+    Console().note(
+        f"{num_parameters(config):,} parameters from {source} are step {step:,} of {directory}; "
+        f"the model file is {directory / MODEL_GIN}"
+    )
+
+
+def model_gin(config: TransformerConfig, source: str) -> str:
+    """A gin file that gives MODEL as this configuration, without what is default anyway.
+
+    >>> print(model_gin(TransformerConfig(vocab_size=8, ...), "t5-small"))
+    # Imported from t5-small.
+    ...
+    """
+    moe = "" if config.moe is None else _bindings("MixtureOfExperts", config.moe)
+    return (
+        f"# Imported from {source}.\n#\n# Gives MODEL. Commonly overridden: "
+        "TransformerConfig.dropout_rate, TransformerConfig.dtype.\n"
+        "from __gin__ import dynamic_registration\n\nfrom t5x_lite.models import config\n\n"
+        "MODEL = @config.TransformerConfig()\n\n" + _bindings("TransformerConfig", config) + moe
+    )
+
+
+def _bindings(name: str, values: TransformerConfig | MixtureOfExperts) -> str:
+    lines = [f"config.{name}:"]
+    for field in dataclasses.fields(values):
+        value = getattr(values, field.name)
+        if isinstance(value, MixtureOfExperts):
+            lines.append(f"    {field.name} = @config.MixtureOfExperts()")
+        elif value != field.default:
+            lines.append(f"    {field.name} = {value!r}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""Files: paths and bucket URLs, atomic and append-only writes, checksums, locks, safe reading."""

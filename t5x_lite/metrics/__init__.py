@@ -1,0 +1,1 @@
+"""Task metrics and postprocessors, and published results to compare with."""

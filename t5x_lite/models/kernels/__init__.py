@@ -1,0 +1,1 @@
+"""Fused attention kernels for TPUs and NVIDIA GPUs."""

@@ -1,0 +1,163 @@
+"""Which mesh, remat policy and batch suit a machine: arithmetic prunes, the compiler decides."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from t5x_lite.errors import ConfigError
+from t5x_lite.hardware.topologies import Topology
+from t5x_lite.models.config import REMAT_POLICIES, TransformerConfig
+from t5x_lite.models.flops import TRAINING, forward_flops
+from t5x_lite.planning import analytic
+from t5x_lite.planning.lowering import Setting, batch_shapes, summed_loss
+from t5x_lite.planning.plan_report import table
+from t5x_lite.planning.plan_step import Planned, plan_step
+
+_MOST_TENSOR = 8  # beyond it a T5's sub-layers are thinner than a chip's matrix unit is wide
+# Forward passes of a step: what each policy computes again besides the three.
+_PASSES = {"none": 3.0, "minimal": 3.1, "full": 4.0}
+
+
+class Candidate(NamedTuple):
+    """A setting with its analytic step time and memory, and its plan once it is compiled."""
+
+    setting: Setting
+    seconds: float
+    bytes: float
+    planned: Planned | None = None
+
+    def rate(self, wanted: Topology) -> float:
+        """Tokens a second and chip: the compiler's pessimistic end, else the analytic bound."""
+        plan = self.planned and self.planned.plan
+        if plan and plan["estimate"] is None:
+            return 0.0
+        seconds = plan["estimate"]["step_seconds"][1] if plan else self.seconds
+        rows = self.setting.batch_size
+        return rows * sum(self.setting.lengths.values()) / seconds / wanted.chips
+
+
+def search(
+    setting: Setting,
+    wanted: Topology,
+    training_tokens: float,
+    cache: Path,
+    *,
+    compile_best: int,
+    report: Callable[[str], None],
+) -> tuple[str, Candidate]:
+    """Try meshes, remat policies and half, once and twice the batch; a table and the winner.
+
+    Candidates that arithmetic finds too large are dropped; the `compile_best` fastest of the others
+    are compiled, and only these can win. ConfigError if none fits.
+    """
+    limit = wanted.chip.hbm / wanted.chip.devices
+    every = list(_candidates(setting, wanted))
+    fitting = sorted((c for c in every if c.bytes <= limit), key=lambda c: -c.rate(wanted))
+    report(
+        f"{len(every)} candidates, {len(fitting)} of which arithmetic lets pass; compiling the "
+        f"first {min(compile_best, len(fitting))}"
+    )
+    tried = []
+    for number, candidate in enumerate(fitting):
+        if number < compile_best:
+            planned = plan_step(candidate.setting, wanted, training_tokens, cache, report=report)
+            candidate = candidate._replace(planned=planned)
+        tried.append(candidate)
+    ordered = sorted(tried, key=lambda c: (c.planned is None, -c.rate(wanted)))
+    if not ordered or ordered[0].rate(wanted) == 0.0:
+        raise ConfigError(
+            f"no mesh, remat policy or batch that was tried fits {wanted.name}: wanted more chips, "
+            f"a smaller BATCH_SIZE or a smaller model",
+            "BATCH_SIZE",
+            "plan.topology_name",
+        )
+    text = f"## Search\n\n{_table(ordered, wanted)}\n\n{_gin_lines(ordered[0].setting)}\n"
+    return text, ordered[0]
+
+
+def meshes(model: TransformerConfig, devices: int) -> Iterator[dict[str, int]]:
+    """Meshes of data, fsdp, tensor and expert axes, by powers of two, that suit a model."""
+    powers = [2**i for i in range(devices.bit_length())]
+    experts = model.moe.num_experts if model.moe else 1
+    for tensor in (p for p in powers if p <= _MOST_TENSOR and _divides(p, model)):
+        for expert in (p for p in powers if experts % p == 0):
+            for fsdp in (p for p in powers if model.emb_dim % p == 0):
+                data, rest = divmod(devices, tensor * expert * fsdp)
+                if rest == 0 and data:
+                    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor, "expert": expert}
+                    yield {name: size for name, size in sizes.items() if size > 1} or {"data": 1}
+
+
+def _divides(tensor: int, model: TransformerConfig) -> bool:
+    heads = math.gcd(model.num_heads, model.kv_heads)
+    return not (heads % tensor or model.mlp_dim % tensor or model.vocab_size % tensor)
+
+
+def _candidates(setting: Setting, wanted: Topology) -> Iterator[Candidate]:
+    batches = sorted({setting.batch_size // 2, setting.batch_size, setting.batch_size * 2} - {0})
+    for remat in REMAT_POLICIES:
+        model = dataclasses.replace(setting.model, remat=remat)
+        kept_of_a_row = _kept_of_a_row(model, setting)
+        for mesh in meshes(model, wanted.devices):
+            parts = math.prod(mesh.get(name, 1) for name in ("data", "fsdp", "expert"))
+            state = analytic.state_bytes(model, setting.optimizer, mesh)
+            for rows in (batch for batch in batches if batch % parts == 0):
+                one = setting._replace(model=model, mesh=mesh, batch_size=rows)
+                kept = int(kept_of_a_row * rows / parts)
+                seconds = _seconds(one, wanted, state, kept)
+                yield Candidate(one, seconds, sum(state.values()) + kept)
+
+
+def _kept_of_a_row(model: TransformerConfig, setting: Setting) -> float:
+    rows = 8
+    batch = batch_shapes(model, setting.lengths, rows, packed=setting.packed)
+    return analytic.activation_bytes(model, batch, {}, summed_loss(model)) / rows
+
+
+def _seconds(setting: Setting, wanted: Topology, state: Mapping[str, int], kept: int) -> float:
+    """Recomputation counts here: what is executed takes the time."""
+    forward = forward_flops(
+        setting.model, batch_size=setting.batch_size, lengths=setting.lengths
+    ).executed
+    bounds = analytic.roofline(
+        wanted.chip,
+        setting.model,
+        mesh=setting.mesh,
+        step_flops=forward * _PASSES.get(str(setting.model.remat), TRAINING),
+        tokens=setting.batch_size * sum(setting.lengths.values()),
+        state=state,
+        activations=kept,
+    )
+    return max(bounds)
+
+
+def _table(candidates: Sequence[Candidate], wanted: Topology) -> str:
+    rows = []
+    for candidate in candidates[:20]:
+        plan: dict[str, Any] | None = candidate.planned and candidate.planned.plan
+        size = plan["memory"]["total"] if plan else candidate.bytes
+        rate = candidate.rate(wanted)
+        mesh = ", ".join(f"{name} {n}" for name, n in candidate.setting.mesh.items())
+        rows.append(
+            (
+                mesh,
+                str(candidate.setting.model.remat),
+                f"{candidate.setting.batch_size:,}",
+                f"{size / 1e9:.2f}",
+                f"{rate:,.0f}" if rate else "does not fit",
+                "compiler" if plan else "arithmetic",
+            )
+        )
+    columns = ("mesh", "remat", "batch", "GB a device", "tokens/s a chip (estimated)", "by")
+    return table(columns, rows)
+
+
+def _gin_lines(setting: Setting) -> str:
+    lines = [
+        f"MESH = {dict(setting.mesh)}",
+        f"BATCH_SIZE = {setting.batch_size}",
+        f"TransformerConfig.remat = {setting.model.remat!r}",
+    ]
+    return "The first, in gin:\n\n```\n" + "\n".join(lines) + "\n```"

@@ -1,0 +1,127 @@
+"""Classification by rank: every label is scored as a target, and the likeliest is the answer."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from t5x_lite.data.formats import coreference, glue
+from t5x_lite.data.tasks.task_providers import Report
+from t5x_lite.data.tasks.text_formats import MakeExamples
+from t5x_lite.metrics import metrics, postprocessors
+from t5x_lite.metrics.task_metrics import TaskMetrics
+from t5x_lite.suites import glue_superglue
+from t5x_lite.suites.t5 import GLUE_EXAMPLES, SUPER_GLUE_EXAMPLES, T5_VOCABULARY
+from t5x_lite.suites.task_specs import SOURCES, SupervisedTask, add_mixtures, evaluations
+from t5x_lite.tokenizers.vocabularies import AnyVocabulary, Vocabulary
+
+_PLACE = ("idx/question", "idx/option")
+_LABELS = ("False", "True")
+
+
+def with_options(task: SupervisedTask, *, normalize_by_length: bool) -> SupervisedTask | None:
+    """Return a task's variant of one example per label, for evaluation; None if it has no labels.
+
+    "super_glue_copa_v102" becomes "super_glue_copa_v102_options". MultiRC is judged by its own
+    metrics, DPR's options are its candidates (its one split to judge on is "test"), and WSC, of
+    which each example names but one candidate, takes T5's format with the answers False and True.
+    """
+    labels: Sequence[str] | None = getattr(task.make, "keywords", {}).get("labels")
+    splits = {name: split for name, split in task.splits.items() if name != "train"}
+    made = _SPECIAL.get(task.name)
+    if made is None and (labels is None or not task.metrics):
+        return None
+    make, fields, place, metric = made or (
+        functools.partial(glue.options, make=task.make, labels=tuple(labels or ())),
+        task.fields,
+        _PLACE,
+        metrics.rank_classification,
+    )
+    if not splits:
+        return None
+    return replace(
+        task,
+        name=f"{task.name.removesuffix('_simple_eval').removesuffix('_simple')}_options",
+        splits=splits,
+        make=make,
+        fields=fields,
+        extras=dict.fromkeys(("is_correct", *place), "number"),
+        postprocess=postprocessors.ranked,
+        metrics=(functools.partial(metric, normalize_by_length=normalize_by_length),),
+    )
+
+
+# What makes the options of a task that is no plain classification, of which fields, how their
+# questions are numbered, and what judges them.
+_SPECIAL: Mapping[str, tuple[MakeExamples, Sequence[str], Sequence[str], Callable[..., Any]]] = {
+    "super_glue_multirc_v102": (
+        functools.partial(glue.options, make=glue.multirc, labels=_LABELS),
+        ("question", "answer", "paragraph", "label", *glue_superglue.MULTIRC_PLACE),
+        (*glue_superglue.MULTIRC_PLACE, "idx/option"),
+        metrics.rank_multirc,
+    ),
+    "super_glue_wsc_v102_simple_eval": (
+        functools.partial(glue.options, make=coreference.wsc_marked, labels=_LABELS),
+        ("text", "span1_text", "span1_index", "span2_text", "span2_index", "label", "idx"),
+        _PLACE,
+        metrics.rank_classification,
+    ),
+    "dpr_v001_simple": (
+        coreference.definite_pronoun_options,
+        ("sentence", "pronoun", "candidates", "label"),
+        _PLACE,
+        metrics.rank_classification,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """The declaration of GLUE's and SuperGLUE's classification tasks, to be answered by rank.
+
+    The mixtures glue_options and super_glue_options are for `t5x_lite evaluate`: nothing is trained
+    on them. normalize_by_length: a label's log-likelihood is divided by its number of tokens.
+    """
+
+    vocabulary: AnyVocabulary = Vocabulary(T5_VOCABULARY)  # noqa: RUF009  # reads nothing
+    normalize_by_length: bool = False
+    tfds_data_dir: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all tasks and mixtures."""
+        mixtures = self._mixtures()
+        return (*(task.name for tasks in mixtures.values() for task in tasks), *mixtures)
+
+    @property
+    def evaluations(self) -> Mapping[str, TaskMetrics]:
+        """How the tasks are judged."""
+        return evaluations([task for tasks in self._mixtures().values() for task in tasks])
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The modules that decide what the tasks hold."""
+        return SOURCES
+
+    def register(self, data_dir: str, report: Report) -> None:
+        """Register all tasks and mixtures; none of their data sets is looked for."""
+        for name, tasks in self._mixtures().items():
+            for task in tasks:
+                task.register(self.vocabulary, self.tfds_data_dir)
+            add_mixtures({name: [(task.name, 0.0) for task in tasks]})
+
+    def _mixtures(self) -> dict[str, list[SupervisedTask]]:
+        tables = {
+            "glue_options": [task for task in glue_superglue.GLUE if task.name in GLUE_EXAMPLES],
+            "super_glue_options": [
+                task for task in glue_superglue.SUPER_GLUE if task.name in SUPER_GLUE_EXAMPLES
+            ],
+        }
+        return {
+            name: [
+                made
+                for task in table
+                if (made := with_options(task, normalize_by_length=self.normalize_by_length))
+            ]
+            for name, table in tables.items()
+        }

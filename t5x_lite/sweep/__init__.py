@@ -1,0 +1,1 @@
+"""Grids of small runs that repeat a study: specification, stages, runner, scores."""

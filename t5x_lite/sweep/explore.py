@@ -1,0 +1,200 @@
+"""`t5x_lite explore`: the rows of a study, trained and judged alike, and what came of them."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from t5x_lite.console import Console
+from t5x_lite.distributed.processes import START_AGAIN
+from t5x_lite.errors import ConfigError
+from t5x_lite.metrics.published_t5_study import STUDY_TABLES
+from t5x_lite.sweep.cluster_jobs import hand_off_rows
+from t5x_lite.sweep.grid import PlannedRow, Planner, Read
+from t5x_lite.sweep.runner import DONE, RUNS, Runs, SweepJob, column_score, outcome_of, state_of
+from t5x_lite.sweep.spec import Scale, Sweep, at_scale
+
+HandOff = Literal["slurm", "jobset", "xpk"]
+
+
+def explore(
+    *,
+    study: Sweep,
+    scales: Mapping[str, Scale],
+    scale: str = "tiny",
+    seeds: int = 3,
+    output: str = "runs/explore",
+    everywhere: Sequence[str] = (),
+    budget: float | None = None,
+    jobs: int = 1,
+    only: str | None = None,
+    seed: int | None = None,
+    write_jobs: HandOff | None = None,
+    read: Read,
+    arguments: Sequence[str] = (),
+    flags: Sequence[str] = (),
+    describe_config: Callable[[], str] = str,
+) -> None:
+    """Pretrain, fine-tune and judge every row of a study at every seed, or go on with it.
+
+    scale: one of `scales`. seeds: how many, from 0. everywhere: gin bindings for all runs.
+    budget: minutes after which all stops in good order. jobs: how many rows at once on this
+    machine. only, seed: one row, one seed. write_jobs: write the commands of all rows for an engine
+    that runs them elsewhere, and run none.
+    read: what a gin file comes to. arguments, flags: of this command, and those that its runs take.
+
+    Results lie in `output`/`scale`: NAME.json, and the runs under runs/, which several studies
+    share. Ends with exit code 0 when all is done, 1 when a row failed, 75 when some is left.
+    Raises ConfigError, before anything runs, for a row that cannot be.
+    """
+    until = None if budget is None else time.monotonic() + 60 * budget
+    _check(study, scales, scale, seeds, jobs, only, seed)
+    console, directory = Console(), Path(output) / scale
+    directory.mkdir(parents=True, exist_ok=True)
+    planner = Planner(study, scales[scale], scale, read, everywhere=everywhere)
+    with console.waiting(f"reading {len(study.rows)} rows of {study.name}"):
+        planned = planner.rows(range(seeds))
+    chosen = [
+        SweepJob(row.row.name, number, row.stages[number])
+        for number in range(seeds)
+        for row in planned
+        if only in (None, row.row.name) and seed in (None, number)
+    ]
+    if write_jobs is not None:
+        hand_off_rows(write_jobs, directory / study.name, arguments, chosen, console.note)
+        return
+    runs = Runs(directory, console.note, flags=flags, everywhere=everywhere, until=until)
+
+    def write() -> None:
+        _write(directory / f"{study.name}.json", record(study, scales[scale], scale, planned, runs))
+
+    write()
+    runs.carry_out(chosen, at_once=jobs, done=lambda job: write())
+    write()
+    left = [job for job in chosen if not _done(job, runs)]
+    failed = [job for job in left if any(_state(s, runs) == "failed" for s in job.stages)]
+    console.note(
+        f"{len(chosen) - len(left)} of {len(chosen)} done, {len(failed)} failed; see "
+        f"t5x_lite report {directory}"
+    )
+    if len(left) > len(failed):
+        console.note("the same command goes on with the rest")
+        sys.exit(START_AGAIN)
+    if failed:
+        sys.exit(1)
+
+
+def record(
+    study: Sweep, scale: Scale, named: str, planned: Sequence[PlannedRow], runs: Runs
+) -> dict[str, Any]:
+    """All that a report says of a study: rows, what they cost, and scores by seed."""
+    return {
+        "name": study.name,
+        "title": study.title or study.name,
+        "scale": named,
+        "matched": study.matched,
+        "baseline": study.baseline,
+        "tables": study.tables,
+        "columns": {head: list(column) for head, column in scale.columns.items()},
+        "rows": [_row(study, scale, named, row, runs) for row in planned],
+    }
+
+
+def _row(study: Sweep, scale: Scale, named: str, planned: PlannedRow, runs: Runs) -> dict[str, Any]:
+    row, cost = planned.row, planned.pretraining
+    changes = [*at_scale(row.pretrain or (), named)]
+    changes += [f"{name} x {factor:g}" for name, factor in row.times.items()]
+    if row.pretrain is None:
+        changes += ["no pretraining"]
+    if row.finetune is None:
+        changes += ["no fine-tuning"]
+    changes += [f"fine-tuning: {change}" for change in at_scale(row.finetune or (), named)]
+    changes += [f"fine-tuning: {name} x {f:g}" for name, f in row.finetune_times.items()]
+    if row.ensemble > 1:
+        changes += [f"ensemble of {row.ensemble}, by {row.ensemble_of}"]
+    return {
+        "name": row.name,
+        "changes": changes,
+        "pretraining": cost and {"steps": cost.steps, "flops": cost.flops},
+        "fine_tuning": {
+            task: {"steps": each.steps, "flops": each.flops}
+            for task, each in planned.fine_tuning.items()
+        },
+        "seeds": [_seed(scale, planned, seed, runs) for seed in planned.stages],
+    }
+
+
+def _seed(scale: Scale, planned: PlannedRow, seed: int, runs: Runs) -> dict[str, Any]:
+    """How a row stands at a seed, and its scores as far as they are known."""
+    folders = {stage.key: runs.folder(stage) for stage in planned.stages[seed]}
+    states = [state_of(folder) for folder in folders.values()]
+    failed = [each.reason for each in states if each.state == "failed"]
+    done = {key: outcome_of(folder) for key, folder in folders.items() if _is_done(folder)}
+    scores = {}
+    for head, (task, name) in scale.columns.items():
+        if (outcome := done.get(planned.judged[seed][task])) is not None:
+            scores[head] = column_score(outcome["figures"], name)
+    held_out: dict[str, float] = {}
+    for stage in planned.stages[seed]:
+        if not stage.task and stage.key in done and (by_step := done[stage.key]["figures"]):
+            held_out |= by_step[max(by_step)]
+    return {
+        "seed": seed,
+        "state": "failed" if failed else "done" if len(done) == len(states) else "unfinished",
+        "reason": failed[0] if failed else "",
+        "scores": {head: score for head, score in scores.items() if score is not None},
+        "held_out": held_out,
+        "seconds": sum(outcome["seconds"] for outcome in done.values()),
+        "runs": [f"{RUNS}/{folder.name}" for folder in folders.values()],
+    }
+
+
+def _check(
+    study: Sweep,
+    scales: Mapping[str, Scale],
+    scale: str,
+    seeds: int,
+    jobs: int,
+    only: str | None,
+    seed: int | None,
+) -> None:
+    if scale not in scales:
+        raise ConfigError(f"scale is {scale!r}; wanted one of {', '.join(scales)}", "SCALE")
+    if unknown := set(study.tables) - set(STUDY_TABLES):
+        raise ConfigError(
+            f"there is no published table {', '.join(sorted(unknown))}; wanted some of "
+            f"{', '.join(STUDY_TABLES)}",
+            "Sweep.table",
+        )
+    if seeds < 1 or jobs < 1:
+        raise ConfigError(
+            f"seeds is {seeds} and jobs {jobs}; wanted 1 or more of each", "SEEDS", "explore.jobs"
+        )
+    if only is not None and only not in study.rows:
+        raise ConfigError(
+            f"only is {only!r}; wanted one of the rows {', '.join(study.rows)}", "explore.only"
+        )
+    if seed is not None and not 0 <= seed < seeds:
+        raise ConfigError(
+            f"seed is {seed}; wanted one of 0 to {seeds - 1}", "explore.seed", "SEEDS"
+        )
+
+
+def _done(job: SweepJob, runs: Runs) -> bool:
+    return all(_state(stage, runs) == "done" for stage in job.stages)
+
+
+def _state(stage: Any, runs: Runs) -> str:
+    return state_of(runs.folder(stage)).state
+
+
+def _is_done(folder: Path) -> bool:
+    return (folder / DONE).is_file()
+
+
+def _write(path: Path, content: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)

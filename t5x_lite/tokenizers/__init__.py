@@ -1,0 +1,1 @@
+"""Vocabularies and tokenizers, and how text is encoded and decoded."""

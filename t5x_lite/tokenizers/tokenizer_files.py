@@ -1,0 +1,69 @@
+"""The tokenizer of a Hugging Face directory: SentencePiece in T5's layout, bytes, or another."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from t5x_lite.io.tensor_files import read_json
+from t5x_lite.tokenizers.hf_tokenizer import FILES, HFTokenizer
+from t5x_lite.tokenizers.vocabularies import (
+    AnyVocabulary,
+    ByteVocabulary,
+    Vocabulary,
+    stored_pieces,
+)
+
+PIECES = "spiece.model"
+SETTINGS = "tokenizer_config.json"
+_T5_EXTRA_IDS = 100
+_SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+def read_tokenizer(directory: str | Path) -> AnyVocabulary | HFTokenizer | None:
+    """The vocabulary of a directory; None where there is none.
+
+    T5's own need nothing but sentencepiece, all others transformers.
+    """
+    directory = Path(directory)
+    settings = read_json(directory / SETTINGS) if (directory / SETTINGS).exists() else {}
+    if settings.get("tokenizer_class") == "ByT5Tokenizer":
+        return ByteVocabulary()
+    if _is_t5(directory, settings):
+        path = directory / PIECES
+        if Vocabulary(str(path), 0).sentinels.count:
+            return Vocabulary(str(path), 0)
+        return Vocabulary(str(path), settings.get("extra_ids", _T5_EXTRA_IDS))
+    if any((directory / name).exists() for name in FILES):
+        return HFTokenizer(directory)
+    return None
+
+
+def _is_t5(directory: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether there is a SentencePiece file of T5's kind: other families have such files too."""
+    kind = str(settings.get("tokenizer_class", "T5Tokenizer"))
+    return (directory / PIECES).exists() and "T5" in kind
+
+
+def write_tokenizer(directory: str | Path, vocabulary: AnyVocabulary | HFTokenizer) -> None:
+    """Write what transformers' T5Tokenizer, ByT5Tokenizer or another's own is loaded from.
+
+    transformers adds the sentinels itself, so a file that has them is written without.
+    """
+    directory = Path(directory)
+    if isinstance(vocabulary, HFTokenizer):
+        vocabulary.save(directory)
+        return
+    settings: dict[str, Any] = {"model_max_length": 512, **_SPECIAL}
+    if isinstance(vocabulary, ByteVocabulary):
+        settings |= {"tokenizer_class": "ByT5Tokenizer", "extra_ids": vocabulary.extra_ids}
+    else:
+        count = vocabulary.sentinels.count
+        (directory / PIECES).write_bytes(stored_pieces(vocabulary, sentinels=False))
+        sentinels = [f"<extra_id_{i}>" for i in range(count)]
+        settings |= {
+            "tokenizer_class": "T5Tokenizer",
+            "extra_ids": count,
+            "additional_special_tokens": sentinels,
+        }
+    (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")

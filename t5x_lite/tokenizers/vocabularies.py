@@ -1,0 +1,258 @@
+"""SentencePiece vocabularies in T5's layout: pad 0, eos 1, unk 2, sentinels at the top.
+
+    id        0    1    2     3 ... 7,999     8,000 ... 8,099                   8,100 ... 8,191
+    piece     pad  eos  unk   the model's     <extra_id_99> ... <extra_id_0>    rows without a piece
+
+Ids and texts are those of `seqio.SentencePieceVocabulary`, without TensorFlow.
+"""
+
+import functools
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sentencepiece
+from google.protobuf.message import DecodeError
+from sentencepiece import sentencepiece_model_pb2
+
+from t5x_lite.errors import ConfigError
+from t5x_lite.io import files
+from t5x_lite.io.urls import is_address
+from t5x_lite.objectives.spans import Sentinels
+
+if TYPE_CHECKING:
+    import seqio
+
+PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
+BYTES = "bytes"  # in the place of a model file's path
+_FIRST_BYTE_ID = 3
+_BYTES_IN_NO_TEXT = 11  # 245 ... 255
+_ROWS_MULTIPLE = 128  # of embedding rows, so that they divide among devices and fill TPU lanes
+_ModelProto = getattr(sentencepiece_model_pb2, "ModelProto")  # noqa: B009  # made at run time
+_TRAINING_THREADS = 2  # sums are added in the order of the threads: part of what fixes the bytes
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A SentencePiece model file and how many sentinels are added above its own pieces.
+
+    A model that has the sentinels among its pieces (T5's "cc_all.32000.100extra") is used with
+    `extra_ids` 0. Raises ConfigError where the file is missing or has another layout.
+    """
+
+    path: str
+    extra_ids: int = 100
+
+    @property
+    def size(self) -> int:
+        """How many ids have a meaning: pieces and extra ids."""
+        return self._processor.get_piece_size()
+
+    @property
+    def padded_size(self) -> int:
+        """How many embedding rows to use: the size, rounded up to a multiple of 128."""
+        return -(-self.size // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
+
+    @functools.cached_property
+    def sentinels(self) -> Sentinels:
+        """The ids of <extra_id_0>, <extra_id_1> ..., which descend from the last."""
+        count = 0
+        while count < self.size and self._piece(self.size - 1 - count) == f"<extra_id_{count}>":
+            count += 1
+        return Sentinels(first=self.size - 1, count=count)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the model file."""
+        return hashlib.sha256(self._content()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without EOS."""
+        return self._processor.encode(text)
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of several texts, without EOS, in one call and one thread."""
+        return self._processor.encode(list(texts), num_threads=1)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of some ids up to the first EOS; ids without a piece are unknown."""
+        ids = [int(token) if token < self.size else UNK_ID for token in ids]
+        return self._processor.decode(ids[: ids.index(EOS_ID)] if EOS_ID in ids else ids)
+
+    def _piece(self, token: int) -> str:
+        return self._processor.id_to_piece(token).removeprefix("▁")
+
+    def to_seqio(self) -> "seqio.SentencePieceVocabulary":
+        """Return seqio's form of it, which reads the file when it is first used."""
+        import seqio
+
+        return seqio.SentencePieceVocabulary(self.path, self.extra_ids)
+
+    def _content(self) -> bytes:
+        try:
+            return files.read_bytes(self.path)
+        except Exception as error:
+            if not isinstance(error, OSError) and not is_address(self.path):
+                raise
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ConfigError(
+                f"the vocabulary {self.path!r} cannot be read: {reason}", "Vocabulary.path"
+            ) from None
+
+    @functools.cached_property
+    def _processor(self) -> sentencepiece.SentencePieceProcessor:
+        try:
+            model = _ModelProto.FromString(self._content())
+        except DecodeError:
+            raise ConfigError(
+                f"the vocabulary {self.path!r} is no SentencePiece model", "Vocabulary.path"
+            ) from None
+        content = _with_extra_ids(model, self.extra_ids)
+        processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+        layout = processor.pad_id(), processor.eos_id(), processor.unk_id()
+        if layout != (PAD_ID, EOS_ID, UNK_ID):
+            raise ConfigError(
+                f"the vocabulary {self.path!r} has pad, eos and unk at {layout}: T5's layout is "
+                f"{(PAD_ID, EOS_ID, UNK_ID)}",
+                "Vocabulary.path",
+            )
+        return processor
+
+
+@dataclass(frozen=True)
+class ByteVocabulary:
+    """Bytes of UTF-8 as ids from 3 on, as in ByT5 (Xue et al. 2022).
+
+    Sentinels are taken from the last id downwards. Without `extra_ids` these are the ids of bytes:
+    the first 11 are of bytes that no UTF-8 text has.
+    """
+
+    extra_ids: int = 0
+
+    @property
+    def path(self) -> str:
+        """A name in the place of a file's: "bytes"."""
+        return BYTES
+
+    @property
+    def size(self) -> int:
+        """How many ids have a meaning: 3 special ones, 256 bytes, extra ids."""
+        return _FIRST_BYTE_ID + 256 + self.extra_ids
+
+    @property
+    def padded_size(self) -> int:
+        """How many embedding rows to use: the size, rounded up to a multiple of 128."""
+        return -(-self.size // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
+
+    @property
+    def sentinels(self) -> Sentinels:
+        """The extra ids from the last downwards; without any, what no text has: 258 ... 248."""
+        return Sentinels(self.size - 1, self.extra_ids or _BYTES_IN_NO_TEXT)
+
+    @property
+    def fingerprint(self) -> str:
+        """What stands for a model file's hash."""
+        return hashlib.sha256(f"{BYTES}.{self.extra_ids}".encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without EOS."""
+        return [byte + _FIRST_BYTE_ID for byte in text.encode()]
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of several texts, without EOS."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of some ids up to the first EOS; what is no byte of UTF-8 is left out."""
+        ids = [int(token) for token in ids]
+        ids = ids[: ids.index(EOS_ID)] if EOS_ID in ids else ids
+        found = (token - _FIRST_BYTE_ID for token in ids)
+        return bytes(byte for byte in found if 0 <= byte < 256).decode(errors="ignore")
+
+    def to_seqio(self) -> "seqio.ByteVocabulary":
+        """Return seqio's form of it."""
+        import seqio
+
+        return seqio.ByteVocabulary(extra_ids=self.extra_ids)
+
+
+AnyVocabulary = Vocabulary | ByteVocabulary
+
+
+def named(path: str, extra_ids: int) -> AnyVocabulary:
+    """Return the vocabulary of a model file, or of bytes where the path is "bytes"."""
+    return ByteVocabulary(extra_ids) if path == BYTES else Vocabulary(path, extra_ids)
+
+
+def stored_pieces(vocabulary: Vocabulary, *, sentinels: bool) -> bytes:
+    """Return a SentencePiece file of the vocabulary, with its sentinels or without any."""
+    model = _ModelProto.FromString(files.read_bytes(vocabulary.path))
+    if sentinels:
+        return _with_extra_ids(model, vocabulary.extra_ids)
+    inside = vocabulary.sentinels.count - vocabulary.extra_ids
+    del model.pieces[len(model.pieces) - inside :]
+    return model.SerializeToString()
+
+
+def _with_extra_ids(model: Any, extra_ids: int) -> bytes:
+    """Return a model's file with sentinels after its pieces, <extra_id_0> the last."""
+    for extra_id in reversed(range(extra_ids)):
+        piece = model.pieces.add(piece=f"▁<extra_id_{extra_id}>", score=0.0)
+        piece.type = piece.USER_DEFINED
+    return model.SerializeToString()
+
+
+def train_vocabulary(
+    texts: Iterable[str],
+    path: str | os.PathLike,
+    *,
+    vocab_size: int = 8000,
+    max_lines: int = 100_000,
+    character_coverage: float = 0.9995,
+    extra_ids: int = 0,
+) -> None:
+    """Train a unigram model on the first lines of some texts and write it to a file.
+
+    `extra_ids` sentinels are stored in the file above the pieces; it is then used with none to add.
+    The same texts give the same bytes. The file appears only when it is complete. Raises
+    ConfigError where the texts are too few for the size.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(line for text in texts for line in text.splitlines() if line),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            pad_id=PAD_ID,
+            eos_id=EOS_ID,
+            unk_id=UNK_ID,
+            bos_id=-1,
+            normalization_rule_name="nmt_nfkc",
+            byte_fallback=False,
+            character_coverage=character_coverage,
+            input_sentence_size=max_lines,
+            shuffle_input_sentence=False,
+            num_threads=_TRAINING_THREADS,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ConfigError(
+            f"no vocabulary of {vocab_size} pieces can be made of the corpus: {error}",
+            "EmbeddedCorpus.vocab_size",
+            "vocab.vocab_size",
+        ) from None
+    content = _with_extra_ids(_ModelProto.FromString(model.getvalue()), extra_ids)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        file.write(content)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)

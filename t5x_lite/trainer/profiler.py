@@ -1,0 +1,73 @@
+"""Traces of some steps for TensorBoard's profile plugin, by configuration or by signal."""
+
+import dataclasses
+import signal
+from types import FrameType
+from typing import Any
+
+import jax
+from etils import epath
+
+from t5x_lite.console import Console
+from t5x_lite.errors import ConfigError
+from t5x_lite.training.callbacks import Callback, StepInfo
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Which steps to trace.
+
+    first_step: counted from 1; None traces nothing until the process is sent SIGUSR1, which traces
+    the steps that follow. steps: how many.
+    """
+
+    first_step: int | None = None
+    steps: int = 5
+
+    def __post_init__(self):
+        if self.steps < 1 or (self.first_step is not None and self.first_step < 1):
+            raise ConfigError(
+                f"first_step takes None or 1 or more, steps 1 or more; got {self}",
+                "Profile.first_step",
+                "Profile.steps",
+            )
+
+
+class Profiler(Callback):
+    """Starts and ends traces between steps; a context manager, for the main thread."""
+
+    def __init__(self, profile: Profile, directory: epath.PathLike, console: Console):
+        self._profile, self._directory, self._console = profile, epath.Path(directory), console
+        self._wanted = False
+        self._until: int | None = None  # the last step of the trace under way
+
+    def __enter__(self) -> "Profiler":
+        self._before = signal.signal(signal.SIGUSR1, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGUSR1, self._before)
+        if self._until is not None:
+            self._end()
+
+    def before_step(self, step: int, state: Any) -> None:
+        """Begin a trace if step `step` (from 1) is wanted; waits for `state` first."""
+        if self._until is None and (self._wanted or step == self._profile.first_step):
+            self._wanted = False
+            jax.block_until_ready(state)
+            self._until = step + self._profile.steps - 1
+            jax.profiler.start_trace(str(self._directory))
+
+    def after_step(self, moment: StepInfo) -> None:
+        """End the trace if this step was its last, once it is really done."""
+        if moment.step == self._until:
+            jax.block_until_ready(moment.state)
+            self._end()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._wanted = True
+
+    def _end(self) -> None:
+        self._until = None
+        jax.profiler.stop_trace()
+        self._console.note(f"a trace is in {self._directory}: tensorboard --logdir shows it")

@@ -1,0 +1,120 @@
+"""A run laid out over its devices: mesh, placement of the state, and the jitted step."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from t5x_lite.errors import ConfigError
+from t5x_lite.hardware.xla_options import compiler_options
+from t5x_lite.models import transformer
+from t5x_lite.models.config import TransformerConfig
+from t5x_lite.partitioning import batch_parts, make_mesh, named_sharding, shardings
+from t5x_lite.training.bit_fingerprints import fingerprinted
+from t5x_lite.training.optimizers import OptimizerConfig
+from t5x_lite.training.schedules import Schedule
+from t5x_lite.training.state import (
+    TrainState,
+    abstract_state,
+    initial_state,
+    state_from_weights,
+    state_shardings,
+)
+from t5x_lite.training.step import Loss, Update, make_train_step
+from t5x_lite.training.step_metrics import packed
+
+
+class TrainSetup(NamedTuple):
+    """All that is fixed before the first step: where arrays live and what a step computes."""
+
+    mesh: jax.sharding.Mesh
+    graphdef: nnx.GraphDef
+    placed: TrainState
+    frozen: frozenset[str]  # paths of the weights that no step changes
+    abstract: TrainState
+    batch_sharding: jax.sharding.NamedSharding
+    replicated: jax.sharding.NamedSharding
+    initial: Callable[[], TrainState]
+    from_weights: Callable[[Any, int], TrainState]  # (weights, step): the optimizer is as new
+    # Jitted; donates the state; tells `Packed` metrics. num_tasks: with the sums of so many tasks.
+    step: Any
+    compiler_options: Mapping[str, Any]  # XLA's, to compile the step with
+
+
+def build(
+    model: TransformerConfig,
+    optimizer: OptimizerConfig,
+    learning_rate: Schedule,
+    loss: Loss,
+    update: Update = Update(),  # noqa: B008  (frozen)
+    *,
+    mesh: Mapping[str, int],
+    batch_size: int,
+    seed: int,
+    devices: Sequence[Any] | None = None,
+    fingerprint_every: int | None = None,
+    deterministic: bool = False,
+) -> TrainSetup:
+    """Lay the run out over the devices (all there are); nothing is computed or allocated yet.
+
+    fingerprint_every: after so many steps each time the metrics tell of the bits of the weights,
+    and always of those of the batch (`training.bit_fingerprints`); None leaves them out.
+    deterministic: compile for the same bits at every run (`hardware.xla_options`).
+    """
+    device_mesh = make_mesh(mesh, devices)
+    if batch_size < 1 or batch_size % batch_parts(device_mesh):
+        raise ConfigError(
+            f"a batch of {batch_size} rows does not divide into the "
+            f"{batch_parts(device_mesh)} parts of the mesh {dict(mesh)} (data x fsdp x expert)",
+            "BATCH_SIZE",
+            "MESH",
+        )
+    if batch_size % (batch_parts(device_mesh) * update.microbatches):
+        raise ConfigError(
+            f"a batch of {batch_size} rows does not divide into {update.microbatches} microbatches "
+            f"for each of the {batch_parts(device_mesh)} parts of the mesh {dict(mesh)}",
+            "Update.microbatches",
+            "BATCH_SIZE",
+        )
+    graphdef, shapes, axes = transformer.abstract(model)
+    bound = optimizer.for_weights(shapes, axes)
+    placed = state_shardings(
+        device_mesh,
+        model,
+        bound,
+        average=update.ema_decay is not None,
+        offload_optimizer=update.offload_optimizer,
+    )
+    replicated = named_sharding(device_mesh, ())
+    step = make_train_step(
+        graphdef,
+        bound,
+        learning_rate,
+        loss,
+        update,
+        seed=seed,
+        optimizer_memory=shardings(device_mesh, bound.state_axes)
+        if update.offload_optimizer
+        else None,
+    )
+    if fingerprint_every is not None:
+        step = fingerprinted(step, fingerprint_every)
+    return TrainSetup(
+        mesh=device_mesh,
+        graphdef=graphdef,
+        placed=placed,
+        frozen=bound.frozen,
+        abstract=abstract_state(model, bound, placed),
+        batch_sharding=named_sharding(device_mesh, ("batch", "length")),
+        replicated=replicated,
+        initial=lambda: initial_state(model, bound, placed, seed=seed),
+        from_weights=lambda params, step: state_from_weights(params, bound, placed, step=step),
+        step=jax.jit(
+            packed(step),
+            donate_argnums=0,
+            static_argnames="num_tasks",
+            out_shardings=(placed, replicated),
+        ),
+        compiler_options=compiler_options(device_mesh, deterministic=deterministic),
+    )

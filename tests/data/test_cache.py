@@ -1,0 +1,71 @@
+"""`t5x_lite cache`, called as the command line calls it."""
+
+import importlib.util
+import json
+
+import pytest
+
+from t5x_lite.data.cache import cache
+from t5x_lite.data.data_config import Data
+from t5x_lite.data.prepare import prepare
+from t5x_lite.data.tasks.task_providers import JsonLinesText
+from t5x_lite.errors import ConfigError
+from t5x_lite.tokenizers.vocabularies import ByteVocabulary
+
+pytest.importorskip("seqio")
+
+
+@pytest.fixture
+def data(tmp_path):
+    for split, shards in (("train", 3), ("validation", 1)):
+        for number in range(shards):
+            lines = [json.dumps({"text": f"trees grow {number} {n}"}) for n in range(4)]
+            name = f"c4-{split}.{number:05d}-of-{shards:05d}.json"
+            (tmp_path / name).write_text("\n".join(lines) + "\n")
+    declared = JsonLinesText("trees", str(tmp_path), ByteVocabulary())
+    return Data(
+        "trees",
+        {"inputs": 64, "targets": 32},
+        str(tmp_path / "data"),
+        task_providers=(declared,),
+        tokenizer="sentencepiece",
+    )
+
+
+def test_what_was_cached_is_what_training_finds(data, capsys):
+    cache(data=data, processes=1)
+    said = capsys.readouterr().out
+    assert "tokenizing trees/train ..." in said
+    assert "sentencepiece" in said
+    lines = []
+    plan = prepare(data, lines.append)
+    assert lines == []
+    counts = {split: store.num_examples for _, split, store in plan.stores()}
+    assert counts == {"train": 12, "validation": 4}
+    cache(data=data, processes=1)
+    assert "tokenizing" not in capsys.readouterr().out
+
+
+def test_a_changed_source_is_said_to_differ_and_tokenized_anew(data, tmp_path, capsys):
+    cache(data=data, processes=1)
+    capsys.readouterr()
+    shard = tmp_path / "c4-train.00001-of-00003.json"
+    shard.write_text(shard.read_text() + '{"text": "slowly"}\n')
+    cache(data=data, processes=1)
+    said = "".join(capsys.readouterr().out.split())
+    assert "doesnotfit:source.sizes." in said
+    assert "tokenizingtrees/train..." in said
+    assert "tokenizingtrees/validation..." not in said
+
+
+def test_no_processes_are_refused(data):
+    with pytest.raises(ConfigError, match="processes is 0; wanted 1 or more") as caught:
+        cache(data=data, processes=0)
+    assert caught.value.names == ("cache.processes",)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("apache_beam") is not None, reason="Beam is there")
+def test_beam_that_is_not_installed_is_named_with_its_extra(data):
+    with pytest.raises(ConfigError, match=r"pip install 't5x_lite\[beam\]'") as caught:
+        cache(data=data, beam_flags=[])
+    assert caught.value.names == ("cache.beam_flags",)

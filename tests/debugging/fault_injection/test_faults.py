@@ -1,0 +1,149 @@
+"""Torture: faults do what the table says, and a spoiled batch is the same in every start."""
+
+import random
+import signal
+
+import numpy as np
+import pytest
+
+from t5x_lite.debugging.fault_injection import faults, nan_batch
+from t5x_lite.debugging.fault_injection.faults import FAULTS, FaultContext
+from t5x_lite.debugging.fault_injection.torture import LAP, PodShape, torture
+from t5x_lite.errors import ConfigError
+from t5x_lite.io import checksums
+
+
+class Ended:
+    """Stands for a run that trains until it is killed."""
+
+    alive = True
+
+    def __init__(self):
+        self.sent = []
+
+    def wait_for(self, said, seconds, *, since=0.0):
+        return since + 1.0
+
+    def send(self, number):
+        self.sent.append(number)
+
+    def end(self, seconds):
+        return -9
+
+
+@pytest.fixture
+def scene(tmp_path, monkeypatch):
+    """A run with two sealed checkpoints."""
+    monkeypatch.setattr(faults.time, "sleep", lambda seconds: None)
+    for step in (5, 10):
+        directory = tmp_path / "checkpoints" / str(step)
+        (directory / "state").mkdir(parents=True)
+        (directory / "state" / "data").write_bytes(bytes(range(100)))
+        (directory / "commit_success.txt").write_text("done")
+        checksums.seal(directory)
+    store = tmp_path / "data" / "stores" / "a_task" / "train-1"
+    store.mkdir(parents=True)
+    (store / "targets.tokens.bin").write_bytes(bytes(range(10)))
+    (store / "manifest.json").write_text("{}")
+    checksums.seal(store)
+    return FaultContext(Ended(), tmp_path, random.Random(0), tmp_path / "data")
+
+
+def fault(name):
+    return next(each for each in FAULTS if each.name == name)
+
+
+@pytest.mark.parametrize("name", ["truncated file", "flipped bit", "missing file"])
+def test_damage_is_done_to_the_newest_checkpoint_alone_and_noticed(name, scene):
+    assert -9 in fault(name).does(scene)
+    assert scene.run.sent == [signal.SIGKILL]
+    assert scene.expected == ["DAMAGED"]
+    assert checksums.damage(scene.directory / "checkpoints" / "10") is not None
+    assert checksums.damage(scene.directory / "checkpoints" / "5") is None
+
+
+def test_a_checkpoint_without_checksums_or_without_another_before_it_is_spared(scene):
+    (scene.directory / "checkpoints" / "10" / checksums.RECORD).unlink()
+    fault("flipped bit").does(scene)
+    assert scene.expected == []
+    data = scene.directory / "checkpoints" / "10" / "state" / "data"
+    assert data.read_bytes() == bytes(range(100))
+
+
+@pytest.mark.parametrize("name", ["deleted shard", "corrupted shard"])
+def test_a_file_of_a_token_store_is_damaged_and_that_is_noticed(name, scene):
+    assert -9 in fault(name).does(scene)
+    assert scene.expected == ["is DAMAGED"]
+    store = scene.data_dir / "stores" / "a_task" / "train-1"
+    assert (checksums.damage(store) or "").startswith("targets.tokens.bin")
+    assert (store / "manifest.json").read_text() == "{}"
+
+
+def test_the_last_part_runs_on_another_number_of_processes_and_devices():
+    for pod in (PodShape(1, 4), PodShape(2, 2), PodShape(2, 4)):
+        other = pod.unlike()
+        assert other.processes != pod.processes
+        assert other.processes * other.devices != pod.processes * pod.devices
+        assert f"--gin.CPU_DEVICES={other.processes * other.devices}" in other.flags
+
+
+def test_the_parts_of_a_start_are_read_from_its_line():
+    line = "import 1 min 2 s, data 38.7 s, compiling beyond that 5.0 s"
+    assert LAP.findall(line) == [
+        ("import", "1", "2"),
+        ("data", "", "38.7"),
+        ("compiling beyond that", "", "5.0"),
+    ]
+
+
+def test_the_batch_of_one_step_is_spoiled_wherever_a_run_starts(monkeypatch):
+    from t5x_lite.trainer.loop import TrainingLoop
+
+    class Fake:
+        step = 0
+
+    def positioned(self, rows):
+        for number in range(self.step + 1, 7):
+            yield {"decoder_loss_weights": np.ones((2, 3), np.float32)}, number, number + 1
+
+    monkeypatch.setattr(TrainingLoop, "_positioned", positioned)
+    nan_batch.spoil(4)
+    for first in (0, 3):
+        Fake.step = first
+        found = {
+            before: bool(np.isnan(batch["decoder_loss_weights"]).any())
+            for batch, before, _ in TrainingLoop._positioned(Fake(), slice(None))
+        }
+        assert [number for number, bad in found.items() if bad] == [4]
+
+
+def test_an_unknown_fault_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(ConfigError, match="no fault earthquake; wanted some of kill"):
+        torture(model_dir=str(tmp_path), steps=3, faults=("earthquake",))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_tiny_run_under_every_fault_equals_one_undisturbed(tmp_path):
+    small = {
+        "EmbeddedCorpus.vocab_size": 412,
+        "EmbeddedCorpus.packages": "('gin','beartype')",
+        "TransformerConfig.vocab_size": 512,
+        "TransformerConfig.emb_dim": 32,
+        "BATCH_SIZE": 8,
+        "TASK_FEATURE_LENGTHS": "{'inputs':32,'targets':16}",
+        "MESH": "{'data':2,'fsdp':2}",
+        "CPU_DEVICES": 4,
+        "EVAL_EVERY": 10**6,
+        "CHECKPOINT_EVERY": 10,
+        "TRAIN_STEPS": 400,
+        "DATA_DIR": tmp_path / "data",
+    }
+    flags = [f"--gin.{name}={value}" for name, value in small.items()]
+    torture(
+        model_dir=str(tmp_path / "torture"),
+        steps=400,
+        arguments=["--gin_file=recipes/tiny_embedded.gin", *flags],
+        minutes=60,
+        num_faults=len([each for each in FAULTS if each.processes == 1]),
+    )

@@ -1,0 +1,105 @@
+"""Fine-tuning's gin files: what they give `train`, and that each trains what it says."""
+
+import re
+from pathlib import Path
+
+import gin
+import pytest
+
+from t5x_lite.cli import gin_config
+from t5x_lite.errors import ConfigError
+from t5x_lite.models.transformer import abstract
+from t5x_lite.trainer.batch_size import rows_of_tokens
+from t5x_lite.trainer.train import train
+from t5x_lite.tree_paths import flat
+
+GIN_CONFIGS = Path(__file__).resolve().parents[2] / "gin_configs"
+
+
+@pytest.fixture
+def given():
+    """What a recipe with more files and flags gives: given("tuning/prompt.gin") -> bindings."""
+
+    def read(*files, recipe="recipes/tiny_finetune.gin", flags=()):
+        gin.clear_config()
+        files = [recipe, *files]
+        flags = ["--gin.MODEL_DIR=runs/new", *flags]
+        search = ["", str(GIN_CONFIGS)]
+        gin_config.check_macros(gin_config.read(files, flags, search), "train")
+        gin_config.parse(files, flags, search)
+        gin_config.check_values(train)
+        names = ("OPTIMIZER", "LEARNING_RATE")
+        macros = [gin.query_parameter(f"{name}/macro.value") for name in names]
+        return (
+            gin.get_configurable("TransformerConfig")(),
+            *(macro.scoped_configurable_fn() for macro in macros),
+            gin.get_configurable("InitFrom")(),
+        )
+
+    yield read
+    gin.clear_config()
+
+
+def trained(model, optimizer):
+    """The paths of the weights that an optimizer changes."""
+    _, shapes, axes = abstract(model)
+    return flat(shapes).keys() - optimizer.for_weights(shapes, axes).frozen
+
+
+def test_the_recipe_is_t5s(given):
+    model, optimizer, rate, init = given(flags=["--gin.Constant.value=0.001"])
+    assert model.dropout_rate == 0.1
+    assert float(rate(0)) == float(rate(10**6)) == pytest.approx(1e-3)
+    assert (init.keep_step, init.relative_steps) == (False, True)
+    assert trained(model, optimizer) == flat(abstract(model)[1]).keys()
+
+
+def test_the_run_file_has_the_papers_numbers():
+    bindings = gin_config.read(["runs/finetune.gin"], [], [str(GIN_CONFIGS)])
+    final = {binding.name: binding.value for binding in bindings}
+    assert final["TRAIN_STEPS"] == 2**18
+    assert final["BATCH_TOKENS"] == 2**16
+    assert final["CHECKPOINT_EVERY"] == final["EVAL_EVERY"] == 5000
+    assert final["schedules.Constant.value"] == 1e-3
+
+
+def test_adapters_and_norms_are_trained(given):
+    model, optimizer, _, init = given("tuning/adapters.gin")
+    assert model.adapter_dim == 128
+    paths = trained(model, optimizer)
+    assert {path.split("/")[-2] for path in paths} == {
+        *("up", "down", "norm", "self_attention_norm", "mlp_norm")
+    }
+    assert re.fullmatch(init.param_regex, "encoder/layers/adapter/up/kernel") is None
+    assert re.fullmatch(init.param_regex, "encoder/layers/mlp/wo/kernel")
+
+
+def test_a_prompt_alone_is_trained(given):
+    model, optimizer, rate, _ = given("tuning/prompt.gin")
+    assert trained(model, optimizer) == {"prompt/embedding"}
+    assert model.prompt_length == 100
+    assert float(rate(0)) == pytest.approx(0.3)
+    assert not optimizer.optimizer.multiply_by_parameter_scale
+    assert gin.get_configurable("Data")().pack is False
+
+
+def test_layers_are_unfrozen_one_after_another(given):
+    _, optimizer, _, _ = given("tuning/gradual_unfreezing.gin", flags=["--gin.EPISODE_STEPS=50"])
+    assert optimizer.episode_steps == 50
+
+
+@pytest.mark.parametrize(
+    ("tokens", "lengths", "rows"),
+    [
+        (65_536, {"inputs": 512, "targets": 84}, 128),
+        (4096, {"inputs": 512, "targets": 62}, 8),
+        (1000, {"inputs": 128, "targets": 512}, 1),
+    ],
+)
+def test_a_batch_of_tokens_is_rows_of_the_longer_feature(tokens, lengths, rows):
+    assert rows_of_tokens(tokens, lengths) == rows
+
+
+def test_too_few_tokens_for_a_row_are_named():
+    with pytest.raises(ConfigError, match="a batch of 100 tokens holds no row of 512"):
+        rows_of_tokens(100, {"inputs": 512, "targets": 84})
