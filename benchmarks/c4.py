@@ -39,8 +39,8 @@ def write_wet(path, pages):
 def build(directory, pages):
     """Build C4 of so many pages in this process, and print what it took."""
     from t5x_lite.data.c4 import local
+    from t5x_lite.data.c4.build_stages import BuildJob
     from t5x_lite.data.c4.recipe import C4Recipe
-    from t5x_lite.data.c4.stages import BuildJob
 
     wet = directory / f"{pages}.wet.gz"
     write_wet(wet, pages)

@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 
 def load(directory: str, **options: Any) -> Any:
-    """The `inference.text_model.TextModel` of a run or Hugging Face directory; options are its `load`'s.
+    """Load the `inference.text_model.TextModel` of a run or a Hugging Face directory.
 
     >>> model = t5x_lite.load("runs/tiny")
     >>> model.generate("summarize: ...", num_beams=4)

@@ -1,1 +1,1 @@
-"""Checkpoints and run directories: saving, retention, restoring and what a run records of itself."""
+"""Checkpoints and run directories: saving, retention, restoring, run records."""

@@ -30,14 +30,16 @@ class Data:
     vocabulary: one to use in place of the tasks' own.
     tokenizer: what tokenizes tasks that only rename and tokenize fields: "seqio", or, several times
         faster, "sentencepiece" (`data.tokenize.tokenize_file` tells how they differ).
-    tokenization: what happens where a task's train store is missing: it is made "before_training", or
+    tokenization: what happens where a task's train store is missing: it is made "before_training",
+    or
         "while_training", by other processes (their number: `processes`), so that the first step
         comes early. The first epoch then shuffles blocks of 16,384 examples, from the beginning of
         the source to its end, whether or not the store is there; later epochs shuffle all.
     pack: put several short examples in one row.
     max_text_tokens: train on the first so many tokens of each task of text alone, over and over
     (`data.stream.truncated_store`); None: on all.
-    on_task_exhausted, num_epochs: what becomes of a task that was gone through so often: "repeat" it for
+    on_task_exhausted, num_epochs: what becomes of a task that was gone through so often: "repeat"
+    it for
         ever, "stop" the run, or "renormalize": go on with the others until all were.
     seed: of the order of examples, the draws among tasks and the noise.
     splits: which to get ready; who only evaluates needs no "train".
@@ -73,8 +75,8 @@ class Data:
             self.tokenization == "while_training" or self.max_text_tokens < 1
         ):
             raise ConfigError(
-                f"max_text_tokens is {self.max_text_tokens}: it takes 1 token or more, of stores that are "
-                "made before training",
+                f"max_text_tokens is {self.max_text_tokens}: it takes 1 token or more, of stores "
+                "that are made before training",
                 "Data.max_text_tokens",
                 "Data.tokenization",
             )

@@ -307,7 +307,8 @@ def prepare(
     """Return the plan of a run's data, making what is missing under `data.data_dir`.
 
     `report` is told, a line at a time, what takes long. `make_parts` says for a task and a split
-    how the files of its source are tokenized (`data.tokenize.workers`); without it, here, one by one. Raises
+    how the files of its source are tokenized (`data.tokenize.workers`); without it, here, one by
+    one. Raises
     ConfigError for a name that nobody registers, for features too short for the objective, for a
     corpus that cannot be read or is empty, and for tasks that a token store cannot serve.
     """

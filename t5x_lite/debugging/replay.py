@@ -63,7 +63,8 @@ def replay(
 ) -> None:
     """Run step `step` of a run again, and name the first module whose numbers are bad.
 
-    training: `trainer.train.train` with the run's configuration. largest: magnitudes above it are out
+    training: `trainer.train.train` with the run's configuration. largest: magnitudes above it are
+    out
     of range. The newest intact checkpoint before the step is gone on from; nothing is written.
 
     Prints the ranges of all modules' weights, outputs and gradients. The exit code is 0 if all are

@@ -112,7 +112,8 @@ def check_init_from(init_from: InitFrom, shapes: Any) -> int:
     wanted = _taken(init_from, shapes)
     if not wanted:
         raise ConfigError(
-            f"param_regex={init_from.param_regex!r} matches none of the weights ({', '.join(flat(shapes))})",
+            f"param_regex={init_from.param_regex!r} matches none of the weights "
+            f"({', '.join(flat(shapes))})",
             "InitFrom.param_regex",
         )
     wrong = [

@@ -7,7 +7,8 @@ from t5x_lite.reporting.runs import differences, named_apart, read_run, settings
 def test_a_configuration_is_read_as_gin_wrote_it():
     text = (
         "import t5x_lite\nfrom t5x_lite.run import train\n\n# Macros:\n# ====\nBATCH_SIZE = 8\n"
-        "# Parameters for plan.Data:\nplan.Data.task_providers = \\\n    (@tasks.EmbeddedCorpus(),\n"
+        "# Parameters for plan.Data:\nplan.Data.task_providers = \\\n"
+        "    (@tasks.EmbeddedCorpus(),\n"
         "     @tasks.Other())\nscope/Loss.z_loss = 0.0001\nLoss.name = 'a = b'\n"
     )
     assert settings(text) == {

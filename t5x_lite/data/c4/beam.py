@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from t5x_lite.data.c4 import duplicates, rules
+from t5x_lite.data.c4.build_stages import as_line
 from t5x_lite.data.c4.recipe import C4Recipe, passes
-from t5x_lite.data.c4.stages import as_line
 from t5x_lite.data.c4.wet import Counts, Page, read_pages
 from t5x_lite.data.sources.jsonl_and_tsv import STRICT, LineStats, MalformedLines, check_tally
 from t5x_lite.errors import ConfigError

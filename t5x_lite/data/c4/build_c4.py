@@ -7,9 +7,9 @@ from typing import Literal
 
 from t5x_lite.console import Console
 from t5x_lite.data.c4 import beam, local
+from t5x_lite.data.c4.build_stages import BuildJob
 from t5x_lite.data.c4.recipe import C4Recipe
 from t5x_lite.data.c4.spill import write_json
-from t5x_lite.data.c4.stages import BuildJob
 from t5x_lite.data.c4.wet import Counts
 from t5x_lite.data.sources.jsonl_and_tsv import STRICT, MalformedLines
 from t5x_lite.errors import ConfigError

@@ -1,6 +1,7 @@
 """C4 on one machine, in several processes, that a kill only delays.
 
-The work is that of `stages`, part by part; here is the order, and what becomes of the parts: shards
+The work is that of `build_stages`, part by part; here is the order, and what becomes of the parts:
+shards
 in C4's layout, c4-train.00000-of-00064.json.gz and so on, none of them empty, and statistics.json.
 """
 
@@ -11,8 +12,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from t5x_lite.data.c4 import spill, stages
-from t5x_lite.data.c4.stages import BuildJob
+from t5x_lite.data.c4 import build_stages, spill
+from t5x_lite.data.c4.build_stages import BuildJob
 from t5x_lite.data.c4.wet import Counts
 from t5x_lite.distributed.process_pool import Pool, WorkerKilledError
 from t5x_lite.errors import ConfigError
@@ -44,10 +45,14 @@ def _build(job: BuildJob, processes: int, report: Report) -> Counts:
     _begin(job)
     every_bucket = range(job.buckets)
     order = [
-        ("reading WET files", stages.read, range(len(job.wet))),
-        ("cleaning pages", stages.clean, every_bucket),
-        *([("comparing lines", stages.choose, every_bucket)] if job.recipe.is_cleaned else []),
-        ("telling languages", stages.finish, every_bucket),
+        ("reading WET files", build_stages.read, range(len(job.wet))),
+        ("cleaning pages", build_stages.clean, every_bucket),
+        *(
+            [("comparing lines", build_stages.choose, every_bucket)]
+            if job.recipe.is_cleaned
+            else []
+        ),
+        ("telling languages", build_stages.finish, every_bucket),
     ]
     total = Counts()
     with Pool(processes) as pool:

@@ -1,6 +1,7 @@
 """Token stores under an address such as "gs://bucket/stores", read by the stretch.
 
-A store there is the same files as on disk (`data.store.token_store`), each cut into objects of 64 MiB:
+A store there is the same files as on disk (`data.store.token_store`), each cut into objects of 64
+MiB:
 
     targets.tokens.bin/00000, 00001 ...    targets.offsets.npy/00000 ...    manifest.json, put last
 

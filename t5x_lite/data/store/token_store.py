@@ -10,11 +10,13 @@ and a manifest that says what it was made from:
     manifest.json
     checksums.json                                  sizes and CRC-32 of the others
 
-From the groups alone follows how text is cut into pieces (`data.store.document_groups`), so that a run need not
+From the groups alone follows how text is cut into pieces (`data.store.document_groups`), so that a
+run need not
 read the offsets of hundreds of millions of documents before it begins.
 
 It holds what seqio's own `task.preprocess_precache` yields of each file of the source, in the order
-of the files, example for example. Building (`data.tokenize.build_store`) needs seqio and TensorFlow; reading
+of the files, example for example. Building (`data.tokenize.build_store`) needs seqio and
+TensorFlow; reading
 needs NumPy.
 """
 

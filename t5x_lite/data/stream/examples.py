@@ -36,7 +36,7 @@ _PIECE_LENGTH = 0x504C454E  # folded into a group's key to draw how long its pie
 
 
 class Store(Protocol):
-    """Where tokens come from: `data.store.token_store.TokenStore`, or anything that reads like one."""
+    """Where tokens come from: a `TokenStore`, or anything that reads like one."""
 
     @property
     def num_examples(self) -> int:

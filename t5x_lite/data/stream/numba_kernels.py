@@ -1,6 +1,7 @@
 """The stream's innermost loops, compiled by numba: bit for bit what the NumPy beside them makes.
 
-Only `data.stream.numba_loader` imports this file. Integers are 64-bit and unsigned where they are random
+Only `data.stream.numba_loader` imports this file. Integers are 64-bit and unsigned where they are
+random
 numbers: numba makes floats of mixed signs.
 """
 

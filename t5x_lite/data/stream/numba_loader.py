@@ -21,7 +21,7 @@ _here = threading.local()
 
 
 def compiled() -> ModuleType | None:
-    """Return `data.stream.numba_kernels`, None where numba is missing, does not run here or can wait.
+    """Return `data.stream.numba_kernels`, None where numba is missing or can wait.
 
     Compiling takes some seconds once; numba keeps the result beside the file or in the user's
     cache.

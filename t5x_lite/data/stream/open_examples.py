@@ -29,7 +29,8 @@ def open_examples(
 ) -> Examples:
     """Return the examples of a task: pieces of text if there is an objective, else stored pairs.
 
-    `like_seqio` takes the noise from where seqio's unshuffled pipeline does (`data.stream.shuffle`).
+    `like_seqio` takes the noise from where seqio's unshuffled pipeline does
+    (`data.stream.shuffle`).
 
     Raises ConfigError for a store without examples, and for features that are not stored, that
     have no length, or that are too short for the objective.

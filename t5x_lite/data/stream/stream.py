@@ -203,13 +203,15 @@ Batch = dict[str, NDArray]
 class Stream:
     """A mixture of tasks as a sequence of batches, addressed by position.
 
-    Each epoch of a task has a new order that meets every example once. With `on_task_exhausted` "repeat"
+    Each epoch of a task has a new order that meets every example once. With `on_task_exhausted`
+    "repeat"
     tasks are begun anew for ever. "stop" ends where a task is drawn that was gone through
     `num_epochs` times; "renormalize" goes on with the others until all were, so that every example
     comes exactly `num_epochs` times. The last batch is then filled up with empty rows.
 
     The order follows from the tasks, their rates and sizes, the feature lengths, the seed, `pack`,
-    `on_task_exhausted`, `in_blocks` and `window_examples`; the batch size only cuts it. `in_blocks` lets
+    `on_task_exhausted`, `in_blocks` and `window_examples`; the batch size only cuts it.
+    `in_blocks` lets
     the first epoch begin before a store is complete (`order.visit_in_blocks`). Raises ConfigError
     for an empty store and for features that do not suit a task. `like_seqio` takes examples as they
     are stored, and tasks and noise as seqio's unshuffled pipeline does, bit for bit in the first

@@ -70,7 +70,8 @@ def first_tokens(name: str, store: Store, tokens: int) -> Beginning:
     documents = bisect.bisect_right(offsets, tokens) - 1
     if not documents or there <= tokens or int(offsets[documents]) == 0:
         raise ConfigError(
-            f"max_text_tokens is {tokens:,}: task {name!r} has {there:,} tokens of text in documents "
+            f"max_text_tokens is {tokens:,}: task {name!r} has {there:,} tokens of text in "
+            "documents "
             f"of which the first has {int(offsets[min(1, store.num_examples)]):,}; wanted a number "
             "between",
             "Data.max_text_tokens",

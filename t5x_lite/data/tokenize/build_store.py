@@ -50,7 +50,7 @@ _TOKENS = 1 << 23  # of a feature, which end a part: some 35 MB of English
 
 
 def write_parts(task: "seqio.Task", split: str, number: int, partial: Path) -> Iterator[int]:
-    """Tokenization one file of a task's source into `partial`/parts; yield its number at every part.
+    """Tokenize a file of a task's source into `partial`/parts; yield its number at every part.
 
     Parts that are there already are left alone. Raises ConfigError where the file cannot be read or
     written, or holds ids that are not of its vocabulary.

@@ -15,7 +15,7 @@ FIRST = re.compile(r"the first step ended .* after the start \((.*)\)")
 
 
 class TrainProcess:
-    """`t5x_lite train`, started; several processes run under `t5x_lite.distributed.local_launcher`."""
+    """A `t5x_lite train` that was started; several processes run under `distributed.local_launcher`."""
 
     def __init__(self, arguments: Sequence[str], *, processes: int = 1, devices: int = 4):
         command = [sys.executable, "-m", "t5x_lite.debugging.fault_injection.nan_batch", *arguments]

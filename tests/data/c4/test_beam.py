@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from t5x_lite.data.c4 import beam, local
+from t5x_lite.data.c4.build_stages import BuildJob
 from t5x_lite.data.c4.recipe import C4Recipe
-from t5x_lite.data.c4.stages import BuildJob
 from t5x_lite.data.sources.jsonl_and_tsv import MalformedLines
 from t5x_lite.errors import ConfigError
 

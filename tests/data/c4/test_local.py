@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from t5x_lite.data.c4 import duplicates, local, rules, spill, stages
+from t5x_lite.data.c4 import build_stages, duplicates, local, rules, spill
+from t5x_lite.data.c4.build_stages import BuildJob
 from t5x_lite.data.c4.recipe import C4Recipe
-from t5x_lite.data.c4.stages import BuildJob
 from t5x_lite.data.c4.wet import Counts, Page, read_pages
 from t5x_lite.data.sources.jsonl_and_tsv import LineStats, MalformedLines
 from t5x_lite.errors import ConfigError
@@ -21,14 +21,14 @@ import os, signal, sys
 from pathlib import Path
 from t5x_lite.data.c4 import local
 from t5x_lite.data.c4.recipe import C4Recipe
-from t5x_lite.data.c4.stages import Job
+from t5x_lite.data.c4.build_stages import BuildJob
 
 root, moments = Path(sys.argv[1]), int(sys.argv[2])
 recipe, wet = C4Recipe(bad_words=sys.argv[3]), tuple(sys.argv[4:])
 WATCHED = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
 
 def build(name):
-    local.build(Job(recipe, wet, root / name, 3), processes=1, report=lambda line: None)
+    local.build(BuildJob(recipe, wet, root / name, 3), processes=1, report=lambda line: None)
 
 def files(name):
     return {path.name: path.read_bytes() for path in (root / name).iterdir()}
@@ -326,6 +326,6 @@ def test_shards_without_a_page_are_not_written(job):
     for shard in shards:
         assert gzip.decompress(shard.read_bytes())
     assert (
-        stages.as_line(Page("u", "ä\nb", "t"))
+        build_stages.as_line(Page("u", "ä\nb", "t"))
         == '{"text": "\\u00e4\\nb", "timestamp": "t", "url": "u"}\n'
     )
