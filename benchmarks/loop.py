@@ -36,8 +36,8 @@ OVERRIDES = {
     "TASK_FEATURE_LENGTHS": "{'inputs': 32, 'targets': 16}",
     "MESH": "{'data': 1}",
     "CPU_DEVICES": 1,
-    "CHECKPOINT_EVERY": 1_000_000,
-    "EVAL_EVERY": 1_000_000,
+    "CHECKPOINT_PERIOD": 1_000_000,
+    "EVAL_PERIOD": 1_000_000,
     "Evaluation.max_examples": 8,
     "Evaluation.samples": 0,
 }

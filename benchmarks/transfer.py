@@ -38,7 +38,7 @@ def main() -> None:
     losses = {task: {f"{start} {rate:g}": [] for start, rate in starts} for task in TASKS}
     for seed in options.seeds:
         base = options.directory / f"base_{seed}"
-        common = [f"--gin.BATCH_SIZE={options.batch_size}", f"--gin.train.seed={seed}"]
+        common = [f"--gin.BATCH_SIZE={options.batch_size}", f"--gin.RANDOM_SEED={seed}"]
         common += [f"--gin.Data.seed={seed}", f"--gin.DATA_DIR={options.directory / 'data'}"]
         pretrain(base, options.pretraining_steps, common)
         for task in TASKS:
@@ -89,8 +89,8 @@ def one_device(steps: int) -> list[str]:
         "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 32}",
         "--gin.MESH={'data': 1}",
         "--gin.CPU_DEVICES=None",
-        f"--gin.CHECKPOINT_EVERY={steps}",
-        f"--gin.EVAL_EVERY={steps}",
+        f"--gin.CHECKPOINT_PERIOD={steps}",
+        f"--gin.EVAL_PERIOD={steps}",
         "--gin.Evaluation.samples=0",
         "--gin.Evaluation.max_examples=256",
         "--gin.train.log_every_steps=50",

@@ -16,7 +16,7 @@ STEPS = 12
 TRAIN = (
     "--gin_file=recipes/tiny_embedded.gin",
     *(f"--gin.TRAIN_STEPS={STEPS}", "--gin.BATCH_SIZE=16", "--gin.CPU_DEVICES=16"),
-    *("--gin.MESH={'data': 4, 'fsdp': 4}", "--gin.CHECKPOINT_EVERY=4", "--gin.EVAL_EVERY=12"),
+    *("--gin.MESH={'data': 4, 'fsdp': 4}", "--gin.CHECKPOINT_PERIOD=4", "--gin.EVAL_PERIOD=12"),
     "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 16}",
     *("--gin.EmbeddedCorpus.packages=('gin', 'beartype')", "--gin.EmbeddedCorpus.vocab_size=412"),
     *("--gin.TransformerConfig.vocab_size=512", "--gin.TransformerConfig.emb_dim=32"),

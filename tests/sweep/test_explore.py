@@ -24,7 +24,7 @@ Sweep.rows = {
 }
 Sweep.pretrain = %SHORT
 Sweep.finetune = %SHORT
-SHORT = ["TRAIN_STEPS = 4", "CHECKPOINT_EVERY = 2", "EVAL_EVERY = 2", "BATCH_SIZE = 4"]
+SHORT = ["TRAIN_STEPS = 4", "CHECKPOINT_PERIOD = 2", "EVAL_PERIOD = 2", "BATCH_SIZE = 4"]
 SHARED_BINDINGS = [
     "EmbeddedCorpus.packages = ('gin', 'beartype')",
     "EmbeddedCorpus.vocab_size = 412",

@@ -22,7 +22,7 @@ MODEL = {
     "TransformerConfig.mlp_dim": 64,
     "TransformerConfig.vocab_size": 512,
 }
-SAVING = {"CHECKPOINT_EVERY": 2, "EVAL_EVERY": 4, "Evaluation.max_examples": 8}
+SAVING = {"CHECKPOINT_PERIOD": 2, "EVAL_PERIOD": 4, "Evaluation.max_examples": 8}
 JUDGED = {"Generation.max_length": 8}
 TUNING = {
     "whole": {},

@@ -30,8 +30,8 @@ SMALL = {
     "TransformerConfig.vocab_size": 512,
     "TransformerConfig.dtype": "float32",
     "TransformerConfig.dropout_rate": 0.1,
-    "CHECKPOINT_EVERY": 4,
-    "EVAL_EVERY": 100,
+    "CHECKPOINT_PERIOD": 4,
+    "EVAL_PERIOD": 100,
     "Evaluation.max_examples": 16,
     "Evaluation.samples": 1,
     "train.log_every_steps": 1,
@@ -193,7 +193,7 @@ def test_one_that_stands_still_is_named_killed_and_started_again(victim, pod, tm
 @pytest.mark.slow
 def test_processes_agree_on_what_time_alone_makes_them_save(pod, tmp_path):
     """Were each to ask its own clock, one would save a step that the other does not."""
-    policy = {"CheckpointPolicy.every_minutes": 0.005, "CHECKPOINT_EVERY": 10_000}
+    policy = {"CheckpointPolicy.every_minutes": 0.005, "CHECKPOINT_PERIOD": 10_000}
     run = pod("run", processes=2, devices=2, TRAIN_STEPS=40, MESH="{'data': -1}", **policy)
     assert run.end() == 0, run.said
     saved = {int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()}

@@ -22,7 +22,7 @@ SETTINGS = {
     "TransformerConfig.head_dim": 8,
     "TransformerConfig.mlp_dim": 64,
     "TransformerConfig.vocab_size": 512,
-    "EVAL_EVERY": 100,
+    "EVAL_PERIOD": 100,
     "Evaluation.max_examples": 16,
     "train.log_every_steps": 1,
 }

@@ -59,7 +59,7 @@ def test_the_run_file_has_the_papers_numbers():
     final = {binding.name: binding.value for binding in bindings}
     assert final["TRAIN_STEPS"] == 2**18
     assert final["BATCH_TOKENS"] == 2**16
-    assert final["CHECKPOINT_EVERY"] == final["EVAL_EVERY"] == 5000
+    assert final["CHECKPOINT_PERIOD"] == final["EVAL_PERIOD"] == 5000
     assert final["schedules.Constant.value"] == 1e-3
 
 

@@ -134,8 +134,8 @@ def test_a_tiny_run_under_every_fault_equals_one_undisturbed(tmp_path):
         "TASK_FEATURE_LENGTHS": "{'inputs':32,'targets':16}",
         "MESH": "{'data':2,'fsdp':2}",
         "CPU_DEVICES": 4,
-        "EVAL_EVERY": 10**6,
-        "CHECKPOINT_EVERY": 10,
+        "EVAL_PERIOD": 10**6,
+        "CHECKPOINT_PERIOD": 10,
         "TRAIN_STEPS": 400,
         "DATA_DIR": tmp_path / "data",
     }
