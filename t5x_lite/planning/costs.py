@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from t5x_lite.planning.hlo import Computation, Instruction, Module, Shape, collective_inside, runs
-from t5x_lite.planning.products import product_flops
+from t5x_lite.planning.matmul_flops import product_flops
 
 FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "conditional"}
 _PARTS = ("encoder", "decoder")

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from t5x_lite.hardware.topologies import Topology
-from t5x_lite.planning import decoding
-from t5x_lite.planning.analytic import Roofline
+from t5x_lite.planning import decode_plan
+from t5x_lite.planning.collectives import Collective, Layout, exposed_seconds
 from t5x_lite.planning.compilation import Compiled, TooLarge
 from t5x_lite.planning.costs import Cost, costs, summed
 from t5x_lite.planning.hlo import Module
 from t5x_lite.planning.memory import memory
-from t5x_lite.planning.network import Collective, Layout, exposed_seconds
+from t5x_lite.planning.roofline import Roofline
 
 # Measured over estimated step time of the one published run that was held against the compiler's
 # estimate (MaxText's 32B decoder on v5e-256, large matrix products), by a sketch of it and by this
@@ -150,11 +150,11 @@ def analyse(program: Compiled, layout: Layout, tokens: int | None = None) -> Ana
         peak=chip.peak / chip.devices,
         bandwidth=chip.hbm_bandwidth / chip.devices,
     )
-    loop = None if tokens is None else decoding.token_loop(module)
+    loop = None if tokens is None else decode_plan.token_loop(module)
     phases = {}
     if loop is not None and tokens is not None:
         module.trips[loop.name] = tokens
-        phases = {"": decoding.PREFILL, loop.name: decoding.TOKEN}
+        phases = {"": decode_plan.PREFILL, loop.name: decode_plan.TOKEN}
     found = costs(module, lambda flops, moved: _kernel_cycles(flops, moved, **rates), phases)
     collectives, exposed = exposed_seconds(module, layout, clock=chip.clock)
     parts = {
@@ -166,8 +166,8 @@ def analyse(program: Compiled, layout: Layout, tokens: int | None = None) -> Ana
         return Analysis(found, parts, None)
     body = loop.called("body")
     waited = tokens * exposed_seconds(module, layout, clock=chip.clock, begin=body)[1]
-    waits = {decoding.PREFILL: max(0.0, exposed - waited), decoding.TOKEN: waited}
-    return Analysis(found, parts, decoding.phase_seconds(found, waits, tokens=tokens, **rates))
+    waits = {decode_plan.PREFILL: max(0.0, exposed - waited), decode_plan.TOKEN: waited}
+    return Analysis(found, parts, decode_plan.phase_seconds(found, waits, tokens=tokens, **rates))
 
 
 def _kernel_cycles(

@@ -17,8 +17,8 @@ from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.transformer import abstract, bind
 from t5x_lite.partitioning import check_divisible, make_mesh, named_sharding, shardings
-from t5x_lite.planning.decoding import DecodingWorkload
-from t5x_lite.planning.network import Layout, MeshPosition
+from t5x_lite.planning.collectives import Layout, MeshPosition
+from t5x_lite.planning.decode_plan import DecodingWorkload
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.setup import build

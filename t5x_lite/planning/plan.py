@@ -15,8 +15,8 @@ from t5x_lite.models.config import TransformerConfig
 from t5x_lite.planning.estimate import cost, estimate
 from t5x_lite.planning.lowering import KINDS, Setting
 from t5x_lite.planning.plan_report import draw, explanation, markdown
+from t5x_lite.planning.plan_schema import check_schema
 from t5x_lite.planning.plan_step import Planned, plan_step
-from t5x_lite.planning.schema import check_schema
 from t5x_lite.planning.search import search as search_settings
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule

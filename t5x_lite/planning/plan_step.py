@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from t5x_lite.errors import ConfigError
 from t5x_lite.hardware.topologies import Topology, check_stack, tpu_devices
 from t5x_lite.partitioning import MESH_AXES, resolve_mesh_shape
-from t5x_lite.planning.arithmetic import Arithmetic, arithmetic, without_compiler
+from t5x_lite.planning.analytic_plan import Arithmetic, arithmetic, without_compiler
 from t5x_lite.planning.compilation import Compiled, compiled
 from t5x_lite.planning.costs import Cost
-from t5x_lite.planning.decoding import decoding_part
+from t5x_lite.planning.decode_plan import decoding_part
 from t5x_lite.planning.estimate import (
     Analysis,
     analyse,
@@ -26,7 +26,7 @@ from t5x_lite.planning.estimate import (
 )
 from t5x_lite.planning.lowering import KINDS, Setting, layout_of, trace
 from t5x_lite.planning.plan_report import duration
-from t5x_lite.planning.schema import VERSION, check_schema
+from t5x_lite.planning.plan_schema import VERSION, check_schema
 from t5x_lite.tree_paths import flat
 
 

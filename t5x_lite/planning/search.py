@@ -10,7 +10,7 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.hardware.topologies import Topology
 from t5x_lite.models.config import REMAT_POLICIES, TransformerConfig
 from t5x_lite.models.flops import TRAINING, forward_flops
-from t5x_lite.planning import analytic
+from t5x_lite.planning import roofline
 from t5x_lite.planning.lowering import Setting, batch_shapes, summed_loss
 from t5x_lite.planning.plan_report import table
 from t5x_lite.planning.plan_step import Planned, plan_step
@@ -102,7 +102,7 @@ def _candidates(setting: Setting, wanted: Topology) -> Iterator[Candidate]:
         kept_of_a_row = _kept_of_a_row(model, setting)
         for mesh in meshes(model, wanted.devices):
             parts = math.prod(mesh.get(name, 1) for name in ("data", "fsdp", "expert"))
-            state = analytic.state_bytes(model, setting.optimizer, mesh)
+            state = roofline.state_bytes(model, setting.optimizer, mesh)
             for rows in (batch for batch in batches if batch % parts == 0):
                 one = setting._replace(model=model, mesh=mesh, batch_size=rows)
                 kept = int(kept_of_a_row * rows / parts)
@@ -113,7 +113,7 @@ def _candidates(setting: Setting, wanted: Topology) -> Iterator[Candidate]:
 def _kept_of_a_row(model: TransformerConfig, setting: Setting) -> float:
     rows = 8
     batch = batch_shapes(model, setting.lengths, rows, packed=setting.packed)
-    return analytic.activation_bytes(model, batch, {}, summed_loss(model)) / rows
+    return roofline.activation_bytes(model, batch, {}, summed_loss(model)) / rows
 
 
 def _seconds(setting: Setting, wanted: Topology, state: Mapping[str, int], kept: int) -> float:
@@ -121,7 +121,7 @@ def _seconds(setting: Setting, wanted: Topology, state: Mapping[str, int], kept:
     forward = forward_flops(
         setting.model, batch_size=setting.batch_size, lengths=setting.lengths
     ).executed
-    bounds = analytic.roofline(
+    bounds = roofline.roofline(
         wanted.chip,
         setting.model,
         mesh=setting.mesh,

@@ -27,7 +27,7 @@ def reference_memory():
 def reference_layout():
     """Its mesh, data 2 x fsdp 2, on v5e:2x2."""
     from t5x_lite.hardware.topologies import topology
-    from t5x_lite.planning.network import Layout, MeshPosition
+    from t5x_lite.planning.collectives import Layout, MeshPosition
 
     axes = {"data": 2, "fsdp": 2, "tensor": 1, "expert": 1, "sequence": 1}
     places = [MeshPosition(0, (x, y)) for y in range(2) for x in range(2)]

@@ -10,7 +10,7 @@ from t5x_lite.models.transformer import abstract
 from t5x_lite.planning.costs import costs
 from t5x_lite.planning.hlo import Module, parse_shapes
 from t5x_lite.planning.lowering import batch_shapes, summed_loss
-from t5x_lite.planning.products import product_flops
+from t5x_lite.planning.matmul_flops import product_flops
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from t5x_lite.hardware.topologies import topology
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.planning.lowering import Setting
 from t5x_lite.planning.plan import plan
+from t5x_lite.planning.plan_schema import check_schema
 from t5x_lite.planning.plan_step import plan_step
-from t5x_lite.planning.schema import check_schema
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.schedules import InverseSquareRoot
 from t5x_lite.training.step import Loss, Update

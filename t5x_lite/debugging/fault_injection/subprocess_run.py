@@ -15,7 +15,7 @@ FIRST = re.compile(r"the first step ended .* after the start \((.*)\)")
 
 
 class TrainProcess:
-    """A `t5x_lite train` that was started; several processes run under `distributed.local_launcher`."""
+    """A started `t5x_lite train`; several processes run under `distributed.local_launcher`."""
 
     def __init__(self, arguments: Sequence[str], *, processes: int = 1, devices: int = 4):
         command = [sys.executable, "-m", "t5x_lite.debugging.fault_injection.nan_batch", *arguments]

@@ -4,8 +4,7 @@ import pytest
 
 from t5x_lite.hardware.chips import CHIPS
 from t5x_lite.hardware.topologies import topology
-from t5x_lite.planning.hlo import Module
-from t5x_lite.planning.network import (
+from t5x_lite.planning.collectives import (
     Layout,
     MeshPosition,
     axes_of,
@@ -13,6 +12,7 @@ from t5x_lite.planning.network import (
     group_of,
     transfer_seconds,
 )
+from t5x_lite.planning.hlo import Module
 
 V5E = next(chip for chip in CHIPS if chip.name == "v5e")
 CLOCK = V5E.clock

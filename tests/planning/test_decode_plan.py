@@ -11,7 +11,7 @@ from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.flops import forward_flops
 from t5x_lite.models.transformer import abstract, bind
 from t5x_lite.partitioning import make_mesh, named_sharding
-from t5x_lite.planning.decoding import (
+from t5x_lite.planning.decode_plan import (
     PREFILL,
     TOKEN,
     DecodingWorkload,

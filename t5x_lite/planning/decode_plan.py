@@ -14,9 +14,9 @@ from t5x_lite.hardware.chips import Chip
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.flops import forward_flops
-from t5x_lite.planning.analytic import Roofline, parts
 from t5x_lite.planning.costs import Cost
 from t5x_lite.planning.hlo import Instruction, Module
+from t5x_lite.planning.roofline import Roofline, parts
 from t5x_lite.tree_paths import flat
 
 PREFILL, TOKEN = "prefill", "token"

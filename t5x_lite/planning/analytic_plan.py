@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 from t5x_lite.hardware.topologies import Topology
 from t5x_lite.models import transformer
 from t5x_lite.models.flops import TRAINING, forward_flops
-from t5x_lite.planning import analytic, decoding
-from t5x_lite.planning.analytic import Roofline
-from t5x_lite.planning.decoding import PREFILL, TOKEN, DecodingWorkload
+from t5x_lite.planning import decode_plan, roofline
+from t5x_lite.planning.decode_plan import PREFILL, TOKEN, DecodingWorkload
 from t5x_lite.planning.estimate import KNOWN_GPU_BIAS
 from t5x_lite.planning.lowering import Setting, batch_shapes, summed_loss
+from t5x_lite.planning.roofline import Roofline
 
 
 class Arithmetic(NamedTuple):
@@ -35,13 +35,13 @@ def arithmetic(setting: Setting, wanted: Topology, mesh: Mapping[str, int]) -> A
     training = setting.what == "train"
     forward = forward_flops(model, batch_size=rows, lengths=setting.lengths).total
     flops = forward * (TRAINING if training else 1)
-    state = analytic.state_bytes(model, setting.optimizer, mesh)
+    state = roofline.state_bytes(model, setting.optimizer, mesh)
     activations = 0
     if training:
-        activations = analytic.activation_bytes(model, batch, mesh, summed_loss(model))
+        activations = roofline.activation_bytes(model, batch, mesh, summed_loss(model))
     else:
         state = {"weights": state["weights"]}
-    bounds = analytic.roofline(
+    bounds = roofline.roofline(
         wanted.chip,
         model,
         mesh=mesh,
@@ -58,10 +58,10 @@ def _of_generation(
     setting: Setting, texts: DecodingWorkload, wanted: Topology, mesh: Mapping[str, int]
 ) -> Arithmetic:
     model = setting.model
-    flops = decoding.model_flops(model, texts)
-    prefill, token = decoding.bounds(wanted.chip, model, texts, mesh)
-    cache = decoding.cache_bytes(model, texts, mesh)
-    weights = analytic.state_bytes(model, setting.optimizer, mesh)["weights"]
+    flops = decode_plan.model_flops(model, texts)
+    prefill, token = decode_plan.bounds(wanted.chip, model, texts, mesh)
+    cache = decode_plan.cache_bytes(model, texts, mesh)
+    weights = roofline.state_bytes(model, setting.optimizer, mesh)["weights"]
     facts = _facts(
         setting,
         wanted,
@@ -71,7 +71,7 @@ def _of_generation(
     return Arithmetic(
         facts,
         {"weights": weights, "cached keys and values": sum(cache.values())},
-        decoding.whole(prefill, token, texts.tokens),
+        decode_plan.whole(prefill, token, texts.tokens),
         {kind: [max(each), sum(each)] for kind, each in ((PREFILL, prefill), (TOKEN, token))},
     )
 
