@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A run on a Cloud TPU VM pod: create, install, run, restart, collect, delete.
+r"""A run on a Cloud TPU VM pod: create, install, run, restart, collect, delete.
 
     launch/tpu_vm.py run NAME --zone=us-west4-a --accelerator_type=v5litepod-64 --spot \\
         --mount=my-bucket=/mnt/my-bucket -- train --gin_file=recipes/t5_1_1/base_v5e.gin \\
