@@ -20,7 +20,7 @@ from t5x_lite.planning.roofline import Roofline, parts
 from t5x_lite.tree_paths import flat
 
 PREFILL, TOKEN = "prefill", "token"
-_LOOPS = ("decoding/sampling.py", "decoding/beam.py")  # who loops over tokens
+_LOOPS = ("decoding/sampling.py", "decoding/beam_search.py")  # the files with the loop over tokens
 _ITEMSIZE = {"bfloat16": 2, "float32": 4}
 
 
