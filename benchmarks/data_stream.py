@@ -116,9 +116,9 @@ def measure_text(tasks, repeats: int, label: str, batches: int) -> None:
         iterator = stream.batches(stream.start())
 
         def work(iterator=iterator, stream=stream):
-            before = stream.examples(next(iterator)[1])["text"]
+            before = stream.examples_seen(next(iterator)[1])["text"]
             positions = [position for _, position in itertools.islice(iterator, batches)]
-            return (stream.examples(positions[-1])["text"] - before) * RAW
+            return (stream.examples_seen(positions[-1])["text"] - before) * RAW
 
         kind = "packed" if pack else "one a row"
         show(f"text to batches, {kind}, {label}", rates(work, repeats), "M raw tokens/s", 1e6)
@@ -277,9 +277,9 @@ def main() -> None:
     text = [StreamTask("text", store, 1.0, SpanCorruption())]
     print(f"{os.cpu_count()} cores; NumPy {np.__version__}; {numba_loader.describe()}\n")
     print("| what | median | smallest to largest |\n|---|---|---|")
-    both = [(numba_loader.describe(), numba_loader.compiled(), 300), ("NumPy", None, 50)]
+    both = [(numba_loader.describe(), numba_loader.kernels(), 300), ("NumPy", None, 50)]
     for label, compiled, batches in both:
-        with mock.patch.object(numba_loader, "compiled", return_value=compiled):
+        with mock.patch.object(numba_loader, "kernels", return_value=compiled):
             if "stream" in only:
                 measure_text(text, options.repeats, label, batches)
             if "packing" in only:

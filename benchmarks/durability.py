@@ -94,13 +94,15 @@ def receipts(options: argparse.Namespace) -> dict[str, float]:
     batch["decoder_target_tokens"] = batch["decoder_input_tokens"]
     batch["decoder_loss_weights"] = batch["decoder_input_tokens"].astype("float32")
     fields = len(ExampleIds._fields) - 1
-    identities = ExampleIds(["a", "b", "c"], *(np.arange(8 * options.batch) for _ in range(fields)))
+    example_ids = ExampleIds(
+        ["a", "b", "c"], *(np.arange(8 * options.batch) for _ in range(fields))
+    )
     of = jax.jit(fingerprint)
     return {
         "the batch's bits": cpu_seconds(lambda: jax.block_until_ready(of(batch)), 50),
         "the weights' bits, a hundredth": cpu_seconds(lambda: jax.block_until_ready(of(params)), 10)
         / 100,
-        "which examples": cpu_seconds(lambda: hash_of(identities), 50),
+        "which examples": cpu_seconds(lambda: hash_of(example_ids), 50),
     }
 
 

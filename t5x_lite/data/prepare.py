@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from t5x_lite.data.data_config import Data
 from t5x_lite.data.registry import check_name, own_objectives, registered_tasks, shared_vocabulary
 from t5x_lite.data.store.partial_store import PartialStore
-from t5x_lite.data.store.remote_store import Objects, RemoteStore, upload
+from t5x_lite.data.store.remote_store import ObjectStore, RemoteStore, upload
 from t5x_lite.data.store.token_store import DamagedStoreError, TokenStore, differences
 from t5x_lite.data.stream.open_examples import AnyStore
-from t5x_lite.data.stream.pair_trimming import PairEnding
+from t5x_lite.data.stream.pair_trimming import PairTrimming
 from t5x_lite.data.stream.seqio_pipeline import SeqioPipeline
 from t5x_lite.data.stream.stream import StreamTask
-from t5x_lite.data.stream.truncated_store import first_tokens
+from t5x_lite.data.stream.truncated_store import truncate_store
 from t5x_lite.data.tasks.lazy_seqio import import_seqio
-from t5x_lite.data.tasks.preprocessors import Denoise, EndPairs, all_late_steps, with_objective
+from t5x_lite.data.tasks.preprocessors import Denoise, TrimPairs, postcache_steps, with_objective
 from t5x_lite.data.tokenize.background import Builder
 from t5x_lite.data.tokenize.build_store import MakeParts, build_token_store
 from t5x_lite.data.tokenize.store_identity import (
@@ -155,7 +155,7 @@ def store_exists(roots: Roots, name: str) -> bool:
     location = store_location(roots, name)
     if roots.store_dir is None:
         return os.path.exists(location)
-    return Objects(location).read("manifest.json") is not None
+    return ObjectStore(location).read("manifest.json") is not None
 
 
 def open_store(
@@ -207,7 +207,7 @@ def _module_digest(name: str) -> str:
 class PlannedTask:
     """A task's rate, the store of each split it has, and what becomes of what is stored.
 
-    is_text: it is text for an objective, the task's own or, if it has none, the run's. ending: of
+    is_text: it is text for an objective, the task's own or, if it has none, the run's. trimming: of
     pairs that are not simply cut. live: the splits, in the place of stores, of a task that none
     can serve.
     """
@@ -217,7 +217,7 @@ class PlannedTask:
     is_text: bool
     stores: Mapping[str, str]
     objective: Objective | None = None
-    ending: PairEnding | None = None
+    trimming: PairTrimming | None = None
     live: Mapping[str, SeqioPipeline] = dataclasses.field(default_factory=dict)
 
 
@@ -275,19 +275,19 @@ class Plan:
         if self.builder is None or store_exists(self, name):
             store: AnyStore = open_store(self, name)
             if task.is_text and split == "train" and self.max_text_tokens is not None:
-                store = first_tokens(task.name, store, self.max_text_tokens)
+                store = truncate_store(task.name, store, self.max_text_tokens)
         else:
             store = PartialStore(Path(self.data_dir, name), self.builder.check)
-        return StreamTask(task.name, store, task.rate, objective, task.ending)
+        return StreamTask(task.name, store, task.rate, objective, task.trimming)
 
 
 def read_task(content: Mapping[str, Any], objectives: Mapping[str, Objective]) -> PlannedTask:
     """Read a task of a plan; raises KeyError where only registering it would tell its objective."""
-    own, ending = content["own_objective"], content["ending"]
+    own, trimming = content["own_objective"], content["trimming"]
     return PlannedTask(
         **{name: content[name] for name in ("name", "rate", "is_text", "stores")},
         objective=objectives[content["name"]] if own else None,
-        ending=ending and PairEnding(**ending),
+        trimming=trimming and PairTrimming(**trimming),
     )
 
 
@@ -331,7 +331,7 @@ def _make_plan(
     import_seqio()
     rates = registered_tasks(data, report)
     vocabulary = shared_vocabulary(data, [task for task, _ in rates])
-    late_steps, live = all_late_steps(task for task, _ in rates)
+    late_steps, live = postcache_steps(task for task, _ in rates)
     for reason in live.values():
         report(f"{reason}: it runs through seqio's own pipeline, on every host")
     for step in late_steps.values():
@@ -360,7 +360,7 @@ def _make_plan(
             isinstance(step := late_steps[task.name], Denoise),
             {split: place.name for split, place in places[task.name].items()},
             step.objective if isinstance(step, Denoise) else None,
-            step.ending if isinstance(step, EndPairs) else None,
+            step.trimming if isinstance(step, TrimPairs) else None,
         )
         if task.name in places
         else _live_task(task, rate, data, vocabulary)

@@ -34,7 +34,7 @@ def vocab(
         raise ConfigError(
             f"{output} exists already: give another name", "VOCABULARY", "vocab.output"
         )
-    console, tally = Console(), LineStats()
+    console, line_stats = Console(), LineStats()
     with console.waiting("reading the corpus"):
         lines = sample_lines(
             corpus,
@@ -42,10 +42,10 @@ def vocab(
             seed=seed,
             text_field=text_field,
             bad_lines=bad_lines,
-            tally=tally,
+            line_stats=line_stats,
         )
-    if tally.bad:
-        console.note(tally.describe())
+    if line_stats.bad:
+        console.note(line_stats.describe())
     with console.waiting(f"training {vocab_size:,} pieces on {len(lines):,} lines"):
         train_vocabulary(
             lines,

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from t5x_lite.data.stream.feature_converters import as_given
+from t5x_lite.data.stream.feature_converters import unconverted
 from t5x_lite.data.stream.prefetch import process_rows, to_devices
 from t5x_lite.data.stream.stream import StreamTask, evaluation_batches
 from t5x_lite.errors import ConfigError
@@ -91,7 +91,7 @@ class Validator:
         for task in self.tasks:
             if task.objective is not None:
                 continue
-            settings = {**self._settings, "converter": as_given}
+            settings = {**self._settings, "converter": unconverted}
             features, real = next(evaluation_batches(task, **settings, limit=self._limit))
             written = self._inference.generate(params, features)
             columns = features["inputs"], features["targets"], written.tokens[:, 0]

@@ -20,7 +20,7 @@ from t5x_lite.inference.engine import Inference
 from t5x_lite.inference.text_model import TextModel, load
 from t5x_lite.tokenizers.hf_tokenizer import HFTokenizer
 from t5x_lite.tokenizers.text_codec import Tokenizer
-from t5x_lite.tokenizers.vocabularies import BYTES, Vocabulary, stored_pieces
+from t5x_lite.tokenizers.vocabularies import BYTES, Vocabulary, sentencepiece_bytes
 from t5x_lite.tree_paths import flat, nested
 
 PIECES, TOKENIZER = "vocabulary.model", "tokenizer.json"
@@ -111,7 +111,7 @@ def _write_vocabulary(directory: Path, vocabulary: Tokenizer) -> str:
         vocabulary.write_json(directory / TOKENIZER)
         return TOKENIZER
     if isinstance(vocabulary, Vocabulary):
-        (directory / PIECES).write_bytes(stored_pieces(vocabulary, sentinels=True))
+        (directory / PIECES).write_bytes(sentencepiece_bytes(vocabulary, sentinels=True))
         return PIECES
     return BYTES
 

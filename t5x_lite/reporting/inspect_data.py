@@ -13,7 +13,7 @@ from t5x_lite.data.prepare import prepare
 from t5x_lite.data.store.partial_store import PartialStore
 from t5x_lite.data.stream.examples import Examples, TextExamples
 from t5x_lite.data.stream.open_examples import open_examples
-from t5x_lite.data.stream.pair_trimming import EndedPairs
+from t5x_lite.data.stream.pair_trimming import TrimmedPairs
 from t5x_lite.data.stream.seqio_pipeline import SeqioPipeline
 from t5x_lite.data.stream.stream import Stream, StreamTask
 from t5x_lite.data.stream.trim_and_eos import EOS_ID, FEATURES
@@ -78,7 +78,7 @@ def _show_data(console: Console, data: Data, examples: int) -> None:
     shown = trained + [task for task in plan.validation_tasks() if task.rate == 0]
     opened = [
         open_examples(
-            task.name, task.store, objective=task.objective, ending=task.ending, **settings
+            task.name, task.store, objective=task.objective, trimming=task.trimming, **settings
         )
         for task in shown
     ]
@@ -136,7 +136,7 @@ def _raw_text(task: StreamTask, held: Examples, number: int, vocabulary: AnyVoca
     if isinstance(held, TextExamples):
         piece = held.pieces(np.array([number]))
         return _readable(piece.tokens[0, : piece.lengths[0]].tolist(), vocabulary)
-    if isinstance(held, EndedPairs):
+    if isinstance(held, TrimmedPairs):
         number = int(held.stored(np.array([number]))[0])
     parts = []
     assert not isinstance(task.store, PartialStore)

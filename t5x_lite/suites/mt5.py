@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from t5x_lite.data.formats import multilingual as formats
-from t5x_lite.data.tasks.mixing_rates import ByExamples
+from t5x_lite.data.tasks.mixing_rates import ExamplesProportionalRate
 from t5x_lite.data.tasks.task_providers import Report
 from t5x_lite.metrics import metrics, postprocessors, qa
 from t5x_lite.metrics.task_metrics import TaskMetrics
@@ -237,7 +237,7 @@ class Multilingual:
         """Register all tasks and mixtures; none of their data sets is looked for."""
         for task in self._tasks():
             task.register(self.vocabulary, self.tfds_data_dir)
-        rate = ByExamples(temperature=1 / self.alpha)
+        rate = ExamplesProportionalRate(temperature=1 / self.alpha)
         rates = dict.fromkeys(self.languages, rate) if self.rates is None else self.rates
         mixtures: dict[str, list[tuple[str, Any]]] = {
             "mc4": [(MC4[language].name, rates[language]) for language in self.languages]

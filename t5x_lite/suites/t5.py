@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from t5x_lite.data.tasks.mixing_rates import ByExamples
+from t5x_lite.data.tasks.mixing_rates import ExamplesProportionalRate
 from t5x_lite.data.tasks.task_providers import Report
 from t5x_lite.metrics.task_metrics import TaskMetrics
 from t5x_lite.objectives.span_corruption import Objective
@@ -96,7 +96,7 @@ class Study:
 
     def __post_init__(self):
         """Refuse a limit or a temperature that gives no rates."""
-        ByExamples(self.limit, self.temperature)
+        ExamplesProportionalRate(self.limit, self.temperature)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ class Study:
 
     def mixtures(self) -> dict[str, list[tuple[str, Any]]]:
         """Return the rates of every mixture: numbers, or functions of a task."""
-        by_examples = ByExamples(self.limit, self.temperature)
+        by_examples = ExamplesProportionalRate(self.limit, self.temperature)
         small = (*GLUE_EXAMPLES, *SUPER_GLUE_EXAMPLES, "squad_v010_allanswers")
         large = (*_LARGE_TRANSLATIONS, "cnn_dailymail_v002")
         wsc = [name for name in SUPER_GLUE_EXAMPLES if "wsc" in name or "dpr" in name]
@@ -174,7 +174,7 @@ def _shared_rte(names: Iterable[str], otherwise: Any) -> list[tuple[str, Any]]:
     return [(name, rate / 2 if "rte" in name else rate) for name, rate in _rates(names, otherwise)]
 
 
-def _without(left_out: str, by_examples: ByExamples) -> list[tuple[str, Any]]:
+def _without(left_out: str, by_examples: ExamplesProportionalRate) -> list[tuple[str, Any]]:
     """Return the rates of all tasks but one, or but those of one benchmark."""
     benchmark = {_GLUE: GLUE_EXAMPLES, _SUPER_GLUE: SUPER_GLUE_EXAMPLES}.get(left_out)
     gone = {left_out, *(benchmark or ())}

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from t5x_lite.data.sources.seqio_sources import TfdsSource
-from t5x_lite.data.stream.pair_trimming import PairEnding
-from t5x_lite.data.tasks.preprocessors import EndPairs, text_steps, to_vocabulary
+from t5x_lite.data.stream.pair_trimming import PairTrimming
+from t5x_lite.data.tasks.preprocessors import TrimPairs, text_steps, to_vocabulary
 from t5x_lite.data.tasks.task_providers import add_task
 from t5x_lite.data.tasks.text_formats import Kind, MakeExamples, format_examples
 from t5x_lite.metrics import postprocessors
@@ -47,7 +47,7 @@ class SupervisedTask:
 
     tfds: the data set with its version. fields: what the format reads. extras: what it gives for
     evaluation. sentinels: how many are appended to inputs and put before targets, which helps
-    models that have only ever filled gaps. ending: of pairs that are not simply cut.
+    models that have only ever filled gaps. trimming: of pairs that are not simply cut.
     """
 
     name: str
@@ -59,7 +59,7 @@ class SupervisedTask:
     postprocess: Callable[..., Any] | None = None
     metrics: Sequence[Metric] = ()
     sentinels: int = 0
-    ending: PairEnding | None = None
+    trimming: PairTrimming | None = None
 
     def register(self, vocabulary: AnyVocabulary, tfds_data_dir: str | None) -> None:
         """Add the task to seqio's registry, in the place of one of that name."""
@@ -72,7 +72,9 @@ class SupervisedTask:
             seqio.preprocessors.tokenize,
             *([functools.partial(add_sentinels, count=self.sentinels)] if self.sentinels else []),
             seqio.CacheDatasetPlaceholder(),
-            EndPairs(self.ending) if self.ending else seqio.preprocessors.append_eos_after_trim,
+            TrimPairs(self.trimming)
+            if self.trimming
+            else seqio.preprocessors.append_eos_after_trim,
         ]
         source = TfdsSource(self.tfds, self.splits, tfds_data_dir)
         add_task(
@@ -97,7 +99,7 @@ class SupervisedTask:
             self,
             name=f"{stem}_1_sentinel{ending}",
             sentinels=1,
-            ending=PairEnding(keep_last=1),
+            trimming=PairTrimming(keep_last_tokens=1),
             postprocess=postprocess,
         )
 

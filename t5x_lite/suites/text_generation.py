@@ -6,7 +6,7 @@ from typing import Any
 
 from t5x_lite.data.formats import questions as formats
 from t5x_lite.data.formats import translate_summarize
-from t5x_lite.data.stream.pair_trimming import PairEnding
+from t5x_lite.data.stream.pair_trimming import PairTrimming
 from t5x_lite.data.tasks.text_formats import Kind
 from t5x_lite.metrics import metrics, postprocessors, qa
 from t5x_lite.objectives.language_models import FullLM, LMAdaptation
@@ -72,7 +72,7 @@ QUESTIONS: Sequence[SupervisedTask] = (
         ALL,
         formats.trivia_qa,
         fields=("question", "answer/normalized_aliases", *_TRIVIA_TEXTS),
-        ending=PairEnding(around_answer=True),
+        trimming=PairTrimming(window_around_answer=True),
     ),
 )
 

@@ -11,7 +11,7 @@ from t5x_lite.tokenizers.vocabularies import (
     AnyVocabulary,
     ByteVocabulary,
     Vocabulary,
-    stored_pieces,
+    sentencepiece_bytes,
 )
 
 PIECES = "spiece.model"
@@ -59,7 +59,7 @@ def write_tokenizer(directory: str | Path, vocabulary: AnyVocabulary | HFTokeniz
         settings |= {"tokenizer_class": "ByT5Tokenizer", "extra_ids": vocabulary.extra_ids}
     else:
         count = vocabulary.sentinels.count
-        (directory / PIECES).write_bytes(stored_pieces(vocabulary, sentinels=False))
+        (directory / PIECES).write_bytes(sentencepiece_bytes(vocabulary, sentinels=False))
         sentinels = [f"<extra_id_{i}>" for i in range(count)]
         settings |= {
             "tokenizer_class": "T5Tokenizer",

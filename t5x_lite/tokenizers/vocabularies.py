@@ -189,7 +189,7 @@ def named(path: str, extra_ids: int) -> AnyVocabulary:
     return ByteVocabulary(extra_ids) if path == BYTES else Vocabulary(path, extra_ids)
 
 
-def stored_pieces(vocabulary: Vocabulary, *, sentinels: bool) -> bytes:
+def sentencepiece_bytes(vocabulary: Vocabulary, *, sentinels: bool) -> bytes:
     """Return a SentencePiece file of the vocabulary, with its sentinels or without any."""
     model = _ModelProto.FromString(files.read_bytes(vocabulary.path))
     if sentinels:

@@ -226,7 +226,7 @@ class AnomalyGuardCallback(Callback):
             "step": seen.step,
             "key": {"seed": self._seed, "fold_in": seen.step - 1},
             "position": before,
-            "examples": named(next(self._stream.identities(before))),
+            "examples": named(next(self._stream.example_ids(before))),
         }
         lines = AppendFile(self._directory / ANOMALIES, self._say)
         lines.write((json.dumps(record) + "\n").encode())
@@ -252,7 +252,7 @@ class AnomalyGuardCallback(Callback):
         raise Rollback
 
 
-def named(identities: ExampleIds) -> list[list[Any]]:
+def named(example_ids: ExampleIds) -> list[list[Any]]:
     """Which examples a batch holds: task, epoch, index and row of each."""
-    columns = zip(*(column.tolist() for column in identities[1:]), strict=True)
-    return [[identities.names[task], *rest] for task, *rest in columns]
+    columns = zip(*(column.tolist() for column in example_ids[1:]), strict=True)
+    return [[example_ids.names[task], *rest] for task, *rest in columns]

@@ -69,7 +69,8 @@ class TrainingLoop:
             self._console.note(f"the run is finished: {self.step:,} of {steps:,} steps are done")
         elif self.step:
             epochs = ", ".join(
-                f"{name} {value:.2f}" for name, value in self._stream.epochs(self._position).items()
+                f"{name} {value:.2f}"
+                for name, value in self._stream.epochs_seen(self._position).items()
             )
             self._console.note(
                 f"going on after step {self.step:,} of {steps:,}, with the next example "
@@ -240,7 +241,7 @@ class TrainingLoop:
         self._report("train", numbers)
         for name, of_task in self._meter.by_task.items():
             self._report(f"train/{name}", of_task)
-        examples = self._stream.examples(self._position)
+        examples = self._stream.examples_seen(self._position)
         self._report("epochs", self._stream.passes(examples))
         self._report("examples", examples)
         for observer in self._observers:

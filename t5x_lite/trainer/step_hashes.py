@@ -80,7 +80,7 @@ class StepHashWriter(Callback):
         if self._lines is None:
             return
         if moment.before != self._expected:
-            self._identities = self._stream.identities(moment.before)
+            self._identities = self._stream.example_ids(moment.before)
         self._expected = moment.position
         self._open.append((moment.step, hash_of(next(self._identities)), moment.metrics))
 
@@ -109,9 +109,9 @@ class StepHashWriter(Callback):
         self._open = []
 
 
-def hash_of(identities: ExampleIds) -> str:
+def hash_of(example_ids: ExampleIds) -> str:
     """16 digits for which examples a batch holds in which rows, by the names of their tasks."""
-    digest = hashlib.blake2b("\n".join(identities.names).encode(), digest_size=8)
-    for column in identities[1:]:
+    digest = hashlib.blake2b("\n".join(example_ids.names).encode(), digest_size=8)
+    for column in example_ids[1:]:
         digest.update(np.ascontiguousarray(column, "<i8").tobytes())
     return digest.hexdigest()

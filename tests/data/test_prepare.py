@@ -11,7 +11,7 @@ import pytest
 
 from t5x_lite.data.data_config import Data
 from t5x_lite.data.prepare import prepare
-from t5x_lite.data.stream.pair_trimming import PairEnding
+from t5x_lite.data.stream.pair_trimming import PairTrimming
 from t5x_lite.data.stream.seqio_pipeline import SeqioPipeline
 from t5x_lite.data.tasks.mixing_rates import Mixture
 from t5x_lite.data.tasks.task_providers import EmbeddedCorpus, JsonLinesText
@@ -135,11 +135,11 @@ def test_what_a_users_module_says_of_its_tasks_survives_a_second_start(data_dir,
     starts = []
     for _ in range(2):
         [ended] = prepare(mine(data_dir, my_module, "ended"), starts.append).train_tasks()
-        assert (ended.objective, ended.ending) == (None, PairEnding(keep_last=2))
+        assert (ended.objective, ended.trimming) == (None, PairTrimming(keep_last_tokens=2))
     assert starts.count("importing seqio and TensorFlow ...") == 1
     for _ in range(2):
         [own] = prepare(mine(data_dir, my_module, "own"), starts.append).train_tasks()
-        assert (own.objective, own.ending) == (FullLM(), None)
+        assert (own.objective, own.trimming) == (FullLM(), None)
     assert starts.count("importing seqio and TensorFlow ...") == 3
 
 

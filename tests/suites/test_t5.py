@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from t5x_lite.data.tasks.mixing_rates import ByExamples
+from t5x_lite.data.tasks.mixing_rates import ExamplesProportionalRate
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.language_models import FullLM, LMAdaptation
 from t5x_lite.objectives.span_corruption import SpanCorruption
@@ -24,7 +24,10 @@ TFDS_NAMES = {
     "c4/en.realnewslike:2.2.0": "c4/realnewslike:2.2.0",
     "c4/en.webtextlike:2.2.0": "c4/webtextlike:2.2.0",
 }
-RATES = {"rate_num_examples": ByExamples(2**19), "rate_unsupervised": t5.C4_RATES["base"]}
+RATES = {
+    "rate_num_examples": ExamplesProportionalRate(2**19),
+    "rate_unsupervised": t5.C4_RATES["base"],
+}
 
 
 TASKS_OF_TEXT = [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from t5x_lite.data.tasks.mixing_rates import ByExamples
+from t5x_lite.data.tasks.mixing_rates import ExamplesProportionalRate
 from t5x_lite.metrics.published_t5_study import STUDY_TABLES
 from t5x_lite.models.transformer import abstract, num_parameters
 from t5x_lite.suites.t5 import Study
@@ -155,10 +155,10 @@ def test_mixtures_are_those_of_table_11(call):
 
     for power in range(16, 22):
         rates = dict(declared(f"examples, K = 2^{power}"))
-        assert rates["squad_v010_allanswers"] == ByExamples(2**power, 1.0)
+        assert rates["squad_v010_allanswers"] == ExamplesProportionalRate(2**power, 1.0)
     for temperature in (2, 4, 8):
         rates = dict(declared(f"temperature {temperature}"))
-        assert rates["c4_v020_unsupervised"] == ByExamples(2**21, float(temperature))
+        assert rates["c4_v020_unsupervised"] == ExamplesProportionalRate(2**21, float(temperature))
     assert {rate for _, rate in declared("equal")} == {1.0}
 
 
@@ -193,7 +193,7 @@ def test_supervised_pretraining_draws_no_text(call):
     [study] = given["data"].task_providers
     rates = dict(study.mixtures()[given["data"].mixture_or_task_name])
     assert rates["c4_v020_unsupervised"] == 0
-    assert rates["wmt15_enfr_v003"] == ByExamples(2**19, 1.0)
+    assert rates["wmt15_enfr_v003"] == ExamplesProportionalRate(2**19, 1.0)
     assert given["data"].feature_lengths == {"inputs": 512, "targets": 512}
 
 

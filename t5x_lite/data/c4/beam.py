@@ -14,7 +14,7 @@ from t5x_lite.data.c4 import duplicates, rules
 from t5x_lite.data.c4.build_stages import as_line
 from t5x_lite.data.c4.recipe import C4Recipe, passes
 from t5x_lite.data.c4.wet import Counts, Page, read_pages
-from t5x_lite.data.sources.jsonl_and_tsv import STRICT, LineStats, MalformedLines, check_tally
+from t5x_lite.data.sources.jsonl_and_tsv import STRICT, LineStats, MalformedLines, check_line_stats
 from t5x_lite.errors import ConfigError
 
 
@@ -95,16 +95,16 @@ def _write(pages: Any, split: str, out: str, shards: int | None) -> Any:
 def _read(
     file: Any, counts: Counts, *, recipe: C4Recipe, bad_pages: MalformedLines
 ) -> Iterator[Page]:
-    path, tally, checks = file.path, LineStats(), recipe.first_checks()
+    path, line_stats, checks = file.path, LineStats(), recipe.first_checks()
     filesystems = _beam().io.filesystems
     with filesystems.FileSystems.open(
         path, compression_type=_beam().io.filesystem.CompressionTypes.UNCOMPRESSED
     ) as opened:
-        for page in read_pages(opened, path, counts, tally):
+        for page in read_pages(opened, path, counts, line_stats):
             if passes(page, checks, counts):
                 yield page
-    check_tally(tally, path, bad_pages)
-    for reason, count in tally.bad.items():
+    check_line_stats(line_stats, path, bad_pages)
+    for reason, count in line_stats.bad.items():
         counts[f"read: {reason}"] += count
 
 

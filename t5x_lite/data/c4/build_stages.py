@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from t5x_lite.data.c4 import duplicates, rules, spill
 from t5x_lite.data.c4.recipe import C4Recipe, passes
 from t5x_lite.data.c4.wet import Counts, Page, read_pages
-from t5x_lite.data.sources.jsonl_and_tsv import STRICT, LineStats, MalformedLines, check_tally
+from t5x_lite.data.sources.jsonl_and_tsv import STRICT, LineStats, MalformedLines, check_line_stats
 from t5x_lite.io import files
 
 # Of a line, and of the address whose page might keep it: two halves of an MD5 each; and its bucket.
@@ -94,13 +94,13 @@ def read(job: BuildJob, number: int) -> Counts:
     """Put the pages of a WET file into buckets."""
 
     def work(counts: Counts) -> None:
-        path, checks, tally = job.wet[number], job.recipe.first_checks(), LineStats()
+        path, checks, line_stats = job.wet[number], job.recipe.first_checks(), LineStats()
         with files.open_bytes(path) as file, spill.PageSpill(job.pages(number)) as written:
-            for page in read_pages(file, path, counts, tally):
+            for page in read_pages(file, path, counts, line_stats):
                 if passes(page, checks, counts):
                     written.write(page, _bucket(rules.normalized_url(page.url), job.buckets))
-            check_tally(tally, path, job.bad_pages)
-        for reason, count in tally.bad.items():
+            check_line_stats(line_stats, path, job.bad_pages)
+        for reason, count in line_stats.bad.items():
             counts[f"read: {reason}"] += count
 
     return _once(job.counts(job.pages(number)), work)

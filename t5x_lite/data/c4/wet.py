@@ -49,14 +49,14 @@ class Page(NamedTuple):
     content_length: str = ""
 
 
-def read_pages(file: IO[bytes], name: str, counts: Counts, tally: LineStats) -> Iterator[Page]:
+def read_pages(file: IO[bytes], name: str, counts: Counts, line_stats: LineStats) -> Iterator[Page]:
     """Yield the pages of a gzipped WET file; memory holds one.
 
     Pages that lack an address, a date or text are counted, as in C4's builder. What cannot be read
     (a file that is cut short or no WET file, a page that is not UTF-8 or has ten million bytes) is
-    left out and goes into `tally`, a page being a line of it.
+    left out and goes into `line_stats`, a page being a line of it.
     """
-    reader = _PageReader(name, counts, tally)
+    reader = _PageReader(name, counts, line_stats)
     try:
         with gzip.open(file, "rb") as lines:
             while line := lines.readline(_MAX_BYTES + 1):
@@ -76,8 +76,8 @@ def read_pages(file: IO[bytes], name: str, counts: Counts, tally: LineStats) -> 
 class _PageReader:
     """The page that is being read, line by line; `number` counts the pages so far."""
 
-    def __init__(self, name: str, counts: Counts, tally: LineStats):
-        self._name, self._counts, self._tally = name, counts, tally
+    def __init__(self, name: str, counts: Counts, line_stats: LineStats):
+        self._name, self._counts, self._tally = name, counts, line_stats
         self.number, self._lines, self._bytes = 0, [], 0
 
     def take(self, line: bytes) -> bool:

@@ -12,7 +12,7 @@ _SPACES = " \t\n\f\r"
 _SPACE = re.compile(f"[{_SPACES}]+")
 
 
-def set_apart(text: str) -> str:
+def pad_punctuation(text: str) -> str:
     """Put spaces around what is no letter, mark, number, underscore or ASCII space."""
     kept = (
         char
@@ -56,8 +56,8 @@ def question_in_one(example: Example, *, language: str) -> list[dict[str, Any]]:
 
 def question(example: Example) -> list[dict[str, Any]]:
     """Ask for the first answer to a question about a context, in any script."""
-    asked, context = set_apart(example["question"]), set_apart(example["context"])
-    answers = [set_apart(answer) for answer in example["answers/text"]]
+    asked, context = pad_punctuation(example["question"]), pad_punctuation(example["context"])
+    answers = [pad_punctuation(answer) for answer in example["answers/text"]]
     return [
         {
             "inputs": _SPACE.sub(" ", f"question: {asked} context: {context}"),

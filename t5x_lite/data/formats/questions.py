@@ -17,15 +17,15 @@ _SPACE = re.compile("[ \t\n\f\r]+")
 _CAPITALS = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
-def set_apart(text: str) -> str:
+def pad_punctuation(text: str) -> str:
     """Put spaces around ASCII punctuation and make one space of each run of white space."""
     return _SPACE.sub(" ", _PUNCTUATION.sub(r" \1 ", text))
 
 
 def squad(example: Example, *, closed_book: bool = False) -> list[dict[str, Any]]:
     """Ask for the first answer to a question about a context; `closed_book` leaves it out."""
-    question, context = set_apart(example["question"]), set_apart(example["context"])
-    answers = [set_apart(answer) for answer in example["answers/text"]]
+    question, context = pad_punctuation(example["question"]), pad_punctuation(example["context"])
+    answers = [pad_punctuation(answer) for answer in example["answers/text"]]
     inputs = (
         f"squad trivia question: {question}"
         if closed_book
@@ -67,15 +67,15 @@ def span_words(text: str) -> list[str]:
 
 def trivia_qa(example: Example) -> list[dict[str, Any]]:
     """Ask a question about each text in which one of its answers occurs, answer by answer."""
-    question = set_apart(example["question"])
-    answers = [set_apart(answer) for answer in example["answer/normalized_aliases"]]
+    question = pad_punctuation(example["question"])
+    answers = [pad_punctuation(answer) for answer in example["answer/normalized_aliases"]]
     texts: Sequence[str] = [
         *example["entity_pages/wiki_context"],
         *example["search_results/search_context"],
     ]
     found = []
     for text in texts:
-        context = set_apart(text)
+        context = pad_punctuation(text)
         lowered = context.translate(_CAPITALS)
         inputs = _SPACE.sub(" ", f"question: {question} context: {context}")
         found += [

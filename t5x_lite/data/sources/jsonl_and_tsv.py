@@ -76,23 +76,23 @@ def read_records(
     path: str,
     fields: Sequence[str],
     bad_lines: MalformedLines = STRICT,
-    tally: LineStats | None = None,
+    line_stats: LineStats | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the records of a file as mappings that have text in each of the `fields`.
 
     Names that end in ".tsv" are of tab-separated columns under a line of their names, ".txt" of
     lines that are a "text" each, all others of JSON lines; ".gz" after that is a gzipped file.
-    What cannot be used is counted in `tally`. Raises ConfigError, naming file and line, for the
-    first of it or, if a share is allowed, at the end of a file with more (an empty file has none).
+    What cannot be used is counted in `line_stats`. Raises ConfigError, naming file and line, for
+    the first of it or, if a fraction is allowed, at the end of a file with more (not an empty one).
     """
-    tally = LineStats() if tally is None else tally
+    line_stats = LineStats() if line_stats is None else line_stats
     kind = path.removesuffix(".gz").rsplit(".", 1)[-1]
     number, bad, columns, is_empty = 0, 0, [], False
     for number, line in enumerate(_lines(path, bad_lines.max_bytes), start=1):
         if kind == "tsv" and number == 1:
             columns = _columns(path, line, fields)
             continue
-        tally.lines += 1
+        line_stats.lines += 1
         try:
             if isinstance(line, _BadLineError):
                 raise line
@@ -107,8 +107,8 @@ def read_records(
             bad += 1
             is_empty = error.reason == EMPTY
             message = f"{path}, line {number}: {error.reason} ({error})"
-            tally.bad[error.reason] += 1
-            tally.first += [message][: _WARNINGS_PER_FILE - len(tally.first)]
+            line_stats.bad[error.reason] += 1
+            line_stats.first += [message][: _WARNINGS_PER_FILE - len(line_stats.first)]
             if bad_lines.max_fraction == 0:
                 raise ConfigError(message, "DATA_DIR", "MalformedLines.max_fraction") from None
             if bad <= _WARNINGS_PER_FILE:
@@ -116,22 +116,22 @@ def read_records(
     if bad > bad_lines.max_fraction * number and not is_empty:
         raise ConfigError(
             f"{path}: {bad:,} of {number:,} lines cannot be used, allowed is a share of "
-            f"{bad_lines.max_fraction:g}; the first: {tally.first[0]}",
+            f"{bad_lines.max_fraction:g}; the first: {line_stats.first[0]}",
             "MalformedLines.max_fraction",
             "DATA_DIR",
         )
 
 
-def check_tally(tally: LineStats, path: str, bad_lines: MalformedLines) -> None:
+def check_line_stats(line_stats: LineStats, path: str, bad_lines: MalformedLines) -> None:
     """Warn of what could not be used of a file; raises ConfigError past the allowed share of it."""
-    if not tally.bad:
+    if not line_stats.bad:
         return
-    if tally.bad.total() > bad_lines.max_fraction * tally.lines:
+    if line_stats.bad.total() > bad_lines.max_fraction * line_stats.lines:
         raise ConfigError(
-            f"{path}: {tally.describe()}; allowed is a share of {bad_lines.max_fraction:g}",
+            f"{path}: {line_stats.describe()}; allowed is a share of {bad_lines.max_fraction:g}",
             "MalformedLines.max_fraction",
         )
-    for message in tally.first:
+    for message in line_stats.first:
         _LOGGER.warning("left out: %s", message)
 
 

@@ -17,7 +17,7 @@ def sample_lines(
     seed: int = 0,
     text_field: str = "text",
     bad_lines: MalformedLines = STRICT,
-    tally: LineStats | None = None,
+    line_stats: LineStats | None = None,
 ) -> list[str]:
     """Return `max_lines` lines of text, or all where there are fewer, in a random order.
 
@@ -40,7 +40,7 @@ def sample_lines(
         lines = (
             line
             for path in paths
-            for record in read_records(path, (text_field,), bad_lines, tally)
+            for record in read_records(path, (text_field,), bad_lines, line_stats)
             for line in split_lines(record[text_field])
         )
         chosen += reservoir(lines, count, seed=seed)

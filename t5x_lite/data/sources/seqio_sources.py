@@ -46,7 +46,7 @@ class JsonLinesSource:
 
         Only C4's validation files may be missing, which leaves the task without that split.
 
-        Its attribute `tallies` counts, file by file, what was read; `json_lines` is this value.
+        Its attribute `line_stats` counts, file by file, what was read; `json_lines` is this value.
         """
         import seqio
         import tensorflow as tf
@@ -59,12 +59,12 @@ class JsonLinesSource:
         wanted = ["train"] if self.patterns is None else list(patterns)
         if missing := [patterns[split] for split in wanted if split not in found]:
             raise ConfigError(f"no file matches {missing[0]}", "DATA_DIR")
-        tallies: dict[str, LineStats] = {}
-        read = functools.partial(_read_file, source=self, tallies=tallies)
+        line_stats: dict[str, LineStats] = {}
+        read = functools.partial(_read_file, source=self, line_stats=line_stats)
         source = seqio.FileDataSource(
             tf.autograph.experimental.do_not_convert(lambda path: read(path)), found, cycle_length=1
         )
-        for name, value in (("tallies", tallies), ("json_lines", self)):
+        for name, value in (("line_stats", line_stats), ("json_lines", self)):
             setattr(source, name, value)  # beside what seqio declares
         return source
 
@@ -91,7 +91,7 @@ class TfdsSource:
 
 
 def _read_file(
-    path: "tf.Tensor", source: JsonLinesSource, tallies: dict[str, LineStats]
+    path: "tf.Tensor", source: JsonLinesSource, line_stats: dict[str, LineStats]
 ) -> "tf.data.Dataset":
     """Return the records of a file as a dataset of strings by field, "" where one is absent."""
     import tensorflow as tf
@@ -100,8 +100,8 @@ def _read_file(
 
     def batches(path: bytes) -> Iterator[dict[str, list[str]]]:
         name = path.decode()
-        tallies[name] = LineStats()
-        records = read_records(name, source.fields, source.bad_lines, tallies[name])
+        line_stats[name] = LineStats()
+        records = read_records(name, source.fields, source.bad_lines, line_stats[name])
         while batch := list(itertools.islice(records, _RECORDS_PER_READ)):
             yield {field: [str(record.get(field, "")) for record in batch] for field in names}
 

@@ -21,7 +21,7 @@ _SECONDS = 0.2  # between two looks
 
 
 @dataclass(frozen=True)
-class Prefix:
+class StorePrefix:
     """The examples that a growing store had at one time; it reads like a store."""
 
     directory: Path
@@ -59,7 +59,9 @@ class PartialStore:
     directory: Path
     check: Callable[[], None]
 
-    def look(self, documents_per_group: int | None = None) -> TokenStore | Prefix | None:
+    def read_available(
+        self, documents_per_group: int | None = None
+    ) -> TokenStore | StorePrefix | None:
         """Return the store if it is complete, else what is certain of it, None before anything is.
 
         Of text, of which so many documents are a group, only whole groups are: whatever is still to
@@ -72,7 +74,7 @@ class PartialStore:
         if not progress or not progress["num_examples"]:
             return None
         try:
-            found = Prefix(partial, progress["features"], progress["num_examples"])
+            found = StorePrefix(partial, progress["features"], progress["num_examples"])
             return (
                 found if documents_per_group is None else _whole_groups(found, documents_per_group)
             )
@@ -85,14 +87,14 @@ class PartialStore:
         time.sleep(_SECONDS)
 
 
-def _whole_groups(found: Prefix, documents_per_group: int) -> Prefix | None:
+def _whole_groups(found: StorePrefix, documents_per_group: int) -> StorePrefix | None:
     """Return the text before the last place where a group of documents and one of the table end."""
     step = math.lcm(documents_per_group, DOCUMENTS) // DOCUMENTS
     table_g2 = found.groups("targets")
     count = max(len(table_g2) - 1, 0) // step * step
     if not count:
         return None
-    return Prefix(found.directory, found.features, int(table_g2[count, 0]), count)
+    return StorePrefix(found.directory, found.features, int(table_g2[count, 0]), count)
 
 
 def _mapped(path: Path, dtype: str, count: int, *, at: int = 0) -> NDArray[Any]:

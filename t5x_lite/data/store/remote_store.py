@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.data.store.token_store import TokenStore, refuse_other
+from t5x_lite.data.store.token_store import TokenStore, check_same_source
 from t5x_lite.errors import ConfigError
 
 _OBJECT_BYTES = 1 << 26
@@ -29,7 +29,7 @@ _BLOCK_ITEMS = 1 << 16  # that are read together where items are asked for one b
 _BLOCKS_KEPT = 256
 
 
-class Objects:
+class ObjectStore:
     """The objects below an address, by name."""
 
     def __init__(self, address: str):
@@ -75,7 +75,9 @@ class Objects:
 class RemoteArray:
     """Numbers that lie end to end in the objects of a file, after its first `skipped` bytes."""
 
-    def __init__(self, objects: Objects, file: str, dtype: Any, count: int, *, skipped: int = 0):
+    def __init__(
+        self, objects: ObjectStore, file: str, dtype: Any, count: int, *, skipped: int = 0
+    ):
         self._objects, self._file, self._skipped = objects, file, skipped
         self.dtype, self._count = np.dtype(dtype), count
         self._blocks: OrderedDict[int, NDArray[Any]] = OrderedDict()
@@ -124,18 +126,18 @@ class RemoteArray:
 class RemoteStore:
     """A finished store under an address; it reads like a `TokenStore`."""
 
-    objects: Objects
+    objects: ObjectStore
     manifest: Mapping[str, Any]
     _arrays: dict[str, RemoteArray] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def open(cls, address: str, expected: Mapping[str, Any] | None = None) -> "RemoteStore":
         """Open a store; raises ConfigError as `TokenStore.open` does."""
-        objects = Objects(address)
+        objects = ObjectStore(address)
         if (content := objects.read("manifest.json")) is None:
             raise ConfigError(f"there is no token store in {address}", "Data.store_dir")
         manifest = json.loads(content)
-        refuse_other(manifest, expected, address)
+        check_same_source(manifest, expected, address)
         return cls(objects, manifest)
 
     @property
@@ -173,7 +175,7 @@ class RemoteStore:
 def upload(directory: Path, address: str, report: Callable[[str], None]) -> None:
     """Copy a finished store to an address; what is there already, after a kill, is left alone."""
     TokenStore.open(directory)
-    objects = Objects(address)
+    objects = ObjectStore(address)
     files = sorted(path for path in directory.iterdir() if path.name != "manifest.json")
     for path in files:
         report(f"copying {path.name} to {address} ...")

@@ -91,7 +91,7 @@ class TokenStore:
             raise ConfigError(f"there is no token store in {directory}", "DATA_DIR") from None
         except ValueError as error:
             raise ConfigError(f"the token store in {directory} is refused: {error}") from error
-        refuse_other(manifest, expected, directory)
+        check_same_source(manifest, expected, directory)
         store = cls(directory, manifest)
         if not all(store._is_whole(feature) for feature in store.features):
             raise DamagedStoreError(directory, "its files do not hold what its manifest says")
@@ -162,7 +162,7 @@ def check_manifest(directory: Path, manifest: Any) -> None:
         raise ValueError(f"{link} is a link that leads elsewhere")
 
 
-def refuse_other(
+def check_same_source(
     manifest: Mapping[str, Any], expected: Mapping[str, Any] | None, place: str | os.PathLike
 ) -> None:
     """Raise ConfigError, which says what differs, for a store that was made from other data."""

@@ -16,15 +16,15 @@ from t5x_lite.data.stream import shuffle
 from t5x_lite.data.stream.trim_and_eos import (
     EOS_ID,
     FEATURES,
-    at_hand,
     corrupt_spans,
     example_keys,
     feature_widths,
-    finish,
-    gather,
-    gather_with_eos,
-    has_compiled,
+    finish_features,
+    gather_rows,
+    gather_rows_with_eos,
+    has_numba_kernel,
     read_only,
+    read_ranges,
 )
 from t5x_lite.objectives import philox
 from t5x_lite.objectives.feature_checks import check_sentinels
@@ -90,7 +90,7 @@ class Examples(Protocol):
         ...
 
 
-class Ending(Protocol):
+class PairTrimmer(Protocol):
     """How the pairs of a task end where they are too long, if not by losing their last tokens."""
 
     def open(
@@ -125,8 +125,8 @@ class PairExamples:
         made = {}
         for feature, length in self.widths.items():
             starts_n, lengths_n = self._spans(feature, indices_n)
-            tokens, starts_n = at_hand(self._tokens[feature], starts_n, lengths_n)
-            made[feature] = gather_with_eos(tokens, starts_n, lengths_n, length)
+            tokens, starts_n = read_ranges(self._tokens[feature], starts_n, lengths_n)
+            made[feature] = gather_rows_with_eos(tokens, starts_n, lengths_n, length)
         return made
 
     def _spans(
@@ -162,9 +162,9 @@ class TextExamples:
         *,
         sentinels: Sentinels,
         seed: int,
-        like_seqio: bool = False,
+        match_seqio: bool = False,
     ):
-        self._stream, self._seed, self._like_seqio = task_number(name), seed, like_seqio
+        self._stream, self._seed, self._match_seqio = random_stream(name), seed, match_seqio
         self._objective, self._sentinels = objective, sentinels
         self.widths = feature_widths(objective, feature_lengths)
         raw_length = objective.raw_length(feature_lengths)
@@ -205,10 +205,10 @@ class TextExamples:
     ) -> dict[str, Rows]:
         """Return the features, each as wide as `widths` says."""
         keys_n2 = self._keys(epochs_n, indices_n)
-        if has_compiled(self._objective):
+        if has_numba_kernel(self._objective):
             group_n, starts_n, lengths_n = self._spans(indices_n)
             return corrupt_spans(
-                *at_hand(self._tokens, self._group_starts[group_n] + starts_n, lengths_n),
+                *read_ranges(self._tokens, self._group_starts[group_n] + starts_n, lengths_n),
                 lengths_n,
                 objective=self._objective,
                 keys_n2=keys_n2,
@@ -221,7 +221,7 @@ class TextExamples:
             made = self._objective.pair(rows, others, keys_n2, self._sentinels)
         else:
             made = self._objective(rows, keys_n2, self._sentinels)
-        return finish(made, self._objective, self.widths)
+        return finish_features(made, self._objective, self.widths)
 
     def pieces(self, indices_n: NDArray[np.int64]) -> Rows:
         """Return the text before the objective, EOS in it where documents have one."""
@@ -229,7 +229,7 @@ class TextExamples:
         if self._eos_after_documents:
             return self._gather_with_eos(group_n, starts_n, lengths_n)
         starts_n = self._group_starts[group_n] + starts_n
-        return gather(*at_hand(self._tokens, starts_n, lengths_n), lengths_n)
+        return gather_rows(*read_ranges(self._tokens, starts_n, lengths_n), lengths_n)
 
     def _others(
         self, keys_n2: NDArray[np.uint32], indices_n: NDArray[np.int64]
@@ -241,8 +241,8 @@ class TextExamples:
     def _keys(
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> NDArray[np.uint32]:
-        if self._like_seqio:
-            return shuffle.noise_keys(self._seed, epochs_n * self.size + indices_n)
+        if self._match_seqio:
+            return shuffle.seqio_noise_keys(self._seed, epochs_n * self.size + indices_n)
         return example_keys(self._seed, self._stream, epochs_n, indices_n)
 
     def _spans(
@@ -297,7 +297,7 @@ class TextExamples:
         source_nl = self._group_starts[group_n][:, None] + place_nl - skipped_nl
         source_nl = np.clip(source_nl, 0, len(self._tokens) - 1)
         first_n = source_nl.min(axis=1)
-        tokens, starts_n = at_hand(self._tokens, first_n, source_nl.max(axis=1) - first_n + 1)
+        tokens, starts_n = read_ranges(self._tokens, first_n, source_nl.max(axis=1) - first_n + 1)
         source_nl += (starts_n - first_n)[:, None]
         tokens_nl = tokens[source_nl].astype(np.int32)
         tokens_nl[is_eos_nl] = EOS_ID
@@ -305,6 +305,6 @@ class TextExamples:
         return Rows(tokens_nl, lengths_n.astype(np.int32))
 
 
-def task_number(name: str) -> int:
+def random_stream(name: str) -> int:
     """Return the number that tells a task's random choices from those of the other tasks."""
     return zlib.crc32(name.encode())

@@ -10,7 +10,7 @@ from t5x_lite.data.stream.packing import Segments
 Converter = Callable[..., dict[str, NDArray]]
 
 
-def as_given(features: Mapping[str, Segments], *, packed: bool) -> dict[str, NDArray]:
+def unconverted(features: Mapping[str, Segments], *, packed: bool) -> dict[str, NDArray]:
     """Return the features themselves, int32 [batch, length]: what generating and scoring take."""
     assert not packed, "only rows of one example can be told apart by their padding"
     return {name: feature.tokens for name, feature in features.items()}

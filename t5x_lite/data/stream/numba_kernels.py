@@ -218,7 +218,7 @@ def permute(places, size, left_size, right_size, round_keys, moved):
 
 
 @_compile
-def gather_with_eos(tokens, starts, lengths, eos, rows):
+def gather_rows_with_eos(tokens, starts, lengths, eos, rows):
     """Fill rows of zeros with stretches of tokens, EOS after each; they must have room for both."""
     for n in range(len(lengths)):
         for k in range(lengths[n]):

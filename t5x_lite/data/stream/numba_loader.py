@@ -1,6 +1,9 @@
-"""Whether the stream's innermost loops run compiled (extra [fast]: numba) or in NumPy.
+"""Choose between the numba kernels and plain NumPy for the innermost loops of the data stream.
 
-Both make the same bits; `describe` says which it is.
+numba comes with the extra [fast]. Both ways give the same bits, so the choice is one of speed.
+
+The kernels have a module of their own (`numba_kernels`) because their decorators need numba when
+that module is imported, while this one must be importable without it.
 """
 
 import functools
@@ -16,52 +19,66 @@ from typing import TypeVar
 Item = TypeVar("Item")
 _LOGGER = logging.getLogger("t5x_lite.data")
 
+# Per thread: whether work on the first batch should avoid the import of numba (about a second).
+_thread = threading.local()
 
-_here = threading.local()
 
+def kernels() -> ModuleType | None:
+    """Return the module `data.stream.numba_kernels`, or None if NumPy is to be used.
 
-def compiled() -> ModuleType | None:
-    """Return `data.stream.numba_kernels`, None where numba is missing or can wait.
+    The first call of a kernel compiles it, which takes a few seconds; numba caches the result
+    beside the file or in the user's cache directory.
 
-    Compiling takes some seconds once; numba keeps the result beside the file or in the user's
-    cache.
+    Returns:
+        None if numba is not installed or not usable, and while `first_without_numba` produces its
+        first item, unless numba is imported already.
     """
-    if getattr(_here, "can_wait", False) and not loaded.cache_info().currsize:
+    if getattr(_thread, "avoids_import", False) and not load_kernels.cache_info().currsize:
         return None
-    return loaded()
+    return load_kernels()
 
 
 def first_without_numba(items: Iterator[Item]) -> Iterator[Item]:
-    """Yield items, the first without waiting for numba, which takes a second to import."""
-    _here.can_wait = True
+    """Yield all items, the first one without importing numba.
+
+    The first batch then comes a second earlier. The import happens while the training step
+    compiles.
+
+    Args:
+        items: an iterator whose `__next__` calls `kernels`.
+
+    Yields:
+        The items, unchanged.
+    """
+    _thread.avoids_import = True
     try:
         first = next(items, None)
     finally:
-        _here.can_wait = False
+        _thread.avoids_import = False
     if first is not None:
         yield first
         yield from items
 
 
 @functools.cache
-def loaded() -> ModuleType | None:
-    """Import `data.stream.numba_kernels`, if that can be."""
+def load_kernels() -> ModuleType | None:
+    """Import `data.stream.numba_kernels` once; None if numba is missing or fails to import."""
     if not _is_installed():
         return None
     try:
-        return importlib.import_module("t5x_lite.data.stream.numba_kernels")
-    except Exception as error:  # of numba: a NumPy it does not know, nowhere to keep its results
-        _LOGGER.warning("numba cannot be used, NumPy takes its place: %s", error)
+        return importlib.import_module(".numba_kernels", __package__)
+    except Exception as error:  # numba rejects an unknown NumPy version or an unwritable cache
+        _LOGGER.warning("numba is installed but cannot be used; NumPy is used instead: %s", error)
         return None
 
 
 def describe() -> str:
-    """Return "numba 0.68.1" or "NumPy"."""
-    return "NumPy" if compiled() is None else f"numba {importlib.metadata.version('numba')}"
+    """Return what runs the inner loops, for logs: "numba 0.68.1" or "NumPy"."""
+    return "NumPy" if kernels() is None else f"numba {importlib.metadata.version('numba')}"
 
 
 def _is_installed() -> bool:
     try:
         return importlib.util.find_spec("numba") is not None
-    except ValueError:  # it was put out of reach: sys.modules["numba"] = None
+    except ValueError:  # sys.modules["numba"] = None disables it, as tests do
         return False

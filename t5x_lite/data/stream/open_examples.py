@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.data.store.partial_store import PartialStore, Prefix
-from t5x_lite.data.stream.examples import Ending, Examples, PairExamples, Store, TextExamples
+from t5x_lite.data.store.partial_store import PartialStore, StorePrefix
+from t5x_lite.data.stream.examples import Examples, PairExamples, PairTrimmer, Store, TextExamples
 from t5x_lite.data.stream.seqio_pipeline import SeqioPipeline, SeqioPipelineExamples
 from t5x_lite.data.stream.trim_and_eos import FEATURES
 from t5x_lite.errors import ConfigError
@@ -21,15 +21,15 @@ def open_examples(
     store: AnyStore,
     *,
     objective: Objective | None,
-    ending: Ending | None = None,
+    trimming: PairTrimmer | None = None,
     feature_lengths: Mapping[str, int],
     sentinels: Sentinels,
     seed: int,
-    like_seqio: bool = False,
+    match_seqio: bool = False,
 ) -> Examples:
     """Return the examples of a task: pieces of text if there is an objective, else stored pairs.
 
-    `like_seqio` takes the noise from where seqio's unshuffled pipeline does
+    `match_seqio` takes the noise from where seqio's unshuffled pipeline does
     (`data.stream.shuffle`).
 
     Raises ConfigError for a store without examples, and for features that are not stored, that
@@ -51,10 +51,10 @@ def open_examples(
                 "MIXTURE_OR_TASK_NAME",
             )
         if objective is not None:
-            settings = {"sentinels": sentinels, "seed": seed, "like_seqio": like_seqio}
+            settings = {"sentinels": sentinels, "seed": seed, "match_seqio": match_seqio}
             return TextExamples(name, store, objective, feature_lengths, **settings)
-        if ending is not None:
-            return ending.open(name, store, feature_lengths, seed=seed)
+        if trimming is not None:
+            return trimming.open(name, store, feature_lengths, seed=seed)
         return PairExamples(store, feature_lengths)
 
     if isinstance(store, SeqioPipeline):
@@ -64,19 +64,23 @@ def open_examples(
         examples = PartialExamples(store, open_store, group)
     else:
         examples = open_store(store)
-    if not known(examples, 1):
+    if not wait_for_examples(examples, 1):
         raise ConfigError(f"the token store of task {name!r} holds no example", "DATA_DIR")
     return examples
 
 
-def known(examples: Examples, wanted: int) -> int:
+def wait_for_examples(examples: Examples, wanted: int) -> int:
     """Return how many examples are there: if fewer than wanted, there will never be more."""
-    return examples.known(wanted) if isinstance(examples, Unfinished) else examples.size
+    return (
+        examples.wait_for_examples(wanted)
+        if isinstance(examples, UnsizedExamples)
+        else examples.size
+    )
 
 
-def size_so_far(examples: Examples) -> int | None:
+def size_if_known(examples: Examples) -> int | None:
     """Return how many examples an epoch has, None until that is known."""
-    return examples.size_so_far if isinstance(examples, Unfinished) else examples.size
+    return examples.size_if_known if isinstance(examples, UnsizedExamples) else examples.size
 
 
 class PartialExamples:
@@ -102,7 +106,7 @@ class PartialExamples:
         return self._examples.size if self._examples else 0
 
     @property
-    def size_so_far(self) -> int | None:
+    def size_if_known(self) -> int | None:
         """How many examples an epoch has; None until that is certain."""
         return self.size if self._is_whole else None
 
@@ -111,7 +115,7 @@ class PartialExamples:
         """The features and how wide their rows are."""
         return self._there().widths
 
-    def known(self, wanted: int) -> int:
+    def wait_for_examples(self, wanted: int) -> int:
         """Wait for so many examples, or for all; return how many there are."""
         while True:
             size = self._examples.size if self._examples else 0
@@ -134,18 +138,18 @@ class PartialExamples:
         return self._there().features(epochs_n, indices_n)
 
     def _there(self) -> Examples:
-        self.known(1)
+        self.wait_for_examples(1)
         assert self._examples is not None
         return self._examples
 
     def _look(self) -> None:
         """Open what has come since the last look."""
-        if (found := self._store.look(self._group)) is None:
+        if (found := self._store.read_available(self._group)) is None:
             return
         examples, before = self._open(found), self._examples
         if before is None or examples.size >= before.size:  # a builder that begins tells less
             self._examples = examples
-        self._is_whole = self._is_whole or not isinstance(found, Prefix)
+        self._is_whole = self._is_whole or not isinstance(found, StorePrefix)
 
 
-Unfinished = PartialExamples | SeqioPipelineExamples
+UnsizedExamples = PartialExamples | SeqioPipelineExamples

@@ -34,7 +34,7 @@ class Segments(NamedTuple):
 
     def fill(self, rows: Rows, row_n: NDArray[np.int64]) -> None:
         """Write each example to a row of its own; in NumPy several times faster than `write`."""
-        if numba_loader.compiled() is not None:
+        if numba_loader.kernels() is not None:
             first_n = np.zeros_like(row_n)
             self.write(rows, row_n=row_n, start_n=first_n, segment_n=first_n + 1)
             return
@@ -53,8 +53,8 @@ class Segments(NamedTuple):
         segment_n: NDArray[np.int64],
     ) -> None:
         """Write each example to its row, from its start on, as its segment."""
-        if (compiled := numba_loader.compiled()) is not None:
-            compiled.write_segments(*rows, row_n, start_n, segment_n, *self)
+        if (kernels := numba_loader.kernels()) is not None:
+            kernels.write_segments(*rows, row_n, start_n, segment_n, *self)
             return
         lengths_n = rows.lengths.astype(np.int64)
         length, width = self.tokens.shape[1], rows.tokens.shape[1]
@@ -87,9 +87,9 @@ def best_fit_decreasing(
     shares_n2 = lengths_n2 * capacities[::-1]  # over one denominator, so exact
     order = np.argsort(-shares_n2.max(axis=1), kind="stable")
     smallest, smallest_other = lengths_n2.min(axis=0).tolist()
-    if (compiled := numba_loader.compiled()) is not None:
+    if (kernels := numba_loader.kernels()) is not None:
         row_n = np.empty(len(order), np.int64)
-        compiled.best_fit(
+        kernels.best_fit(
             np.ascontiguousarray(lengths_n2, np.int64),
             order,
             *capacities,

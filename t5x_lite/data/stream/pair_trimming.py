@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.data.stream.examples import PairExamples, Store, task_number
+from t5x_lite.data.stream.examples import PairExamples, Store, random_stream
 from t5x_lite.data.stream.trim_and_eos import append
 from t5x_lite.objectives import philox
 from t5x_lite.objectives.spans import Rows
 
 
 @dataclass(frozen=True)
-class PairEnding:
+class PairTrimming:
     """What is kept of pairs that are too long.
 
     keep_last: so many last tokens take the place of the last that would be kept. around_answer:
@@ -25,25 +25,25 @@ class PairEnding:
     not occur, the pair is left out. Both are the T5 library's.
     """
 
-    keep_last: int = 0
-    around_answer: bool = False
+    keep_last_tokens: int = 0
+    window_around_answer: bool = False
 
     def open(
         self, name: str, store: Store, feature_lengths: Mapping[str, int], *, seed: int
-    ) -> "EndedPairs":
+    ) -> "TrimmedPairs":
         """Return the pairs of a task's store."""
-        return EndedPairs(self, name, store, feature_lengths, seed=seed)
+        return TrimmedPairs(self, name, store, feature_lengths, seed=seed)
 
     def cut(self, tokens: NDArray[np.int32], length: int) -> NDArray[np.int32]:
         """Return at most length - 1 of one example's tokens."""
         if len(tokens) < length:
             return tokens
-        last = min(self.keep_last, length - 1)
+        last = min(self.keep_last_tokens, length - 1)
         return np.concatenate([tokens[: length - 1 - last], tokens[len(tokens) - last :]])
 
 
-class EndedPairs(PairExamples):
-    """The pairs of a task, cut as its `PairEnding` says.
+class TrimmedPairs(PairExamples):
+    """The pairs of a task, cut as its `PairTrimming` says.
 
     Answers are looked for when the pairs are opened, in all inputs that are too long: seconds for
     a million of them; 16 bytes a pair stay in memory.
@@ -51,7 +51,7 @@ class EndedPairs(PairExamples):
 
     def __init__(
         self,
-        ending: PairEnding,
+        trimming: PairTrimming,
         name: str,
         store: Store,
         feature_lengths: Mapping[str, int],
@@ -59,9 +59,9 @@ class EndedPairs(PairExamples):
         seed: int,
     ):
         super().__init__(store, feature_lengths)
-        self._ending, self._stream, self._seed = ending, task_number(name), seed
+        self._ending, self._stream, self._seed = trimming, random_stream(name), seed
         self._kept_n = self._place_n = None
-        if ending.around_answer:
+        if trimming.window_around_answer:
             place_n = np.array([self._answer_place(n) for n in range(self.size)], np.int64)
             self._kept_n = np.flatnonzero(place_n >= 0)
             self._place_n = place_n[self._kept_n]
@@ -91,7 +91,7 @@ class EndedPairs(PairExamples):
                     first = self._start(epochs_n[row], indices_n[row], len(tokens))
                     tokens = tokens[first : first + length]
                 tokens = self._ending.cut(tokens, length)
-                made[feature].tokens[row] = append(as_row(tokens), length).tokens[0]
+                made[feature].tokens[row] = append(single_row(tokens), length).tokens[0]
         return made
 
     def _whole(self, feature: str, number: np.int64) -> NDArray[np.int32]:
@@ -104,19 +104,19 @@ class EndedPairs(PairExamples):
         if last - first <= self.widths["inputs"]:
             return 0
         numbered = np.int64(number)
-        return answer_place(self._whole("inputs", numbered), self._whole("targets", numbered))
+        return find_answer(self._whole("inputs", numbered), self._whole("targets", numbered))
 
     def _start(self, epoch: np.int64, index: np.int64, length: int) -> int:
         assert self._place_n is not None
         key = philox.example_keys(self._seed, self._stream, np.array([epoch]), np.array([index]))
         first, last = self._offsets["targets"][self.stored(np.array([index]))[0] :][:2]
         answer = int(last - first)
-        return stretch_start(
+        return window_start(
             int(self._place_n[index]), answer, length, room=self.widths["inputs"], key_12=key
         )
 
 
-def answer_place(tokens: NDArray[np.integer], answer: NDArray[np.integer]) -> int:
+def find_answer(tokens: NDArray[np.integer], answer: NDArray[np.integer]) -> int:
     """Return where an answer first stands among tokens, or -1."""
     starts = np.arange(max(len(tokens) - len(answer) + 1, 0) if len(answer) else 0)
     for offset, token in enumerate(answer):
@@ -124,7 +124,7 @@ def answer_place(tokens: NDArray[np.integer], answer: NDArray[np.integer]) -> in
     return int(starts[0]) if len(starts) else -1
 
 
-def stretch_start(
+def window_start(
     place: int, answer: int, length: int, *, room: int, key_12: NDArray[np.uint32]
 ) -> int:
     """Return where a stretch of `room` tokens begins that has the answer in it.
@@ -136,6 +136,6 @@ def stretch_start(
     return first + int(philox.random_bits(key_12, 1)[0, 0] % np.uint32(last - first + 1))
 
 
-def as_row(tokens: NDArray[np.int32]) -> Rows:
+def single_row(tokens: NDArray[np.int32]) -> Rows:
     """Return one example's tokens as rows."""
     return Rows(tokens[None], np.array([len(tokens)], np.int32))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.data.stream.examples import task_number
+from t5x_lite.data.stream.examples import random_stream
 from t5x_lite.data.stream.trim_and_eos import FEATURES
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import philox
@@ -77,14 +77,14 @@ class SeqioPipelineExamples:
     @property
     def size(self) -> int:
         """How many examples the first epoch has, to the end of which this runs."""
-        return self.known(1 << 62)
+        return self.wait_for_examples(1 << 62)
 
     @property
-    def size_so_far(self) -> int | None:
+    def size_if_known(self) -> int | None:
         """How many examples an epoch has; None before one has ended."""
         return self._epoch_size
 
-    def known(self, wanted: int) -> int:
+    def wait_for_examples(self, wanted: int) -> int:
         """Return how many examples the first epoch has, or at least as many as wanted."""
         return self.draws(wanted, 1)
 
@@ -97,7 +97,9 @@ class SeqioPipelineExamples:
                 self._run_to(wanted, num_epochs)
             return min(self._drawn, wanted) if self._epoch < num_epochs else self._epoch_drawn
 
-    def visit(self, draws_n: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def epochs_and_indices(
+        self, draws_n: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the epoch (which does not matter here) and the number of each draw."""
         with self._lock:
             self._fetch(int(draws_n[0]), int(draws_n[-1]) + 1)
@@ -204,7 +206,7 @@ class SeqioPipelineExamples:
         task, split = self._live.task, self._live.split
         is_train = split == "train"
         words = philox.example_keys(
-            self._seed, task_number(task.name), np.array([epoch]), np.array([0])
+            self._seed, random_stream(task.name), np.array([epoch]), np.array([0])
         )
         dataset = task.get_dataset(
             self._lengths,

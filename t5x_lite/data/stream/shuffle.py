@@ -20,13 +20,13 @@ _CACHE_STEP = 2
 _SEEDS_BEFORE = 4  # two for cutting documents above 65,536 tokens, two for cutting pieces
 
 
-def noise_keys(seed: int, numbers_n: NDArray[np.int64]) -> NDArray[np.uint32]:
+def seqio_noise_keys(seed: int, numbers_n: NDArray[np.int64]) -> NDArray[np.uint32]:
     """Return the key by which seqio corrupts the n-th piece of a task: uint32 [n, 2]."""
     first = seed + 42 * _CACHE_STEP + _SEEDS_BEFORE
     return np.stack([_words(first + half, numbers_n) for half in (0, 1)], axis=1)
 
 
-def mixture_tasks(
+def seqio_mixture_tasks(
     shares: NDArray[np.floating], rows_n: NDArray[np.int64], *, seed: int
 ) -> NDArray[np.int64]:
     """Return the task from which seqio takes each row of a mixture, for tasks that do not end."""
@@ -57,7 +57,7 @@ def _words(seed: int, places_n: NDArray[np.int64]) -> NDArray[np.uint32]:
 # What a mixture does about a task that has no more examples: begin it anew, end, go on without it.
 Exhaustion = Literal["repeat", "stop", "renormalize"]
 
-BLOCK = 1 << 14  # examples of a first epoch that begins before all are there
+BLOCK_EXAMPLES = 1 << 14  # examples of a first epoch that begins before all are there
 
 # What a key is folded with, so that no two uses of one seed share random numbers.
 _MIXTURE, _ROWS, _EPOCH, _BLOCK = 1, 2, 3, 4
@@ -106,7 +106,7 @@ def shuffle_rows(count: int, window: int, *, seed: int) -> NDArray[np.int64]:
     return np.argsort(_window_bits(window, seed, _ROWS, count), kind="stable")
 
 
-def visit(
+def shuffled_examples(
     draws_n: NDArray[np.int64], size: int, *, seed: int, stream: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the epoch and the example that a task's k-th draw stands for, for each k in `draws_n`.
@@ -129,30 +129,31 @@ def visit(
     return epochs_n, permute(places_n, size, round_keys_nr=round_keys_ur[epoch_of_n])
 
 
-def end_of_block(draws: int) -> int:
-    """Return how many examples must be known for so many draws of `visit_in_blocks`."""
-    return -(-draws // BLOCK) * BLOCK
+def round_up_to_block(draws: int) -> int:
+    """Return how many examples must be known for so many draws of `block_shuffled_examples`."""
+    return -(-draws // BLOCK_EXAMPLES) * BLOCK_EXAMPLES
 
 
-def visit_in_blocks(
+def block_shuffled_examples(
     draws_n: NDArray[np.int64], known: int, *, seed: int, stream: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the same as `visit` for a task that need not be there as a whole yet.
+    """Return the same as `shuffled_examples` for a task that need not be there as a whole yet.
 
     Its first epoch takes blocks of examples as they lie, shuffled each for itself; later epochs are
-    those of `visit`. `known` is as many examples as `end_of_block` says, or all. With blocks of 4:
+    those of `shuffled_examples`. `known` is as many examples as `round_up_to_block` says, or all.
+    With blocks of 4:
 
         size 6, draws 0 ... 11   ->   epochs   0 0 0 0 0 0 1 1 1 1 1 1
                                       examples 2 0 3 1 5 4 3 1 5 0 2 4   (for instance)
     """
     epochs_n, indices_n = np.divmod(np.asarray(draws_n, np.int64), known)
     if len(later := np.flatnonzero(epochs_n)):
-        indices_n[later] = visit(draws_n[later], known, seed=seed, stream=stream)[1]
-    blocks_n = np.where(epochs_n == 0, indices_n // BLOCK, -1)
+        indices_n[later] = shuffled_examples(draws_n[later], known, seed=seed, stream=stream)[1]
+    blocks_n = np.where(epochs_n == 0, indices_n // BLOCK_EXAMPLES, -1)
     for block in np.unique(blocks_n[blocks_n >= 0]).tolist():
-        own, begin = np.flatnonzero(blocks_n == block), block * BLOCK
+        own, begin = np.flatnonzero(blocks_n == block), block * BLOCK_EXAMPLES
         round_keys_nr = np.tile(_epoch_keys(seed, stream, 0, block), (len(own), 1))
-        size = min(BLOCK, known - begin)
+        size = min(BLOCK_EXAMPLES, known - begin)
         indices_n[own] = begin + permute(indices_n[own] - begin, size, round_keys_nr=round_keys_nr)
     return epochs_n, indices_n
 
@@ -174,10 +175,10 @@ def permute(
     """
     left_size = math.isqrt(size - 1) + 1
     right_size = -(-size // left_size)
-    if (compiled := numba_loader.compiled()) is not None:
+    if (kernels := numba_loader.kernels()) is not None:
         moved_n = np.empty(len(places_n), np.int64)
         sizes = (np.uint64(each) for each in (size, left_size, right_size))
-        compiled.permute(places_n, *sizes, round_keys_nr, moved_n)
+        kernels.permute(places_n, *sizes, round_keys_nr, moved_n)
         return moved_n
     result_n = _feistel(places_n.astype(np.uint64), left_size, right_size, round_keys_nr)
     while len(outside := np.flatnonzero(result_n >= size)):
@@ -229,10 +230,10 @@ def _epoch_keys(seed: int, stream: int, epoch: int, block: int | None = None) ->
 
 def _window_bits(window: int, seed: int, purpose: int, count: int) -> NDArray[np.uint32]:
     """Return a window's random words for one of its purposes."""
-    if (compiled := numba_loader.compiled()) is None:
+    if (kernels := numba_loader.kernels()) is None:
         key_12 = philox.example_keys(seed, 0, np.zeros(1, np.int64), np.array([window]))
         return philox.random_bits(philox.fold_in(key_12, purpose), count)[0]
     bits_n = np.empty(count + 3, np.uint32)  # it writes whole blocks of four
     numbers = (np.uint64(each & 0xFFFFFFFFFFFFFFFF) for each in (seed, window, purpose))
-    compiled.window_bits(*numbers, count, bits_n)
+    kernels.window_bits(*numbers, count, bits_n)
     return bits_n[:count]

@@ -13,9 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t5x_lite.data.stream import feature_converters, numba_loader, shuffle
-from t5x_lite.data.stream.examples import Ending, Examples, task_number
+from t5x_lite.data.stream.examples import Examples, PairTrimmer, random_stream
 from t5x_lite.data.stream.feature_converters import Converter
-from t5x_lite.data.stream.open_examples import AnyStore, known, open_examples, size_so_far
+from t5x_lite.data.stream.open_examples import (
+    AnyStore,
+    open_examples,
+    size_if_known,
+    wait_for_examples,
+)
 from t5x_lite.data.stream.packing import Segments, best_fit_decreasing
 from t5x_lite.data.stream.seqio_pipeline import IteratorCheckpoint, SeqioPipelineExamples
 from t5x_lite.errors import ConfigError
@@ -66,14 +71,14 @@ def check_position(position: StreamPosition, names: Collection[str], block: int 
 class StreamTask(NamedTuple):
     """A task of a mixture: its store, its rate in any unit, its objective (None for pairs).
 
-    ending: of pairs that are not simply cut where they are too long.
+    trimming: of pairs that are not simply cut where they are too long.
     """
 
     name: str
     store: AnyStore
     rate: float
     objective: Objective | None
-    ending: Ending | None = None
+    trimming: PairTrimmer | None = None
 
 
 def check_packable(tasks: Sequence[StreamTask]) -> None:
@@ -98,7 +103,7 @@ def check_piecewise(tasks: Sequence[StreamTask]) -> None:
             )
 
 
-class Placed(NamedTuple):
+class PackedExamples(NamedTuple):
     """Which example (task, epoch, number) goes where (row, segment, starts of its features)."""
 
     task_n: NDArray[np.int64]
@@ -116,7 +121,7 @@ class Window(NamedTuple):
     drawn: dict[str, int]
     drawn_after: dict[str, int]
     num_rows: int
-    placed: Placed
+    placed: PackedExamples
 
 
 class ExampleIds(NamedTuple):
@@ -131,7 +136,7 @@ class ExampleIds(NamedTuple):
 
 def cut_batches(
     window: Window, row: int, batch_size: int, following: Callable[[Window], Window]
-) -> Iterator[tuple[Placed, Window, int]]:
+) -> Iterator[tuple[PackedExamples, Window, int]]:
     """Yield the examples of batch after batch, from a row of a window on.
 
     With each come the window and the row that follow it. Ends where the window that follows is
@@ -150,11 +155,15 @@ def cut_batches(
             row, filled = row + taken, filled + taken
         if not parts:
             return
-        yield Placed(*(np.concatenate(column) for column in zip(*parts, strict=True))), window, row
+        yield (
+            PackedExamples(*(np.concatenate(column) for column in zip(*parts, strict=True))),
+            window,
+            row,
+        )
 
 
 def task_ids(
-    batch: Mapping[str, NDArray], placed: Placed, local_n: NDArray[np.int64]
+    batch: Mapping[str, NDArray], placed: PackedExamples, local_n: NDArray[np.int64]
 ) -> NDArray[np.int32]:
     """Return of which task each target position of a batch is, [b, l]; `local_n` are the rows.
 
@@ -175,14 +184,14 @@ def task_ids(
     return np.take_along_axis(tasks_bs, segments_bl, axis=1)
 
 
-def cut(placed: Placed, low: int, high: int, *, to: int) -> Placed:
+def cut(placed: PackedExamples, low: int, high: int, *, to: int) -> PackedExamples:
     """Return the examples of rows low ... high - 1, the first of which becomes row `to`."""
     first, last = np.searchsorted(placed.row_n, [low, high])
-    part = Placed(*(column[first:last] for column in placed))
+    part = PackedExamples(*(column[first:last] for column in placed))
     return part._replace(row_n=part.row_n - low + to)
 
 
-def lay_out(
+def segments_and_starts(
     row_n: NDArray[np.int64], lengths_n2: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return each example's segment (from 1) and the starts of its features: [n] and [n, 2].
@@ -211,11 +220,10 @@ class Stream:
 
     The order follows from the tasks, their rates and sizes, the feature lengths, the seed, `pack`,
     `on_task_exhausted`, `in_blocks` and `window_examples`; the batch size only cuts it.
-    `in_blocks` lets
-    the first epoch begin before a store is complete (`order.visit_in_blocks`). Raises ConfigError
-    for an empty store and for features that do not suit a task. `like_seqio` takes examples as they
-    are stored, and tasks and noise as seqio's unshuffled pipeline does, bit for bit in the first
-    epoch (`data.stream.shuffle`). `return_task_ids` adds the number of each target token's task as
+    `in_blocks` lets the first epoch begin before a store is complete
+    (`shuffle.block_shuffled_examples`). `match_seqio` takes examples in the order of the store, and
+    tasks and noise as seqio's unshuffled pipeline does, bit for bit in the first epoch.
+    `return_task_ids` adds the number of each target token's task as
     "task_ids" [batch, length], if there are several.
     """
 
@@ -233,7 +241,7 @@ class Stream:
         num_epochs: int = 1,
         window_examples: int = 1024,
         in_blocks: bool = False,
-        like_seqio: bool = False,
+        match_seqio: bool = False,
         return_task_ids: bool = False,
     ):
         if batch_size < 1:
@@ -257,11 +265,11 @@ class Stream:
                 task.name,
                 task.store,
                 objective=task.objective,
-                ending=task.ending,
+                trimming=task.trimming,
                 feature_lengths=feature_lengths,
                 sentinels=sentinels,
                 seed=seed,
-                like_seqio=like_seqio,
+                match_seqio=match_seqio,
             )
             for task in tasks
         ]
@@ -270,7 +278,7 @@ class Stream:
             for name, examples in zip(self._names, self._examples, strict=True)
             if isinstance(examples, SeqioPipelineExamples)
         }
-        self._like_seqio = like_seqio
+        self._match_seqio = match_seqio
         self._lengths = _shared_widths(self._examples)
         if pack:
             check_packable(tasks)
@@ -295,12 +303,12 @@ class Stream:
         self._check(position)
         return numba_loader.first_without_numba(self._batches(position, rows))
 
-    def identities(self, position: StreamPosition) -> Iterator[ExampleIds]:
+    def example_ids(self, position: StreamPosition) -> Iterator[ExampleIds]:
         """Yield of each batch from a position on which examples it holds, of all rows."""
         self._check(position)
         return (ExampleIds(self._names, *placed[:4]) for placed, _ in self._placed(position))
 
-    def examples(self, position: StreamPosition) -> dict[str, int]:
+    def examples_seen(self, position: StreamPosition) -> dict[str, int]:
         """Return how many examples of each task lie before a position."""
         self._check(position)
         window = self._window(position["window"], position["drawn"])
@@ -311,21 +319,21 @@ class Stream:
             for name, count in zip(self._names, counts, strict=True)
         }
 
-    def epochs(self, position: StreamPosition) -> dict[str, float]:
+    def epochs_seen(self, position: StreamPosition) -> dict[str, float]:
         """Return how often each task has been gone through before a position: 1.5 is half-way.
 
         A task whose size is not known yet, as its store is being made, is left out.
         """
-        return self.passes(self.examples(position))
+        return self.passes(self.examples_seen(position))
 
     def passes(self, counts: Mapping[str, int]) -> dict[str, float]:
         """Return how often so many examples of each task go through it (`epochs`)."""
         each = zip(self._names, self._examples, strict=True)
-        sizes = {name: size_so_far(examples) for name, examples in each}
+        sizes = {name: size_if_known(examples) for name, examples in each}
         return {name: counts[name] / size for name, size in sizes.items() if size is not None}
 
     def _check(self, position: StreamPosition) -> None:
-        check_position(position, self._names, shuffle.BLOCK if self._in_blocks else None)
+        check_position(position, self._names, shuffle.BLOCK_EXAMPLES if self._in_blocks else None)
         for name, marker in position.get("markers", {}).items():
             if (live := self._live.get(name)) is not None:
                 live.accept(marker)
@@ -338,7 +346,7 @@ class Stream:
             "drawn": dict(drawn),
         }
         if self._in_blocks:
-            position["block"] = shuffle.BLOCK
+            position["block"] = shuffle.BLOCK_EXAMPLES
         if self._live:
             position["markers"] = {
                 name: live.marker(drawn[name]) for name, live in self._live.items()
@@ -351,7 +359,7 @@ class Stream:
         for placed, after in self._placed(position):
             yield self._materialize(placed, np.arange(self.batch_size)[rows]), after
 
-    def _placed(self, position: StreamPosition) -> Iterator[tuple[Placed, StreamPosition]]:
+    def _placed(self, position: StreamPosition) -> Iterator[tuple[PackedExamples, StreamPosition]]:
         """Yield the examples of each batch with their places, and the position after it."""
         first = self._window(position["window"], position["drawn"])
         following = lambda window: self._window(window.number + 1, window.drawn_after)  # noqa: E731
@@ -381,8 +389,8 @@ class Stream:
                 lengths_n2[own] = examples.lengths(epoch_n[own], index_n[own])
         row_n = self._rows(number, lengths_n2)
         by_row = np.argsort(row_n, kind="stable")
-        segment_n, starts_n2 = lay_out(row_n[by_row], lengths_n2[by_row])
-        placed = Placed(
+        segment_n, starts_n2 = segments_and_starts(row_n[by_row], lengths_n2[by_row])
+        placed = PackedExamples(
             task_n[by_row], epoch_n[by_row], index_n[by_row], row_n[by_row], segment_n, starts_n2
         )
         num_rows = int(row_n.max(initial=-1)) + 1
@@ -393,21 +401,21 @@ class Stream:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the epoch and the example that each of a task's draws stands for."""
         if isinstance(examples, SeqioPipelineExamples):
-            return examples.visit(draws)
-        if self._like_seqio:
+            return examples.epochs_and_indices(draws)
+        if self._match_seqio:
             return np.divmod(draws, examples.size)
-        keys = {"seed": self._seed, "stream": task_number(name)}
+        keys = {"seed": self._seed, "stream": random_stream(name)}
         if not self._in_blocks:
-            return shuffle.visit(draws, examples.size, **keys)
-        wanted = shuffle.end_of_block(int(draws[-1]) + 1)
-        return shuffle.visit_in_blocks(draws, known(examples, wanted), **keys)
+            return shuffle.shuffled_examples(draws, examples.size, **keys)
+        wanted = shuffle.round_up_to_block(int(draws[-1]) + 1)
+        return shuffle.block_shuffled_examples(draws, wait_for_examples(examples, wanted), **keys)
 
     def _draw(self, number: int, drawn: Mapping[str, int]) -> NDArray[np.int64]:
         """Return the task of each example of a window, which has fewer or none at the end."""
-        if self._like_seqio:
+        if self._match_seqio:
             first = number * self._window_examples
             rows_n = np.arange(first, first + self._window_examples)
-            return shuffle.mixture_tasks(self._rates, rows_n, seed=self._seed)
+            return shuffle.seqio_mixture_tasks(self._rates, rows_n, seed=self._seed)
         left = None
         if self._exhaustion != "repeat":
             each = zip(self._names, self._examples, strict=True)
@@ -425,7 +433,7 @@ class Stream:
         """Return how many more draws a task has, or at least a window's."""
         if isinstance(examples, SeqioPipelineExamples):
             return examples.draws(drawn + self._window_examples, self._num_epochs) - drawn
-        there = known(examples, drawn + self._window_examples)
+        there = wait_for_examples(examples, drawn + self._window_examples)
         if there < drawn + self._window_examples:
             there *= self._num_epochs
         return there - drawn
@@ -438,7 +446,7 @@ class Stream:
         row_n = best_fit_decreasing(lengths_n2, capacities)
         return shuffle.shuffle_rows(int(row_n.max()) + 1, number, seed=self._seed)[row_n]
 
-    def _materialize(self, placed: Placed, rows_b: NDArray[np.int64]) -> Batch:
+    def _materialize(self, placed: PackedExamples, rows_b: NDArray[np.int64]) -> Batch:
         """Read, corrupt and write those examples that lie in the given rows."""
         local_row = np.full(self.batch_size, -1)
         local_row[rows_b] = np.arange(len(rows_b))
@@ -489,7 +497,7 @@ def evaluation_batches(
         task.name,
         task.store,
         objective=task.objective,
-        ending=task.ending,
+        trimming=task.trimming,
         feature_lengths=feature_lengths,
         sentinels=sentinels,
         seed=seed,
@@ -498,7 +506,7 @@ def evaluation_batches(
         examples,
         batch_size,
         np.arange(batch_size)[rows],
-        examples.size if limit is None else min(limit, known(examples, limit)),
+        examples.size if limit is None else min(limit, wait_for_examples(examples, limit)),
         converter,
     )
 

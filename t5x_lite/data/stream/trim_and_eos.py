@@ -24,7 +24,7 @@ def feature_widths(objective: Objective, feature_lengths: Mapping[str, int]) -> 
     return widths
 
 
-def finish(
+def finish_features(
     made: Mapping[str, Rows], objective: Objective, widths: Mapping[str, int]
 ) -> dict[str, Rows]:
     """Return what an objective made as rows of the features' widths.
@@ -64,21 +64,21 @@ def _widened(tokens_nl: NDArray[np.int32], length: int) -> NDArray[np.int32]:
     return wide_nl
 
 
-def has_compiled(objective: Objective) -> bool:
+def has_numba_kernel(objective: Objective) -> bool:
     """Tell whether `corrupt_spans` takes the place of an objective here."""
     is_plain = type(objective) is SpanCorruption and not objective.random_roll
-    return is_plain and numba_loader.compiled() is not None
+    return is_plain and numba_loader.kernels() is not None
 
 
 def example_keys(
     seed: int, stream: int, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
 ) -> NDArray[np.uint32]:
     """Return `philox.example_keys`, compiled where it can be."""
-    if (compiled := numba_loader.compiled()) is None:
+    if (kernels := numba_loader.kernels()) is None:
         return philox.example_keys(seed, stream, epochs_n, indices_n)
     keys_n2 = np.empty((len(indices_n), 2), np.uint32)
     words = np.uint64(seed & 0xFFFFFFFFFFFFFFFF), np.uint64(stream & 0xFFFFFFFF)
-    compiled.example_keys(*words, epochs_n, indices_n, keys_n2)
+    kernels.example_keys(*words, epochs_n, indices_n, keys_n2)
     return keys_n2
 
 
@@ -94,17 +94,17 @@ def corrupt_spans(
 ) -> dict[str, Rows]:
     """Return the features that `SpanCorruption` makes of stretches, cut and with EOS.
 
-    One compiled pass over the tokens, for objectives of which `has_compiled` is true.
+    One compiled pass over the tokens, for objectives of which `has_numba_kernel` is true.
     """
-    compiled = numba_loader.compiled()
-    assert compiled is not None
+    kernels = numba_loader.kernels()
+    assert kernels is not None
     assert isinstance(objective, SpanCorruption)
     noise_n, spans_n = spans.noise_counts(
         np.maximum(lengths_n, 2), objective.noise_density, objective.mean_noise_span_length
     )
     made = [np.zeros((len(lengths_n), widths[name]), np.int32) for name in FEATURES]
     made_lengths_2n = np.empty((2, len(lengths_n)), np.int32)
-    compiled.corrupt_spans(
+    kernels.corrupt_spans(
         tokens,
         starts_n,
         lengths_n,
@@ -119,7 +119,7 @@ def corrupt_spans(
     return {name: Rows(made[i], made_lengths_2n[i]) for i, name in enumerate(FEATURES)}
 
 
-def gather(
+def gather_rows(
     tokens: NDArray[np.integer], starts_n: NDArray[np.int64], lengths_n: NDArray[np.int64]
 ) -> Rows:
     """Return the stretches of a long token array as rows, as wide as the longest."""
@@ -130,17 +130,17 @@ def gather(
     return Rows(rows_nl, lengths_n.astype(np.int32))
 
 
-def gather_with_eos(
+def gather_rows_with_eos(
     tokens: NDArray[np.integer],
     starts_n: NDArray[np.int64],
     lengths_n: NDArray[np.int64],
     length: int,
 ) -> Rows:
     """Return the stretches, below `length` tokens each, followed by EOS, as rows of that width."""
-    if (compiled := numba_loader.compiled()) is None:
-        return append(gather(tokens, starts_n, lengths_n), length)
+    if (kernels := numba_loader.kernels()) is None:
+        return append(gather_rows(tokens, starts_n, lengths_n), length)
     rows_nl = np.zeros((len(lengths_n), length), np.int32)
-    compiled.gather_with_eos(tokens, starts_n, lengths_n, EOS_ID, rows_nl)
+    kernels.gather_rows_with_eos(tokens, starts_n, lengths_n, EOS_ID, rows_nl)
     return Rows(rows_nl, (lengths_n + 1).astype(np.int32))
 
 
@@ -154,7 +154,7 @@ class Fetchable(Protocol):
         ...
 
 
-def at_hand(
+def read_ranges(
     array: NDArray | Fetchable, starts_n: NDArray[np.int64], lengths_n: NDArray[np.int64]
 ) -> tuple[NDArray, NDArray[np.int64]]:
     """Return an array that holds the stretches, and where each begins in it."""

@@ -33,7 +33,7 @@ def tokens_to_repeat(
 
 
 @dataclass(frozen=True)
-class Beginning:
+class TruncatedStore:
     """The first examples of a store; it reads like a store."""
 
     store: Store
@@ -59,7 +59,7 @@ class Beginning:
         return table_g2[: np.searchsorted(np.asarray(table_g2)[:, 0], self.num_examples)]
 
 
-def first_tokens(name: str, store: Store, tokens: int) -> Beginning:
+def truncate_store(name: str, store: Store, tokens: int) -> TruncatedStore:
     """Return the first documents of a store of text that have no more than `tokens` together.
 
     Raises ConfigError where not even one document is so short, and where the store has no more
@@ -76,4 +76,4 @@ def first_tokens(name: str, store: Store, tokens: int) -> Beginning:
             "between",
             "Data.max_text_tokens",
         )
-    return Beginning(store, documents)
+    return TruncatedStore(store, documents)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t5x_lite.data.stream import shuffle
-from t5x_lite.data.stream.examples import Examples, task_number
-from t5x_lite.data.stream.open_examples import Unfinished, open_examples
+from t5x_lite.data.stream.examples import Examples, random_stream
+from t5x_lite.data.stream.open_examples import UnsizedExamples, open_examples
 from t5x_lite.data.stream.stream import StreamTask
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.spans import Sentinels
@@ -53,19 +53,19 @@ def target_baselines(
             task.name,
             task.store,
             objective=task.objective,
-            ending=task.ending,
+            trimming=task.trimming,
             feature_lengths=feature_lengths,
             sentinels=sentinels,
             seed=seed,
         )
         for task in (train, validation)
     )
-    if isinstance(train_examples, Unfinished):  # nobody waits for its end
-        train_indices = np.arange(min(train_limit, train_examples.known(train_limit)))
+    if isinstance(train_examples, UnsizedExamples):  # nobody waits for its end
+        train_indices = np.arange(min(train_limit, train_examples.wait_for_examples(train_limit)))
     else:
         size = train_examples.size
-        _, train_indices = shuffle.visit(
-            np.arange(min(train_limit, size)), size, seed=seed, stream=task_number(train.name)
+        _, train_indices = shuffle.shuffled_examples(
+            np.arange(min(train_limit, size)), size, seed=seed, stream=random_stream(train.name)
         )
     train_v = _count_targets(train_examples, train_indices, vocabulary_size)
 

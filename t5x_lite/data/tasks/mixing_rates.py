@@ -39,7 +39,7 @@ def examples_proportional_rates(
 
 
 @dataclass(frozen=True)
-class ByExamples:
+class ExamplesProportionalRate:
     """A rate for seqio mixtures that follows from how many training examples a task has.
 
     The number is looked up when the mixture is used, not when it is registered.

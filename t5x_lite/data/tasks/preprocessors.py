@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.data.stream.pair_trimming import PairEnding, answer_place, as_row, stretch_start
-from t5x_lite.data.stream.trim_and_eos import EOS_ID, FEATURES, feature_widths, finish
+from t5x_lite.data.stream.pair_trimming import PairTrimming, find_answer, single_row, window_start
+from t5x_lite.data.stream.trim_and_eos import EOS_ID, FEATURES, feature_widths, finish_features
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.feature_checks import check_sentinels
 from t5x_lite.objectives.span_corruption import (
@@ -111,8 +111,8 @@ class Denoise:
         random_pieces = objective if isinstance(objective, RandomPieces) else None
 
         def features(tokens: NDArray, seed: NDArray) -> list[NDArray]:
-            made = objective(as_row(tokens.astype(np.int32)), _key(seed), sentinels)
-            made = finish(made, objective, widths)
+            made = objective(single_row(tokens.astype(np.int32)), _key(seed), sentinels)
+            made = finish_features(made, objective, widths)
             return [made[name].tokens[0, : made[name].lengths[0]] for name in FEATURES]
 
         def denoise(piece: Any, seed: Any) -> dict[str, Any]:
@@ -146,14 +146,14 @@ class Denoise:
 
 
 @dataclass(frozen=True)
-class EndPairs:
-    """A pair ending as a seqio preprocessor, the last of a task of pairs; see `PairEnding`."""
+class TrimPairs:
+    """A pair trimming as a seqio preprocessor, the last of a task of pairs; see `PairTrimming`."""
 
-    ending: PairEnding
+    trimming: PairTrimming
     sequence_length: Mapping[str, int] | None = None  # seqio sets this at run time
 
     def __call__(self, dataset: "tf.data.Dataset") -> "tf.data.Dataset":
-        """Cut inputs and targets, append EOS, leave out what the ending leaves out."""
+        """Cut inputs and targets, append EOS, omit the pairs without their answer."""
         import seqio
         import tensorflow as tf
 
@@ -162,15 +162,13 @@ class EndPairs:
         def cut(inputs: NDArray, targets: NDArray, seed: NDArray) -> list[NDArray]:
             tokens = {"inputs": inputs, "targets": targets}
             room = lengths.get("inputs", len(inputs))
-            if self.ending.around_answer and len(inputs) > room:
-                if (place := answer_place(inputs, targets)) < 0:
+            if self.trimming.window_around_answer and len(inputs) > room:
+                if (place := find_answer(inputs, targets)) < 0:
                     return [inputs[:0], targets[:0]]
-                first = stretch_start(
-                    place, len(targets), len(inputs), room=room, key_12=_key(seed)
-                )
+                first = window_start(place, len(targets), len(inputs), room=room, key_12=_key(seed))
                 tokens["inputs"] = inputs[first : first + room]
             kept = [
-                self.ending.cut(part, lengths.get(name, len(part) + 1))
+                self.trimming.cut(part, lengths.get(name, len(part) + 1))
                 for name, part in tokens.items()
             ]
             return [np.append(part, part.dtype.type(EOS_ID)) for part in kept]
@@ -188,7 +186,7 @@ class NotStorableError(Exception):
     """Why no token store can serve a task: it needs seqio's own pipeline."""
 
 
-def late_step(task: "seqio.Task") -> Denoise | EndPairs | None:
+def postcache_step(task: "seqio.Task") -> Denoise | TrimPairs | None:
     """Return what a task does after the cache placeholder, None for EOS alone.
 
     Raises NotStorableError for all others.
@@ -202,7 +200,7 @@ def late_step(task: "seqio.Task") -> Denoise | EndPairs | None:
         raise NotStorableError(f"task {task.name!r} has no seqio.CacheDatasetPlaceholder")
     steps = steps[places[0] + 1 :]
     endings = seqio.preprocessors.append_eos_after_trim, seqio.preprocessors.append_eos
-    if len(steps) == 1 and isinstance(steps[0], Denoise | EndPairs):
+    if len(steps) == 1 and isinstance(steps[0], Denoise | TrimPairs):
         return steps[0]
     if len(steps) != 1 or steps[0] not in endings:
         names = [getattr(step, "__name__", None) or repr(step) for step in steps]
@@ -214,14 +212,14 @@ def late_step(task: "seqio.Task") -> Denoise | EndPairs | None:
     return None
 
 
-def all_late_steps(
+def postcache_steps(
     tasks: Iterable["seqio.Task"],
-) -> tuple[dict[str, Denoise | EndPairs | None], dict[str, str]]:
+) -> tuple[dict[str, Denoise | TrimPairs | None], dict[str, str]]:
     """Return what tasks do with what is stored, and why no store can serve the others."""
     steps, reasons = {}, {}
     for task in tasks:
         try:
-            steps[task.name] = late_step(task)
+            steps[task.name] = postcache_step(task)
         except NotStorableError as error:
             reasons[task.name] = str(error)
     return steps, reasons

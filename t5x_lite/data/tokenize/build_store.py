@@ -151,8 +151,8 @@ class _PartFiles:
 
 def _left_out(source: Any, shard: str) -> str | None:
     """Return what the source says of lines of a file that it could not use."""
-    tally = getattr(source, "tallies", {}).get(shard)
-    return tally.describe() if tally and tally.bad else None
+    line_stats = getattr(source, "line_stats", {}).get(shard)
+    return line_stats.describe() if line_stats and line_stats.bad else None
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from t5x_lite.data.data_config import Tokenizer
 from t5x_lite.data.store.token_store import FORMAT
-from t5x_lite.data.tokenize.tokenize_file import first_line, plain_records
+from t5x_lite.data.tokenize.tokenize_file import first_line, records_to_tokenize
 from t5x_lite.errors import ConfigError
 from t5x_lite.io import files
 from t5x_lite.io.urls import is_address
@@ -63,7 +63,7 @@ def describe_store(
         },
         "preprocessors": [_describe_step(step) for step in steps[:cache_step]],
         "source": _describe_source(task.source, split),
-        "tokenizer": "seqio" if plain_records(task) is None else tokenizer,
+        "tokenizer": "seqio" if records_to_tokenize(task) is None else tokenizer,
         "versions": {name: importlib.metadata.version(name) for name in TOKENIZING_PACKAGES},
     }
 

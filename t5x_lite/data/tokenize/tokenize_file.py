@@ -32,16 +32,16 @@ _EXAMPLES_PER_READ = 512
 
 
 @dataclass(frozen=True)
-class PlainRecords:
+class TokenizeRecords:
     """A task that renames the fields of records and tokenizes them, and does nothing else."""
 
     source: JsonLinesSource
     fields: Mapping[str, str | None]  # by feature; None is empty text
     vocabularies: Mapping[str, AnyVocabulary]
 
-    def read(self, shard: str, tally: LineStats) -> Iterator[Group]:
+    def read(self, shard: str, line_stats: LineStats) -> Iterator[Group]:
         """Yield some hundred examples of a file at a time."""
-        records = read_records(shard, self.source.fields, self.source.bad_lines, tally)
+        records = read_records(shard, self.source.fields, self.source.bad_lines, line_stats)
         while part := list(itertools.islice(records, _EXAMPLES_PER_READ)):
             yield {
                 feature: self._encode(
@@ -57,7 +57,7 @@ class PlainRecords:
         return tokens, lengths_b
 
 
-def plain_records(task: "seqio.Task") -> PlainRecords | None:
+def records_to_tokenize(task: "seqio.Task") -> TokenizeRecords | None:
     """Return what a task does before its cache placeholder if it is of the commonest kind."""
     import seqio
 
@@ -75,7 +75,7 @@ def plain_records(task: "seqio.Task") -> PlainRecords | None:
     vocabularies = {
         name: to_vocabulary(feature.vocabulary) for name, feature in task.output_features.items()
     }
-    return PlainRecords(source, fields, vocabularies)
+    return TokenizeRecords(source, fields, vocabularies)
 
 
 def read_groups(
@@ -89,9 +89,9 @@ def read_groups(
 
     shard = task.source.list_shards(split)[number]
     try:
-        if tokenizer == "sentencepiece" and (plain := plain_records(task)) is not None:
-            tally = getattr(task.source, "tallies")[shard] = LineStats()  # noqa: B009
-            yield from plain.read(shard, tally)
+        if tokenizer == "sentencepiece" and (plain := records_to_tokenize(task)) is not None:
+            line_stats = getattr(task.source, "line_stats")[shard] = LineStats()  # noqa: B009
+            yield from plain.read(shard, line_stats)
         else:
             yield from _seqio_groups(task, split, number, names)
     except (tf.errors.OpError, OSError, AssertionError) as error:

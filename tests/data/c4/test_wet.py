@@ -6,13 +6,13 @@ import io
 import pytest
 
 from t5x_lite.data.c4.wet import Counts, Page, read_pages
-from t5x_lite.data.sources.jsonl_and_tsv import LineStats, MalformedLines, check_tally
+from t5x_lite.data.sources.jsonl_and_tsv import LineStats, MalformedLines, check_line_stats
 from t5x_lite.errors import ConfigError
 
 
-def pages_of(content, tally=None):
-    counts, tally = Counts(), LineStats() if tally is None else tally
-    return list(read_pages(io.BytesIO(content), "x.wet.gz", counts, tally)), counts, tally
+def pages_of(content, line_stats=None):
+    counts, line_stats = Counts(), LineStats() if line_stats is None else line_stats
+    return list(read_pages(io.BytesIO(content), "x.wet.gz", counts, line_stats)), counts, line_stats
 
 
 @pytest.mark.filterwarnings("default")
@@ -33,10 +33,10 @@ def test_pages_are_read_as_the_builder_reads_them(wet_files, tmp_path, wet_recor
         expected = [
             Page(p.url, p.text, p.timestamp, p.content_type, p.content_length) for p in theirs
         ]
-        found, counts, tally = pages_of(path.read_bytes())
+        found, counts, line_stats = pages_of(path.read_bytes())
         assert found == expected
         assert counts["read: page kept"] == len(expected) > 1
-        assert not tally.bad
+        assert not line_stats.bad
     assert counts == {
         "read: page kept": 2,
         "read: page without url": 1,
@@ -49,10 +49,10 @@ def test_a_file_that_is_cut_short_gives_the_pages_before_the_cut(wet_record):
     first = gzip.compress(wet_record("https://a.invalid", ["A line."]).encode())
     second = gzip.compress(wet_record("https://b.invalid", ["word " * 999]).encode())
     begun = gzip.compress(b"WARC/1.0\r\n")
-    found, _, tally = pages_of(first + begun + second[:40])
+    found, _, line_stats = pages_of(first + begun + second[:40])
     assert [page.url for page in found] == ["https://a.invalid"]
-    assert tally.bad == {"cut short": 1}
-    assert "x.wet.gz, page" in tally.first[0]
+    assert line_stats.bad == {"cut short": 1}
+    assert "x.wet.gz, page" in line_stats.first[0]
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,11 @@ def test_a_file_that_is_cut_short_gives_the_pages_before_the_cut(wet_record):
     ],
 )
 def test_what_is_no_wet_file_is_said(content, reason):
-    found, _, tally = pages_of(content)
+    found, _, line_stats = pages_of(content)
     assert found == []
-    assert tally.bad == {reason: 1}
+    assert line_stats.bad == {reason: 1}
     with pytest.raises(ConfigError, match=f"1 of 1 lines left out .*{reason}"):
-        check_tally(tally, "x.wet.gz", MalformedLines(0.5))
+        check_line_stats(line_stats, "x.wet.gz", MalformedLines(0.5))
 
 
 def test_a_page_that_is_not_utf8_or_too_long_is_left_out_alone(wet_record, monkeypatch, caplog):
@@ -80,12 +80,12 @@ def test_a_page_that_is_not_utf8_or_too_long_is_left_out_alone(wet_record, monke
         wet_record("https://c.invalid", ["A line. " * 60]).encode(),
         wet_record("https://d.invalid", ["A line."]).encode(),
     ]
-    found, _, tally = pages_of(gzip.compress(b"".join(records)))
+    found, _, line_stats = pages_of(gzip.compress(b"".join(records)))
     assert [page.url for page in found] == ["https://a.invalid", "https://d.invalid"]
-    assert tally.bad == {"not UTF-8": 1, "too long": 1}
-    assert tally.lines == 4
-    assert "page 2: not UTF-8" in tally.first[0]
-    check_tally(tally, "x.wet.gz", MalformedLines(0.5))
+    assert line_stats.bad == {"not UTF-8": 1, "too long": 1}
+    assert line_stats.lines == 4
+    assert "page 2: not UTF-8" in line_stats.first[0]
+    check_line_stats(line_stats, "x.wet.gz", MalformedLines(0.5))
     assert "page 3: too long" in caplog.text
     with pytest.raises(ConfigError, match="2 of 4 lines left out"):
-        check_tally(tally, "x.wet.gz", MalformedLines(0.4))
+        check_line_stats(line_stats, "x.wet.gz", MalformedLines(0.4))

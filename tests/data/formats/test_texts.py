@@ -113,7 +113,7 @@ def test_paws_asks_whether_the_meaning_is_the_same():
     ],
 )
 def test_punctuation_of_every_script_is_set_apart_and_no_letter_is(text, apart):
-    assert multilingual.set_apart(text) == apart
+    assert multilingual.pad_punctuation(text) == apart
 
 
 def test_questions_in_other_languages_read_like_squads():

@@ -41,12 +41,12 @@ def test_a_bad_line_is_counted_and_named_and_the_others_are_read(
     tmp_path, caplog, name, line, reason, detail
 ):
     path = write(tmp_path / name, [GOOD[0], line, GOOD[1]])
-    tally = LineStats()
+    line_stats = LineStats()
     with caplog.at_level(logging.WARNING):
-        texts = [record["text"] for record in read_records(path, ("text",), HALF, tally)]
+        texts = [record["text"] for record in read_records(path, ("text",), HALF, line_stats)]
     assert texts == ["line 0", "line 1"]
-    assert (tally.lines, dict(tally.bad)) == (3, {reason: 1})
-    assert tally.describe().startswith(f"1 of 3 lines left out (1 {reason}), the first {path}")
+    assert (line_stats.lines, dict(line_stats.bad)) == (3, {reason: 1})
+    assert line_stats.describe().startswith(f"1 of 3 lines left out (1 {reason}), the first {path}")
     [message] = [entry.getMessage() for entry in caplog.records]
     assert message.startswith(f"left out: {path}, line 2: {reason} (")
     assert detail in message
@@ -59,12 +59,12 @@ def test_a_line_of_50_megabytes_is_passed_over_without_being_kept(tmp_path):
         for _ in range(50):
             file.write(b"x" * 1_000_000)
         file.write(b'"}\n' + GOOD[1] + b"\n")
-    tally = LineStats()
+    line_stats = LineStats()
     bad_lines = MalformedLines(max_fraction=0.5)
-    texts = [record["text"] for record in read_records(str(path), ("text",), bad_lines, tally)]
+    texts = [record["text"] for record in read_records(str(path), ("text",), bad_lines, line_stats)]
     assert texts == ["line 0", "line 1"]
-    assert dict(tally.bad) == {jsonl_and_tsv.TOO_LONG: 1}
-    assert "line 2: too long (it has 50,000,013 bytes)" in tally.first[0]
+    assert dict(line_stats.bad) == {jsonl_and_tsv.TOO_LONG: 1}
+    assert "line 2: too long (it has 50,000,013 bytes)" in line_stats.first[0]
     with pytest.raises(ConfigError, match="line 2: too long"):
         list(read_records(str(path), ("text",)))
 
@@ -73,12 +73,12 @@ def test_a_gzip_file_cut_short_gives_what_it_has_and_says_where_it_ends(tmp_path
     lines = [json.dumps({"text": f"{number**9:x}"}).encode() for number in range(5000)]
     path = write(tmp_path / "a.json.gz", lines)
     (tmp_path / "a.json.gz").write_bytes((tmp_path / "a.json.gz").read_bytes()[:-5000])
-    tally = LineStats()
-    texts = [record["text"] for record in read_records(path, ("text",), HALF, tally)]
+    line_stats = LineStats()
+    texts = [record["text"] for record in read_records(path, ("text",), HALF, line_stats)]
     assert texts == [json.loads(line)["text"] for line in lines[: len(texts)]]
     assert 1000 < len(texts) < 5000
-    assert dict(tally.bad) == {jsonl_and_tsv.CUT_SHORT: 1}
-    assert f"line {len(texts) + 1}: cut short" in tally.first[0]
+    assert dict(line_stats.bad) == {jsonl_and_tsv.CUT_SHORT: 1}
+    assert f"line {len(texts) + 1}: cut short" in line_stats.first[0]
     with pytest.raises(ConfigError, match=r"line \d+: cut short"):
         list(read_records(path, ("text",)))
 
@@ -94,9 +94,9 @@ def test_an_empty_file_is_an_error_unless_a_share_is_allowed(tmp_path, name):
     path = write(tmp_path / name, [])
     with pytest.raises(ConfigError, match="line 1: empty file"):
         list(read_records(path, ("text",)))
-    tally = LineStats()
-    assert list(read_records(path, ("text",), HALF, tally)) == []
-    assert dict(tally.bad) == {jsonl_and_tsv.EMPTY: 1}
+    line_stats = LineStats()
+    assert list(read_records(path, ("text",), HALF, line_stats)) == []
+    assert dict(line_stats.bad) == {jsonl_and_tsv.EMPTY: 1}
 
 
 @pytest.mark.parametrize(("share", "is_error"), [(0.09, True), (0.1, False), (0.5, False)])
@@ -129,10 +129,10 @@ def test_a_share_outside_0_and_1_is_refused(share):
 
 def test_columns_of_tab_separated_files_are_found_by_their_names(tmp_path):
     path = write(tmp_path / "a.tsv.gz", [b"id\ttargets\tinputs", b'1\tja\t"yes" it is', b"2\tnein"])
-    tally = LineStats()
-    found = list(read_records(path, ("inputs", "targets"), HALF, tally))
+    line_stats = LineStats()
+    found = list(read_records(path, ("inputs", "targets"), HALF, line_stats))
     assert found == [{"inputs": '"yes" it is', "targets": "ja"}]
-    assert "line 3: no text field (2 columns in place of 3)" in tally.first[0]
+    assert "line 3: no text field (2 columns in place of 3)" in line_stats.first[0]
     with pytest.raises(ConfigError, match=r"no column is called 'text': .* has 'id', 'targets'"):
         list(read_records(path, ("text",)))
 
@@ -150,7 +150,7 @@ def test_a_missing_file_is_named(tmp_path):
 @given(st.lists(st.sampled_from([GOOD[0], b"{", b"\xff", b"[]", b""]), min_size=1))
 def test_every_line_is_either_read_or_counted(tmp_path_factory, lines):
     path = write(tmp_path_factory.mktemp("lines") / "a.json", lines)
-    tally = LineStats()
-    read = list(read_records(path, ("text",), MalformedLines(max_fraction=1.0), tally))
+    line_stats = LineStats()
+    read = list(read_records(path, ("text",), MalformedLines(max_fraction=1.0), line_stats))
     assert len(read) == lines.count(GOOD[0])
-    assert tally.lines == len(lines) == len(read) + tally.bad.total()
+    assert line_stats.lines == len(lines) == len(read) + line_stats.bad.total()

@@ -28,13 +28,13 @@ from t5x_lite.tokenizers.vocabularies import ByteVocabulary
 
 LENGTHS = {"inputs": 40, "targets": 16}
 LONGER = {"inputs": 64, "targets": 32}
-BLOCK = 64
+BLOCK_EXAMPLES = 64
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small_blocks():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shuffle, "BLOCK", BLOCK)
+        patch.setattr(shuffle, "BLOCK_EXAMPLES", BLOCK_EXAMPLES)
         patch.setattr(partial_store, "_SECONDS", 0)
         yield
 
@@ -148,7 +148,7 @@ def test_the_first_batch_comes_before_the_store_is_complete(tmp_path):
     assert not (tmp_path / "text").exists()
     progress = json.loads((tmp_path / ".text.partial" / "progress.json").read_text())
     assert progress["num_examples"] < 590
-    assert stream.epochs(position) == {}
+    assert stream.epochs_seen(position) == {}
 
 
 @settings(max_examples=15)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from t5x_lite.data.data_config import Data
 from t5x_lite.data.prepare import prepare
 from t5x_lite.data.store import remote_store
-from t5x_lite.data.store.remote_store import Objects, RemoteStore, upload
+from t5x_lite.data.store.remote_store import ObjectStore, RemoteStore, upload
 from t5x_lite.data.store.token_store import TokenStore
-from t5x_lite.data.stream.pair_trimming import PairEnding
+from t5x_lite.data.stream.pair_trimming import PairTrimming
 from t5x_lite.data.stream.stream import Stream, StreamTask
 from t5x_lite.data.tasks.task_providers import JsonLinesText
 from t5x_lite.data.tasks.text_pairs import TextPairs
@@ -66,15 +66,15 @@ def stores(tmp_path_factory):
 
 
 @pytest.mark.parametrize("objective", [SpanCorruption(), FullLM(), LMAdaptation()])
-@pytest.mark.parametrize("ending", [None, PairEnding(keep_last=2)])
-def test_a_store_under_an_address_gives_the_batches_of_the_one_on_disk(stores, objective, ending):
+@pytest.mark.parametrize("trimming", [None, PairTrimming(keep_last_tokens=2)])
+def test_a_store_under_an_address_gives_the_batches_of_the_one_on_disk(stores, objective, trimming):
     expected, found = (
         itertools.islice(stream.batches(stream.start()), 60)
         for stream in (
             Stream(
                 [
                     StreamTask("text", stores["remote_text"][place], 2.0, objective),
-                    StreamTask("pairs", stores["remote_pairs"][place], 1.0, None, ending),
+                    StreamTask("pairs", stores["remote_pairs"][place], 1.0, None, trimming),
                 ],
                 feature_lengths=LENGTHS if isinstance(objective, SpanCorruption) else WIDE,
                 batch_size=8,
@@ -106,9 +106,9 @@ def test_items_and_slices_are_those_of_the_array(stores, data):
 
 
 def test_a_batch_reads_its_own_stretches_and_no_more(stores, monkeypatch):
-    asked, read = [], Objects.read_ranges
+    asked, read = [], ObjectStore.read_ranges
     monkeypatch.setattr(
-        Objects, "read_ranges", lambda self, ranges: asked.extend(ranges) or read(self, ranges)
+        ObjectStore, "read_ranges", lambda self, ranges: asked.extend(ranges) or read(self, ranges)
     )
     _, store = stores["remote_text"]
     task = StreamTask("text", store, 1.0, SpanCorruption())
@@ -122,7 +122,7 @@ def test_a_batch_reads_its_own_stretches_and_no_more(stores, monkeypatch):
 
 def test_a_copy_that_was_killed_is_gone_on_with(stores, tmp_path, monkeypatch):
     local, whole = stores["remote_text"]
-    address, write, written = f"file://{tmp_path}/bucket", Objects.write, []
+    address, write, written = f"file://{tmp_path}/bucket", ObjectStore.write, []
 
     def killed(self, name, content):
         if len(written) == 3:
@@ -131,20 +131,20 @@ def test_a_copy_that_was_killed_is_gone_on_with(stores, tmp_path, monkeypatch):
         write(self, name, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Objects, "write", killed)
+        patch.setattr(ObjectStore, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             upload(local.directory, address, lambda line: None)
     with pytest.raises(ConfigError, match="there is no token store in") as caught:
         RemoteStore.open(address)
     assert caught.value.names == ("Data.store_dir",)
     monkeypatch.setattr(
-        Objects, "write", lambda self, *part: written.append(part[0]) or write(self, *part)
+        ObjectStore, "write", lambda self, *part: written.append(part[0]) or write(self, *part)
     )
     upload(local.directory, address, lambda line: None)
     assert len(set(written)) == len(written)
-    names = Objects(address).names("")
+    names = ObjectStore(address).names("")
     assert names == whole.objects.names("")
-    assert all(Objects(address).read(name) == whole.objects.read(name) for name in names)
+    assert all(ObjectStore(address).read(name) == whole.objects.read(name) for name in names)
 
 
 def test_a_plan_moves_its_stores_to_the_address_and_finds_them_from_another_machine(tmp_path):

@@ -18,13 +18,13 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.span_corruption import SpanCorruption
 from t5x_lite.objectives.spans import Rows, Sentinels
 
-needs_numba = pytest.mark.skipif(numba_loader.compiled() is None, reason="needs the extra [fast]")
+needs_numba = pytest.mark.skipif(numba_loader.kernels() is None, reason="needs the extra [fast]")
 SENTINELS = Sentinels(31_999, 30_000)
 
 
 @contextlib.contextmanager
 def numpy_alone():
-    with mock.patch.object(numba_loader, "compiled", return_value=None):
+    with mock.patch.object(numba_loader, "kernels", return_value=None):
         yield
 
 
@@ -133,7 +133,7 @@ def test_the_order_is_the_same_compiled(seed, window, count):
         return (
             shuffle.draw_tasks(np.array([1.0, 2.0, 0.5]), window, seed=seed, count=count),
             shuffle.shuffle_rows(count, window, seed=seed),
-            *shuffle.visit(np.arange(window, window + 60), count, seed=seed, stream=5),
+            *shuffle.shuffled_examples(np.arange(window, window + 60), count, seed=seed, stream=5),
         )
 
     for found, expected in zip(*both_ways(make), strict=True):
@@ -156,15 +156,15 @@ def test_the_keys_of_examples_are_the_same_compiled(seed, stream, epoch, index):
 def test_without_numba_numpy_takes_its_place():
     program = (
         "import sys; sys.modules['numba'] = None;"
-        "from t5x_lite.data import kernels, packing; import numpy as np;"
-        "print(kernels.describe(), packing.best_fit_decreasing(np.array([[1, 1]]), (2, 2)))"
+        "from t5x_lite.data.stream import numba_loader, packing; import numpy as np;"
+        "print(numba_loader.describe(), packing.best_fit_decreasing(np.array([[1, 1]]), (2, 2)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()) == (0, ["NumPy", "[0]"]), done.stderr
 
 
 def test_a_numba_that_cannot_run_is_reported_and_replaced(caplog):
-    numba_loader.loaded.cache_clear()
+    numba_loader.load_kernels.cache_clear()
     with (
         mock.patch.object(numba_loader.importlib.util, "find_spec", lambda name: name),
         mock.patch.object(
@@ -172,5 +172,5 @@ def test_a_numba_that_cannot_run_is_reported_and_replaced(caplog):
         ),
     ):
         assert numba_loader.describe() == "NumPy"
-    numba_loader.loaded.cache_clear()
-    assert "numba cannot be used, NumPy takes its place: NumPy 9" in caplog.text
+    numba_loader.load_kernels.cache_clear()
+    assert "numba is installed but cannot be used; NumPy is used instead: NumPy 9" in caplog.text

@@ -30,7 +30,7 @@ def stored(name):
 
 
 def stream(tasks, **changed):
-    settings = dict(feature_lengths=LENGTHS, batch_size=16, seed=7, pack=False, like_seqio=True)
+    settings = dict(feature_lengths=LENGTHS, batch_size=16, seed=7, pack=False, match_seqio=True)
     return Stream(tasks, **(settings | {"sentinels": Sentinels(32_099, 100)} | changed))
 
 
@@ -43,7 +43,7 @@ def rows(batches, tokens, count):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_example_is_the_one_of_seqio_and_t5(corpus, monkeypatch, seed, compiled):
     if not compiled:
-        monkeypatch.setattr(numba_loader, "compiled", lambda: None)
+        monkeypatch.setattr(numba_loader, "kernels", lambda: None)
     unshuffled = stream([StreamTask("text", corpus, 1.0, SpanCorruption())], seed=seed)
     inputs, targets = stored(f"{seed}/inputs"), stored(f"{seed}/targets")
     assert len(inputs) > 100
@@ -68,10 +68,10 @@ def test_every_row_of_a_mixture_is_of_the_task_that_seqio_takes(memory_store, se
 def test_any_row_is_reached_without_those_before_it():
     rows_n = np.arange(10**9, 10**9 + 500)
     shares = np.array([1.0, 2.0])
-    together = shuffle.mixture_tasks(shares, rows_n, seed=3)
+    together = shuffle.seqio_mixture_tasks(shares, rows_n, seed=3)
     np.testing.assert_array_equal(
-        together[400:], shuffle.mixture_tasks(shares, rows_n[400:], seed=3)
+        together[400:], shuffle.seqio_mixture_tasks(shares, rows_n[400:], seed=3)
     )
     np.testing.assert_array_equal(
-        shuffle.noise_keys(3, rows_n)[400:], shuffle.noise_keys(3, rows_n[400:])
+        shuffle.seqio_noise_keys(3, rows_n)[400:], shuffle.seqio_noise_keys(3, rows_n[400:])
     )

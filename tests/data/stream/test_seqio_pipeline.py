@@ -162,14 +162,14 @@ def test_a_checkpoint_that_tensorflow_cannot_read_costs_time_alone(
 def test_every_epoch_has_each_example_once_in_an_order_and_with_noise_of_its_own():
     examples = open(task_of())
     draws = np.arange(3 * COUNT)
-    _, indices = examples.visit(draws[:1])
+    _, indices = examples.epochs_and_indices(draws[:1])
     inputs = []
     for first in range(0, 3 * COUNT, 10):
         part = draws[first : first + 10]
-        _, indices = examples.visit(part)
+        _, indices = examples.epochs_and_indices(part)
         inputs.append(examples.features(np.zeros_like(part), indices)["inputs"].tokens)
     by_epoch = np.concatenate(inputs).reshape(3, COUNT, -1)
-    assert examples.size_so_far == COUNT
+    assert examples.size_if_known == COUNT
     for one in by_epoch:
         assert sorted(one[:, 0]) == list(range(3, 3 + COUNT))
     for one, other in itertools.combinations(by_epoch, 2):
@@ -185,7 +185,8 @@ def open(task, split="train"):
 def test_two_tasks_do_not_share_noise():
     first, other = open(task_of()), open(task_of(name="live_others"))
     tokens = [
-        each.features(*each.visit(np.arange(COUNT)))["inputs"].tokens for each in (first, other)
+        each.features(*each.epochs_and_indices(np.arange(COUNT)))["inputs"].tokens
+        for each in (first, other)
     ]
     sorted_one, sorted_other = (each[np.argsort(each[:, 0])] for each in tokens)
     assert (sorted_one[:, 1] == sorted_other[:, 1]).mean() < 0.2

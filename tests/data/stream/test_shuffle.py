@@ -15,7 +15,7 @@ STREAMS = st.integers(0, 2**32 - 1)
 @given(st.integers(1, 700), SEEDS, STREAMS, st.integers(0, 2**31))
 def test_each_epoch_meets_each_example_exactly_once(size, seed, stream, epoch):
     draws = np.arange(epoch * size, (epoch + 1) * size)
-    epochs, examples = shuffle.visit(draws, size, seed=seed, stream=stream)
+    epochs, examples = shuffle.shuffled_examples(draws, size, seed=seed, stream=stream)
     assert (epochs == epoch).all()
     assert sorted(examples) == list(range(size))
 
@@ -23,42 +23,48 @@ def test_each_epoch_meets_each_example_exactly_once(size, seed, stream, epoch):
 @given(st.integers(1, 50), st.integers(0, 10**15), st.integers(1, 25), SEEDS, STREAMS)
 def test_a_draw_does_not_depend_on_what_is_drawn_with_it(size, first, count, seed, stream):
     draws = np.arange(first, first + count)
-    together = shuffle.visit(draws, size, seed=seed, stream=stream)
-    alone = [shuffle.visit(draws[i : i + 1], size, seed=seed, stream=stream) for i in range(count)]
+    together = shuffle.shuffled_examples(draws, size, seed=seed, stream=stream)
+    alone = [
+        shuffle.shuffled_examples(draws[i : i + 1], size, seed=seed, stream=stream)
+        for i in range(count)
+    ]
     np.testing.assert_array_equal(together, np.concatenate(alone, axis=1))
 
 
 @given(st.integers(1, 300), st.integers(1, 80), SEEDS, STREAMS)
 def test_epochs_that_begin_in_blocks_meet_each_example_once_too(size, block, seed, stream):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shuffle, "BLOCK", block)
+        patch.setattr(shuffle, "BLOCK_EXAMPLES", block)
         shuffle._epoch_keys.cache_clear()
         draws = np.arange(3 * size)
-        epochs, examples = shuffle.visit_in_blocks(draws, size, seed=seed, stream=stream)
+        epochs, examples = shuffle.block_shuffled_examples(draws, size, seed=seed, stream=stream)
         for epoch in range(3):
             assert sorted(examples[epochs == epoch]) == list(range(size))
         for first in range(0, size, block):
             last = min(first + block, size)
             assert sorted(examples[first:last]) == list(range(first, last))
-        later = shuffle.visit(draws[size:], size, seed=seed, stream=stream)
+        later = shuffle.shuffled_examples(draws[size:], size, seed=seed, stream=stream)
         np.testing.assert_array_equal(examples[size:], later[1])
 
 
 @given(st.integers(1, 300), st.integers(1, 80), st.integers(0, 299), st.data())
 def test_a_block_looks_alike_however_much_of_the_rest_is_known(size, block, draw, data):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shuffle, "BLOCK", block)
+        patch.setattr(shuffle, "BLOCK_EXAMPLES", block)
         draws = np.array([min(draw, size - 1)])
-        known = data.draw(st.integers(min(shuffle.end_of_block(int(draws[0]) + 1), size), size))
+        known = data.draw(
+            st.integers(min(shuffle.round_up_to_block(int(draws[0]) + 1), size), size)
+        )
         of_all, of_some = (
-            shuffle.visit_in_blocks(draws, count, seed=5, stream=1) for count in (size, known)
+            shuffle.block_shuffled_examples(draws, count, seed=5, stream=1)
+            for count in (size, known)
         )
         np.testing.assert_array_equal(of_all, of_some)
 
 
 def test_blocks_each_have_an_order_of_their_own(monkeypatch):
-    monkeypatch.setattr(shuffle, "BLOCK", 1000)
-    _, examples = shuffle.visit_in_blocks(np.arange(3000), 3000, seed=3, stream=1)
+    monkeypatch.setattr(shuffle, "BLOCK_EXAMPLES", 1000)
+    _, examples = shuffle.block_shuffled_examples(np.arange(3000), 3000, seed=3, stream=1)
     for one, other in itertools.combinations(examples.reshape(3, 1000) % 1000, 2):
         assert (one == other).mean() < 0.01
 
@@ -66,7 +72,7 @@ def test_blocks_each_have_an_order_of_their_own(monkeypatch):
 def test_epochs_tasks_and_seeds_each_have_an_order_of_their_own():
     size = 1000
     orders = [
-        shuffle.visit(np.arange(size) + epoch * size, size, seed=seed, stream=stream)[1]
+        shuffle.shuffled_examples(np.arange(size) + epoch * size, size, seed=seed, stream=stream)[1]
         for seed, stream, epoch in itertools.product((0, 1), (3, 4), (0, 1))
     ]
     for one, other in itertools.combinations(orders, 2):
@@ -75,7 +81,7 @@ def test_epochs_tasks_and_seeds_each_have_an_order_of_their_own():
 
 def test_all_orders_of_four_examples_are_equally_likely():
     epochs = 24_000
-    _, examples = shuffle.visit(np.arange(4 * epochs), 4, seed=7, stream=1)
+    _, examples = shuffle.shuffled_examples(np.arange(4 * epochs), 4, seed=7, stream=1)
     counts = Counter(map(tuple, examples.reshape(epochs, 4).tolist()))
     assert len(counts) == 24
     chi_square = sum((count - 1000) ** 2 / 1000 for count in counts.values())
@@ -84,7 +90,7 @@ def test_all_orders_of_four_examples_are_equally_likely():
 
 def test_neighbors_in_the_store_are_not_neighbors_in_the_stream():
     size = 100_003
-    _, examples = shuffle.visit(np.arange(size), size, seed=3, stream=1)
+    _, examples = shuffle.shuffled_examples(np.arange(size), size, seed=3, stream=1)
     steps = np.abs(np.diff(examples))
     assert steps.mean() == pytest.approx(size / 3, rel=0.01)
     assert (steps < 10).mean() < 0.001

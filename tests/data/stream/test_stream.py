@@ -187,14 +187,14 @@ def test_a_mixture_that_renormalizes_sees_every_example_exactly_so_often(tasks, 
         seen.update(rows[:, :-1][(rows == 1)[:, 1:]].tolist())
         assert {array.shape[0] for array in batch.values()} == {BATCH}
     assert seen == Counter(dict.fromkeys([*range(100, 150), *range(200, 207)], epochs))
-    assert stream.epochs(positions[-1]) == {"short": epochs, "long": epochs}
+    assert stream.epochs_seen(positions[-1]) == {"short": epochs, "long": epochs}
     assert list(stream.batches(positions[-1])) == []
 
 
 def test_a_mixture_that_stops_ends_with_the_first_task_that_is_gone_through(tasks):
     stream = _stream(tasks, on_task_exhausted="stop", pack=False)
     *_, (_, position) = stream.batches(stream.start())
-    epochs = stream.epochs(position)
+    epochs = stream.epochs_seen(position)
     assert max(epochs.values()) == epochs["long"] == 1
     assert 0 < epochs["text"] < 1
 
@@ -251,7 +251,7 @@ def _noise(stream, epochs):
     """The inputs of all rows of the first epochs."""
     for batch, position in stream.batches(stream.start()):
         yield from (row.tobytes() for row in batch["encoder_input_tokens"])
-        if min(stream.epochs(position).values()) >= epochs:
+        if min(stream.epochs_seen(position).values()) >= epochs:
             return
 
 
@@ -300,13 +300,13 @@ def test_rows_that_are_not_packed_hold_one_example_each(tasks):
 
 def test_progress_counts_the_examples_before_a_position(tasks):
     stream = _stream(tasks)
-    assert stream.epochs(stream.start()) == {"text": 0, "short": 0, "long": 0}
+    assert stream.epochs_seen(stream.start()) == {"text": 0, "short": 0, "long": 0}
     counted, examples = 0, {}
     for batch, position in _take(stream, stream.start(), 40):
         counted += len(_examples(batch))
-        examples = stream.examples(position)
+        examples = stream.examples_seen(position)
         assert sum(examples.values()) == counted
-    epochs = stream.epochs(position)
+    epochs = stream.epochs_seen(position)
     assert epochs["short"] == examples["short"] / 50
     assert epochs["long"] == examples["long"] / 7
     assert epochs["long"] > epochs["short"] > 1
@@ -320,7 +320,7 @@ def test_tasks_come_at_their_rates(tasks):
     *_, (_, position) = itertools.takewhile(
         lambda step: step[1]["window"] < 60, stream.batches(position)
     )
-    examples = stream.examples(position)
+    examples = stream.examples_seen(position)
     shares = np.array([examples[name] for name in ("text", "short", "long")]) / (60 * 32)
     np.testing.assert_allclose(shares, [2 / 6, 3 / 6, 1 / 6], atol=0.05)
 

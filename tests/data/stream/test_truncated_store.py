@@ -8,7 +8,7 @@ import pytest
 from t5x_lite.data.data_config import Data
 from t5x_lite.data.prepare import prepare
 from t5x_lite.data.stream.open_examples import open_examples
-from t5x_lite.data.stream.truncated_store import first_tokens, tokens_to_repeat
+from t5x_lite.data.stream.truncated_store import tokens_to_repeat, truncate_store
 from t5x_lite.data.tasks.task_providers import EmbeddedCorpus
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.language_models import LM
@@ -53,7 +53,7 @@ def store(memory_store):
 
 @pytest.mark.parametrize("tokens", [30, 1000, 2500, 6000])
 def test_examples_are_those_of_the_first_whole_documents(store, memory_store, tokens):
-    part = first_tokens("text", store, tokens)
+    part = truncate_store("text", store, tokens)
     offsets = store.offsets("targets")
     assert offsets[part.num_examples] <= tokens < offsets[part.num_examples + 1]
     documents = np.split(store.tokens("targets"), offsets[1:-1])[: part.num_examples]
@@ -68,9 +68,9 @@ def test_a_limit_that_leaves_nothing_or_all_is_refused(memory_store):
     store = memory_store(targets=[[5, 6, 7], [8, 9]])
     for tokens in (2, 5, 100):
         with pytest.raises(ConfigError, match=r"has 5 tokens .* the first has 3") as caught:
-            first_tokens("text", store, tokens)
+            truncate_store("text", store, tokens)
         assert caught.value.names == ("Data.max_text_tokens",)
-    assert first_tokens("text", store, 4).num_examples == 1
+    assert truncate_store("text", store, 4).num_examples == 1
 
 
 @pytest.mark.parametrize(

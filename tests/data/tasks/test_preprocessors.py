@@ -7,10 +7,10 @@ import pytest
 
 from t5x_lite.data.stream.examples import TextExamples
 from t5x_lite.data.stream.open_examples import open_examples
-from t5x_lite.data.stream.pair_trimming import PairEnding
+from t5x_lite.data.stream.pair_trimming import PairTrimming
 from t5x_lite.data.stream.trim_and_eos import FEATURES
 from t5x_lite.data.tasks import preprocessors, task_providers
-from t5x_lite.data.tasks.preprocessors import Denoise, EndPairs
+from t5x_lite.data.tasks.preprocessors import Denoise, TrimPairs
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import random_chunks
 from t5x_lite.objectives.span_corruption import SpanCorruption
@@ -204,14 +204,19 @@ SHORT = {"inputs": 16, "targets": 8}
 
 
 @pytest.mark.parametrize(
-    "ending", [PairEnding(keep_last=1), PairEnding(keep_last=2), PairEnding(around_answer=True)]
+    "trimming",
+    [
+        PairTrimming(keep_last_tokens=1),
+        PairTrimming(keep_last_tokens=2),
+        PairTrimming(window_around_answer=True),
+    ],
 )
 def test_seqio_and_the_stream_cut_pairs_alike(
-    ending, through_seqio, memory_store, vocabulary, monkeypatch
+    trimming, through_seqio, memory_store, vocabulary, monkeypatch
 ):
-    expected = through_seqio(EndPairs(ending), SHORT, **PAIRS)
+    expected = through_seqio(TrimPairs(trimming), SHORT, **PAIRS)
     seeds = seqio_seeds(0, len(PAIRS["inputs"]))
-    if ending.around_answer:
+    if trimming.window_around_answer:
         seeds = np.delete(seeds, 3, axis=0)  # that of the pair whose answer is nowhere
     monkeypatch.setattr(
         "t5x_lite.data.stream.pair_trimming.philox.example_keys",
@@ -221,7 +226,7 @@ def test_seqio_and_the_stream_cut_pairs_alike(
         "task",
         memory_store(**PAIRS),
         objective=None,
-        ending=ending,
+        trimming=trimming,
         feature_lengths=SHORT,
         sentinels=vocabulary.sentinels,
         seed=0,

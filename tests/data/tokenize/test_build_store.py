@@ -17,7 +17,7 @@ from t5x_lite.data.tasks.task_providers import JsonLinesText, add_task
 from t5x_lite.data.tokenize import build_store
 from t5x_lite.data.tokenize.build_store import build_token_store, write_parts
 from t5x_lite.data.tokenize.store_identity import changed_shards
-from t5x_lite.data.tokenize.tokenize_file import plain_records
+from t5x_lite.data.tokenize.tokenize_file import records_to_tokenize
 from t5x_lite.data.tokenize.workers import Beam, Processes
 from t5x_lite.errors import ConfigError
 from t5x_lite.tokenizers.vocabularies import ByteVocabulary, Vocabulary, train_vocabulary
@@ -249,10 +249,10 @@ def test_sentencepiece_alone_writes_what_its_own_library_says(task, corpus, tmp_
 
 
 def test_only_tasks_that_rename_and_tokenize_can_do_without_tensorflow(task, declared):
-    assert plain_records(task) is not None
+    assert records_to_tokenize(task) is not None
     twice = [text_steps()[0], *text_steps()]
     add_task("cached_twice", declared_source(declared), twice, declared.vocabulary)
-    assert plain_records(seqio.TaskRegistry.get("cached_twice")) is None
+    assert records_to_tokenize(seqio.TaskRegistry.get("cached_twice")) is None
 
 
 def test_a_full_disk_is_said_and_what_is_done_stays(task, tmp_path, monkeypatch):
