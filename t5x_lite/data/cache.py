@@ -29,7 +29,7 @@ def cache(
     console = Console()
     with Processes(processes) as workers:
         make_parts = workers.make_parts if beam_flags is None else Beam(beam_flags).make_parts
-        before = dataclasses.replace(data, tokenization="before_training")
+        before = dataclasses.replace(data, tokenization="before_training", use_cached=False)
         plan = prepare(before, report=console.note, make_parts=make_parts)
     rows = [
         (

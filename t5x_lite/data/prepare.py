@@ -42,7 +42,7 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.io.urls import is_address
 from t5x_lite.objectives.feature_checks import check_sentinels
 from t5x_lite.objectives.span_corruption import Objective
-from t5x_lite.tokenizers.vocabularies import BYTES, AnyVocabulary, named
+from t5x_lite.tokenizers.vocabularies import BYTES, AnyVocabulary, open_vocabulary
 
 if TYPE_CHECKING:
     import seqio
@@ -132,6 +132,14 @@ def make_store(
     set_aside_if_damaged(place, data, report)
     if not store_exists(data, place.name) and not directory.exists():
         tell_differences(place, data, report)
+        if data.use_cached:
+            raise ConfigError(
+                f"there is no token store of {task.name}/{split} at "
+                f"{store_location(data, place.name)}, and USE_CACHED_TASKS is True: make it with "
+                "`t5x_lite cache` (the offline caches of seqio_cache_tasks are not read), or set "
+                "USE_CACHED_TASKS to False to make it now",
+                "Data.use_cached",
+            )
         report(f"tokenizing {task.name}/{split} ...")
         maker = make_parts and make_parts(data, task.name, split)
         build_token_store(
@@ -179,7 +187,7 @@ def plan_path(data: "Data") -> Path:
     declared = [
         (type(each).__module__, *getattr(each, "sources", ())) for each in data.task_providers
     ]
-    modules = set(data.modules).union(*declared)
+    modules = set(data.module_names).union(*declared)
     parts = [
         _PLAN_FORMAT,
         data.mixture_or_task_name,
@@ -245,7 +253,7 @@ class Plan:
 
     def vocabulary(self) -> AnyVocabulary:
         """Return the vocabulary that all tasks share."""
-        return named(self.vocabulary_path, self.extra_ids)
+        return open_vocabulary(self.vocabulary_path, self.extra_ids)
 
     def train_tasks(self) -> list[StreamTask]:
         """Open the train store of each task that is ever drawn."""
@@ -313,7 +321,7 @@ def prepare(
     corpus that cannot be read or is empty, and for tasks that a token store cannot serve.
     """
     data = dataclasses.replace(data, data_dir=os.path.abspath(data.data_dir))
-    if not data.modules:
+    if not data.module_names:
         check_name(data, [name for declared in data.task_providers for name in declared.names])
     if (plan := ready(data)) is None:
         plan = _make_plan(data, report, make_parts)
@@ -334,6 +342,12 @@ def _make_plan(
     late_steps, live = postcache_steps(task for task, _ in rates)
     for reason in live.values():
         report(f"{reason}: it runs through seqio's own pipeline, on every host")
+    if data.use_cached and live:
+        raise ConfigError(
+            f"no token store can serve {', '.join(live)}, and USE_CACHED_TASKS is True; "
+            "set it to False",
+            "Data.use_cached",
+        )
     for step in late_steps.values():
         if isinstance(step, Denoise):
             objective = step.objective or data.objective

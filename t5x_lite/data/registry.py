@@ -23,7 +23,7 @@ def registered_tasks(
     """Let the user's modules and task_providers register; return the tasks asked for and rates."""
     import seqio
 
-    for module in data.modules:
+    for module in data.module_names:
         try:
             importlib.import_module(module)
         except ImportError as error:

@@ -26,7 +26,7 @@ def vocab(
     """Train a unigram vocabulary in T5's layout on a sample of lines and write it to a file.
 
     corpus: patterns of files with their shares of the sample. extra_ids: sentinels stored in the
-    file; 0 leaves them to `Vocabulary.extra_ids`. max_lines: of the sample, which is what takes
+    file; 0 leaves them to the macro EXTRA_IDS. max_lines: of the sample, which is what takes
     memory. The same files, versions and settings give the same bytes. Raises ConfigError where the
     output exists, no file matches, or the text is too little.
     """
@@ -62,5 +62,5 @@ def vocab(
     console.note(
         f"{output}: {made.size:,} ids with {made.sentinels.count} sentinels, {made.padded_size:,} "
         f"embedding rows; {pieces / max(words, 1):.2f} pieces per word; use it with "
-        f"Vocabulary.extra_ids = {made.extra_ids}"
+        f"VOCABULARY = {output!r} and EXTRA_IDS = {made.extra_ids}"
     )

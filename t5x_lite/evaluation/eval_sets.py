@@ -130,7 +130,7 @@ class _Reader:
 
     def _how(self, name: str) -> TaskMetrics | None:
         how = self._known.get(name)
-        if how is None and self._data.modules:
+        if how is None and self._data.module_names:
             task = self._task(name)
             how = TaskMetrics(task.postprocess_fn, task.metric_fns)
         judged = how is not None and (how.metrics or (self._without_metrics and how.postprocess))

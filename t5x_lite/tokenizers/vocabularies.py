@@ -101,7 +101,9 @@ class Vocabulary:
                 raise
             reason = getattr(error, "strerror", None) or str(error)
             raise ConfigError(
-                f"the vocabulary {self.path!r} cannot be read: {reason}", "Vocabulary.path"
+                f"the vocabulary {self.path!r} cannot be read: {reason}",
+                "VOCABULARY",
+                "Vocabulary.path",
             ) from None
 
     @functools.cached_property
@@ -110,7 +112,9 @@ class Vocabulary:
             model = _ModelProto.FromString(self._content())
         except DecodeError:
             raise ConfigError(
-                f"the vocabulary {self.path!r} is no SentencePiece model", "Vocabulary.path"
+                f"the vocabulary {self.path!r} is not a SentencePiece model",
+                "VOCABULARY",
+                "Vocabulary.path",
             ) from None
         content = _with_extra_ids(model, self.extra_ids)
         processor = sentencepiece.SentencePieceProcessor(model_proto=content)
@@ -119,6 +123,7 @@ class Vocabulary:
             raise ConfigError(
                 f"the vocabulary {self.path!r} has pad, eos and unk at {layout}: T5's layout is "
                 f"{(PAD_ID, EOS_ID, UNK_ID)}",
+                "VOCABULARY",
                 "Vocabulary.path",
             )
         return processor
@@ -184,8 +189,13 @@ class ByteVocabulary:
 AnyVocabulary = Vocabulary | ByteVocabulary
 
 
-def named(path: str, extra_ids: int) -> AnyVocabulary:
-    """Return the vocabulary of a model file, or of bytes where the path is "bytes"."""
+def open_vocabulary(path: str, extra_ids: int) -> AnyVocabulary:
+    """Return the vocabulary of a SentencePiece model, or of bytes.
+
+    Args:
+        path: The path or address of a SentencePiece model, or "bytes" for `ByteVocabulary`.
+        extra_ids: How many sentinels to add above the model's pieces or above the bytes.
+    """
     return ByteVocabulary(extra_ids) if path == BYTES else Vocabulary(path, extra_ids)
 
 

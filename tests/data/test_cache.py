@@ -1,5 +1,6 @@
 """`t5x_lite cache`, called as the command line calls it."""
 
+import dataclasses
 import importlib.util
 import json
 
@@ -44,6 +45,20 @@ def test_what_was_cached_is_what_training_finds(data, capsys):
     assert counts == {"train": 12, "validation": 4}
     cache(data=data, processes=1)
     assert "tokenizing" not in capsys.readouterr().out
+
+
+def test_cached_tasks_are_required_where_they_are_asked_for(data, capsys):
+    required = dataclasses.replace(data, use_cached=True)
+    with pytest.raises(ConfigError, match=r"no token store of trees/train .* cache") as caught:
+        prepare(required)
+    assert caught.value.names == ("Data.use_cached",)
+    cache(data=required, processes=1)
+    assert [split for _, split, _ in prepare(required).stores()] == ["train", "validation"]
+
+
+def test_cached_tasks_are_not_made_while_training(data):
+    with pytest.raises(ConfigError, match="use_cached requires token stores"):
+        dataclasses.replace(data, use_cached=True, tokenization="while_training")
 
 
 def test_a_changed_source_is_said_to_differ_and_tokenized_anew(data, tmp_path, capsys):

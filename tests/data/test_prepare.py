@@ -28,21 +28,22 @@ NAMES = ["embedded_name", "embedded_summarize", "embedded_text"]
 
 MODULE = """
 import functools, seqio
-from t5x_lite.data import steps as late, tasks
-from t5x_lite.data.pair_endings import PairEnding
-from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.data.sources.seqio_sources import JsonLinesSource
+from t5x_lite.data.stream.pair_trimming import PairEnding
+from t5x_lite.data.tasks import preprocessors as late, task_providers as tasks
 from t5x_lite.objectives.language_models import FullLM
+from t5x_lite.tokenizers.vocabularies import Vocabulary
 
-source = tasks.JsonLinesSource({corpus!r})
+source = JsonLinesSource({corpus!r})
 vocabulary = Vocabulary({model!r})
-steps = tasks.pair_steps(tasks.name_pair)
+steps = late.pair_steps(tasks.name_pair)
 tasks.add_task("mine", source, steps, vocabulary)
 tasks.add_task("eval_only", source, steps, vocabulary)
 tasks.add_task("half_size", source, steps, Vocabulary({other_model!r}))
 tasks.add_task("trimmed", source, [*steps, seqio.preprocessors.truncate_inputs_left], vocabulary)
 tasks.add_task("bare", source, steps[:2], vocabulary)
 tasks.add_task("ended", source, [*steps[:-1], late.EndPairs(PairEnding(keep_last=2))], vocabulary)
-tasks.add_task("own", source, tasks.text_steps(FullLM()), vocabulary)
+tasks.add_task("own", source, late.text_steps(FullLM()), vocabulary)
 for name, rates in {{
     "mine_mix": [("mine", 3.0), ("eval_only", 0.0)],
     "nested_mix": [("mine_mix", 1.0), ("mine", 2.0)],
@@ -162,10 +163,9 @@ def test_what_takes_long_is_reported_and_nothing_is_printed(tmp_path, capfd):
 def test_a_second_start_imports_neither_seqio_nor_tensorflow(data_dir):
     program = f"""
 import sys
-from t5x_lite.data.mixtures import Mixture
-from t5x_lite.data.pair_endings import PairEnding
-from t5x_lite.data.plan import Data, prepare
-from t5x_lite.data.tasks import EmbeddedCorpus
+from t5x_lite.data.data_config import Data
+from t5x_lite.data.prepare import prepare
+from t5x_lite.data.tasks.task_providers import EmbeddedCorpus
 corpus = EmbeddedCorpus(vocab_size=500, packages=("optax",))
 plan = prepare(Data("embedded_mix", {LENGTHS}, {data_dir!r}, task_providers=(corpus,)))
 assert plan.vocabulary().decode(plan.train_tasks()[0].store.tokens("inputs")[:3].tolist())
@@ -243,10 +243,9 @@ def test_a_name_that_nobody_registers_is_answered_with_the_nearest(data_dir):
 def test_a_wrong_name_is_refused_before_seqio_is_imported(tmp_path):
     program = f"""
 import sys
-from t5x_lite.data.mixtures import Mixture
-from t5x_lite.data.pair_endings import PairEnding
-from t5x_lite.data.plan import Data, prepare
-from t5x_lite.data.tasks import EmbeddedCorpus
+from t5x_lite.data.data_config import Data
+from t5x_lite.data.prepare import prepare
+from t5x_lite.data.tasks.task_providers import EmbeddedCorpus
 try:
     prepare(Data("embedded_mux", {LENGTHS}, {str(tmp_path)!r}, task_providers=(EmbeddedCorpus(),)))
 except ValueError as error:
@@ -287,6 +286,20 @@ def test_a_users_own_module_registers_tasks(data_dir, my_module):
     assert [task.name for task in plan.validation_tasks()] == ["eval_only", "mine"]
     nested = prepare(mine(data_dir, my_module, "nested_mix"))
     assert {task.name: task.rate for task in nested.train_tasks()} == {"mine": 3.0}
+
+
+@pytest.mark.parametrize("modules", ["{0}", ["{0}"], ("{0}", "json")])
+def test_modules_are_one_name_or_several(data_dir, my_module, modules):
+    names = [
+        name.format(my_module) for name in ([modules] if isinstance(modules, str) else modules)
+    ]
+    given = names[0] if isinstance(modules, str) else type(modules)(names)
+    plan = prepare(dataclasses.replace(mine(data_dir, my_module, "mine_mix"), modules=given))
+    assert [task.name for task in plan.train_tasks()] == ["mine"]
+
+
+def test_no_module_is_as_good_as_none(data_dir):
+    assert prepare(embedded(data_dir, modules=None)) == prepare(embedded(data_dir))
 
 
 def test_a_module_that_is_not_there_is_named(data_dir):
@@ -333,7 +346,7 @@ def test_a_vocabulary_can_take_the_place_of_the_tasks_own(data_dir, my_module):
 def test_a_vocabulary_that_is_not_there_is_named(data_dir):
     with pytest.raises(ConfigError, match="cannot be read") as caught:
         prepare(embedded(data_dir, vocabulary=Vocabulary("/nowhere/unigram.model")))
-    assert caught.value.names == ("Vocabulary.path",)
+    assert caught.value.names == ("VOCABULARY", "Vocabulary.path")
 
 
 def test_a_missing_corpus_is_named_by_its_pattern(tmp_path, data_dir):

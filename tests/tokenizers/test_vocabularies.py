@@ -95,7 +95,7 @@ def test_another_layout_is_refused(texts, tmp_path):
     )
     with pytest.raises(ConfigError, match=r"pad, eos and unk at \(-1, 2, 0\)") as caught:
         _ = Vocabulary(str(tmp_path / "bert.model")).size
-    assert caught.value.names == ("Vocabulary.path",)
+    assert caught.value.names == ("VOCABULARY", "Vocabulary.path")
 
 
 @pytest.mark.parametrize("use", [lambda v: v.size, lambda v: v.fingerprint])
@@ -106,7 +106,7 @@ def test_a_missing_model_is_named(tmp_path, use):
 
 def test_a_file_that_is_no_model_is_named(tmp_path):
     (tmp_path / "text.model").write_text("not a model")
-    with pytest.raises(ConfigError, match=r"text\.model' is no SentencePiece model"):
+    with pytest.raises(ConfigError, match=r"text\.model' is not a SentencePiece model"):
         _ = Vocabulary(str(tmp_path / "text.model")).size
 
 
