@@ -1,6 +1,7 @@
 """Eight simulated CPU devices, and the tiny models that many tests share."""
 
 import importlib.util
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -198,13 +199,22 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Compile a program once for all runs that use it, as a user's second start does."""
+    """Keep compiled programs in the user's cache, for all processes of this and of later runs.
+
+    JAX finds a program by its content, its options and its versions: no entry is ever out of date.
+    """
     if "jax" not in sys.modules:
         yield
         return
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    try:
+        directory = directory / "t5x_lite" / "compiled_by_tests"
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a read-only home
+        directory = tmp_path_factory.mktemp("compiled")
+    jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     yield
     jax.config.update("jax_compilation_cache_dir", None)

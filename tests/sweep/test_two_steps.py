@@ -22,15 +22,6 @@ STUDIES = sorted({p.stem for p in (GIN_CONFIGS / "explore").glob("*.gin")} - NO_
 ROWS = 4  # of a batch
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Compile a program once for all rows that share it."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
 @pytest.fixture(scope="module")
 def losses(planned, read_call, tmp_path_factory):
     """The losses of two steps of each of a row's trainings: losses("mixing", "equal")."""
