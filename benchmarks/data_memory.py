@@ -73,8 +73,8 @@ def stream(directory: Path, gigabytes: int) -> None:
     """Write a store of so many GB, read 2,000 batches, print what is held."""
     from t5x_lite.data.store.token_store import TokenStore
     from t5x_lite.data.stream.stream import Stream, StreamTask
+    from t5x_lite.objectives.sentinels import Sentinels
     from t5x_lite.objectives.span_corruption import SpanCorruption
-    from t5x_lite.objectives.spans import Sentinels
 
     count, length = gigabytes * 500_000_000, 400
     part = np.random.default_rng(0).integers(3, 32_000, 10_000_000).astype("<u2").tobytes()

@@ -25,8 +25,8 @@ from t5x_lite.data.store.token_store import TokenStore
 from t5x_lite.data.stream import numba_loader
 from t5x_lite.data.stream.packing import best_fit_decreasing
 from t5x_lite.data.stream.stream import Stream, StreamTask
+from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import SpanCorruption
-from t5x_lite.objectives.spans import Sentinels
 
 LENGTHS = {"inputs": 512, "targets": 114}
 RAW = 568
@@ -41,7 +41,6 @@ import sys, time
 from t5x_lite.data.stream import Stream, StreamTask
 from t5x_lite.data.token_store import TokenStore
 from t5x_lite.objectives.denoising import SpanCorruption
-from t5x_lite.objectives.spans import Sentinels
 task = StreamTask("text", TokenStore.open(sys.argv[1]), 1.0, SpanCorruption())
 stream = Stream([task], feature_lengths={"inputs": 512, "targets": 114}, batch_size=128, seed=0,
                 sentinels=Sentinels(32099, 100), pack=False)

@@ -10,7 +10,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from t5x_lite.checkpoints.frozen_base import pinned
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import require_field
 
 Better = Literal["lower", "higher"]
 _saving, _keeping = ocp.training.save_decision_policies, ocp.training.preservation_policies
@@ -47,22 +47,15 @@ class CheckpointPolicy:
 
     def __post_init__(self):
         for name in ("period", "keep_best_count", "save_timeout_seconds", "max_failures"):
-            if getattr(self, name) < 1:
-                self._reject(name, "at least 1")
+            require_field(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("keep", "keep_period"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                self._reject(name, "None or at least 1")
-        if self.every_minutes is not None and self.every_minutes <= 0:
-            self._reject("every_minutes", "None or positive")
-        if self.retry_seconds < 0:
-            self._reject("retry_seconds", "0 or more")
-        if any(better not in ("lower", "higher") for better in self.keep_best.values()):
-            self._reject("keep_best", "names with 'lower' or 'higher'")
-
-    def _reject(self, name: str, wanted: str) -> None:
-        raise ConfigError(
-            f"{name} must be {wanted}; got {getattr(self, name)}", f"CheckpointPolicy.{name}"
-        )
+            value = getattr(self, name)
+            require_field(self, name, value is None or value >= 1, "None or at least 1")
+        valid = self.every_minutes is None or self.every_minutes > 0
+        require_field(self, "every_minutes", valid, "None or positive")
+        require_field(self, "retry_seconds", self.retry_seconds >= 0, "0 or more")
+        valid = set(self.keep_best.values()) <= {"lower", "higher"}
+        require_field(self, "keep_best", valid, "metric names with 'lower' or 'higher'")
 
     def saving(self) -> Any:
         """The policy as orbax's decision to save."""

@@ -40,7 +40,7 @@ from t5x_lite.data.tokenize.store_identity import (
 )
 from t5x_lite.errors import ConfigError
 from t5x_lite.io.urls import is_address
-from t5x_lite.objectives.feature_checks import check_sentinels
+from t5x_lite.objectives.sentinels import check_sentinels
 from t5x_lite.objectives.span_corruption import Objective
 from t5x_lite.tokenizers.vocabularies import BYTES, AnyVocabulary, open_vocabulary
 

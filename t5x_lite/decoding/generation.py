@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from t5x_lite.decoding.beam_search import beam_search
 from t5x_lite.decoding.sampling import Cache, Decoded, NextToken, Sampling, decode
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import ConfigError, require_field
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,16 +37,16 @@ class Generation:
     def __post_init__(self):
         _ = self.sampling
         for name in ("max_length", "num_beams", "num_returns"):
-            if getattr(self, name) < 1:
-                self._reject(name, "1 or more")
-        if not 0 <= self.min_length <= self.max_length:
-            self._reject("min_length", f"a number from 0 to max_length = {self.max_length}")
-        if self.num_beams > 1 and self.temperature > 0:
-            self._reject("temperature", f"0 with num_beams = {self.num_beams}: beams draw nothing")
-        if self.num_beams > 1 and self.num_returns > self.num_beams:
-            self._reject("num_returns", f"at most num_beams = {self.num_beams}")
-        if self.num_beams == 1 and self.temperature == 0 and self.num_returns > 1:
-            self._reject("num_returns", "1, or a temperature above 0, or more than one beam")
+            require_field(self, name, getattr(self, name) >= 1, "1 or more")
+        valid = 0 <= self.min_length <= self.max_length
+        require_field(self, "min_length", valid, f"from 0 to max_length = {self.max_length}")
+        beams, draws = self.num_beams > 1, self.temperature > 0
+        expected = f"0 with num_beams = {self.num_beams}: beam search does not sample"
+        require_field(self, "temperature", not (beams and draws), expected)
+        valid = not beams or self.num_returns <= self.num_beams
+        require_field(self, "num_returns", valid, f"at most num_beams = {self.num_beams}")
+        expected = "1 where temperature is 0 and num_beams is 1: all texts would be the same"
+        require_field(self, "num_returns", beams or draws or self.num_returns == 1, expected)
 
     @property
     def sampling(self) -> Sampling:
@@ -54,18 +54,15 @@ class Generation:
         try:
             return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
         except ConfigError as error:
-            names = (name.replace("Sampling", "Generation") for name in error.names)
-            raise ConfigError(error.message, *names) from None
+            message, *names = (
+                text.replace("Sampling.", "Generation.") for text in (error.message, *error.names)
+            )
+            raise ConfigError(message, *names) from None
 
     @property
     def copies(self) -> int:
         """How many texts of an input are written at a time."""
         return self.num_beams if self.num_beams > 1 else self.num_returns
-
-    def _reject(self, name: str, wanted: str):
-        raise ConfigError(
-            f"Generation.{name} is {getattr(self, name)!r}; wanted {wanted}", f"Generation.{name}"
-        )
 
 
 class SpecialTokens(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import require_field
 
 Cache = Any
 NextToken = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
@@ -38,13 +38,9 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ConfigError(
-                f"temperature and top_k take 0 or more, top_p a number in (0, 1]; got {self}",
-                "Sampling.temperature",
-                "Sampling.top_k",
-                "Sampling.top_p",
-            )
+        for name in ("temperature", "top_k"):
+            require_field(self, name, getattr(self, name) >= 0, "0 or more")
+        require_field(self, "top_p", 0 < self.top_p <= 1, "in (0, 1]")
 
 
 GREEDY = Sampling()

@@ -12,7 +12,7 @@ from t5x_lite.data.data_config import Data
 from t5x_lite.data.prepare import Plan
 from t5x_lite.decoding.generation import Generation
 from t5x_lite.distributed import processes
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import require_field
 from t5x_lite.evaluation.eval_sets import EvaluationSet, evaluation_sets
 from t5x_lite.inference.engine import Inference
 from t5x_lite.metrics.glue_average import benchmark_averages
@@ -37,11 +37,8 @@ class TaskEvaluation:
     max_examples: int | None = None
 
     def __post_init__(self):
-        if (self.max_examples or 1) < 1:
-            raise ConfigError(
-                f"max_examples is {self.max_examples}; wanted None or 1 or more",
-                "TaskEvaluation.max_examples",
-            )
+        valid = self.max_examples is None or self.max_examples >= 1
+        require_field(self, "max_examples", valid, "None or at least 1")
 
 
 class TaskPredictions(NamedTuple):

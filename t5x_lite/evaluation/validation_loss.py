@@ -11,7 +11,7 @@ from flax import nnx
 from t5x_lite.data.stream.feature_converters import unconverted
 from t5x_lite.data.stream.prefetch import process_rows, to_devices
 from t5x_lite.data.stream.stream import StreamTask, evaluation_batches
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import require_field
 from t5x_lite.inference.engine import Inference
 from t5x_lite.models.transformer import Params
 from t5x_lite.reporting.results import Sample
@@ -32,13 +32,10 @@ class Evaluation:
     samples: int = 3
 
     def __post_init__(self):
-        if self.period < 1 or self.samples < 0 or (self.max_examples or 1) < 1:
-            raise ConfigError(
-                f"period and max_examples take 1 or more, samples 0 or more; got {self}",
-                "Evaluation.period",
-                "Evaluation.max_examples",
-                "Evaluation.samples",
-            )
+        require_field(self, "period", self.period >= 1, "at least 1")
+        valid = self.max_examples is None or self.max_examples >= 1
+        require_field(self, "max_examples", valid, "None or at least 1")
+        require_field(self, "samples", self.samples >= 0, "0 or more")
 
 
 class Validator:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import ConfigError, require_field
 
 CHOICES = {
     "norm": ("rms", "layer"),
@@ -158,18 +158,19 @@ class TransformerConfig:
     def __post_init__(self):
         self._check_sizes()
         self._check_choices()
-        if self.share_stacks and self.num_encoder_layers != self.num_decoder_layers:
-            self._reject("share_stacks", "as many encoder as decoder layers to share")
-        if self.share_stacks and self.moe is not None:
-            self._reject("share_stacks", "dense layers only")
-        if self.prompt_length and (self.decoder_only or self.encoder_only):
-            self._reject("prompt_length", "0 in a model that has no encoder before its decoder")
-        if self.next_sentence_head and self.num_decoder_layers:
-            self._reject("next_sentence_head", "a model without a decoder")
+        same = self.num_encoder_layers == self.num_decoder_layers
+        expected = "False where encoder and decoder differ in their number of layers"
+        require_field(self, "share_stacks", same or not self.share_stacks, expected)
+        valid = not self.share_stacks or self.moe is None
+        require_field(self, "share_stacks", valid, "False in a model with a mixture of experts")
+        valid = not self.prompt_length or (self.num_encoder_layers and self.num_decoder_layers)
+        require_field(self, "prompt_length", valid, "0 in a model without encoder or decoder")
+        valid = not self.next_sentence_head or self.encoder_only
+        require_field(self, "next_sentence_head", valid, "False in a model with a decoder")
         if self.moe is not None:
             for name in ("num_encoder_layers", "num_decoder_layers"):
-                if getattr(self, name) % self.moe.every:
-                    self._reject(name, f"a multiple of MixtureOfExperts.every = {self.moe.every}")
+                expected = f"a multiple of MixtureOfExperts.every = {self.moe.every}"
+                require_field(self, name, getattr(self, name) % self.moe.every == 0, expected)
 
     @property
     def kv_heads(self) -> int:
@@ -188,42 +189,36 @@ class TransformerConfig:
 
     def _check_sizes(self):
         for name in ("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim", "max_positions"):
-            if getattr(self, name) < 1:
-                self._reject(name, "a positive number")
+            require_field(self, name, getattr(self, name) >= 1, "positive")
         whole = ("num_encoder_layers", "num_decoder_layers", "num_token_types", "prompt_length")
         for name in whole:
-            if getattr(self, name) < 0:
-                self._reject(name, "0 or more")
+            require_field(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("query_chunk", "adapter_dim"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                self._reject(name, "None or a positive number")
-        if not self.num_encoder_layers + self.num_decoder_layers:
-            self._reject("num_encoder_layers", "an encoder or a decoder of at least one layer")
-        if self.num_heads % self.kv_heads:
-            self._reject("num_kv_heads", f"a divisor of num_heads = {self.num_heads}")
+            value = getattr(self, name)
+            require_field(self, name, value is None or value >= 1, "None or positive")
+        layers = self.num_encoder_layers + self.num_decoder_layers
+        require_field(self, "num_encoder_layers", layers, "positive in a model without a decoder")
+        valid = self.num_heads % self.kv_heads == 0
+        require_field(self, "num_kv_heads", valid, f"a divisor of num_heads = {self.num_heads}")
         for name in ("dropout_rate", "attention_dropout_rate", "mlp_dropout_rate"):
             rate = getattr(self, name)
-            if rate is not None and not 0.0 <= rate < 1.0:
-                self._reject(name, "a number in [0, 1)")
-        if self.relpos_num_buckets < 4 or self.relpos_num_buckets % 4:
-            self._reject("relpos_num_buckets", "a multiple of 4")
-        if self.relpos_max_distance <= self.relpos_num_buckets // 2:
-            self._reject("relpos_max_distance", "more than half of relpos_num_buckets")
-        if self.positions == "rotary" and self.head_dim % 2:
-            self._reject("head_dim", "an even number, for rotary positions")
+            require_field(self, name, rate is None or 0.0 <= rate < 1.0, "in [0, 1)")
+        buckets = self.relpos_num_buckets
+        valid = buckets >= 4 and buckets % 4 == 0
+        require_field(self, "relpos_num_buckets", valid, "a positive multiple of 4")
+        valid = self.relpos_max_distance > buckets // 2
+        require_field(self, "relpos_max_distance", valid, "more than half of relpos_num_buckets")
+        valid = self.positions != "rotary" or self.head_dim % 2 == 0
+        require_field(self, "head_dim", valid, "even, for rotary positions")
 
     def _check_choices(self):
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                self._reject(name, f"one of {choices}")
-        if not self.mlp_activations or set(self.mlp_activations) - set(ACTIVATIONS):
-            self._reject("mlp_activations", f"names out of {ACTIVATIONS}, at least one")
-        by_name = isinstance(self.remat, str)
-        if (self.remat not in REMAT_POLICIES) if by_name else set(self.remat) - set(SAVED_NAMES):
-            self._reject("remat", f"one of {REMAT_POLICIES}, or a tuple out of {SAVED_NAMES}")
-
-    def _reject(self, name: str, wanted: str):
-        raise ConfigError(
-            f"TransformerConfig.{name} is {getattr(self, name)!r}; wanted {wanted}",
-            f"TransformerConfig.{name}",
-        )
+            require_field(self, name, getattr(self, name) in choices, f"one of {choices}")
+        valid = self.mlp_activations and set(self.mlp_activations) <= set(ACTIVATIONS)
+        require_field(self, "mlp_activations", valid, f"one or more of {ACTIVATIONS}")
+        if isinstance(self.remat, str):
+            valid = self.remat in REMAT_POLICIES
+        else:
+            valid = set(self.remat) <= set(SAVED_NAMES)
+        expected = f"one of {REMAT_POLICIES}, or a tuple of names out of {SAVED_NAMES}"
+        require_field(self, "remat", valid, expected)

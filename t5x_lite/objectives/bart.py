@@ -15,10 +15,12 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.errors import ConfigError
-from t5x_lite.objectives import feature_checks, masks, noise, philox
+from t5x_lite.errors import require, require_field
+from t5x_lite.objectives import masks, noise, philox
+from t5x_lite.objectives.feature_lengths import check_targets, length_of
+from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import EosAfter
-from t5x_lite.objectives.spans import Rows, Sentinels
+from t5x_lite.objectives.spans import Rows
 
 Keys = NDArray[np.uint32]
 _LEAST_PROBABILITY = 1e-7  # where the table of span lengths ends
@@ -59,34 +61,25 @@ class Bart:
 
     def __post_init__(self):
         """Refuse shares that are none and permutations of sentences that have no end."""
-        feature_checks.check_share(self.noise_ratio, "Bart.noise_ratio", inclusive=True)
-        feature_checks.check_at_least(self.documents_per_group, 1, "Bart.documents_per_group")
-        if self.mean_span_length <= 0:
-            raise ConfigError(
-                f"mean_span_length is {self.mean_span_length}: it must lie above 0",
-                "Bart.mean_span_length",
-            )
+        require_field(self, "noise_ratio", 0 < self.noise_ratio <= 1, "in (0, 1]")
+        require_field(self, "documents_per_group", self.documents_per_group >= 1, "at least 1")
+        require_field(self, "mean_span_length", self.mean_span_length > 0, "positive")
         for name in ("random_share", "permuted_sentences", "rotation_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}: it must lie between 0 and 1", f"Bart.{name}"
-                )
-        if self.permuted_sentences and not self.full_stops:
-            raise ConfigError(
-                "sentences are to be permuted and no token ends one: give the ids of full stops in "
-                "full_stops, or permuted_sentences = 0.0",
-                "Bart.full_stops",
-                "Bart.permuted_sentences",
-            )
+            require_field(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        require(
+            self.full_stops or not self.permuted_sentences,
+            "permuting sentences needs the tokens that end a sentence: give the ids of full stops "
+            "in full_stops, or set permuted_sentences = 0.0",
+            "Bart.full_stops",
+            "Bart.permuted_sentences",
+        )
 
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
         """Return how many tokens of text fill the inputs where no noise shortens them."""
-        inputs_length = feature_checks.length_of(
-            feature_lengths, "inputs", least=3, objective="BART"
-        )
-        feature_checks.length_of(feature_lengths, "targets", least=1, objective="BART")
+        inputs_length = length_of(feature_lengths, "inputs", least=3, objective="BART")
+        length_of(feature_lengths, "targets", least=1, objective="BART")
         made_by = f"BART's noise on inputs of {inputs_length} tokens"
-        feature_checks.check_targets(feature_lengths, inputs_length, made_by=made_by)
+        check_targets(feature_lengths, inputs_length, made_by=made_by)
         return inputs_length - 1
 
     def sentinels_needed(self, feature_lengths: Mapping[str, int]) -> int:

@@ -14,9 +14,12 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.objectives import feature_checks, masks, noise, philox
+from t5x_lite.errors import require_field
+from t5x_lite.objectives import masks, noise, philox
+from t5x_lite.objectives.feature_lengths import check_targets, length_of
+from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import EosAfter
-from t5x_lite.objectives.spans import Rows, Sentinels
+from t5x_lite.objectives.spans import Rows
 
 EOS_ID = 1
 Keys = NDArray[np.uint32]
@@ -43,17 +46,16 @@ class MaskedLM:
 
     def __post_init__(self):
         """Refuse settings that no text could be corrupted by."""
-        name = type(self).__name__
-        feature_checks.check_share(self.noise_density, f"{name}.noise_density")
-        feature_checks.check_at_least(self.documents_per_group, 1, f"{name}.documents_per_group")
+        require_field(self, "noise_density", 0 < self.noise_density < 1, "in (0, 1)")
+        require_field(self, "documents_per_group", self.documents_per_group >= 1, "at least 1")
 
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
         """Return how many tokens of text fill the inputs: one less than they hold."""
         name = type(self).__name__
-        inputs_length = feature_checks.length_of(feature_lengths, "inputs", least=5, objective=name)
-        feature_checks.length_of(feature_lengths, "targets", least=1, objective=name)
+        inputs_length = length_of(feature_lengths, "inputs", least=5, objective=name)
+        length_of(feature_lengths, "targets", least=1, objective=name)
         made_by = f"{name} of inputs of {inputs_length} tokens"
-        feature_checks.check_targets(feature_lengths, inputs_length, made_by=made_by)
+        check_targets(feature_lengths, inputs_length, made_by=made_by)
         return inputs_length - 1
 
     def sentinels_needed(self, feature_lengths: Mapping[str, int]) -> int:

@@ -7,9 +7,12 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.objectives import feature_checks, masks, noise
+from t5x_lite.errors import require_field
+from t5x_lite.objectives import masks, noise
+from t5x_lite.objectives.feature_lengths import length_of
+from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import EosAfter
-from t5x_lite.objectives.spans import Rows, Sentinels
+from t5x_lite.objectives.spans import Rows
 
 
 @dataclass(frozen=True)
@@ -25,15 +28,12 @@ class LM:
 
     def __post_init__(self):
         """Refuse a group of no documents."""
-        name = f"{type(self).__name__}.documents_per_group"
-        feature_checks.check_at_least(self.documents_per_group, 1, name)
+        require_field(self, "documents_per_group", self.documents_per_group >= 1, "at least 1")
 
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
         """Return how many tokens of text fill the targets: with EOS after each piece, one less."""
         name, own_eos = type(self).__name__, int(self.eos_after == "pieces")
-        return (
-            feature_checks.length_of(feature_lengths, "targets", least=2, objective=name) - own_eos
-        )
+        return length_of(feature_lengths, "targets", least=2, objective=name) - own_eos
 
     def sentinels_needed(self, feature_lengths: Mapping[str, int]) -> int:
         """Return 0."""
@@ -83,14 +83,12 @@ class LMAdaptation:
 
     def __post_init__(self):
         """Refuse a group of no documents."""
-        feature_checks.check_at_least(
-            self.documents_per_group, 1, "LMAdaptation.documents_per_group"
-        )
+        require_field(self, "documents_per_group", self.documents_per_group >= 1, "at least 1")
 
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
         """Return how many tokens of text either feature holds."""
         return min(
-            feature_checks.length_of(feature_lengths, feature, least=2, objective="LMAdaptation")
+            length_of(feature_lengths, feature, least=2, objective="LMAdaptation")
             for feature in ("inputs", "targets")
         )
 

@@ -7,8 +7,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.errors import ConfigError
-from t5x_lite.objectives import feature_checks, philox
+from t5x_lite.errors import ConfigError, require_field
+from t5x_lite.objectives import philox
+from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import (
     EosAfter,
     Objective,
@@ -16,7 +17,7 @@ from t5x_lite.objectives.span_corruption import (
     PredictsInPlace,
     SpanCorruption,
 )
-from t5x_lite.objectives.spans import Rows, Sentinels
+from t5x_lite.objectives.spans import Rows
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class RandomLengths:
 
     def __post_init__(self):
         """Refuse pieces of nothing, and objectives whose random choices need other pieces."""
-        feature_checks.check_at_least(self.shortest, 1, "RandomLengths.shortest")
+        require_field(self, "shortest", self.shortest >= 1, "at least 1")
         is_other = isinstance(self.objective, PairObjective | PredictsInPlace)
         if is_other or self.objective.eos_after != self.eos_after:
             raise ConfigError(

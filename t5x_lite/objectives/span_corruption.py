@@ -11,8 +11,11 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.objectives import feature_checks, noise, spans
-from t5x_lite.objectives.spans import Rows, Sentinels
+from t5x_lite.errors import require_field
+from t5x_lite.objectives import noise, spans
+from t5x_lite.objectives.feature_lengths import check_targets, length_of
+from t5x_lite.objectives.sentinels import Sentinels
+from t5x_lite.objectives.spans import Rows
 
 EosAfter = Literal["pieces", "documents"]
 
@@ -132,24 +135,21 @@ class SpanCorruption:
 
     def __post_init__(self):
         """Refuse settings that no text could be corrupted by."""
-        name = type(self).__name__
-        feature_checks.check_share(self.noise_density, f"{name}.noise_density")
-        feature_checks.check_at_least(
-            self.mean_noise_span_length, 1, f"{name}.mean_noise_span_length"
-        )
-        feature_checks.check_at_least(self.documents_per_group, 1, f"{name}.documents_per_group")
-        feature_checks.check_at_least(self.reserved_for_packing, 0, f"{name}.reserved_for_packing")
+        require_field(self, "noise_density", 0 < self.noise_density < 1, "in (0, 1)")
+        for name in ("mean_noise_span_length", "documents_per_group"):
+            require_field(self, name, getattr(self, name) >= 1, "at least 1")
+        require_field(self, "reserved_for_packing", self.reserved_for_packing >= 0, "0 or more")
 
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
         """Return how many tokens of text fill the inputs: 568 for 512 inputs and 114 targets."""
         cut = int(self.random_roll)  # a rolled mask may cut a span in two
-        inputs_length = feature_checks.length_of(
+        inputs_length = length_of(
             feature_lengths,
             "inputs",
             least=3 + cut + self.reserved_for_packing,  # a kept token, a sentinel, EOS
             objective="span corruption",
         )
-        feature_checks.length_of(feature_lengths, "targets", least=1, objective="span corruption")
+        length_of(feature_lengths, "targets", least=1, objective="span corruption")
         filled_length = inputs_length - cut - self.reserved_for_packing
         raw_length, needed = spans.span_corruption_lengths(
             filled_length,
@@ -167,7 +167,7 @@ class SpanCorruption:
             f"{self.noise_density}, mean_noise_span_length {self.mean_noise_span_length})"
         )
         needed = max(needed, targets + 1) + cut
-        feature_checks.check_targets(feature_lengths, needed, made_by=made_by)
+        check_targets(feature_lengths, needed, made_by=made_by)
         return raw_length
 
     def sentinels_needed(self, feature_lengths: Mapping[str, int]) -> int:

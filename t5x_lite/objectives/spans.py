@@ -6,26 +6,12 @@ seeds the masks equal those of the T5 library bit for bit.
 Sources: Raffel et al. 2020 (T5), section 3.1.4 and table 3; the T5 library's preprocessors.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from t5x_lite.objectives import philox
-
-
-@dataclass(frozen=True)
-class Sentinels:
-    """The ids that mark spans: `first` marks a row's first span, then downwards, `count` in all."""
-
-    first: int
-    count: int
-
-
-# The byte vocabulary of ByT5 has 259 ids and no extra ones: its sentinels are its last bytes. Bytes
-# 245 to 255 occur in no UTF-8 text, so these 11 (258 ... 248) are never mistaken for text.
-BYTE_SENTINELS = Sentinels(first=258, count=11)
 
 
 class Rows(NamedTuple):

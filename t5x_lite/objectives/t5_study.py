@@ -15,10 +15,13 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.objectives import feature_checks, masks, noise, philox
+from t5x_lite.errors import require_field
+from t5x_lite.objectives import masks, noise, philox
+from t5x_lite.objectives.feature_lengths import check_targets, length_of
 from t5x_lite.objectives.noise import Replacement
+from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import EosAfter
-from t5x_lite.objectives.spans import Rows, Sentinels
+from t5x_lite.objectives.spans import Rows
 
 MaskName = Literal["iid", "regular", "suffix", "block", "all"]
 
@@ -49,22 +52,20 @@ class Denoising:
 
     def __post_init__(self):
         """Refuse settings that no text could be corrupted by."""
-        name = type(self).__name__
-        most = {"suffix": 0.5, "all": 1.0}.get(self.mask, 1.0)
-        feature_checks.check_share(
-            self.noise_density,
-            f"{name}.noise_density",
-            most=most,
-            inclusive=self.mask in ("suffix", "all"),
-        )
-        feature_checks.check_at_least(self.documents_per_group, 1, f"{name}.documents_per_group")
+        density = self.noise_density
+        if self.mask in ("suffix", "all"):
+            most = {"suffix": 0.5, "all": 1.0}[self.mask]
+            require_field(self, "noise_density", 0 < density <= most, f"in (0, {most:g}]")
+        else:
+            require_field(self, "noise_density", 0 < density < 1, "in (0, 1)")
+        require_field(self, "documents_per_group", self.documents_per_group >= 1, "at least 1")
 
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
         """Return how many tokens of text fill the inputs: one less than they hold."""
         name = type(self).__name__
-        inputs_length = feature_checks.length_of(feature_lengths, "inputs", least=3, objective=name)
-        feature_checks.length_of(feature_lengths, "targets", least=1, objective=name)
-        feature_checks.check_targets(
+        inputs_length = length_of(feature_lengths, "inputs", least=3, objective=name)
+        length_of(feature_lengths, "targets", least=1, objective=name)
+        check_targets(
             feature_lengths,
             self._targets_length(inputs_length - 1),
             made_by=f"{name} of inputs of {inputs_length} tokens",

@@ -11,10 +11,12 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from t5x_lite.errors import ConfigError
-from t5x_lite.objectives import feature_checks, noise, philox
+from t5x_lite.errors import ConfigError, require_field
+from t5x_lite.objectives import noise, philox
+from t5x_lite.objectives.feature_lengths import check_targets, length_of
+from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import EosAfter, SpanCorruption
-from t5x_lite.objectives.spans import Rows, Sentinels
+from t5x_lite.objectives.spans import Rows
 
 _CHOICE = 0x554C32  # what is folded into an example's key to draw its denoiser
 
@@ -34,24 +36,21 @@ class SequentialDenoising:
 
     def __post_init__(self):
         """Refuse a share that leaves no inputs or no targets."""
-        feature_checks.check_share(self.target_share, "SequentialDenoising.target_share")
-        name = "SequentialDenoising.documents_per_group"
-        feature_checks.check_at_least(self.documents_per_group, 1, name)
+        require_field(self, "target_share", 0 < self.target_share < 1, "in (0, 1)")
+        require_field(self, "documents_per_group", self.documents_per_group >= 1, "at least 1")
 
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
         """Return how many tokens of text fill the inputs."""
-        inputs_length = feature_checks.length_of(
+        inputs_length = length_of(
             feature_lengths, "inputs", least=3, objective="sequential denoising"
         )
-        feature_checks.length_of(
-            feature_lengths, "targets", least=2, objective="sequential denoising"
-        )
+        length_of(feature_lengths, "targets", least=2, objective="sequential denoising")
         raw_length = int((inputs_length - 1) / (1 - self.target_share)) + 2
         while self._counts(np.array([raw_length]))[0][0] > inputs_length - 1:
             raw_length -= 1
         needed = int(self._counts(np.array([raw_length]))[1][0]) + 1
         made_by = f"sequential denoising of inputs of {inputs_length} tokens"
-        feature_checks.check_targets(feature_lengths, needed, made_by=made_by)
+        check_targets(feature_lengths, needed, made_by=made_by)
         return raw_length
 
     def sentinels_needed(self, feature_lengths: Mapping[str, int]) -> int:
@@ -130,7 +129,7 @@ class UL2:
 
     def __post_init__(self):
         """Refuse a mixture of nothing and modes without a token."""
-        feature_checks.check_at_least(self.documents_per_group, 1, "UL2.documents_per_group")
+        require_field(self, "documents_per_group", self.documents_per_group >= 1, "at least 1")
         rates = [denoiser.rate for denoiser in self.denoisers]
         if not rates or min(rates) < 0 or not sum(rates):
             raise ConfigError(
@@ -145,15 +144,15 @@ class UL2:
 
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
         """Return the length of the longest piece that fits the features under every denoiser."""
-        inputs_length = feature_checks.length_of(
+        inputs_length = length_of(
             feature_lengths, "inputs", least=3 + self._prefix_length, objective="UL2"
         )
-        feature_checks.length_of(feature_lengths, "targets", least=2, objective="UL2")
+        length_of(feature_lengths, "targets", least=2, objective="UL2")
         room = {"inputs": inputs_length - self._prefix_length, "targets": 4 * inputs_length}
         raw_length = min(denoiser.objective.raw_length(room) for denoiser in self._used)
         needed = max(self._counts(denoiser, raw_length)[1] for denoiser in self._used) + 1
         made_by = f"UL2 of inputs of {inputs_length} tokens"
-        feature_checks.check_targets(feature_lengths, needed, made_by=made_by)
+        check_targets(feature_lengths, needed, made_by=made_by)
         return raw_length
 
     def sentinels_needed(self, feature_lengths: Mapping[str, int]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import ConfigError, require_field
 
 Matched = Literal["flops", "steps"]
 # "models/x.gin" is a file, anything else a binding; {"tiny": [...]} holds at that scale only.
@@ -125,21 +125,12 @@ class Sweep:
     finetune: Sequence[Change] = ()
 
     def __post_init__(self):
-        if not re.fullmatch(r"[\w.-]+", self.name):
-            raise ConfigError(
-                f"name is {self.name!r}; wanted letters, digits, '_', '-' and '.'",
-                "Sweep.name",
-            )
-        if self.baseline not in self.rows:
-            raise ConfigError(
-                f"baseline is {self.baseline!r}; wanted one of the rows {', '.join(self.rows)}",
-                "Sweep.baseline",
-            )
-        if self.matched not in get_args(Matched):
-            raise ConfigError(
-                f"matched is {self.matched!r}; wanted {' or '.join(get_args(Matched))}",
-                "Sweep.matched",
-            )
+        valid = re.fullmatch(r"[\w.-]+", self.name)
+        require_field(self, "name", valid, "letters, digits, '_', '-' and '.'")
+        expected = f"one of the rows {', '.join(self.rows)}"
+        require_field(self, "baseline", self.baseline in self.rows, expected)
+        valid = self.matched in get_args(Matched)
+        require_field(self, "matched", valid, " or ".join(get_args(Matched)))
         slugs: dict[str, str] = {}
         for row in self.all_rows():
             if (other := slugs.setdefault(slug(row.name), row.name)) != row.name:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.objectives.spans import Sentinels
+from t5x_lite.objectives.sentinels import Sentinels
 
 # One of these makes a directory one with a tokenizer.
 FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")

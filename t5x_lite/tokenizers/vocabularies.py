@@ -23,7 +23,7 @@ from sentencepiece import sentencepiece_model_pb2
 from t5x_lite.errors import ConfigError
 from t5x_lite.io import files
 from t5x_lite.io.urls import is_address
-from t5x_lite.objectives.spans import Sentinels
+from t5x_lite.objectives.sentinels import Sentinels
 
 if TYPE_CHECKING:
     import seqio

@@ -12,7 +12,7 @@ from etils import epath
 
 from t5x_lite.data.stream.stream import ExampleIds, Stream, StreamPosition
 from t5x_lite.distributed import processes
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import ConfigError, require_field
 from t5x_lite.io.append_file import AppendFile
 from t5x_lite.io.metric_writers import read_lines
 from t5x_lite.training.callbacks import Callback, Report, StepInfo
@@ -95,9 +95,10 @@ class AnomalyGuard:
     def __post_init__(self):
         least = {"nonfinite_steps": 1, "spike_steps": 1, "history": 8, "margin_steps": 0}
         least |= {"max_rollbacks": 0, "spike_deviations": 1}
-        for name, most in least.items():
-            if (value := getattr(self, name)) is not None and value < most:
-                raise ConfigError(f"{name} must be at least {most}; got {value}", f"Guard.{name}")
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            valid = value is None or value >= minimum
+            require_field(self, name, valid, f"at least {minimum}")
 
 
 class Seen(NamedTuple):

@@ -9,7 +9,7 @@ import jax
 from etils import epath
 
 from t5x_lite.console import Console
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import require_field
 from t5x_lite.training.callbacks import Callback, StepInfo
 
 
@@ -25,12 +25,9 @@ class Profile:
     steps: int = 5
 
     def __post_init__(self):
-        if self.steps < 1 or (self.first_step is not None and self.first_step < 1):
-            raise ConfigError(
-                f"first_step takes None or 1 or more, steps 1 or more; got {self}",
-                "Profile.first_step",
-                "Profile.steps",
-            )
+        valid = self.first_step is None or self.first_step >= 1
+        require_field(self, "first_step", valid, "None or at least 1")
+        require_field(self, "steps", self.steps >= 1, "at least 1")
 
 
 class Profiler(Callback):

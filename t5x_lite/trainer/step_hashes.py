@@ -11,7 +11,7 @@ from etils import epath
 
 from t5x_lite.data.stream.stream import ExampleIds, Stream
 from t5x_lite.distributed import processes
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import require_field
 from t5x_lite.io.append_file import AppendFile
 from t5x_lite.io.metric_writers import drop_after
 from t5x_lite.training.bit_fingerprints import as_text
@@ -34,11 +34,7 @@ class StepHashes:
     params_every_steps: int = 100
 
     def __post_init__(self):
-        if self.params_every_steps < 1:
-            raise ConfigError(
-                f"params_every_steps must be at least 1; got {self.params_every_steps}",
-                "StepHashes.params_every_steps",
-            )
+        require_field(self, "params_every_steps", self.params_every_steps >= 1, "at least 1")
 
     @property
     def fingerprint_every(self) -> int | None:

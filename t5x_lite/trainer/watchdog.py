@@ -6,7 +6,7 @@ import sys
 import threading
 
 from t5x_lite.distributed import heartbeat, processes
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import require_field
 from t5x_lite.trainer.goodput import START_UP, TimeLedger
 
 
@@ -25,12 +25,8 @@ class HangTimeouts:
     start_seconds: float | None = 7200.0
 
     def __post_init__(self):
-        names = [each.name for each in dataclasses.fields(self)]
-        if any(value is not None and value <= 0 for value in dataclasses.astuple(self)):
-            raise ConfigError(
-                f"{', '.join(names)} take None or more than 0; got {self}",
-                *(f"Patience.{name}" for name in names),
-            )
+        for name, seconds in dataclasses.asdict(self).items():
+            require_field(self, name, seconds is None or seconds > 0, "None or positive")
 
 
 class Watchdog:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from optax import contrib
 
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import ConfigError, require_field
 from t5x_lite.partitioning import LogicalAxes
 from t5x_lite.training.per_parameter import (
     Optimizer,
@@ -78,13 +78,13 @@ class Adafactor(_ByRule):
     epsilon_parameter: float = 1e-3
 
     def __post_init__(self):
-        _check(self, "decay_rate", 0 < self.decay_rate <= 1, "in (0, 1]")
-        fine = self.momentum is None or 0 <= self.momentum < 1
-        _check(self, "momentum", fine, "None or in [0, 1)")
-        fine = self.momentum_dtype in ("float32", "bfloat16")
-        _check(self, "momentum_dtype", fine, "float32 or bfloat16")
-        fine = set((self.factor_rules or {}).values()) <= set(ROLES)
-        _check(self, "factor_rules", fine, f"None or axes with one of {ROLES}")
+        require_field(self, "decay_rate", 0 < self.decay_rate <= 1, "in (0, 1]")
+        valid = self.momentum is None or 0 <= self.momentum < 1
+        require_field(self, "momentum", valid, "None or in [0, 1)")
+        valid = self.momentum_dtype in ("float32", "bfloat16")
+        require_field(self, "momentum_dtype", valid, "float32 or bfloat16")
+        valid = set((self.factor_rules or {}).values()) <= set(ROLES)
+        require_field(self, "factor_rules", valid, f"None or axes with one of {ROLES}")
 
     def rule(self, path: str, shape: tuple[int, ...], axes: LogicalAxes) -> WeightRule:
         """How one layer's weight is updated."""
@@ -273,9 +273,3 @@ def _moved(param, direction, rate, weight_decay: float | None):
 
 def _without(items: tuple, gone: tuple[int, ...]) -> tuple:
     return tuple(item for i, item in enumerate(items) if i not in gone)
-
-
-def _check(config: Any, name: str, fine: bool, wanted: str) -> None:
-    if not fine:
-        kind = type(config).__name__
-        raise ConfigError(f"{name} must be {wanted}; got {getattr(config, name)}", f"{kind}.{name}")

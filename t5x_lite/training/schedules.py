@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import require_field
 
 
 @runtime_checkable
@@ -39,11 +39,11 @@ class InverseSquareRoot:
     step_offset: int = 0
 
     def __post_init__(self):
-        _check(self, "base", self.base > 0, "positive")
-        _check(self, "warmup_steps", self.warmup_steps >= 1, "at least 1")
-        _check(self, "decay_fraction", 0 <= self.decay_fraction <= 1, "in [0, 1]")
-        needs = self.decay_fraction > 0
-        _check(self, "total_steps", not needs or bool(self.total_steps), "set for a final decay")
+        require_field(self, "base", self.base > 0, "positive")
+        require_field(self, "warmup_steps", self.warmup_steps >= 1, "at least 1")
+        require_field(self, "decay_fraction", 0 <= self.decay_fraction <= 1, "in [0, 1]")
+        valid = self.decay_fraction == 0 or self.total_steps
+        require_field(self, "total_steps", valid, "set for a final decay")
 
     def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
         step = _counted(step, self.step_offset)
@@ -79,11 +79,11 @@ class _Decaying:
     step_offset: int = 0
 
     def __post_init__(self):
-        _check(self, "peak", self.peak > 0, "positive")
-        _check(self, "final", 0 <= self.final <= self.peak, f"in [0, peak = {self.peak}]")
-        _check(self, "warmup_steps", self.warmup_steps >= 0, "0 or more")
+        require_field(self, "peak", self.peak > 0, "positive")
+        require_field(self, "final", 0 <= self.final <= self.peak, f"in [0, peak = {self.peak}]")
+        require_field(self, "warmup_steps", self.warmup_steps >= 0, "0 or more")
         wanted = f"more than warmup_steps = {self.warmup_steps}"
-        _check(self, "total_steps", self.total_steps > self.warmup_steps, wanted)
+        require_field(self, "total_steps", self.total_steps > self.warmup_steps, wanted)
 
     def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
         step = _counted(step, self.step_offset)
@@ -129,8 +129,8 @@ class WarmupStableDecay(_Decaying):
     def __post_init__(self):
         super().__post_init__()
         most = self.total_steps - self.warmup_steps
-        _check(self, "decay_steps", 1 <= self.decay_steps <= most, f"from 1 to {most}")
-        _check(self, "shape", self.shape in ("linear", "sqrt"), "linear or sqrt")
+        require_field(self, "decay_steps", 1 <= self.decay_steps <= most, f"from 1 to {most}")
+        require_field(self, "shape", self.shape in ("linear", "sqrt"), "linear or sqrt")
 
     @property
     def _first(self) -> int:
@@ -184,8 +184,8 @@ class Factors:
 
     def __post_init__(self):
         unknown = sorted(set(self._names()) - set(self.NAMES))
-        _check(self, "factors", not unknown, f"a product of {', '.join(self.NAMES)}")
-        _check(self, "warmup_steps", self.warmup_steps >= 1, "at least 1")
+        require_field(self, "factors", not unknown, f"a product of {', '.join(self.NAMES)}")
+        require_field(self, "warmup_steps", self.warmup_steps >= 1, "at least 1")
 
     def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
         step = _counted(step, self.step_offset)
@@ -209,11 +209,3 @@ def _counted(step: jax.typing.ArrayLike, offset: int) -> jax.Array:
 def _warm(step: jax.Array, warmup_steps: int) -> jax.Array:
     """The share of the rate that a linear warm-up grants; the first step has some of it."""
     return jnp.minimum(1.0, (step + 1.0) / max(warmup_steps, 1))
-
-
-def _check(schedule: Any, name: str, fine: bool, wanted: str) -> None:
-    if not fine:
-        kind = type(schedule).__name__
-        raise ConfigError(
-            f"{name} must be {wanted}; got {getattr(schedule, name)}", f"{kind}.{name}"
-        )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import require_field
 from t5x_lite.models.transformer import Predictions, bind
 from t5x_lite.partitioning import shard
 from t5x_lite.training.chunked_loss import OutputForm, chunked_cross_entropy
@@ -41,14 +41,11 @@ class Loss:
 
     def __post_init__(self):
         factor, chunk = self.loss_normalizing_factor, self.logits_chunk
-        if isinstance(factor, str) and factor not in NORMALIZERS:
-            _reject(self, "loss_normalizing_factor", f"None, a number or one of {NORMALIZERS}")
-        if isinstance(factor, int | float) and factor <= 0:
-            _reject(self, "loss_normalizing_factor", "None, a name or positive")
-        if not 0 <= self.label_smoothing < 1:
-            _reject(self, "label_smoothing", "in [0, 1)")
-        if chunk is not None and chunk < 1:
-            _reject(self, "logits_chunk", "None or positive")
+        valid = factor in NORMALIZERS if isinstance(factor, str) else factor is None or factor > 0
+        expected = f"None, a positive number or one of {NORMALIZERS}"
+        require_field(self, "loss_normalizing_factor", valid, expected)
+        require_field(self, "label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
+        require_field(self, "logits_chunk", chunk is None or chunk >= 1, "None or positive")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,12 +68,11 @@ class Update:
     offload_optimizer: bool = False
 
     def __post_init__(self):
-        if self.microbatches < 1:
-            _reject(self, "microbatches", "1 or more")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            _reject(self, "clip_norm", "None or positive")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            _reject(self, "ema_decay", "None or in (0, 1)")
+        require_field(self, "microbatches", self.microbatches >= 1, "1 or more")
+        valid = self.clip_norm is None or self.clip_norm > 0
+        require_field(self, "clip_norm", valid, "None or positive")
+        valid = self.ema_decay is None or 0 < self.ema_decay < 1
+        require_field(self, "ema_decay", valid, "None or in (0, 1)")
 
 
 def make_train_step(
@@ -290,8 +286,3 @@ def _real_tokens(batch: Batch) -> Metrics:
             used = batch.get(f"{side}_segment_ids", batch[f"{side}_{tokens}"])
             real[name] = jnp.sum(used > 0)
     return real
-
-
-def _reject(config: Any, name: str, wanted: str):
-    kind = type(config).__name__
-    raise ConfigError(f"{name} must be {wanted}; got {getattr(config, name)}", f"{kind}.{name}")

@@ -167,7 +167,7 @@ def test_broken_gin_syntax_is_reported_with_file_and_line(command, tmp_path):
 def test_a_value_out_of_range_names_the_parameter_and_who_set_it(command, model_dir):
     flag = "--gin.TransformerConfig.dropout_rate=1.5"
     said = command("train", RECIPE, model_dir, flag)
-    assert "TransformerConfig.dropout_rate is 1.5; wanted a number in [0, 1)" in said
+    assert "TransformerConfig.dropout_rate must be in [0, 1); got 1.5" in said
     assert f"is set by flag {flag}" in said
 
 

@@ -13,8 +13,8 @@ from t5x_lite.data.store.remote_store import RemoteStore
 from t5x_lite.data.stream.stream import Stream
 from t5x_lite.data.tasks.task_providers import JsonLinesText
 from t5x_lite.errors import ConfigError
+from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import SpanCorruption
-from t5x_lite.objectives.spans import Sentinels
 from t5x_lite.tokenizers.vocabularies import ByteVocabulary
 
 pytest.importorskip("seqio")

@@ -10,7 +10,7 @@ from t5x_lite.data.tasks.task_providers import JsonLinesText
 from t5x_lite.data.tasks.text_pairs import TextPairs
 from t5x_lite.data.vocab import vocab
 from t5x_lite.errors import ConfigError
-from t5x_lite.objectives.spans import Sentinels
+from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.reporting.inspect_data import inspect
 from t5x_lite.tokenizers.vocabularies import ByteVocabulary, Vocabulary
 from t5x_lite.training.schedules import InverseSquareRoot

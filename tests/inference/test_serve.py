@@ -108,7 +108,7 @@ def test_texts_come_with_scores_best_first(ask):
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ({"text": "a", "settings": {"max_length": 0}}, "max_length is 0; wanted 1 or more"),
+        ({"text": "a", "settings": {"max_length": 0}}, "max_length must be 1 or more; got 0"),
         ({"text": "a", "settings": {"max_length": 2000}}, "at most 1024 tokens"),
         (
             {"text": "a", "settings": {"max_length": "4"}},

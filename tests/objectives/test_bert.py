@@ -5,7 +5,7 @@ from hypothesis import given, settings
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.bert import Bert, MaskedLM, ReplacedTokens, SpanBert
-from t5x_lite.objectives.spans import Sentinels
+from t5x_lite.objectives.sentinels import Sentinels
 
 SENTINELS = Sentinels(first=999, count=100)
 MASK, CLS, SEP = 999, 998, 1
@@ -118,6 +118,6 @@ def test_features_must_hold_text_and_special_tokens():
     assert Bert().raw_length({"inputs": 512, "targets": 512}) == 509
     with pytest.raises(ConfigError, match="makes targets of 512"):
         Bert().raw_length({"inputs": 512, "targets": 511})
-    with pytest.raises(ConfigError, match="noise_density is 1") as caught:
+    with pytest.raises(ConfigError, match=r"noise_density must be in \(0, 1\); got 1.0") as caught:
         SpanBert(noise_density=1.0)
     assert caught.value.names == ("SpanBert.noise_density",)

@@ -22,7 +22,7 @@ def test_everything_else_is_the_objectives(rows_of, lists_of, keys_of):
     assert wrapped.raw_length(lengths) == plain.raw_length(lengths)
     assert wrapped.sentinels_needed(lengths) == plain.sentinels_needed(lengths)
     assert RandomLengths(SpanCorruption(documents_per_group=9)).documents_per_group == 9
-    from t5x_lite.objectives.spans import Sentinels
+    from t5x_lite.objectives.sentinels import Sentinels
 
     for name, made in wrapped(rows, keys, Sentinels(999, 100)).items():
         assert lists_of(made) == lists_of(plain(rows, keys, Sentinels(999, 100))[name])
@@ -33,7 +33,7 @@ def test_what_cannot_be_is_refused(keys_of):
     for objective in (Bert(), MaskedLM(), FullLM()):
         with pytest.raises(ConfigError, match="cannot have pieces of random lengths"):
             RandomLengths(objective)
-    with pytest.raises(ConfigError, match="shortest is 0"):
+    with pytest.raises(ConfigError, match="shortest must be at least 1; got 0"):
         RandomLengths(shortest=0)
     with pytest.raises(ConfigError, match="hold pieces of 5 tokens"):
         RandomLengths().piece_lengths(5, keys_of(1))

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import philox, spans
+from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import SpanCorruption
-from t5x_lite.objectives.spans import Rows, Sentinels
+from t5x_lite.objectives.spans import Rows
 
 SENTINELS = Sentinels(first=32099, count=100)
 
@@ -52,7 +53,7 @@ def test_targets_shorter_than_the_objective_makes_are_refused():
 
 
 def test_a_missing_feature_is_named():
-    with pytest.raises(ConfigError, match="lacks 'targets'"):
+    with pytest.raises(ConfigError, match="needs the length of 'targets'; got"):
         SpanCorruption().raw_length({"inputs": 512})
 
 

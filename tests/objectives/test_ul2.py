@@ -5,8 +5,8 @@ from hypothesis import given, settings
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import ul2
+from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import SpanCorruption
-from t5x_lite.objectives.spans import Sentinels
 from t5x_lite.objectives.ul2 import UL2, UL2_DENOISERS, Denoiser, SequentialDenoising
 
 SENTINELS = Sentinels(first=999, count=100)
@@ -92,5 +92,5 @@ def test_a_mixture_that_cannot_be_drawn_from_is_refused():
         UL2((Denoiser(SpanCorruption(), ul2.R, 0.0),))
     with pytest.raises(ConfigError, match="2 mode tokens are given for 3 modes"):
         UL2(mode_tokens=((5,), (6,)))
-    with pytest.raises(ConfigError, match="target_share is 1"):
+    with pytest.raises(ConfigError, match=r"target_share must be in \(0, 1\); got 1.0"):
         SequentialDenoising(1.0)

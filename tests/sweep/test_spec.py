@@ -33,9 +33,9 @@ def test_a_row_is_a_list_of_changes_or_says_where_it_differs():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"name": "a/b"}, "name is 'a/b'"),
-        ({"baseline": "three"}, "baseline is 'three'; wanted one of the rows one, two, LM"),
-        ({"matched": "time"}, "matched is 'time'; wanted flops or steps"),
+        ({"name": "a/b"}, "name must be letters, .* got 'a/b'"),
+        ({"baseline": "three"}, "baseline must be one of the rows one, two, LM; got 'three'"),
+        ({"matched": "time"}, "matched must be flops or steps; got 'time'"),
         ({"rows": {"one": {"pretrian": []}}}, "wanted a list of changes, or a dict of some of"),
         ({"rows": {"one": "A.b = 1"}}, "wanted a list of changes"),
         ({"rows": {"one": {"pretrain": "A.b = 1"}}}, "wanted a list"),

@@ -5,7 +5,7 @@ from hypothesis import given
 
 from t5x_lite.data.sources import embedded_corpus
 from t5x_lite.errors import ConfigError
-from t5x_lite.objectives.spans import Sentinels
+from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.tokenizers.vocabularies import ByteVocabulary, Vocabulary, train_vocabulary
 
 

@@ -51,6 +51,8 @@ def test_what_went_before_is_not_held_against_the_start():
 
 
 def test_limits_that_make_no_sense_are_named():
-    with pytest.raises(ConfigError, match="take None or more than 0") as error:
+    with pytest.raises(
+        ConfigError, match=r"start_seconds must be None or positive; got -1.0"
+    ) as error:
         HangTimeouts(start_seconds=-1.0)
     assert "HangTimeouts.start_seconds" in error.value.names

@@ -10,8 +10,8 @@ from t5x_lite.data.sources.embedded_corpus import embedded_documents
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.transformer import abstract, initialize
 from t5x_lite.objectives.noise import Rows
+from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import SpanCorruption
-from t5x_lite.objectives.spans import Sentinels
 from t5x_lite.training.optimizers import AdamW
 from t5x_lite.training.schedules import Constant
 from t5x_lite.training.state import TrainState

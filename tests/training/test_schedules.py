@@ -84,7 +84,7 @@ def test_every_factor_of_t5xs_language_equals_its_formula(factors, offset):
 
 
 def test_a_factor_that_does_not_exist_is_named_with_those_that_do():
-    with pytest.raises(ConfigError, match=r"a product of constant, .* got constant") as e:
+    with pytest.raises(ConfigError, match=r"a product of constant, .* got 'constant") as e:
         Factors(factors="constant * rsqrt")
     assert e.value.names == ("Factors.factors",)
 
@@ -165,7 +165,7 @@ FALL = dict(peak=1.0, total_steps=10)
     ],
 )
 def test_impossible_schedules_are_named(kind, changes, name):
-    with pytest.raises(ConfigError, match=rf"{name} must be .* got {changes[name]}") as error:
+    with pytest.raises(ConfigError, match=rf"{name} must be .* got {changes[name]!r}") as error:
         kind(**changes)
     assert error.value.names == (f"{kind.__name__}.{name}",)
 

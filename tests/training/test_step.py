@@ -333,7 +333,7 @@ def test_norms_are_told_for_the_whole_and_for_its_parts(tiny_config, random_para
     ],
 )
 def test_impossible_settings_are_named(config, name, value):
-    with pytest.raises(ConfigError, match=rf"{name} must be .* got {value}") as error:
+    with pytest.raises(ConfigError, match=rf"{name} must be .* got {value!r}") as error:
         config(**{name: value})
     assert error.value.names == (f"{config.__name__}.{name}",)
 

@@ -27,9 +27,9 @@ from t5x_lite.data.stream.trim_and_eos import (
     read_ranges,
 )
 from t5x_lite.objectives import philox
-from t5x_lite.objectives.feature_checks import check_sentinels
+from t5x_lite.objectives.sentinels import Sentinels, check_sentinels
 from t5x_lite.objectives.span_corruption import Objective, PairObjective, RandomPieces
-from t5x_lite.objectives.spans import Rows, Sentinels
+from t5x_lite.objectives.spans import Rows
 
 _OTHER_PIECE = 0x4F544852  # folded into an example's key to draw the piece beside it
 _PIECE_LENGTH = 0x504C454E  # folded into a group's key to draw how long its pieces are

@@ -12,7 +12,7 @@ from t5x_lite.data.stream.examples import Examples, random_stream
 from t5x_lite.data.stream.open_examples import UnsizedExamples, open_examples
 from t5x_lite.data.stream.stream import StreamTask
 from t5x_lite.errors import ConfigError
-from t5x_lite.objectives.spans import Sentinels
+from t5x_lite.objectives.sentinels import Sentinels
 
 _EXAMPLES_PER_READ = 512
 

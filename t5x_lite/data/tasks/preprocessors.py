@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from t5x_lite.data.stream.pair_trimming import PairTrimming, find_answer, single_row, window_start
 from t5x_lite.data.stream.trim_and_eos import EOS_ID, FEATURES, feature_widths, finish_features
 from t5x_lite.errors import ConfigError
-from t5x_lite.objectives.feature_checks import check_sentinels
+from t5x_lite.objectives.sentinels import check_sentinels
 from t5x_lite.objectives.span_corruption import (
     Objective,
     PairObjective,

@@ -22,8 +22,8 @@ from t5x_lite.data.tasks.task_providers import JsonLinesText
 from t5x_lite.data.tokenize import build_store
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.bert import Bert
+from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import SpanCorruption
-from t5x_lite.objectives.spans import Sentinels
 from t5x_lite.tokenizers.vocabularies import ByteVocabulary
 
 LENGTHS = {"inputs": 40, "targets": 16}

@@ -22,8 +22,8 @@ from t5x_lite.data.tasks.text_pairs import TextPairs
 from t5x_lite.data.tokenize.build_store import build_token_store
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.language_models import FullLM, LMAdaptation
+from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import SpanCorruption
-from t5x_lite.objectives.spans import Sentinels
 from t5x_lite.tokenizers.vocabularies import ByteVocabulary
 
 seqio = pytest.importorskip("seqio")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from t5x_lite.data.stream.open_examples import open_examples
 from t5x_lite.data.stream.pair_trimming import PairTrimming, find_answer, window_start
 from t5x_lite.errors import ConfigError
-from t5x_lite.objectives.spans import Sentinels
+from t5x_lite.objectives.sentinels import Sentinels
 
 TOKENS = st.lists(st.integers(3, 9), min_size=1, max_size=30)
 

@@ -8,8 +8,8 @@ import pytest
 
 from t5x_lite.data.stream import numba_loader, shuffle
 from t5x_lite.data.stream.stream import Stream, StreamTask
+from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import SpanCorruption
-from t5x_lite.objectives.spans import Sentinels
 
 REFERENCE = dict(np.load(Path(__file__).parent / "references" / "seqio_reference.npz"))
 LENGTHS = {"inputs": 64, "targets": 18}

@@ -13,7 +13,7 @@ from t5x_lite.data.stream.open_examples import open_examples
 from t5x_lite.data.stream.seqio_pipeline import SeqioPipeline, SeqioPipelineExamples
 from t5x_lite.data.stream.stream import Stream, StreamTask, evaluation_batches
 from t5x_lite.errors import ConfigError
-from t5x_lite.objectives.spans import Sentinels
+from t5x_lite.objectives.sentinels import Sentinels
 
 seqio = pytest.importorskip("seqio")
 tf = pytest.importorskip("tensorflow")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from t5x_lite.data.stream.stream import Stream, StreamTask, evaluation_batches
 from t5x_lite.errors import ConfigError
+from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import SpanCorruption
-from t5x_lite.objectives.spans import Sentinels
 
 SENTINELS = Sentinels(999, 100)
 LENGTHS = {"inputs": 40, "targets": 16}

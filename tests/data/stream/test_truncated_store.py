@@ -12,7 +12,7 @@ from t5x_lite.data.stream.truncated_store import tokens_to_repeat, truncate_stor
 from t5x_lite.data.tasks.task_providers import EmbeddedCorpus
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.language_models import LM
-from t5x_lite.objectives.spans import Sentinels
+from t5x_lite.objectives.sentinels import Sentinels
 
 LENGTHS = {"inputs": 1, "targets": 9}
 

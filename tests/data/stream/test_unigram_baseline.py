@@ -7,8 +7,8 @@ from t5x_lite.data.stream.stream import StreamTask, evaluation_batches
 from t5x_lite.data.stream.unigram_baseline import target_baselines
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.bert import MaskedLM
+from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import SpanCorruption
-from t5x_lite.objectives.spans import Sentinels
 
 SETTINGS = {
     "feature_lengths": {"inputs": 40, "targets": 16},
