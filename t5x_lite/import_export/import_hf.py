@@ -77,9 +77,12 @@ def model_gin(config: TransformerConfig, source: str) -> str:
     moe = "" if config.moe is None else _bindings("MixtureOfExperts", config.moe)
     return (
         f"# Imported from {source}.\n#\n# Gives MODEL. Commonly overridden: "
-        "TransformerConfig.dropout_rate, TransformerConfig.dtype.\n"
+        "DROPOUT_RATE, TransformerConfig.dtype.\n"
         "from __gin__ import dynamic_registration\n\nfrom t5x_lite.models import config\n\n"
-        "MODEL = @config.TransformerConfig()\n\n" + _bindings("TransformerConfig", config) + moe
+        "MODEL = @config.TransformerConfig()\n\n"
+        + _bindings("TransformerConfig", config)
+        + moe
+        + f"\nconfig.dropout_rate.pretraining = {config.dropout_rate}\n"
     )
 
 
@@ -87,7 +90,9 @@ def _bindings(name: str, values: TransformerConfig | MixtureOfExperts) -> str:
     lines = [f"config.{name}:"]
     for field in dataclasses.fields(values):
         value = getattr(values, field.name)
-        if isinstance(value, MixtureOfExperts):
+        if field.name == "dropout_rate":  # DROPOUT_RATE of the run file overrides it
+            lines.append(f"    {field.name} = @config.dropout_rate()")
+        elif isinstance(value, MixtureOfExperts):
             lines.append(f"    {field.name} = @config.MixtureOfExperts()")
         elif value != field.default:
             lines.append(f"    {field.name} = {value!r}")

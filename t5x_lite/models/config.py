@@ -15,6 +15,29 @@ REMAT_POLICIES = ("none", "minimal", "full")
 SAVED_NAMES = ("attention", "mlp_hidden", "projection")  # activations that a remat tuple may keep
 
 
+def dropout_rate(pretraining: float = 0.0, run: float | None = None) -> float:
+    """Choose the dropout rate of a run, for gin files.
+
+    Model files set `pretraining` and run files set `run`. Each has a name of its own, so that the
+    order of the files does not decide which rate is used.
+
+    Args:
+        pretraining: The rate that the model family was pretrained with.
+        run: The rate of the run, from the macro DROPOUT_RATE. None: `pretraining`.
+
+    Returns:
+        A value for `TransformerConfig.dropout_rate`.
+
+    Raises:
+        ConfigError: If `run` is not in [0, 1).
+    """
+    if run is None:
+        return pretraining
+    if not 0.0 <= run < 1.0:
+        raise ConfigError(f"DROPOUT_RATE is {run}; wanted a number in [0, 1)", "DROPOUT_RATE")
+    return run
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixtureOfExperts:
     """Switch feed-forward: each token goes to one of `num_experts` (Fedus et al. 2021).

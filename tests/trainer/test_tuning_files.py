@@ -63,6 +63,65 @@ def test_the_run_file_has_the_papers_numbers():
     assert final["schedules.Constant.value"] == 1e-3
 
 
+@pytest.fixture
+def dropout_of():
+    """The dropout rate that a run passes to its model: dropout_of(files, flags) -> 0.1."""
+
+    def read(files, flags=()):
+        gin.clear_config()
+        rest = ["objectives/span_corruption.gin", "tasks/glue.gin", "optimizers/adafactor.gin"]
+        settings = {"MODEL_DIR": "new", "INITIAL_CHECKPOINT_PATH": "old", "TRAIN_STEPS": 1}
+        if "runs/finetune.gin" not in files:
+            settings |= {"BATCH_SIZE": 8}
+            del settings["INITIAL_CHECKPOINT_PATH"]
+        flags = [*(f"--gin.{name}={value}" for name, value in settings.items()), *flags]
+        search = ["", str(GIN_CONFIGS)]
+        gin_config.check_macros(gin_config.read([*rest, *files], flags, search), "train")
+        gin_config.parse([*rest, *files], flags, search)
+        return gin_config.arguments(train)["model"].dropout_rate
+
+    yield read
+    gin.clear_config()
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["model first", "run first"])
+@pytest.mark.parametrize(
+    ("model", "run", "rate"),
+    [
+        ("models/t5_1_0/base.gin", "runs/pretrain.gin", 0.1),
+        ("models/t5_1_1/base.gin", "runs/pretrain.gin", 0.0),
+        ("models/t5_1_0/base.gin", "runs/finetune.gin", 0.1),
+        ("models/t5_1_1/base.gin", "runs/finetune.gin", 0.1),
+        ("models/mt5/small.gin", "runs/finetune.gin", 0.1),
+    ],
+)
+def test_dropout_does_not_depend_on_the_order_of_the_files(dropout_of, model, run, rate, order):
+    files = [model, run][::order]
+    assert dropout_of(files) == rate
+    assert dropout_of(files, ["--gin.DROPOUT_RATE=0.25"]) == 0.25
+    assert dropout_of(files, ["--gin.TransformerConfig.dropout_rate=0.5"]) == 0.5
+
+
+def test_a_model_file_with_a_number_of_its_own_is_fine_tuned_with_dropout(dropout_of, tmp_path):
+    (tmp_path / "model.gin").write_text(
+        "from __gin__ import dynamic_registration\n"
+        "from t5x_lite.models import config\n"
+        'include "models/t5_1_1/base.gin"\n'
+        "config.TransformerConfig.dropout_rate = 0.0\n"
+    )
+    model = str(tmp_path / "model.gin")
+    assert dropout_of([model, "runs/pretrain.gin"]) == 0.0
+    assert dropout_of([model, "runs/finetune.gin"]) == 0.1
+
+
+def test_a_dropout_rate_that_cannot_be_is_named(dropout_of):
+    with pytest.raises(
+        ConfigError, match=r"DROPOUT_RATE is 1.5; wanted a number in \[0, 1\)"
+    ) as error:
+        dropout_of(["models/t5_1_1/base.gin", "runs/finetune.gin"], ["--gin.DROPOUT_RATE=1.5"])
+    assert error.value.names == ("DROPOUT_RATE",)
+
+
 def test_adapters_and_norms_are_trained(given):
     model, optimizer, _, init = given("tuning/adapters.gin")
     assert model.adapter_dim == 128
@@ -78,6 +137,7 @@ def test_a_prompt_alone_is_trained(given):
     model, optimizer, rate, _ = given("tuning/prompt.gin")
     assert trained(model, optimizer) == {"prompt/embedding"}
     assert model.prompt_length == 100
+    assert model.dropout_rate == 0
     assert float(rate(0)) == pytest.approx(0.3)
     assert not optimizer.optimizer.multiply_by_parameter_scale
     assert gin.get_configurable("Data")().pack is False
