@@ -1,4 +1,4 @@
-"""What the makers say their chips can do: the denominators of every estimate.
+"""Published peaks of TPUs and GPUs: FLOP/s, memory, bandwidth, links.
 
 Sources: TPUs, the "System architecture" pages of cloud.google.com/tpu/docs (v4, v5e, v5p, v6e,
 tpu7x), v4's links from Jouppi et al. 2023 (table 4); GPUs, NVIDIA's data sheets, dense bfloat16
@@ -11,13 +11,20 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """Peaks of one chip, in FLOP/s, bytes, and bytes a second.
+    """Peaks of one chip.
 
-    name: as in a topology ("v5e:4x4"). device_kinds: what JAX may call it, by their beginnings.
-    cores: that a chip has; where `device_is_core`, JAX sees each of them as a device. ici: links to
-    other chips together, one direction (a GPU: NVLink). torus: dimensions of the network of links,
-    0 for a switch. dcn: data-center network a chip, one direction, None where it is not published.
-    flops_per_cycle: of a chip's matrix units, which with the peak gives the clock.
+    Attributes:
+        name: as in a topology ("v5e:4x4").
+        device_kinds: prefixes of what JAX calls its devices.
+        peak: dense bfloat16 FLOP/s.
+        hbm: bytes of memory.
+        hbm_bandwidth: bytes a second.
+        ici: bytes a second of all links to other chips together, one direction (a GPU: NVLink).
+        torus: dimensions of the network of links; 0 for a switch.
+        dcn: bytes a second of the data-center network, one direction; None if not published.
+        cores: cores of a chip.
+        device_is_core: whether JAX shows each core as a device.
+        flops_per_cycle: of a chip's matrix units; with the peak it gives the clock.
     """
 
     name: str
@@ -34,12 +41,12 @@ class Chip:
 
     @property
     def clock(self) -> float | None:
-        """Cycles a second of what the TPU compiler counts cycles of."""
+        """Cycles a second, in the TPU compiler's sense of a cycle."""
         return None if self.flops_per_cycle is None else self.peak / self.flops_per_cycle
 
     @property
     def devices(self) -> int:
-        """How many devices of JAX a chip is."""
+        """The number of JAX devices of a chip."""
         return self.cores if self.device_is_core else 1
 
 
@@ -141,14 +148,14 @@ _OTHER_PEAKS = {"NVIDIA H100 PCIe": 756e12, "NVIDIA H100 NVL": 835e12}
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip behind JAX's name for a device; the longest known beginning wins."""
+    """Return the chip of a device by the name that JAX gives it; the longest known prefix wins."""
     found = [(kind, chip) for chip in CHIPS for kind in chip.device_kinds]
     found = [(kind, chip) for kind, chip in found if device_kind.startswith(kind)]
     return max(found, key=lambda pair: len(pair[0]))[1] if found else None
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak dense bfloat16 FLOP/s of one device of JAX; None where it is not known (a CPU)."""
+    """Return the peak dense bfloat16 FLOP/s of one JAX device; None if unknown (a CPU)."""
     if device_kind in _OTHER_PEAKS:
         return _OTHER_PEAKS[device_kind]
     chip = chip_of(device_kind)

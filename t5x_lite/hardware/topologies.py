@@ -1,7 +1,7 @@
-"""Machines by name: "v5e:4x4" is 16 chips of a TPU slice, "h200:8" eight GPUs.
+"""Machines by name: "v5e:4x4" is a TPU slice of 16 chips, "h200:8" is eight GPUs.
 
-The devices of a TPU slice come from libtpu, the TPU's compiler: real in all but that nothing can
-run on them. It works on any x86-64 Linux machine.
+The devices of a TPU slice come from libtpu, the TPU's compiler: programs can be compiled for them
+but not run. It works on any x86-64 Linux machine.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 # Chips whose compiler (libtpu 0.0.42) overflows a stack of the usual 8 MiB even on tiny programs.
 _DEEP = ("tpu7x",)
-# What libtpu wants to know where there is no TPU and no metadata server to ask.
+# What libtpu needs where there is no TPU and no metadata server.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -32,7 +32,13 @@ _ENVIRONMENT = {
 
 
 class Topology(NamedTuple):
-    """Chips of one kind, wired as `shape` in each of `slices` slices."""
+    """Chips of one kind.
+
+    Attributes:
+        chip: the kind.
+        shape: the grid of chips of one slice; for GPUs their number.
+        slices: slices, connected by the data-center network.
+    """
 
     chip: Chip
     shape: tuple[int, ...]
@@ -40,18 +46,18 @@ class Topology(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As the command line has it: "v5e:4x4", "v5e:4x4 x 2"."""
+        """The name, such as "v5e:4x4" or "v5e:4x4 x 2"."""
         name = f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
         return name if self.slices == 1 else f"{name} x {self.slices}"
 
     @property
     def chips(self) -> int:
-        """Chips of all slices."""
+        """The number of chips of all slices."""
         return math.prod(self.shape) * self.slices
 
     @property
     def devices(self) -> int:
-        """What JAX calls devices, of all slices."""
+        """The number of JAX devices of all slices."""
         return self.chips * self.chip.devices
 
     @property
@@ -63,15 +69,23 @@ class Topology(NamedTuple):
 
 
 def topology(name: str, slices: int = 1) -> Topology:
-    """The topology of this name; ConfigError with the nearest names if there is none."""
+    """Parse the name of a topology.
+
+    Args:
+        name: CHIP:SIZES, such as "v5e:4x4", "v5p:4x4x4" or "h200:8".
+        slices: the number of slices.
+
+    Raises:
+        ConfigError: for an unknown chip or slice, with the nearest that exist.
+    """
     kind, _, sizes = name.partition(":")
     chip = next((chip for chip in CHIPS if chip.name == kind.lower()), None)
     if slices < 1:
-        raise ConfigError(f"slices is {slices}; wanted 1 or more", "plan.slices")
+        raise ConfigError(f"slices is {slices}; it must be at least 1", "plan.slices")
     if chip is None:
         known = ", ".join(chip.name for chip in CHIPS)
         raise ConfigError(
-            f"topology {name!r} names no chip that is known; wanted one of {known}, as in "
+            f"topology {name!r} names no chip that is known; expected one of {known}, as in "
             f"v5e:4x4, v5p:4x4x4 or h200:8",
             "plan.topology",
         )
@@ -95,8 +109,12 @@ def topology(name: str, slices: int = 1) -> Topology:
     return Topology(chip, shape, slices)
 
 
-def tpu_devices(wanted: Topology) -> Sequence[Any]:
-    """The devices of a TPU topology, one after the other; ConfigError if libtpu is missing."""
+def tpu_devices(requested: Topology) -> Sequence[Any]:
+    """Return the devices of a TPU topology.
+
+    Raises:
+        ConfigError: if libtpu is not installed.
+    """
     try:
         import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -105,29 +123,29 @@ def tpu_devices(wanted: Topology) -> Sequence[Any]:
         ) from None
     from jax.experimental import topologies
 
-    options: dict[str, Any] = {"num_slices": wanted.slices} if wanted.slices > 1 else {}
-    if wanted.chip.cores > 1 and not wanted.chip.device_is_core:
+    options: dict[str, Any] = {"num_slices": requested.slices} if requested.slices > 1 else {}
+    if requested.chip.cores > 1 and not requested.chip.device_is_core:
         options["chip_config_name"] = "megacore"  # both cores as one device, as TPU VMs have it
-    name = f"{wanted.chip.name}:{'x'.join(map(str, wanted.shape))}"
+    name = f"{requested.chip.name}:{'x'.join(map(str, requested.shape))}"
     with _environment():
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
 
 
-def check_stack(wanted: Topology) -> None:
-    """Raise ConfigError where the compiler for a topology would crash on this process's stack."""
+def check_stack(requested: Topology) -> None:
+    """Raise ConfigError if the compiler for a topology would overflow this process's stack."""
     import resource  # of Unix alone, as libtpu is
 
-    if wanted.chip.name in _DEEP and resource.getrlimit(resource.RLIMIT_STACK)[0] != -1:
+    if requested.chip.name in _DEEP and resource.getrlimit(resource.RLIMIT_STACK)[0] != -1:
         raise ConfigError(
-            f"the compiler for {wanted.chip.name} wants more stack than this shell allows: say "
-            f"`ulimit -s unlimited`, then give the same command",
+            f"the compiler for {requested.chip.name} needs a larger stack than this shell allows: "
+            f"run `ulimit -s unlimited`, then the same command",
             "plan.topology_name",
         )
 
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    """Set what libtpu reads while it is loaded; what the user set stays."""
+    """Set the variables that libtpu reads while it is loaded; what the user set is kept."""
     new = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
     os.environ.update(new)
     try:
@@ -138,7 +156,7 @@ def _environment() -> Iterator[None]:
 
 
 def _slices(chip: Chip) -> tuple[str, ...]:
-    """All slices of a chip, by size."""
+    """Return all slices of a chip, by size."""
     if chip.torus == 2:
         return _FLAT
     largest = _LARGEST[chip.name]
@@ -149,7 +167,7 @@ def _slices(chip: Chip) -> tuple[str, ...]:
 
 
 def _examples(chip: Chip, chips: int) -> str:
-    """Up to four slices of about so many chips."""
+    """Name up to four slices of about this number of chips."""
     if not chip.torus:
         return f"{chip.name}:8"
 

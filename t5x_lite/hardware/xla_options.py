@@ -1,4 +1,4 @@
-"""XLA's options for a training step, by kind of chip: the one table."""
+"""XLA compiler options of the training step, by kind of chip."""
 
 from collections.abc import Mapping
 
@@ -18,15 +18,18 @@ _WHOLE_PRODUCTS = {
 WITHOUT_TENSOR_PARALLELISM: Mapping[str, Mapping[str, str]] = {"v5e": _WHOLE_PRODUCTS}
 
 
-# Without it some of XLA's kernels add with atomics, in whatever order they come (and autotuning may
-# choose another kernel at the next start). No GPU has run it yet.
+# Without it some of XLA's GPU kernels add with atomics, in an order that varies from run to run,
+# and autotuning may choose another kernel at the next start. No GPU has run it yet.
 DETERMINISTIC: Mapping[str, Mapping[str, str]] = {"gpu": {"xla_gpu_deterministic_ops": "true"}}
 
 
 def compiler_options(mesh: jax.sharding.Mesh, *, deterministic: bool = False) -> dict[str, str]:
-    """The options for the chips of this mesh; none where there is nothing to say.
+    """Return the compiler options for the devices of a mesh; mostly there are none.
 
-    deterministic: the same bits at every run, at a price on GPUs; CPUs and TPUs need nothing.
+    Args:
+        mesh: the device mesh.
+        deterministic: ask for bit-identical results at every run, which is slower on GPUs; CPUs and
+            TPUs are deterministic anyway.
     """
     device = mesh.devices.flat[0]
     options = dict(DETERMINISTIC.get(device.platform, {})) if deterministic else {}

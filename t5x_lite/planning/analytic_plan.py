@@ -1,4 +1,4 @@
-"""What arithmetic alone says of a setting on a topology: sizes, FLOPs, memory, roofline."""
+"""The parts of a plan that need no compiler: sizes, FLOPs, memory and roofline."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,14 @@ from t5x_lite.planning.roofline import Roofline
 
 
 class Arithmetic(NamedTuple):
-    """facts: parts of a plan. memory: bytes of a device by kind. phases: of a generation."""
+    """What arithmetic alone gives.
+
+    Attributes:
+        facts: sections of a plan: model, batch and FLOPs.
+        memory: bytes of one device by kind.
+        roofline: bounds of the step, or of a whole generation.
+        phases: ranges [low, high] of seconds of a generation's prefill and of one token.
+    """
 
     facts: dict[str, Any]
     memory: dict[str, int]
@@ -23,10 +30,16 @@ class Arithmetic(NamedTuple):
     phases: dict[str, list[float]] | None = None
 
 
-def arithmetic(setting: Setting, wanted: Topology, mesh: Mapping[str, int]) -> Arithmetic:
-    """Count what needs no compiler; a mesh with the sizes of all axes."""
+def arithmetic(setting: Setting, topology: Topology, mesh: Mapping[str, int]) -> Arithmetic:
+    """Compute what needs no compiler.
+
+    Args:
+        setting: the step or generation to plan.
+        topology: the machine.
+        mesh: the sizes of all mesh axes.
+    """
     if setting.texts is not None:
-        return _of_generation(setting, setting.texts, wanted, mesh)
+        return _of_generation(setting, setting.texts, topology, mesh)
     model, rows = setting.model, setting.batch_size
     batch = batch_shapes(model, setting.lengths, rows, packed=setting.packed)
     tokens = sum(
@@ -42,7 +55,7 @@ def arithmetic(setting: Setting, wanted: Topology, mesh: Mapping[str, int]) -> A
     else:
         state = {"weights": state["weights"]}
     bounds = roofline.roofline(
-        wanted.chip,
+        topology.chip,
         model,
         mesh=mesh,
         step_flops=flops,
@@ -50,21 +63,21 @@ def arithmetic(setting: Setting, wanted: Topology, mesh: Mapping[str, int]) -> A
         state=state,
         activations=activations,
     )
-    facts = _facts(setting, wanted, tokens=tokens, flops=flops)
+    facts = _facts(setting, topology, tokens=tokens, flops=flops)
     return Arithmetic(facts, {**state, "activations": activations}, bounds)
 
 
 def _of_generation(
-    setting: Setting, texts: DecodingWorkload, wanted: Topology, mesh: Mapping[str, int]
+    setting: Setting, texts: DecodingWorkload, topology: Topology, mesh: Mapping[str, int]
 ) -> Arithmetic:
     model = setting.model
     flops = decode_plan.model_flops(model, texts)
-    prefill, token = decode_plan.bounds(wanted.chip, model, texts, mesh)
+    prefill, token = decode_plan.bounds(topology.chip, model, texts, mesh)
     cache = decode_plan.cache_bytes(model, texts, mesh)
     weights = roofline.state_bytes(model, setting.optimizer, mesh)["weights"]
     facts = _facts(
         setting,
-        wanted,
+        topology,
         tokens=texts.written * texts.tokens,
         flops=flops[PREFILL] + texts.tokens * flops[TOKEN],
     )
@@ -72,11 +85,11 @@ def _of_generation(
         facts,
         {"weights": weights, "cached keys and values": sum(cache.values())},
         decode_plan.whole(prefill, token, texts.tokens),
-        {kind: [max(each), sum(each)] for kind, each in ((PREFILL, prefill), (TOKEN, token))},
+        {PREFILL: [max(prefill), sum(prefill)], TOKEN: [max(token), sum(token)]},
     )
 
 
-def _facts(setting: Setting, wanted: Topology, *, tokens: int, flops: float) -> dict[str, Any]:
+def _facts(setting: Setting, topology: Topology, *, tokens: int, flops: float) -> dict[str, Any]:
     model, lengths = setting.model, dict(setting.lengths)
     if setting.texts is not None:
         lengths = {"inputs": setting.texts.inputs, "targets": setting.texts.tokens}
@@ -88,7 +101,7 @@ def _facts(setting: Setting, wanted: Topology, *, tokens: int, flops: float) -> 
         },
         "batch": {
             "rows": setting.batch_size,
-            "rows_per_chip": setting.batch_size / wanted.chips,
+            "rows_per_chip": setting.batch_size / topology.chips,
             "lengths": lengths,
             "tokens": tokens,
         },
@@ -99,27 +112,27 @@ def _facts(setting: Setting, wanted: Topology, *, tokens: int, flops: float) -> 
     }
 
 
-def without_compiler(said: Arithmetic, wanted: Topology) -> dict[str, Any]:
-    """The parts of a plan where there is no compiler to ask."""
-    limit = wanted.chip.hbm / wanted.chip.devices
+def without_compiler(counted: Arithmetic, topology: Topology) -> dict[str, Any]:
+    """Return the sections of a plan that is made without a compiler."""
+    limit = topology.chip.hbm / topology.chip.devices
     low, high = KNOWN_GPU_BIAS
-    total = sum(said.memory.values())
-    kept = "no activations" if said.phases else "activations what differentiation keeps"
+    total = sum(counted.memory.values())
+    kept = "no activations" if counted.phases else "activations as differentiation keeps them"
     return {
         "memory": {
             "source": f"analytic: state exact, {kept}, no working memory",
             "limit": limit,
             "total": total,
             "fits": total <= limit,
-            "split": said.memory,
+            "split": counted.memory,
             "largest": [],
         },
         "compute": None,
         "collectives": None,
         "compiler": None,
         "notes": [
-            f"{wanted.chip.name} has no compiler that works without the chip: this is the analytic "
-            f"part alone, memory and roofline",
+            f"{topology.chip.name} has no compiler that works without the chip: this is the "
+            f"analytic part alone, memory and roofline",
             f"known bias of that: training steps of T5 1.1 on one H200 took {low} to {high} times "
             f"the upper end of the time (benchmarks/gpu.md)",
         ],

@@ -1,9 +1,9 @@
-"""Collectives of a compiled step: kind, mesh axis, bytes, and how much of them compute hides.
+"""Collectives of a compiled step: kind, mesh axes, bytes, and how much compute hides of them.
 
-The compiler estimates no time for them. Here it is bytes over bandwidth of the links a group of
-chips can use, after "How to Scale Your Model" (Austin et al. 2025, chapter 3): a ring sends
-(n - 1) / n of the gathered array over both directions of every torus dimension that the group
-spans, over half of that where the dimension does not close to a ring.
+The compiler estimates no time for them. The estimate here is bytes over the bandwidth of the links
+that a group of chips can use, after "How to Scale Your Model" (Austin et al. 2025, chapter 3): a
+ring sends (n - 1) / n of the gathered array over both directions of every torus dimension that the
+group spans, over half of that where the dimension does not close to a ring.
 """
 
 import math
@@ -28,24 +28,38 @@ _PASSES = {"all-gather": 1, "reduce-scatter": 1, "all-reduce": 2}
 
 
 class MeshPosition(NamedTuple):
-    """Where a device stands: slice, and coordinates of its chip."""
+    """The slice of a device and the coordinates of its chip."""
 
     slice: int
     coords: tuple[int, ...]
 
 
 class Layout(NamedTuple):
-    """The mesh over a topology: names and sizes of its axes, and each device's place in order."""
+    """A mesh over a topology.
+
+    Attributes:
+        topology: the machine.
+        axes: sizes of the mesh axes by name.
+        positions: the position of every device, in the order of the mesh.
+    """
 
     topology: Topology
     axes: Mapping[str, int]
-    places: Sequence[MeshPosition]
+    positions: Sequence[MeshPosition]
 
 
 class Collective(NamedTuple):
-    """A collective of one computation. bytes: of the whole array on a device, gathered.
+    """A collective of one computation.
 
-    axis: mesh axes its groups span, joined by "+". seconds, exposed: once. repeats: a step.
+    Attributes:
+        kind: "all-gather", "reduce-scatter", "all-reduce", "all-to-all" or "collective-permute".
+        axis: the mesh axes that its groups span, joined by "+".
+        bytes: of the whole array on a device, gathered.
+        seconds: of one execution.
+        exposed: seconds of one execution that no compute hides.
+        repeats: executions a step.
+        asynchronous: whether XLA split it into a start and a done.
+        op_name: the operation in the JAX program.
     """
 
     kind: str
@@ -66,13 +80,20 @@ class _Flight(NamedTuple):
 def exposed_seconds(
     module: Module, layout: Layout, *, clock: float, begin: str | None = None
 ) -> tuple[list[Collective], float]:
-    """Every collective, and the seconds a device of this clock waits for them in a step.
+    """List every collective, and add up the seconds that a device waits for them in a step.
 
-    begin: the computation to count, once; None for the whole program.
+    A collective starts when it is issued or when the previous one has left the links, and overlaps
+    with the estimated compute until its result is needed. One that is not split into start and done
+    overlaps with nothing.
 
-    A collective starts where it is issued or where the one before has left the links, and hides
-    behind the estimated compute until its result is asked for. One that is not split into start and
-    done hides behind nothing.
+    Args:
+        module: the compiled program.
+        layout: the mesh on its topology.
+        clock: cycles a second, to turn the compiler's cycles into seconds.
+        begin: the computation to count, once; None for the whole program.
+
+    Returns:
+        The collectives, and the exposed seconds.
     """
     found: list[Collective] = []
 
@@ -90,18 +111,18 @@ def exposed_seconds(
             if _is_end(instruction):
                 flight = flying.pop(key, None)
                 if flight is not None:
-                    late = max(0.0, flight.ends - now)
-                    found.append(flight.collective._replace(exposed=late))
-                    now, waited = now + late, waited + late
+                    exposed_now = max(0.0, flight.ends - now)
+                    found.append(flight.collective._replace(exposed=exposed_now))
+                    now, waited = now + exposed_now, waited + exposed_now
                 continue
             collective = _describe(instruction, inner, layout, repeats)
             free = max(now, free) + collective.seconds
             if _is_start(instruction):
                 flying[key] = _Flight(collective._replace(asynchronous=True), free)
             else:
-                late = free - now
-                found.append(collective._replace(exposed=late))
-                now, waited = now + late, waited + late
+                exposed_now = free - now
+                found.append(collective._replace(exposed=exposed_now))
+                now, waited = now + exposed_now, waited + exposed_now
         found.extend(flight.collective for flight in flying.values())
         return waited
 
@@ -120,7 +141,7 @@ def _is_end(instruction: Instruction) -> bool:
 
 
 def _identity(instruction: Instruction, inner: Instruction) -> str:
-    """What a start and its done have in common: the channel, or the start's name."""
+    """Return what a start and its done share: the channel, or the name of the start."""
     if instruction.opcode.endswith("-done"):
         return instruction.operands[0]
     if instruction.opcode.endswith("-start") or is_between_slices(instruction):
@@ -138,12 +159,12 @@ def _describe(
         shapes = shapes[1:2]  # operand, result, and what the wires need
     elif inner.opcode == "all-gather-start":
         shapes = shapes[len(shapes) // 2 :]  # operands, results
-    group = group_of(inner.attributes, len(layout.places))
+    group = group_of(inner.attributes, len(layout.positions))
     if is_between_slices(inner):
         kind, shapes = _kind_between_slices(inner), shapes[:1]
         # Slices follow one another along the first axis of the mesh.
         slices = layout.topology.slices
-        group = [i * (len(layout.places) // slices) for i in range(slices)]
+        group = [i * (len(layout.positions) // slices) for i in range(slices)]
     size = float(sum(shape.bytes for shape in shapes if shape.dims or len(shapes) == 1))
     if "all-reduce-scatter" in (instruction.called("calls") or ""):
         kind = "reduce-scatter"  # computed as an all-reduce of which each keeps a slice
@@ -168,7 +189,7 @@ def _kind_between_slices(instruction: Instruction) -> str:
 
 
 def group_of(attributes: str, devices: int) -> list[int]:
-    """The devices of a collective's first group, in any of the forms XLA writes them."""
+    """Return the devices of a collective's first group, from any of the forms that XLA writes."""
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
         axes = [(n, int(s)) for n, s in re.findall(r"'([^']+)'=(\d+)", found[1])]
         chosen = re.findall(r"'([^']+)'", found[2])
@@ -196,7 +217,7 @@ def group_of(attributes: str, devices: int) -> list[int]:
 
 
 def axes_of(group: Sequence[int], layout: Layout) -> str:
-    """The mesh axes along which the devices of a group differ, such as "data+fsdp"."""
+    """Name the mesh axes along which the devices of a group differ, such as "data+fsdp"."""
     strides, stride = {}, 1
     for name, size in reversed(list(layout.axes.items())):
         strides[name] = (stride, size)
@@ -209,11 +230,11 @@ def axes_of(group: Sequence[int], layout: Layout) -> str:
 
 
 def transfer_seconds(kind: str, size: float, group: Sequence[int], layout: Layout) -> float:
-    """How long a group of devices takes to move `size` bytes a device, its links all its own."""
+    """Estimate how long a group of devices takes to move `size` bytes each over idle links."""
     count, chip = len(group), layout.topology.chip
     if count < 2:
         return 0.0
-    places = [layout.places[device] for device in group]
+    positions = [layout.positions[device] for device in group]
     if kind == "collective-permute":
         crossed = size
     elif kind == "all-to-all":
@@ -221,23 +242,23 @@ def transfer_seconds(kind: str, size: float, group: Sequence[int], layout: Layou
     else:
         crossed = _PASSES[kind] * size * (count - 1) / count
     seconds = 0.0
-    if len({place.slice for place in places}) > 1 and chip.dcn:
+    if len({position.slice for position in positions}) > 1 and chip.dcn:
         # Each chip of a slice carries its share of what the slices exchange.
-        inside = max(1, count // len({place.slice for place in places}))
+        inside = max(1, count // len({position.slice for position in positions}))
         seconds += crossed / inside / chip.dcn
-    return seconds + crossed / _bandwidth(places, layout.topology)
+    return seconds + crossed / _bandwidth(positions, layout.topology)
 
 
-def _bandwidth(places: Sequence[MeshPosition], topology: Topology) -> float:
-    """Bytes a second a chip can send into the dimensions that a group of chips spans."""
+def _bandwidth(positions: Sequence[MeshPosition], topology: Topology) -> float:
+    """Return the bytes a second that a chip can send along the dimensions that a group spans."""
     chip = topology.chip
     if not chip.torus:
         return chip.ici / chip.devices
-    first = places[0]
+    first = positions[0]
     spanned = [
         i
         for i, _ in enumerate(topology.shape)
-        if any(p.coords[i] != first.coords[i] for p in places)
+        if any(p.coords[i] != first.coords[i] for p in positions)
     ]
     if not spanned:  # the cores of one chip: through its memory
         return chip.hbm_bandwidth / chip.devices

@@ -1,7 +1,7 @@
-"""A plan as numbers: what is known of a step, what is estimated of it, and by whom.
+"""The numbers of a plan: memory, compute, collectives, step time, each with its source.
 
-A plan is a nested dictionary of plain values, written as JSON and shown as text (`report`), its
-layout in `schema`.
+A plan is a nested dictionary of plain values, written as JSON and shown as text (`plan_report`);
+`plan_schema` describes its layout.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,9 @@ from t5x_lite.planning.hlo import Module
 from t5x_lite.planning.memory import memory
 from t5x_lite.planning.roofline import Roofline
 
-# Measured over estimated step time of the one published run that was held against the compiler's
-# estimate (MaxText's 32B decoder on v5e-256, large matrix products), by a sketch of it and by this
-# project's own step: see docs/planning.md and benchmarks/plan_calibration.py.
+# Measured over estimated step time of the one published run that was compared with the
+# compiler's estimate (MaxText's 32B decoder on v5e-256, large matrix products), by a sketch of it
+# and by this project's own step: see docs/planning.md and benchmarks/plan_calibration.py.
 KNOWN_BIAS = (0.84, 0.97)
 # The same of the upper end of a GPU's analytic range: seven steps on an H200, benchmarks/gpu.md.
 KNOWN_GPU_BIAS = (2.0, 4.5)
@@ -27,10 +27,13 @@ KNOWN_GPU_BIAS = (2.0, 4.5)
 def too_much_memory(
     found: TooLarge, limit: float, split: Mapping[str, int], arrays: Sequence[tuple[float, str]]
 ) -> dict[str, Any]:
-    """What is known of a program that the compiler refuses for its size.
+    """Describe the memory of a program that the compiler rejects for its size.
 
-    Its own word comes first; what it leaves open comes from the analytic `split`, and the largest
-    of the state's `arrays` (bytes, name).
+    Args:
+        found: the numbers in the compiler's error.
+        limit: bytes of a device, where the compiler names none.
+        split: analytic bytes by kind, where the compiler names none.
+        arrays: the largest arrays of the state as (bytes, name), where the compiler names none.
     """
     used = found.used or max(float(sum(split.values())), limit)
     return {
@@ -46,7 +49,7 @@ def too_much_memory(
 
 
 def unread_memory(program: Compiled, limit: float) -> dict[str, Any]:
-    """The compiler's sizes of a program whose text could not be read."""
+    """Describe the memory of a compiled program whose HLO text cannot be parsed."""
     sizes = program.memory
     split = {
         "weights, optimizer state and batch": sizes["argument"],
@@ -65,7 +68,7 @@ def unread_memory(program: Compiled, limit: float) -> dict[str, Any]:
 
 
 def compiled_memory(module: Module, program: Compiled, limit: float) -> dict[str, Any]:
-    """The compiler's account of a device's memory."""
+    """Describe the memory of a compiled program: totals by the compiler, kinds by a replay."""
     found = memory(module, program.memory)
     return {
         "source": "TPU compiler; kinds of temporary arrays from a replay of its schedule",
@@ -78,10 +81,10 @@ def compiled_memory(module: Module, program: Compiled, limit: float) -> dict[str
 
 
 def compiled_compute(found: Sequence[Cost], topology: Topology) -> dict[str, Any]:
-    """The compiler's estimate of the time its instructions take, collectives aside.
+    """Add up the compiler's estimates of all instructions but collectives.
 
-    kernels: the part of `seconds` that is not the compiler's, but taken from the FLOPs and bytes
-    that hand-written kernels state, at the chip's peaks.
+    "kernels" is the part of "seconds" that is not the compiler's: it is computed from the FLOPs and
+    bytes that Pallas kernels state, at the chip's peaks.
     """
     chip = topology.chip
     assert chip.clock is not None
@@ -109,7 +112,7 @@ def compiled_compute(found: Sequence[Cost], topology: Topology) -> dict[str, Any
 
 
 def compiled_collectives(found: Sequence[Collective], exposed: float) -> dict[str, Any]:
-    """Collectives by kind, axis, and whether compute runs beside them."""
+    """Group collectives by kind, mesh axis, and whether compute overlaps them."""
     kinds: dict[tuple[str, str, bool], dict[str, Any]] = {}
     for one in found:
         key = (one.kind, one.axis, one.asynchronous)
@@ -133,7 +136,10 @@ def compiled_collectives(found: Sequence[Collective], exposed: float) -> dict[st
 class Analysis(NamedTuple):
     """What is read from a compiled program.
 
-    costs: of its instructions. parts: of a plan. phases: ranges of seconds of a generation's.
+    Attributes:
+        costs: the cost of every instruction.
+        parts: sections of a plan: memory, compute, collectives.
+        phases: ranges [low, high] of seconds of a generation's prefill and of one token.
     """
 
     costs: list[Cost]
@@ -141,8 +147,14 @@ class Analysis(NamedTuple):
     phases: dict[str, list[float]] | None
 
 
-def analyse(program: Compiled, layout: Layout, tokens: int | None = None) -> Analysis:
-    """Read a compiled program. tokens: so many it generates, if it does."""
+def analyze(program: Compiled, layout: Layout, tokens: int | None = None) -> Analysis:
+    """Analyze a compiled program.
+
+    Args:
+        program: the compiled program.
+        layout: its mesh on the topology.
+        tokens: the number of tokens that it generates for each text; None for a step.
+    """
     chip, module = layout.topology.chip, Module(program.text)
     assert chip.clock is not None
     rates = dict(
@@ -177,11 +189,16 @@ def _kernel_cycles(
 
 
 def estimate(plan: Mapping[str, Any], topology: Topology, training_tokens: float) -> dict[str, Any]:
-    """Step time as a range, and what follows from it.
+    """Estimate the step time as a range, with MFU, days and chip-hours.
 
-    Compiled: from every instruction at the chip's peaks, or the network if that takes longer, to
-    the compiler's estimate with the collectives that nothing hides. Else from the roofline to its
-    parts one after the other.
+    With a compiler the range goes from every instruction at the chip's peaks (or the network, if
+    that takes longer) to the compiler's estimate plus exposed collectives. Without one it goes from
+    the maximum of the roofline's bounds to their sum.
+
+    Args:
+        plan: the sections of a plan that are known so far.
+        topology: the machine.
+        training_tokens: tokens of the whole training, for days and chip-hours.
     """
     roofline = plan["roofline"]
     bounds = [roofline[name] for name in ("compute", "memory", "network")]
@@ -212,7 +229,7 @@ def estimate(plan: Mapping[str, Any], topology: Topology, training_tokens: float
 
 
 def cost(plan: Mapping[str, Any], price: float) -> dict[str, Any] | None:
-    """What the training costs at a price for an hour of a chip, in the price's currency."""
+    """Compute the cost of the training at a price for a chip-hour; None without an estimate."""
     if plan["estimate"] is None:
         return None
     return {
@@ -223,7 +240,7 @@ def cost(plan: Mapping[str, Any], price: float) -> dict[str, Any] | None:
 
 
 def roofline_part(bounds: Roofline) -> dict[str, Any]:
-    """The analytic roofline as a part of a plan."""
+    """Return the roofline as a section of a plan."""
     return {
         "source": "analytic: model FLOPs, state and collectives of the mesh at published peaks",
         **bounds._asdict(),

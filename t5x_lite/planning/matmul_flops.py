@@ -1,4 +1,4 @@
-"""FLOPs of the matrix products of a compiled program, in the forms XLA writes them."""
+"""FLOPs of the matrix products of a compiled program, in the forms that XLA writes them."""
 
 import functools
 import math
@@ -12,10 +12,14 @@ from t5x_lite.planning.hlo import Instruction
 
 
 def product_flops(instruction: Instruction, operands: Mapping[str, Instruction]) -> int:
-    """FLOPs of a dot or convolution (two for a multiplication and its addition), else 0.
+    """Count the FLOPs of a dot or convolution: two for each multiply-add, 0 for other opcodes.
 
-    On TPUs matrix products are convolutions, their batch dimensions spatial ones: only pairs of
-    elements that meet count.
+    On TPUs matrix products are convolutions with batch dimensions as spatial ones, so only pairs of
+    elements inside the window count.
+
+    Args:
+        instruction: any HLO instruction.
+        operands: the instructions of its computation by name.
     """
     if instruction.opcode not in ("dot", "convolution"):
         return 0
@@ -27,16 +31,21 @@ def product_flops(instruction: Instruction, operands: Mapping[str, Instruction])
         return 2 * math.prod(out) * math.prod(left[d] for d in contracted)
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     assert labels is not None
-    of_left, of_right, of_out = labels[1], labels[2], labels[3]
+    left_labels, right_labels, out_labels = labels[1], labels[2], labels[3]
     pairs = math.prod(
-        _meeting(left[of_left.index(d)], right[of_right.index(d)], out[of_out.index(d)], window)
+        _pairs_in_window(
+            left[left_labels.index(d)],
+            right[right_labels.index(d)],
+            out[out_labels.index(d)],
+            window,
+        )
         for d, window in zip(
-            sorted(c for c in of_out if c.isdigit()), _windows(instruction), strict=True
+            sorted(c for c in out_labels if c.isdigit()), _windows(instruction), strict=True
         )
     )
     batch_groups = re.search(r"batch_group_count=(\d+)", instruction.attributes)
-    batch = out[of_out.index("b")]
-    features = out[of_out.index("f")] * right[of_right.index("i")]
+    batch = out[out_labels.index("b")]
+    features = out[out_labels.index("f")] * right[right_labels.index("i")]
     return 2 * pairs * batch * features // (1 if batch_groups is None else int(batch_groups[1]))
 
 
@@ -76,12 +85,12 @@ def _windows(instruction: Instruction) -> list[_Window]:
 
 
 @functools.lru_cache(maxsize=10_000)
-def _meeting(left: int, right: int, out: int, window: _Window) -> int:
-    """How many (output, window) places along a dimension meet an element of the left operand."""
-    places = (
+def _pairs_in_window(left: int, right: int, out: int, window: _Window) -> int:
+    """Count the (output, window) positions of a dimension that read a left element."""
+    positions = (
         np.arange(out)[:, None] * window.stride
         + np.arange(right)[None, :] * window.window_dilation
         - window.pad
     )
-    inside = (places >= 0) & (places < (left - 1) * window.base_dilation + 1)
-    return int(np.sum(inside & (places % window.base_dilation == 0)))
+    inside = (positions >= 0) & (positions < (left - 1) * window.base_dilation + 1)
+    return int(np.sum(inside & (positions % window.base_dilation == 0)))

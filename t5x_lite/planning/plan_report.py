@@ -1,4 +1,4 @@
-"""A plan for a person: the same Markdown on the screen and in the file."""
+"""A plan as Markdown, its most expensive source lines, and a picture of time and memory."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from t5x_lite.planning.estimate import KNOWN_BIAS
 
 
 def markdown(plan: Mapping[str, Any]) -> str:
-    """The whole plan as text."""
+    """Return the whole plan as Markdown."""
     sections = [
         _head(plan),
         _memory(plan["memory"], plan["topology"]),
@@ -25,7 +25,7 @@ def markdown(plan: Mapping[str, Any]) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose first column is text and whose others are numbers."""
+    """Return a Markdown table; the first column is left-aligned, the others right-aligned."""
     widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
 
     def line(cells: Sequence[str]) -> str:
@@ -40,7 +40,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that suits them: "421 ms", "1.15 s", "12 us"."""
+    """Format seconds in a fitting unit: "421 ms", "1.15 s", "12 us"."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= size or unit == "us":
             return f"{seconds / size:.3g} {unit}"
@@ -48,12 +48,12 @@ def duration(seconds: float) -> str:
 
 
 def gigabytes(size: float) -> str:
-    """Bytes as decimal gigabytes, small ones as megabytes."""
+    """Format bytes as decimal gigabytes, small ones as megabytes."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def span(values: Sequence[float], show: str = ",.3g") -> str:
-    """A range, as one number where both ends look alike."""
+    """Format a range, as one number where both ends look alike."""
     low, high = (format(value, show) for value in values)
     return low if low == high else f"{low} to {high}"
 
@@ -185,18 +185,18 @@ def _sources(plan: Mapping[str, Any]) -> str:
             lines.append(f"- {name}: {plan[name]['source']}")
     if plan["compute"] is not None:
         lines.append(
-            f"- known bias: the one published run held against the compiler's estimate took "
+            f"- known bias: the one published run compared with the compiler's estimate took "
             f"{KNOWN_BIAS[0]} to {KNOWN_BIAS[1]} of it (large matrix products; short rows and "
             f"small heads are untested)"
         )
     if (compiler := plan["compiler"]) is not None:
-        how = "found in the cache" if compiler["cached"] else f"{compiler['seconds']:.0f} s"
+        how = "read from the cache" if compiler["cached"] else f"{compiler['seconds']:.0f} s"
         lines.append(f"- compiler: libtpu {compiler['libtpu']}, jax {compiler['jax']}, {how}")
     return "\n".join([*lines, *(f"- {note}" for note in plan["notes"])])
 
 
 _ROWS = 40
-_COLOURS = {
+_COLORS = {
     "forward": "tab:blue",
     "backward": "tab:orange",
     "recomputed": "tab:red",
@@ -207,15 +207,21 @@ _COLOURS = {
 
 
 def explanation(found: Sequence[Cost], chip: Chip) -> str:
-    """Markdown: the dearest places of the program, with the time they would take at the peaks.
+    """Return the most expensive source lines as Markdown, each with its time at the chip's peaks.
 
-    A place far above its own roofline is where a better program can win; one at its roofline needs
-    fewer FLOPs or bytes.
+    A line far above its own roofline can be improved by a better program; a line at its roofline
+    needs fewer FLOPs or bytes.
+
+    Args:
+        found: the costs of all instructions.
+        chip: the chip whose peaks are used.
     """
     assert chip.clock is not None
     peak, bandwidth = chip.peak / chip.devices, chip.hbm_bandwidth / chip.devices
-    places = summed(found, lambda cost: (cost.part, cost.direction, cost.module, cost.line))
-    # A place's roofline is the sum over its instructions, not the roofline of their sum.
+    lines_of_source = summed(
+        found, lambda cost: (cost.part, cost.direction, cost.module, cost.line)
+    )
+    # A line's roofline is the sum over its instructions, not the roofline of their sum.
     bounds: dict[tuple[str, ...], float] = {}
     for cost in found:
         key = (cost.part, cost.direction, cost.module, cost.line)
@@ -231,14 +237,14 @@ def explanation(found: Sequence[Cost], chip: Chip) -> str:
             f"{cost.flops / 1e9:,.0f}",
             f"{cost.bytes / 1e9:.3g}",
         )
-        for (part, direction, module, line), cost in list(places.items())[:_ROWS]
+        for (part, direction, module, line), cost in list(lines_of_source.items())[:_ROWS]
     ]
-    columns = ("place", "part", "estimated ms", "share", "at the peaks, ms", "GFLOP", "GB")
-    return "## The dearest places\n\n" + table(columns, rows) + "\n"
+    columns = ("source line", "part", "estimated ms", "share", "at the peaks, ms", "GFLOP", "GB")
+    return "## The most expensive source lines\n\n" + table(columns, rows) + "\n"
 
 
 def draw(plan: Mapping[str, Any], path: Path) -> None:
-    """A picture of time by part and direction beside memory by kind."""
+    """Draw time by part and direction beside memory by kind, and save the picture."""
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(
@@ -259,8 +265,8 @@ def _draw_time(axes: Any, plan: Mapping[str, Any]) -> None:
     names = list(dict.fromkeys(part["part"] for part in parts))
     begins = dict.fromkeys(names, 0.0)
     found = {part["direction"] for part in parts}
-    for direction in (each for each in _COLOURS if each in found):
-        color = _COLOURS[direction]
+    for direction in (each for each in _COLORS if each in found):
+        color = _COLORS[direction]
         times = {p["part"]: 1e3 * p["seconds"] for p in parts if p["direction"] == direction}
         widths = [times.get(name, 0.0) for name in names]
         axes.barh(names, widths, left=list(begins.values()), color=color, label=direction)

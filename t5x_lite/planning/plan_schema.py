@@ -1,6 +1,6 @@
-"""How a plan is laid out as JSON, and whether one is.
+"""The layout of a plan as JSON, and a check for it.
 
-Sizes are bytes, times seconds, of one device unless they say otherwise; a range is [low, high].
+Sizes are in bytes and times in seconds, of one device unless noted; a range is [low, high].
 """
 
 from typing import Any
@@ -94,20 +94,29 @@ SCHEMA: dict[str, Any] = {
 
 
 def check_schema(value: Any, schema: Any = None, where: str = "plan") -> None:
-    """Raise ValueError with the place where a plan is not laid out as `SCHEMA` says."""
+    """Check that a plan is laid out as `SCHEMA` describes.
+
+    Args:
+        value: the plan, or a part of it.
+        schema: the schema of that part; None is the whole `SCHEMA`.
+        where: the path of that part, for the error.
+
+    Raises:
+        ValueError: with the path of the first part that differs.
+    """
     schema = SCHEMA if schema is None else schema
     if isinstance(schema, tuple) and None in schema:
         if value is not None:
             check_schema(value, next(s for s in schema if s is not None), where)
     elif isinstance(schema, list):
         if not isinstance(value, list):
-            raise ValueError(f"{where} is {value!r}; wanted a list")
+            raise ValueError(f"{where} is {value!r}; expected a list")
         for number, item in enumerate(value):
             check_schema(item, schema[0], f"{where}[{number}]")
     elif isinstance(schema, dict):
         if not isinstance(value, dict) or set(value) != set(schema):
-            raise ValueError(f"{where} has {value!r}; wanted the keys {sorted(schema)}")
+            raise ValueError(f"{where} has {value!r}; expected the keys {sorted(schema)}")
         for name, inner in schema.items():
             check_schema(value[name], inner, f"{where}.{name}")
     elif not isinstance(value, schema):
-        raise ValueError(f"{where} is {value!r}; wanted {schema}")
+        raise ValueError(f"{where} is {value!r}; expected {schema}")

@@ -18,7 +18,7 @@ from t5x_lite.planning.costs import Cost
 from t5x_lite.planning.decode_plan import decoding_part
 from t5x_lite.planning.estimate import (
     Analysis,
-    analyse,
+    analyze,
     estimate,
     roofline_part,
     too_much_memory,
@@ -133,7 +133,7 @@ def _compile(
     limit = wanted.chip.hbm / wanted.chip.devices
     tokens = None if setting.texts is None else setting.texts.tokens
     if made.text:
-        found = analyse(made, layout_of(traced.mesh, wanted), tokens)
+        found = analyze(made, layout_of(traced.mesh, wanted), tokens)
     elif made.too_large is None:
         found = _without_time(unread_memory(made, limit))
     else:

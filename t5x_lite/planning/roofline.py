@@ -1,4 +1,4 @@
-"""What a training step needs by arithmetic alone: the roofline, and memory without a compiler."""
+"""Roofline bounds and memory of a training step by arithmetic, without a compiler."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,7 +15,13 @@ from t5x_lite.training.optimizers import OptimizerConfig
 
 
 class Roofline(NamedTuple):
-    """Seconds of a step if one thing alone held it up, each at its published peak."""
+    """Seconds of a step if one resource alone limited it, each at its published peak.
+
+    Attributes:
+        compute: model FLOPs at the chip's peak.
+        memory: bytes read and written at the bandwidth of HBM.
+        network: bytes sent at the bandwidth of the links between chips.
+    """
 
     compute: float
     memory: float
@@ -23,21 +29,32 @@ class Roofline(NamedTuple):
 
     @property
     def bound(self) -> str:
-        """What takes longest."""
+        """The name of the slowest resource."""
         return max(self._fields, key=lambda name: getattr(self, name))
 
 
 def state_bytes(
     model: TransformerConfig, optimizer: OptimizerConfig, mesh: Mapping[str, int]
 ) -> dict[str, int]:
-    """Weights, optimizer state and gradients on one device of a mesh, without tiles' padding."""
+    """Count the bytes of weights, optimizer state and gradients on one device of a mesh.
+
+    The padding of arrays to the device's tiles is not counted.
+
+    Args:
+        model: the architecture.
+        optimizer: decides the optimizer state.
+        mesh: sizes of mesh axes; an axis that is missing has size 1.
+
+    Returns:
+        Bytes by kind: "weights", "optimizer state" and "gradients".
+    """
     _, shapes, axes = transformer.abstract(model)
     bound = optimizer.for_weights(shapes, axes)
     state = jax.eval_shape(bound.init, shapes)
-    weights = _on_a_device(shapes, axes, mesh)
+    weights = _bytes_on_a_device(shapes, axes, mesh)
     return {
         "weights": weights,
-        "optimizer state": _on_a_device(state, bound.state_axes, mesh),
+        "optimizer state": _bytes_on_a_device(state, bound.state_axes, mesh),
         "gradients": weights,
     }
 
@@ -48,18 +65,24 @@ def activation_bytes(
     mesh: Mapping[str, int],
     loss: Callable[[Any, Any], jax.Array],
 ) -> int:
-    """What differentiation keeps of the forward pass on one device, split as the batch is.
+    """Count the bytes of the forward pass that differentiation keeps, on one device.
 
-    Counted from the traced model, its remat policy included; copies of weights are left out. XLA
-    may keep less, and needs working memory besides.
+    Counted from the traced model with its remat policy; copies of weights are not counted. XLA may
+    keep less, and needs working memory in addition.
+
+    Args:
+        model: the architecture.
+        batch: shapes of the global batch by name.
+        mesh: sizes of mesh axes; activations are taken as split like the batch.
+        loss: a scalar function of (params, batch).
     """
     _, params, _ = transformer.abstract(model)
     kept = jax.eval_shape(lambda p, b: jax.vjp(lambda q: loss(q, b), p)[1], params, dict(batch))
-    of_weights = {leaf.shape for leaf in jax.tree.leaves(params)}
+    weight_shapes = {leaf.shape for leaf in jax.tree.leaves(params)}
     size = sum(
         math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
         for leaf in jax.tree.leaves(kept)
-        if leaf.shape not in of_weights
+        if leaf.shape not in weight_shapes
     )
     return size // parts("batch", mesh)
 
@@ -74,12 +97,22 @@ def roofline(
     state: Mapping[str, int],
     activations: int,
 ) -> Roofline:
-    """Bounds of a step on a mesh of these chips' devices.
+    """Compute lower bounds of a step's time on a mesh of devices of a chip.
 
-    compute: model FLOPs at the peak. memory: weights read three times in the activations' type,
-    the state read and written, gradients written and read, activations likewise. network: fsdp
-    gathers weights twice and scatters gradients once; data reduces gradients; tensor reduces the
-    output of every sub-layer twice; expert moves tokens four times. All links are taken as busy.
+    Compute is model FLOPs at the peak. Memory traffic: weights are read three times in the dtype of
+    activations, the state is read and written, gradients are written and read, and so are
+    activations. Network traffic: fsdp gathers weights twice and scatters gradients once; data
+    reduces gradients; tensor reduces the output of every sub-layer twice; expert moves tokens four
+    times. All links of a chip are assumed to be busy.
+
+    Args:
+        chip: the kind of chip.
+        model: the architecture.
+        mesh: sizes of mesh axes.
+        step_flops: FLOPs of the step over all devices.
+        tokens: tokens of the global batch, inputs and targets.
+        state: bytes of a device, as `state_bytes` counts them.
+        activations: bytes of a device, as `activation_bytes` counts them.
     """
     devices = math.prod(mesh.values())
     itemsize = 2 if model.dtype == "bfloat16" else 4
@@ -102,7 +135,7 @@ def roofline(
     )
 
 
-def _on_a_device(shapes: Any, axes: Any, mesh: Mapping[str, int]) -> int:
+def _bytes_on_a_device(shapes: Any, axes: Any, mesh: Mapping[str, int]) -> int:
     leaves = jax.tree.leaves(shapes)
     names = jax.tree.leaves(axes, is_leaf=is_axes)
     total = 0
@@ -116,7 +149,7 @@ def _on_a_device(shapes: Any, axes: Any, mesh: Mapping[str, int]) -> int:
 
 
 def parts(logical: str, mesh: Mapping[str, int]) -> int:
-    """Into how many parts a mesh splits what has this logical axis."""
+    """Return the number of shards that a mesh makes of a logical axis."""
     return _product(LOGICAL_TO_MESH[logical], mesh)
 
 

@@ -31,7 +31,7 @@ def test_a_name_says_how_many_chips_and_devices(name, slices, chips, devices):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("v5f:4x4", "names no chip that is known; wanted one of v4, v5e, v5p, v6e, tpu7x, a100"),
+        ("v5f:4x4", "names no chip that is known; expected one of v4, v5e, v5p, v6e, tpu7x, a100"),
         ("v5e:4x5", "no slice 'v5e:4x5'; the nearest are v5e:4x4, v5e:4x8"),
         ("v5e:32x32", "the nearest are v5e:16x16"),
         ("v5p:4x4", "the nearest are v5p:2x2x4"),

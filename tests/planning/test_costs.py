@@ -81,12 +81,12 @@ ENTRY %main (p: pred[], a: f32[8]) -> f32[8] {
         "branch_computations={%cheap, %dear}",
     ],
 )
-def test_of_a_conditional_the_dearest_branch_counts(branches):
+def test_of_a_conditional_the_most_expensive_branch_counts(branches):
     module = Module(CONDITIONAL.replace("BRANCHES", branches))
     assert sum(cost.cycles for cost in costs(module)) == 1000
 
 
-def test_an_explanation_lists_the_dearest_places_first(reference):
+def test_an_explanation_lists_the_most_expensive_lines_first(reference):
     found = costs(reference)
     text = explanation(found, V5E)
     rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")][2:]
