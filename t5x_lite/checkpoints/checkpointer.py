@@ -27,7 +27,7 @@ from t5x_lite.checkpoints.policy import Better, CheckpointPolicy, ranking
 from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError
 from t5x_lite.io import checksums
-from t5x_lite.io.urls import check_reachable, is_address
+from t5x_lite.io.urls import check_reachable, is_url
 from t5x_lite.tree_paths import flat, joined, nested, without
 
 Json = dict[str, Any]
@@ -42,8 +42,8 @@ class Checkpointer:
     holds its commit marker, which is written last, so neither a killed save nor half of a copy is
     ever mistaken for a checkpoint, on any kind of file system.
 
-    Once a step is complete, a thread records its files' checksums in it. `damage` tells of a step
-    whose files are not what they were, and `set_aside` moves it out of the way.
+    Once a step is complete, a thread writes its files' checksums into it. `find_corruption`
+    compares a step's files with them, and `quarantine` moves a step out of `checkpoints/`.
 
     A save that fails (a full disk, a store that is away) leaves the older steps as they are: it is
     reported, and tried again at a later step; only after `policy.max_failures` in a row is it an
@@ -223,25 +223,33 @@ class Checkpointer:
                 return
             time.sleep(self._policy.retry_seconds)
 
-    def damage(self, step: int) -> str | None:
-        """What is wrong with the files of a step, or None; reads all of them."""
-        if is_address(self.model_dir):  # whose stores have checksums of their own
+    def find_corruption(self, step: int) -> str | None:
+        """Return what is wrong with the files of a step, or None; reads all of them."""
+        if is_url(self.model_dir):  # object stores verify checksums themselves
             return None
-        return checksums.damage(Path(self._directory(step)))
+        return checksums.find_corruption(Path(self._directory(step)))
 
-    def is_sealed(self, step: int) -> bool:
-        """Whether `damage` has checksums to go by."""
-        return is_address(self.model_dir) or checksums.is_sealed(Path(self._directory(step)))
+    def has_checksums(self, step: int) -> bool:
+        """Whether `find_corruption` can compare the files of a step with checksums."""
+        return is_url(self.model_dir) or checksums.has_checksums(Path(self._directory(step)))
 
-    def set_aside(self, step: int, folder: str = "damaged") -> epath.Path:
-        """Move a step out of the way, where a person may look at it; returns its new place."""
-        place = self.model_dir / folder / f"{step}.{time.time_ns()}"
+    def quarantine(self, step: int, folder: str = "quarantine") -> epath.Path:
+        """Move a step out of `checkpoints/`, so that it is kept but never restored.
+
+        Args:
+            step: The step to move.
+            folder: The directory below `model_dir` that takes it.
+
+        Returns:
+            The new path of the step.
+        """
+        target = self.model_dir / folder / f"{step}.{time.time_ns()}"
         if processes.is_first():
-            place.parent.mkdir(exist_ok=True)
-            self._directory(step).rename(place)
-        processes.barrier("set aside")
+            target.parent.mkdir(exist_ok=True)
+            self._directory(step).rename(target)
+        processes.barrier("quarantine")
         self._checkpointer.reload()
-        return place
+        return target
 
     def _with_weights(self, state: NamedTuple) -> list[str]:
         found = state._asdict()
@@ -294,10 +302,10 @@ class Checkpointer:
     def _complete(self, step: int, response: Any) -> None:
         """Wait for a save and record its checksums; in the thread."""
         response.result()
-        if jax.process_index() == 0 and not is_address(self.model_dir):
+        if jax.process_index() == 0 and not is_url(self.model_dir):
             # The step may be deleted meanwhile, and a disk may have room for no more.
             with contextlib.suppress(OSError):
-                checksums.seal(Path(self._directory(step)))
+                checksums.write_checksums(Path(self._directory(step)))
 
     def _settle(self, *, wait: bool) -> None:
         """See what became of the save under way; called after every step, so cheap.
@@ -358,4 +366,4 @@ def shortened(text: str, most: int = 400) -> str:
 
 def absolute(path: epath.Path) -> epath.Path:
     """The path from the root; an address is one already."""
-    return path if is_address(path) else path.absolute()
+    return path if is_url(path) else path.absolute()

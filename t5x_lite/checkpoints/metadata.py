@@ -14,7 +14,7 @@ from orbax.checkpoint import v1 as ocp
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.io.safe_files import check_descriptions, check_size
-from t5x_lite.io.urls import is_address
+from t5x_lite.io.urls import is_url
 from t5x_lite.tree_paths import flat
 
 # Orbax's JSON about arrays; TensorStore reads the rest, within its own bounds.
@@ -26,7 +26,7 @@ def described(directory: epath.Path) -> Any:
 
     Raises ConfigError where it is not to be trusted.
     """
-    local = not is_address(directory)
+    local = not is_url(directory)
     try:
         if local:
             check_descriptions(Path(directory), _DESCRIPTIONS)

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from t5x_lite.data.stream.shuffle import Exhaustion
 from t5x_lite.data.tasks.task_providers import TaskProvider
 from t5x_lite.errors import ConfigError
-from t5x_lite.io.urls import is_address
+from t5x_lite.io.urls import is_url
 from t5x_lite.objectives.span_corruption import Objective, SpanCorruption
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary
 
@@ -106,7 +106,7 @@ class Data:
                 "Data.tokenization",
             )
         if self.store_dir is not None and (
-            self.tokenization == "while_training" or not is_address(self.store_dir)
+            self.tokenization == "while_training" or not is_url(self.store_dir)
         ):
             raise ConfigError(
                 f"store_dir is {self.store_dir!r}: it takes an address, such as "

@@ -23,7 +23,7 @@ from t5x_lite.data.data_config import Data
 from t5x_lite.data.registry import check_name, own_objectives, registered_tasks, shared_vocabulary
 from t5x_lite.data.store.partial_store import PartialStore
 from t5x_lite.data.store.remote_store import ObjectStore, RemoteStore, upload
-from t5x_lite.data.store.token_store import DamagedStoreError, TokenStore, differences
+from t5x_lite.data.store.token_store import CorruptStoreError, TokenStore, differences
 from t5x_lite.data.stream.open_examples import AnyStore
 from t5x_lite.data.stream.pair_trimming import PairTrimming
 from t5x_lite.data.stream.seqio_pipeline import SeqioPipeline
@@ -39,7 +39,7 @@ from t5x_lite.data.tokenize.store_identity import (
     describe_store,
 )
 from t5x_lite.errors import ConfigError
-from t5x_lite.io.urls import is_address
+from t5x_lite.io.urls import is_url
 from t5x_lite.objectives.sentinels import check_sentinels
 from t5x_lite.objectives.span_corruption import Objective
 from t5x_lite.tokenizers.vocabularies import BYTES, AnyVocabulary, open_vocabulary
@@ -104,20 +104,17 @@ def tell_differences(place: StoreLocation, data: "Data", report: Report) -> None
         report(f"{other.parent} does not fit: {'; '.join(differing)[:500]}")
 
 
-def set_aside_if_damaged(place: StoreLocation, data: "Data", report: Report) -> None:
-    """Move a store on disk whose files are not what was written out of the way, loudly.
-
-    It is made anew from its source, to the same bytes.
-    """
+def quarantine_if_corrupt(place: StoreLocation, data: "Data", report: Report) -> None:
+    """Rename a corrupt store on disk, with a log line; it is then rebuilt to the same bytes."""
     directory = Path(data.data_dir, place.name)
     if not directory.exists():
         return
     try:
         TokenStore.open(directory, verify=True)
-    except DamagedStoreError as error:
-        aside = directory.with_name(f"damaged-{directory.name}.{time.time_ns()}")
-        directory.rename(aside)
-        report(f"the token store {directory} is DAMAGED ({error.damage}); it is now {aside}")
+    except CorruptStoreError as error:
+        target = directory.with_name(f"quarantine-{directory.name}.{time.time_ns()}")
+        directory.rename(target)
+        report(f"token store {directory} is CORRUPT ({error.corruption}): moved to {target}")
 
 
 def make_store(
@@ -129,7 +126,7 @@ def make_store(
 ) -> None:
     """Build a split's store unless it is there, on disk and then, if need be, at an address."""
     split, directory = place.description["split"], Path(data.data_dir, place.name)
-    set_aside_if_damaged(place, data, report)
+    quarantine_if_corrupt(place, data, report)
     if not store_exists(data, place.name) and not directory.exists():
         tell_differences(place, data, report)
         if data.use_cached:
@@ -169,7 +166,7 @@ def store_exists(roots: Roots, name: str) -> bool:
 def open_store(
     roots: Roots, name: str, expected: Mapping[str, Any] | None = None, *, verify: bool = False
 ) -> TokenStore | RemoteStore:
-    """Open a store where it lies; raises ConfigError where it is not there, damaged or another.
+    """Open a store where it lies; raises ConfigError if it is missing, corrupt or another.
 
     verify: one on disk is held against its checksums; what holds objects has its own.
     """
@@ -363,7 +360,7 @@ def _make_plan(
     for task, _ in storable:
         for split, place in places[task.name].items():
             if split == "train" and data.tokenization == "while_training":
-                set_aside_if_damaged(place, data, report)
+                quarantine_if_corrupt(place, data, report)
                 later += [] if store_exists(data, place.name) else [task.name]
             else:
                 make_store(task, place, data, report, make_parts)
@@ -453,7 +450,7 @@ def ready(data: Data) -> Plan | None:
 
 def _located(data_dir: str, path: str) -> str:
     """Return where a path in a plan leads: an address and "bytes" are not below `data_dir`."""
-    return path if path == BYTES or is_address(path) else os.path.join(data_dir, path)
+    return path if path == BYTES or is_url(path) else os.path.join(data_dir, path)
 
 
 def _write_plan(path: Path, plan: Plan) -> None:

@@ -108,9 +108,9 @@ def _start(ready: PreparedRun, saved: Checkpointer, step: int) -> Start:
     """The newest intact checkpoint before the step that no decision gave up, or the beginning."""
     taken = anomaly_guard.read(ready.directory)
     for found in reversed([each for each in saved.steps if each < step]):
-        damage = saved.damage(found) if processes.is_first() else None
-        if processes.broadcast(damage) is not None:
-            ready.console.note(f"step {found:,} is DAMAGED ({damage}): it is passed over")
+        corruption = saved.find_corruption(found) if processes.is_first() else None
+        if processes.broadcast(corruption) is not None:
+            ready.console.note(f"step {found:,} is CORRUPT ({corruption}): skipped")
         elif not anomaly_guard.gave_up(taken, found, saved.progress(found)):
             return go_on(ready.program, saved, found)
     if ready.init_from is not None:

@@ -1,4 +1,4 @@
-"""Whether files are still what they were when they were written."""
+"""Checksums of a directory's files: written once, compared later to find corruption."""
 
 import json
 import zlib
@@ -7,42 +7,54 @@ from pathlib import Path
 from t5x_lite.io.safe_files import inside, link_outside, read_json
 
 RECORD = "checksums.json"
-_BLOCK = 1 << 20
+_BLOCK_BYTES = 1 << 20
 
 
-def seal(directory: Path) -> None:
-    """Write the size and CRC-32 of every file below `directory` into a record beside them."""
-    found = {name: list(_describe(directory / name)) for name in _files(directory)}
+def write_checksums(directory: Path) -> None:
+    """Write `directory`/checksums.json with the size and CRC-32 of every file below `directory`.
+
+    The record maps relative names to [size in bytes, CRC-32]:
+
+        {"state/data": [2304000, 1042819331], "commit_success.txt": [30, 7738114]}
+    """
+    record = {name: list(_size_and_crc(directory / name)) for name in _files(directory)}
     temporary = directory / f".{RECORD}"
-    temporary.write_text(json.dumps(found))
+    temporary.write_text(json.dumps(record))
     temporary.replace(directory / RECORD)
 
 
-def is_sealed(directory: Path) -> bool:
-    """Whether a record is there."""
+def has_checksums(directory: Path) -> bool:
+    """Return whether `write_checksums` has completed for a directory."""
     return (directory / RECORD).exists()
 
 
-def damage(directory: Path, *, most_bytes: int | None = None) -> str | None:
-    """The first difference from the record, in words; None if there is none, or no record.
+def find_corruption(directory: Path, *, max_bytes: int | None = None) -> str | None:
+    """Compare the files below a directory with their checksums.
 
-    What leads out of the directory, a name in the record or a symbolic link, is damage as well.
-    most_bytes: of files that have more in all only the sizes are compared.
+    A symbolic link or a name in the record that leads out of the directory counts as corruption.
+
+    Args:
+        directory: The directory that `write_checksums` was called with.
+        max_bytes: If the files have more bytes than this in total, only their sizes are compared.
+            None always reads them.
+
+    Returns:
+        A description of the first difference. None if there is none, or no record.
     """
     if (link := link_outside(directory)) is not None:
         return f"{link} is a link that leads elsewhere"
-    if not is_sealed(directory):
+    if not has_checksums(directory):
         return None
     try:
         record = read_json(directory / RECORD)
-        read = most_bytes is None or sum(size for size, _ in record.values()) <= most_bytes
-        for name, (size, checksum) in record.items():
+        reads = max_bytes is None or sum(size for size, _ in record.values()) <= max_bytes
+        for name, (size, crc) in record.items():
             path = inside(directory, name)
             if not path.is_file():
                 return f"{name} is missing"
             if path.stat().st_size != size:
                 return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
-            if read and _describe(path)[1] != checksum:
+            if reads and _size_and_crc(path)[1] != crc:
                 return f"{name} is not what was written"
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"{RECORD} is not readable: {error}"
@@ -50,15 +62,16 @@ def damage(directory: Path, *, most_bytes: int | None = None) -> str | None:
 
 
 def _files(directory: Path) -> list[str]:
+    """Return the relative names of all files but the record and its temporaries."""
     paths = (path for path in directory.rglob("*") if path.is_file())
     names = (path.relative_to(directory).as_posix() for path in paths)
-    return sorted(name for name in names if name not in (RECORD, f".{RECORD}"))
+    return sorted(n for n in names if n != RECORD and not n.startswith(f".{RECORD}"))
 
 
-def _describe(path: Path) -> tuple[int, int]:
-    size = checksum = 0
+def _size_and_crc(path: Path) -> tuple[int, int]:
+    size = crc = 0
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(_BLOCK_BYTES):
             size += len(block)
-            checksum = zlib.crc32(block, checksum)
-    return size, checksum
+            crc = zlib.crc32(block, crc)
+    return size, crc

@@ -1,4 +1,4 @@
-"""One process at a time."""
+"""A lock between processes, held by a file: of those that want it, one runs at a time."""
 
 import contextlib
 import fcntl
@@ -9,12 +9,25 @@ from typing import TextIO
 
 
 @contextlib.contextmanager
-def alone(path: Path, report: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of a path, which ends with the process; wait while another one holds it."""
+def file_lock(path: Path, report: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of a path; wait while another process or thread holds it.
+
+    The lock ends with the context or with the process, however it ends. On a file system without
+    locks a line says so and the context is entered without one.
+
+    Args:
+        path: The lock's file, which is created, and removed at the end. By convention its name is
+            that of what it protects, as in ".train.lock" for "train".
+        report: Receives a line when this call has to wait.
+
+    Yields:
+        None, while the lock is held.
+    """
     while True:
         with open(path, "w") as file:
-            # Whoever held it removed the file; another one may have made and locked it anew.
-            if not _wait_for(file, path, report) or _is_at(file, path):
+            # The previous holder removed this file before it released the lock. Another process may
+            # have created and locked a new file at the path: then this lock protects nothing.
+            if not _acquire(file, path, report) or _is_current(file, path):
                 try:
                     yield
                 finally:
@@ -22,19 +35,21 @@ def alone(path: Path, report: Callable[[str], None]) -> Iterator[None]:
                 return
 
 
-def _wait_for(file: TextIO, path: Path, report: Callable[[str], None]) -> bool:
+def _acquire(file: TextIO, path: Path, report: Callable[[str], None]) -> bool:
     """Lock a file; return False on a file system without locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        report(f"waiting for the process that makes {path.name[1:-5]} ...")
+        report(f"waiting for the process that holds {path} ...")
         fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:
+    except OSError as error:
+        report(f"{path} cannot be locked ({error}): continuing without the lock")
         return False
     return True
 
 
-def _is_at(file: TextIO, path: Path) -> bool:
+def _is_current(file: TextIO, path: Path) -> bool:
+    """Return whether the open file is still the one at the path."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:

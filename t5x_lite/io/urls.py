@@ -1,4 +1,4 @@
-"""Addresses of files in a cloud's store, such as "gs://bucket/file", and who may reach them."""
+"""URLs of files in object stores, such as "gs://bucket/file", and what is needed to reach them."""
 
 import importlib
 import os
@@ -6,13 +6,20 @@ import os
 from t5x_lite.errors import ConfigError
 
 
-def is_address(path: str | os.PathLike[str]) -> bool:
-    """Tell an address from a path on this machine."""
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is a URL rather than a path on a file system of this machine."""
     return "://" in os.fspath(path)
 
 
 def check_reachable(path: os.PathLike[str]) -> None:
-    """Raise ConfigError for a bucket without the package that orbax speaks to it with."""
+    """Check that the package with which orbax reads and writes a bucket is installed.
+
+    Args:
+        path: A model directory. Only gs:// URLs need a package.
+
+    Raises:
+        ConfigError: The package google-cloud-storage is missing.
+    """
     if os.fspath(path).startswith("gs://"):
         try:
             importlib.import_module("google.cloud.storage")

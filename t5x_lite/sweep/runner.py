@@ -20,7 +20,7 @@ from t5x_lite.console import duration
 from t5x_lite.distributed.processes import START_AGAIN
 from t5x_lite.evaluation.evaluation_report import LOSS, Figures, best_of_each_task
 from t5x_lite.evaluation.evaluation_report import RECORDS as EVALUATIONS
-from t5x_lite.io.file_lock import alone
+from t5x_lite.io.file_lock import file_lock
 from t5x_lite.io.metric_writers import RECORDS, read_lines
 from t5x_lite.metrics.glue_average import benchmark_averages
 from t5x_lite.sweep.stages import Stage
@@ -118,7 +118,7 @@ class Runs:
 
     def _stage(self, stage: Stage, cores: Sequence[int] | None) -> Ended:
         (self._directory / RUNS).mkdir(parents=True, exist_ok=True)
-        with alone(self._directory / RUNS / f".{stage.key}.lock", self._say):
+        with file_lock(self._directory / RUNS / f".{stage.key}.lock", self._say):
             folder = self.folder(stage)
             if (folder / DONE).is_file():
                 return Ended("done")

@@ -22,7 +22,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.io import files
-from t5x_lite.io.urls import is_address
+from t5x_lite.io.urls import is_url
 from t5x_lite.objectives.sentinels import Sentinels
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Vocabulary:
         try:
             return files.read_bytes(self.path)
         except Exception as error:
-            if not isinstance(error, OSError) and not is_address(self.path):
+            if not isinstance(error, OSError) and not is_url(self.path):
                 raise
             reason = getattr(error, "strerror", None) or str(error)
             raise ConfigError(

@@ -68,29 +68,29 @@ def start(
     """The newest checkpoint of `saved`, else the weights of `init_from`, else fresh weights.
 
     An imported directory's own checkpoint holds weights alone: the optimizer and the stream begin.
-    Damaged checkpoints are moved away, and the run goes on from the newest that is intact. So are
-    those that a decision to go back gave up.
+    Corrupt checkpoints are moved to `quarantine/`, and the run resumes from the newest intact one.
+    Checkpoints that a rollback discarded are moved to `rolled_back/`.
     """
     _find_base(program, saved, init_from)
     taken = anomaly_guard.read(saved.model_dir)
     while (latest := processes.broadcast(saved.latest_step)) is not None:
-        if (damage := _damage(saved, latest)) is None:
+        if (corruption := _find_corruption(saved, latest)) is None:
             with console.waiting(f"restoring step {latest:,}"):
-                found, damage = _tried(program, saved, latest)
+                found, corruption = _tried(program, saved, latest)
             if found is not None and not anomaly_guard.gave_up(taken, latest, found.progress):
                 return found
             if found is not None:
-                place = saved.set_aside(latest, "given_up")
-                console.note(f"step {latest:,} was given up; it is now {place}")
+                target = saved.quarantine(latest, "rolled_back")
+                console.note(f"step {latest:,} was discarded by a rollback: moved to {target}")
                 continue
         if len(saved.steps) == 1:
             raise ConfigError(
-                f"step {latest:,} is damaged ({damage}) and the only checkpoint in "
+                f"step {latest:,} is corrupt ({corruption}) and the only checkpoint in "
                 f"{saved.model_dir}; move it away to start again",
                 "MODEL_DIR",
             )
-        place = saved.set_aside(latest)
-        console.note(f"step {latest:,} is DAMAGED ({damage}); it is now {place}")
+        target = saved.quarantine(latest)
+        console.note(f"step {latest:,} is CORRUPT ({corruption}): moved to {target}")
     if init_from is None:
         with console.waiting("initializing weights"):
             return Start(jax.block_until_ready(program.initial()), 0, None, 0.0)
@@ -140,11 +140,10 @@ def last_step(model_dir: epath.Path, init_from: InitFrom | None, steps: int, sha
     return first + steps
 
 
-def _damage(saved: Checkpointer, step: int) -> str | None:
-    """What the first process finds wrong: it alone reads the files, which takes a while."""
-    return processes.broadcast(
-        saved.damage(step) if processes.is_first() else None, "damage", seconds=processes.LONG
-    )
+def _find_corruption(saved: Checkpointer, step: int) -> str | None:
+    """Return what process 0 finds wrong with a step: it alone reads the files, which is slow."""
+    corruption = saved.find_corruption(step) if processes.is_first() else None
+    return processes.broadcast(corruption, "corruption", seconds=processes.LONG)
 
 
 def _tried(program: TrainSetup, saved: Checkpointer, step: int) -> tuple[Start | None, str | None]:
@@ -152,7 +151,7 @@ def _tried(program: TrainSetup, saved: Checkpointer, step: int) -> tuple[Start |
 
     A step with checksums, and the only one there is, is not given up for an error.
     """
-    if processes.broadcast(saved.is_sealed(step) or len(saved.steps) == 1):
+    if processes.broadcast(saved.has_checksums(step) or len(saved.steps) == 1):
         return go_on(program, saved, step), None
     found, failure = None, None
     try:

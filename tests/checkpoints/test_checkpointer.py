@@ -192,8 +192,8 @@ def test_a_process_killed_while_saving_leaves_the_step_before_as_the_latest(tmp_
         from typing import Any, NamedTuple
         import jax
         import numpy as np
-        from t5x_lite.checkpoint_policy import CheckpointPolicy
-        from t5x_lite.checkpoints import Checkpointer
+        from t5x_lite.checkpoints.policy import CheckpointPolicy
+        from t5x_lite.checkpoints.checkpointer import Checkpointer
 
         class State(NamedTuple):
             noise: Any
@@ -438,7 +438,7 @@ def test_a_full_disk_leaves_the_step_before_and_a_later_save_makes_up_for_it(ful
         saved.wait()
         assert not saved.save(7, small, {"step": 7})
         assert saved.steps == [5]
-        assert saved.damage(5) is None
+        assert saved.find_corruption(5) is None
     assert len(said) == 1
 
 

@@ -384,7 +384,7 @@ def _flip(path):
     [("targets.tokens.bin", _flip), ("targets.offsets.npy", Path.unlink)],
     ids=["flipped", "deleted"],
 )
-def test_a_damaged_store_is_moved_away_loudly_and_made_anew_to_the_same_bytes(
+def test_a_corrupt_store_is_quarantined_with_a_log_line_and_rebuilt_to_the_same_bytes(
     name, spoil, tmp_path
 ):
     data, said = embedded(str(tmp_path), mixture_or_task_name="embedded_name"), []
@@ -395,8 +395,8 @@ def test_a_damaged_store_is_moved_away_loudly_and_made_anew_to_the_same_bytes(
     (again,) = prepare(data, said.append).tasks
     assert again.stores == task.stores
     assert {path.name: path.read_bytes() for path in store.iterdir()} == before
-    assert len(list(store.parent.glob(f"damaged-{store.name}.*"))) == 1
-    assert [line for line in said if re.search(rf"{store.name} is DAMAGED \({name}", line)]
+    assert len(list(store.parent.glob(f"quarantine-{store.name}.*"))) == 1
+    assert [line for line in said if re.search(rf"{store.name} is CORRUPT \({name}", line)]
     said.clear()
     prepare(data, said.append)
     assert said == []

@@ -1,4 +1,4 @@
-"""Files that changed since they were written are found out."""
+"""Files that changed since their checksums were written are found."""
 
 import pytest
 
@@ -6,11 +6,11 @@ from t5x_lite.io import checksums
 
 
 @pytest.fixture
-def sealed(tmp_path):
+def written(tmp_path):
     (tmp_path / "part" / "deep").mkdir(parents=True)
     (tmp_path / "part" / "deep" / "array").write_bytes(bytes(range(256)) * 9000)
     (tmp_path / "empty").write_bytes(b"")
-    checksums.seal(tmp_path)
+    checksums.write_checksums(tmp_path)
     return tmp_path
 
 
@@ -26,13 +26,13 @@ def cut(directory):
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def test_what_is_as_it_was_written_is_intact(sealed):
-    assert checksums.is_sealed(sealed)
-    assert checksums.damage(sealed) is None
+def test_unchanged_files_are_intact(written):
+    assert checksums.has_checksums(written)
+    assert checksums.find_corruption(written) is None
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("corrupt", "description"),
     [
         (flip_a_bit, "part/deep/array is not what was written"),
         (cut, "part/deep/array has 2,303,999 bytes instead of 2,304,000"),
@@ -41,12 +41,12 @@ def test_what_is_as_it_was_written_is_intact(sealed):
         (lambda d: (d / checksums.RECORD).write_text("[1]"), "checksums.json is not readable"),
     ],
 )
-def test_any_harm_is_told(harm, said, sealed):
-    harm(sealed)
-    assert said in checksums.damage(sealed)
+def test_each_kind_of_corruption_is_described(corrupt, description, written):
+    corrupt(written)
+    assert description in checksums.find_corruption(written)
 
 
-def test_without_a_record_nothing_is_claimed(tmp_path):
+def test_without_checksums_nothing_is_reported(tmp_path):
     (tmp_path / "file").write_text("text")
-    assert not checksums.is_sealed(tmp_path)
-    assert checksums.damage(tmp_path) is None
+    assert not checksums.has_checksums(tmp_path)
+    assert checksums.find_corruption(tmp_path) is None

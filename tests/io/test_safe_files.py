@@ -56,13 +56,15 @@ def test_json_that_would_take_too_much_is_refused(content, said, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../secret", "/dev/zero", "link"])
-def test_a_checkpoint_whose_checksums_lead_elsewhere_is_damaged(name, place):
+def test_a_checkpoint_whose_checksums_lead_elsewhere_is_corrupt(name, place):
     (place / checksums.RECORD).write_text(json.dumps({name: [6, 0]}))
-    assert "lead" in (checksums.damage(place) or "") or "no path inside" in checksums.damage(place)
+    assert "lead" in (
+        checksums.find_corruption(place) or ""
+    ) or "no path inside" in checksums.find_corruption(place)
 
 
-def test_a_checkpoint_with_a_link_out_of_it_is_damaged_even_without_checksums(place):
-    assert checksums.damage(place) == "link is a link that leads elsewhere"
+def test_a_checkpoint_with_a_link_out_of_it_is_corrupt_even_without_checksums(place):
+    assert checksums.find_corruption(place) == "link is a link that leads elsewhere"
 
 
 def store(directory, **changes):

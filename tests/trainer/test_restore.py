@@ -143,7 +143,7 @@ def harm(checkpoint):
     path.write_bytes(content)
 
 
-def test_a_damaged_checkpoint_is_moved_away_and_the_one_before_it_taken(
+def test_a_corrupt_checkpoint_is_quarantined_and_the_one_before_it_restored(
     tmp_path, train_small, weights, capsys
 ):
     every_step = {**UNSEEN, "checkpoints": CheckpointPolicy(period=1, keep=None)}
@@ -153,15 +153,15 @@ def test_a_damaged_checkpoint_is_moved_away_and_the_one_before_it_taken(
     capsys.readouterr()
     train_small(tmp_path / "run", steps=4, **every_step)
     said = capsys.readouterr().out
-    assert "step 3 is DAMAGED" in said
+    assert "step 3 is CORRUPT" in said
     assert "going on after step 2 of 4" in said
-    assert len(list((tmp_path / "run" / "damaged").glob("3.*"))) == 1
+    assert len(list((tmp_path / "run" / "quarantine").glob("3.*"))) == 1
     assert_equal(weights(tmp_path / "run"), weights(tmp_path / "undisturbed"))
 
 
-def test_a_run_whose_only_checkpoint_is_damaged_does_not_start_again_unasked(tmp_path, train_small):
+def test_a_run_whose_only_checkpoint_is_corrupt_does_not_start_again_unasked(tmp_path, train_small):
     train_small(tmp_path, steps=1, **UNSEEN)
     harm(tmp_path / "checkpoints" / "1")
-    said = r"step 1 is damaged \(.* is not what was written\) and the only checkpoint"
+    said = r"step 1 is corrupt \(.* is not what was written\) and the only checkpoint"
     with pytest.raises(ConfigError, match=said):
         train_small(tmp_path, steps=2, **UNSEEN)

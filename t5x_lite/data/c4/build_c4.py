@@ -14,7 +14,7 @@ from t5x_lite.data.c4.wet import Counts
 from t5x_lite.data.sources.jsonl_and_tsv import STRICT, MalformedLines
 from t5x_lite.errors import ConfigError
 from t5x_lite.io import files
-from t5x_lite.io.urls import is_address
+from t5x_lite.io.urls import is_url
 
 
 def c4(
@@ -51,7 +51,7 @@ def c4(
             counts = beam.build_with_beam(
                 recipe, wet, out, train_shards=buckets, bad_pages=bad_pages, options=beam_options
             )
-        if not is_address(out):
+        if not is_url(out):
             write_json(Path(out, local.STATISTICS), dict(sorted(counts.items())))
     else:
         found = files.matching(wet)

@@ -49,13 +49,14 @@ FORMAT = 1
 READ_BYTES = 1 << 28  # stores up to this size are read as a whole when they are verified
 
 
-class DamagedStoreError(ConfigError):
-    """A store whose files are not what was written; `damage` says what is wrong."""
+class CorruptStoreError(ConfigError):
+    """A store whose files differ from what was written; `corruption` describes the first."""
 
-    def __init__(self, directory: Path, damage: str):
-        said = f"the token store in {directory} is damaged ({damage}): delete it"
-        super().__init__(said, "DATA_DIR")
-        self.damage = damage
+    def __init__(self, directory: Path, corruption: str):
+        super().__init__(
+            f"the token store in {directory} is corrupt ({corruption}): delete it", "DATA_DIR"
+        )
+        self.corruption = corruption
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,15 @@ class TokenStore:
         """Open the store in a directory.
 
         `expected` is what `describe_store` says of the task today: a store made from anything else
-        is refused. Raises ConfigError, also where there is no store, and DamagedStoreError where
+        is refused. Raises ConfigError, also where there is no store, and CorruptStoreError where
         its files are not whole; `verify` holds them against their checksums (above `READ_BYTES`
         their sizes alone).
         """
         directory = Path(directory)
-        damage = checksums.damage(directory, most_bytes=READ_BYTES) if verify else None
-        if damage is not None:
-            raise DamagedStoreError(directory, damage)
+        if verify:
+            corruption = checksums.find_corruption(directory, max_bytes=READ_BYTES)
+            if corruption is not None:
+                raise CorruptStoreError(directory, corruption)
         try:
             manifest = read_json(directory / "manifest.json")
             check_manifest(directory, manifest)
@@ -94,7 +96,7 @@ class TokenStore:
         check_same_source(manifest, expected, directory)
         store = cls(directory, manifest)
         if not all(store._is_whole(feature) for feature in store.features):
-            raise DamagedStoreError(directory, "its files do not hold what its manifest says")
+            raise CorruptStoreError(directory, "its files do not hold what its manifest says")
         return store
 
     @property

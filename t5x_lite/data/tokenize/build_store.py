@@ -40,7 +40,7 @@ from t5x_lite.data.tokenize.tokenize_file import Group, read_groups
 from t5x_lite.errors import ConfigError
 from t5x_lite.io import checksums
 from t5x_lite.io.atomic_json import read_json, write_json
-from t5x_lite.io.file_lock import alone
+from t5x_lite.io.file_lock import file_lock
 
 if TYPE_CHECKING:
     import seqio
@@ -201,7 +201,7 @@ def build_token_store(
     description, directory = describe_store(task, split, tokenizer), Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_directory(directory)
-    with alone(directory.with_name(f".{directory.name}.lock"), report), space_on(partial):
+    with file_lock(directory.with_name(f".{directory.name}.lock"), report), space_on(partial):
         if not directory.exists():
             if differences(description, read_json(partial / "manifest.json") or {}):
                 growing = GrowingFiles(partial, description)
@@ -371,7 +371,7 @@ def _settle(partial: Path, directory: Path) -> None:
             shutil.rmtree(path)
         elif path.name not in kept | {"manifest.json"}:
             path.unlink()
-    checksums.seal(partial)
+    checksums.write_checksums(partial)
     partial.rename(directory)
 
 

@@ -17,7 +17,7 @@ from t5x_lite.data.store.token_store import FORMAT
 from t5x_lite.data.tokenize.tokenize_file import first_line, records_to_tokenize
 from t5x_lite.errors import ConfigError
 from t5x_lite.io import files
-from t5x_lite.io.urls import is_address
+from t5x_lite.io.urls import is_url
 
 if TYPE_CHECKING:
     import seqio
@@ -77,7 +77,7 @@ def changed_shards(manifest: Mapping[str, Any]) -> list[str]:
     source, modified = manifest["source"], manifest.get("modified", {})
     changed = []
     for shard, size in source["sizes"].items():
-        if is_address(shard) or not os.path.exists(shard):
+        if is_url(shard) or not os.path.exists(shard):
             continue
         now = os.stat(shard)
         if now.st_size != size or (
@@ -131,7 +131,7 @@ def _describe_source(source: Any, split: str) -> dict[str, Any]:
             "TFDS_DATA_DIR",
         ) from error
     sizes = {shard: size for shard in shards if (size := files.size(shard)) is not None}
-    prints = {shard: fingerprint(shard) for shard in sizes if not is_address(shard)}
+    prints = {shard: fingerprint(shard) for shard in sizes if not is_url(shard)}
     kind = type(source).__name__
     return {"class": kind, "shards": shards, "sizes": sizes, "fingerprints": prints}
 

@@ -133,8 +133,8 @@ def _terminate_twice(scene: FaultContext) -> tuple[int, ...]:
     return (-15, 143, 75, 0)
 
 
-def _damage(how: Callable[[Path], None]) -> Callable[[FaultContext], tuple[int, ...]]:
-    def damage(scene: FaultContext) -> tuple[int, ...]:
+def _corrupt_checkpoint(how: Callable[[Path], None]) -> Callable[[FaultContext], tuple[int, ...]]:
+    def corrupt(scene: FaultContext) -> tuple[int, ...]:
         scene.trains()
         scene.wait_for_checkpoints(2)
         scene.run.send(signal.SIGKILL)
@@ -143,30 +143,30 @@ def _damage(how: Callable[[Path], None]) -> Callable[[FaultContext], tuple[int, 
             files = [path for path in scene.newest.rglob("*") if path.is_file()]
             named = [path for path in files if path.name not in _SPARED and path.stat().st_size]
             how(scene.random.choice(sorted(named)))
-            scene.expected.append("DAMAGED")
+            scene.expected.append("CORRUPT")
         return (-9, 0)
 
-    return damage
+    return corrupt
 
 
 # Without the marker orbax takes a step for one that was not finished: it is passed over.
 _SPARED = ("commit_success.txt", "checksums.json")
 
 
-def _damage_shard(how: Callable[[Path], None]) -> Callable[[FaultContext], tuple[int, ...]]:
-    """Damage a file of a token store between two starts."""
+def _corrupt_store(how: Callable[[Path], None]) -> Callable[[FaultContext], tuple[int, ...]]:
+    """Corrupt a file of a token store between two starts."""
 
-    def damage(scene: FaultContext) -> tuple[int, ...]:
+    def corrupt(scene: FaultContext) -> tuple[int, ...]:
         scene.trains()
         scene.run.send(signal.SIGKILL)
         if scene.run.end(LONG):
             stores = (scene.data_dir / "stores").glob("*/train-*/*")
             shards = [p for p in stores if p.suffix in (".bin", ".npy") and p.stat().st_size]
             how(scene.random.choice(sorted(shards)))
-            scene.expected.append("is DAMAGED")
+            scene.expected.append("is CORRUPT")
         return (-9, 0)
 
-    return damage
+    return corrupt
 
 
 def _truncate(path: Path) -> None:
@@ -217,12 +217,22 @@ FAULTS = (
     ),
     Fault("SIGTERM", _terminate, "the step at hand is saved; a code that says start me again"),
     Fault("SIGTERM twice", _terminate_twice, "ends at once; older checkpoints stay"),
-    Fault("truncated file", _damage(_truncate), "noticed; the checkpoint before is taken"),
-    Fault("flipped bit", _damage(_flip), "noticed; the checkpoint before is taken"),
-    Fault("missing file", _damage(Path.unlink), "noticed; the checkpoint before is taken"),
+    Fault(
+        "truncated file",
+        _corrupt_checkpoint(_truncate),
+        "detected; the previous checkpoint is restored",
+    ),
+    Fault(
+        "flipped bit", _corrupt_checkpoint(_flip), "detected; the previous checkpoint is restored"
+    ),
+    Fault(
+        "missing file",
+        _corrupt_checkpoint(Path.unlink),
+        "detected; the previous checkpoint is restored",
+    ),
     Fault("full disk", _fill_disk, "the run lives, older steps stay, a later save succeeds"),
-    Fault("deleted shard", _damage_shard(Path.unlink), "noticed; the token store is made anew"),
-    Fault("corrupted shard", _damage_shard(_flip), "noticed; the token store is made anew"),
+    Fault("deleted shard", _corrupt_store(Path.unlink), "detected; the token store is rebuilt"),
+    Fault("corrupted shard", _corrupt_store(_flip), "detected; the token store is rebuilt"),
     Fault(
         "kill process 0", _kill_process(0), "the others end at once; all start again", processes=2
     ),

@@ -64,7 +64,7 @@ def torture(
     it must be given the same batches, and |weights - weights| <= bound * |weights| must hold for
     the norms of all weights at the end. None leaves that out.
 
-    Token stores are made in `model_dir` and damaged there: those of other runs are left alone.
+    Token stores are built and corrupted in `model_dir`: those of other runs are not touched.
     Raises ConfigError for wrong settings, and AssertionError where an outcome is not as expected.
     """
     root, console = Path(model_dir), Console()
@@ -228,7 +228,7 @@ def _assert_same(one: Path, other: Path, steps: int) -> None:
 
 def _last_state(directory: Path, step: int) -> dict[str, np.ndarray]:
     with Checkpointer(directory) as saved:
-        assert saved.damage(step) is None
+        assert saved.find_corruption(step) is None
         return saved.arrays(step)
 
 

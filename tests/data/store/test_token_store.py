@@ -251,7 +251,7 @@ def test_files_that_are_gone_or_cut_short_are_refused(tmp_path, name, kept):
     build_token_store(number_task("numbers", [[1, 2], [3]], size=50), "train", tmp_path / "store")
     path = tmp_path / "store" / f"targets.{name}"
     path.unlink() if kept is None else path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ConfigError, match="is damaged"):
+    with pytest.raises(ConfigError, match="is corrupt"):
         TokenStore.open(tmp_path / "store")
 
 

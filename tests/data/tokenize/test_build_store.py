@@ -305,8 +305,8 @@ def test_of_two_at_once_the_second_waits_and_uses_what_the_first_made(task, tmp_
     program = f"""
 import sys
 from pathlib import Path
-from t5x_lite.data.locks import alone
-with alone(Path({str(tmp_path)!r}, ".store.lock"), lambda line: print(line, flush=True)):
+from t5x_lite.io.file_lock import file_lock
+with file_lock(Path({str(tmp_path)!r}, ".store.lock"), lambda line: print(line, flush=True)):
     sys.exit(0 if Path({str(tmp_path)!r}, "store").exists() else 3)
 """
     second = None
@@ -315,7 +315,10 @@ with alone(Path({str(tmp_path)!r}, ".store.lock"), lambda line: print(line, flus
         nonlocal second
         command = [sys.executable, "-c", program]
         second = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert second.stdout.readline() == "waiting for the process that makes store ...\n"
+        assert (
+            second.stdout.readline()
+            == f"waiting for the process that holds {tmp_path}/.store.lock ...\n"
+        )
         for number in numbers:
             yield from write_parts(task, "train", number, partial)
 

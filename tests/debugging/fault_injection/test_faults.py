@@ -40,12 +40,12 @@ def scene(tmp_path, monkeypatch):
         (directory / "state").mkdir(parents=True)
         (directory / "state" / "data").write_bytes(bytes(range(100)))
         (directory / "commit_success.txt").write_text("done")
-        checksums.seal(directory)
+        checksums.write_checksums(directory)
     store = tmp_path / "data" / "stores" / "a_task" / "train-1"
     store.mkdir(parents=True)
     (store / "targets.tokens.bin").write_bytes(bytes(range(10)))
     (store / "manifest.json").write_text("{}")
-    checksums.seal(store)
+    checksums.write_checksums(store)
     return FaultContext(Ended(), tmp_path, random.Random(0), tmp_path / "data")
 
 
@@ -54,12 +54,12 @@ def fault(name):
 
 
 @pytest.mark.parametrize("name", ["truncated file", "flipped bit", "missing file"])
-def test_damage_is_done_to_the_newest_checkpoint_alone_and_noticed(name, scene):
+def test_only_the_newest_checkpoint_is_corrupted_and_that_is_detected(name, scene):
     assert -9 in fault(name).does(scene)
     assert scene.run.sent == [signal.SIGKILL]
-    assert scene.expected == ["DAMAGED"]
-    assert checksums.damage(scene.directory / "checkpoints" / "10") is not None
-    assert checksums.damage(scene.directory / "checkpoints" / "5") is None
+    assert scene.expected == ["CORRUPT"]
+    assert checksums.find_corruption(scene.directory / "checkpoints" / "10") is not None
+    assert checksums.find_corruption(scene.directory / "checkpoints" / "5") is None
 
 
 def test_a_checkpoint_without_checksums_or_without_another_before_it_is_spared(scene):
@@ -71,11 +71,11 @@ def test_a_checkpoint_without_checksums_or_without_another_before_it_is_spared(s
 
 
 @pytest.mark.parametrize("name", ["deleted shard", "corrupted shard"])
-def test_a_file_of_a_token_store_is_damaged_and_that_is_noticed(name, scene):
+def test_a_file_of_a_token_store_is_corrupted_and_that_is_detected(name, scene):
     assert -9 in fault(name).does(scene)
-    assert scene.expected == ["is DAMAGED"]
+    assert scene.expected == ["is CORRUPT"]
     store = scene.data_dir / "stores" / "a_task" / "train-1"
-    assert (checksums.damage(store) or "").startswith("targets.tokens.bin")
+    assert (checksums.find_corruption(store) or "").startswith("targets.tokens.bin")
     assert (store / "manifest.json").read_text() == "{}"
 
 
