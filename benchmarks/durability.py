@@ -33,7 +33,7 @@ FILES = (
 
 def trained(folder: Path, options: argparse.Namespace) -> tuple[float, list[float]]:
     """Wall seconds of a step, and of the waits for saves."""
-    from t5x_lite.io.metric_writers import read_records
+    from t5x_lite.io.metric_writers import read_metrics
 
     values = {
         "MODEL_DIR": folder / "run",
@@ -52,7 +52,7 @@ def trained(folder: Path, options: argparse.Namespace) -> tuple[float, list[floa
     command += [f"--gin_file={name}" for name in FILES]
     command += [f"--gin.{name}={value}" for name, value in values.items()]
     subprocess.run(command, env={**os.environ, "JAX_PLATFORMS": "cpu"}, check=True)
-    records = list(read_records(folder / "run"))
+    records = list(read_metrics(folder / "run"))
     steps = [r["seconds_per_step"] for r in records if r["kind"] == "train" and r["step"] > 2]
     waits = [r["blocked_seconds"] for r in records if r["kind"] == "checkpoint"]
     return statistics.median(steps), waits

@@ -5,7 +5,6 @@ checkpoints, `base.json` says which checkpoint holds the rest, with a fingerprin
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +15,8 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from t5x_lite.errors import ConfigError
+from t5x_lite.io import atomic
+from t5x_lite.io.safe_files import read_json
 from t5x_lite.tree_paths import flat
 
 RECORD = "base.json"
@@ -44,7 +45,7 @@ class BaseCheckpoint:
         if not path.exists():
             return None
         try:
-            fields = json.loads(path.read_text())
+            fields = read_json(path)
             place, beside = epath.Path(fields["model_dir"]), model_dir / fields["seen_from_here"]
             return cls(
                 model_dir=place if place.is_dir() or not beside.is_dir() else beside,
@@ -62,9 +63,7 @@ class BaseCheckpoint:
             "step": self.step,
             "fingerprints": dict(self.fingerprints),
         }
-        temporary = model_dir / f".{RECORD}"
-        temporary.write_text(json.dumps(fields, indent=2) + "\n")
-        temporary.replace(model_dir / RECORD)
+        atomic.write_json(model_dir / RECORD, fields)
 
     def pin(self, model_dir: epath.Path) -> str | None:
         """Have the base keep the step, whatever its policy says; returns what came in the way."""
@@ -72,7 +71,8 @@ class BaseCheckpoint:
             (self.model_dir / PINS).mkdir(exist_ok=True)
             path = self.model_dir / PINS / str(self.step)
             others = path.read_text().splitlines() if path.exists() else []
-            path.write_text("".join(f"{each}\n" for each in {*others, os.path.abspath(model_dir)}))
+            users = sorted({*others, os.path.abspath(model_dir)})
+            atomic.write_text(path, "".join(f"{user}\n" for user in users))
         except OSError as error:
             return str(error)
         return None

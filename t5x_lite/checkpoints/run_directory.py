@@ -15,6 +15,7 @@ from etils import epath
 
 from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError
+from t5x_lite.io import atomic
 from t5x_lite.io.safe_files import read_json
 from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
 
@@ -44,7 +45,7 @@ def check_model_dir(model_dir: epath.PathLike, model: TransformerConfig) -> None
     if not path.exists():
         return
     try:
-        before = read_json(path, most_bytes=1 << 20)
+        before = read_json(path, max_bytes=1 << 20)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is not readable as JSON: {error}", "MODEL_DIR") from error
     now = _architecture(model)
@@ -81,12 +82,12 @@ def write_launch(
     if not processes.is_first():
         return record
     model_dir = epath.Path(model_dir)
-    (model_dir / MODEL).write_text(json.dumps(_architecture(model), indent=2) + "\n")
+    atomic.write_json(model_dir / MODEL, _architecture(model))
     launch = model_dir / LAUNCHES / f"{_FROM_STEP}{start_step:08d}"
     launch.mkdir(parents=True, exist_ok=True)
-    (launch / "operative_config.gin").write_text(config)
-    (launch / "versions.json").write_text(json.dumps(packages, indent=2) + "\n")
-    (launch / "mixture.json").write_text(json.dumps(mixture or {}, indent=2) + "\n")
+    atomic.write_text(launch / "operative_config.gin", config)
+    atomic.write_json(launch / "versions.json", packages)
+    atomic.write_json(launch / "mixture.json", mixture or {})
     return record
 
 
@@ -94,7 +95,7 @@ def recorded_model(model_dir: epath.PathLike) -> TransformerConfig:
     """The configuration that a run wrote into its directory."""
     path = epath.Path(model_dir) / MODEL
     try:
-        fields = read_json(path, most_bytes=1 << 20)
+        fields = read_json(path, max_bytes=1 << 20)
         moe = fields.pop("moe", None)
         fields["moe"] = None if moe is None else MixtureOfExperts(**moe)
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

@@ -4,8 +4,6 @@ import dataclasses
 import json
 import math
 import re
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,9 @@ from t5x_lite.convert.family import CheckpointFacts, Family, Fields
 from t5x_lite.convert.param_mapping import check_names, gather, scatter, tensors_of
 from t5x_lite.convert.parity_check import check_same_logits, differences
 from t5x_lite.errors import ConfigError
-from t5x_lite.io.tensor_files import CONFIG, TensorFiles, read_json, write_tensors
+from t5x_lite.io import atomic
+from t5x_lite.io.safe_files import read_json_object
+from t5x_lite.io.tensor_files import CONFIG, TensorFiles, write_tensors
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.transformer import Params
 from t5x_lite.tree_paths import flat
@@ -41,7 +41,7 @@ def import_checkpoint(
     do not know, and for tensors that are missing, too many or of another shape, by their names.
     """
     directory = Path(directory)
-    fields = read_json(directory / CONFIG)
+    fields = read_json_object(directory / CONFIG)
     family = _known(fields.get("model_type"))
     tensors = _Tensors(TensorFiles(directory), family)
     config = family.read(fields, tensors.found)
@@ -76,15 +76,9 @@ def export_checkpoint(
     config, params = resize_vocabulary(config, params, vocab_size or config.vocab_size)
     family = _family_of(config, model_type)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        _write(unfinished, family, config, params, max_shard_bytes)
-        check_same_logits((config, params), import_checkpoint(unfinished))
-        unfinished.chmod(0o755)
-        unfinished.replace(directory)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+    with atomic.new_directory(directory) as partial:
+        _write(partial, family, config, params, max_shard_bytes)
+        check_same_logits((config, params), import_checkpoint(partial))
     return family.model_type
 
 
@@ -212,6 +206,7 @@ def _write(
         "dtype": "float32",
         **family.write(config),
     }
-    (directory / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    text = json.dumps(fields, indent=2, sort_keys=True)
+    atomic.write_text(directory / CONFIG, f"{text}\n")
     tensors = tensors_of(config, family.table(config))
     write_tensors(directory, scatter(params, tensors), max_shard_bytes=max_bytes)

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -39,6 +38,8 @@ from t5x_lite.data.tokenize.store_identity import (
     describe_store,
 )
 from t5x_lite.errors import ConfigError
+from t5x_lite.io import atomic
+from t5x_lite.io.safe_files import read_json, read_json_if_exists
 from t5x_lite.io.urls import is_url
 from t5x_lite.objectives.sentinels import check_sentinels
 from t5x_lite.objectives.span_corruption import Objective
@@ -99,7 +100,7 @@ def tell_differences(place: StoreLocation, data: "Data", report: Report) -> None
     """Say in what the stores that a split has already do not fit."""
     directory = Path(data.data_dir, place.name)
     for other in sorted(directory.parent.glob(f"{place.description['split']}-*/manifest.json")):
-        manifest = json.loads(other.read_text("utf-8"))
+        manifest = read_json(other)
         differing = differences(place.description, manifest)
         report(f"{other.parent} does not fit: {'; '.join(differing)[:500]}")
 
@@ -113,7 +114,7 @@ def quarantine_if_corrupt(place: StoreLocation, data: "Data", report: Report) ->
         TokenStore.open(directory, verify=True)
     except CorruptStoreError as error:
         target = directory.with_name(f"quarantine-{directory.name}.{time.time_ns()}")
-        directory.rename(target)
+        atomic.rename(directory, target)
         report(f"token store {directory} is CORRUPT ({error.corruption}): moved to {target}")
 
 
@@ -415,9 +416,7 @@ def _splits(task: "seqio.Task", rate: float, data: Data) -> list[str]:
 
 def ready(data: Data) -> Plan | None:
     """Read a plan; None where there is none or something it rests on is gone or has changed."""
-    try:
-        content = json.loads(plan_path(data).read_text("utf-8"))
-    except FileNotFoundError:
+    if (content := read_json_if_exists(plan_path(data))) is None:
         return None
     try:
         tasks = tuple(read_task(task, own_objectives(data)) for task in content["tasks"])
@@ -464,6 +463,4 @@ def _write_plan(path: Path, plan: Plan) -> None:
         "tasks": [task_as_json(task) for task in plan.tasks],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(content, file, indent=2)
-    os.replace(file.name, path)
+    atomic.write_json(path, content)

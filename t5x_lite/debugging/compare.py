@@ -8,7 +8,7 @@ from etils import epath
 
 from t5x_lite.console import Console
 from t5x_lite.errors import ConfigError
-from t5x_lite.io.metric_writers import read_lines
+from t5x_lite.io.json_lines import read_json_lines
 from t5x_lite.trainer.step_hashes import RECEIPTS
 
 # What parts, in the order in which one follows from the other.
@@ -66,4 +66,4 @@ def receipts_of(directory: str) -> dict[int, Any]:
     path = epath.Path(directory) / RECEIPTS
     if not path.exists():
         raise ConfigError(f"{path} is not there: wanted the directory of a run with receipts")
-    return {line["step"]: line for line in read_lines(path)}
+    return {line["step"]: line for line in read_json_lines(path)}

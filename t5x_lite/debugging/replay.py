@@ -15,7 +15,7 @@ from t5x_lite.data.stream.stream import StreamPosition
 from t5x_lite.debugging.activation_probes import ProbeRow, Probes, Range, as_range, summary
 from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError
-from t5x_lite.io.metric_writers import read_lines
+from t5x_lite.io.json_lines import read_json_lines
 from t5x_lite.trainer import anomaly_guard
 from t5x_lite.trainer.loop import compiled_step
 from t5x_lite.trainer.restore import Start, from_weights, go_on
@@ -199,7 +199,7 @@ def _table(rows: Sequence[ProbeRow]) -> Iterator[str]:
 
 def _held_against_receipt(ready: PreparedRun, step: int, metrics: Any) -> str:
     """Whether the step is the one that the run took."""
-    lines = read_lines(ready.directory / RECEIPTS)
+    lines = read_json_lines(ready.directory / RECEIPTS)
     receipt = next((line for line in lines if line["step"] == step), None)
     if receipt is None or f"{BITS}batch" not in metrics:
         return f"{RECEIPTS} does not tell of the step"

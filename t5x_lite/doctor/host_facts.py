@@ -15,7 +15,7 @@ from t5x_lite.data.data_config import Data
 from t5x_lite.data.prepare import ready
 from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError
-from t5x_lite.io import files
+from t5x_lite.io import atomic, files
 
 _BESIDES = ("platform", "command", "git_revision")  # of `versions`: no version of a package
 _MEMORY = Path("/proc/meminfo")
@@ -106,7 +106,7 @@ def shared_and_writable(directory: Path) -> str:
     trouble = ""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / str(processes.index())).write_text(token)
+        atomic.write_text(folder / str(processes.index()), token)
     except OSError as error:
         trouble = f"cannot write: {error.strerror or error}"
     processes.barrier("written")

@@ -7,11 +7,9 @@ import neither seqio nor TensorFlow where the task_providers tell how their task
 
 import hashlib
 import json
-import os
 import re
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +21,7 @@ from t5x_lite.data.prepare import Plan, plan_path
 from t5x_lite.data.registry import registered_tasks
 from t5x_lite.data.tasks.lazy_seqio import import_seqio
 from t5x_lite.errors import ConfigError
+from t5x_lite.io.json_lines import read_json_lines, write_json_lines
 from t5x_lite.metrics.task_metrics import Case, TaskMetrics, labels_are_secret
 
 if TYPE_CHECKING:
@@ -112,12 +111,12 @@ class _Reader:
             if split not in task.splits:
                 return None
             self._report(f"reading {name}/{split} for evaluation ...")
-            lines = _examples(task, split, self._data)
+            examples = _examples(task, split, self._data)
             if path is None:
-                return _set(name, split, how, lines)
-            _write(path, lines)
-        with path.open(encoding="utf-8") as file:
-            return _set(name, split, how, file)
+                return _set(name, split, how, examples)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json_lines(path, examples)
+        return _set(name, split, how, read_json_lines(path, strict=True))
 
     def _lacks(self, name: str, split: str) -> bool:
         """Whether the plan tells that a task has no such split; it knows those it was made for."""
@@ -157,13 +156,15 @@ class _Reader:
         return Path(self._data.data_dir, "evaluation", folder, f"{split}-{digest}.jsonl")
 
 
-def _set(name: str, split: str, how: TaskMetrics, lines: Iterable[str]) -> EvaluationSet | None:
-    cases = [_case(json.loads(line)) for line in lines]
+def _set(
+    name: str, split: str, how: TaskMetrics, examples: Iterable[Mapping[str, Any]]
+) -> EvaluationSet | None:
+    cases = [_case(example) for example in examples]
     return EvaluationSet(name, split, how, cases) if cases else None
 
 
-def _examples(task: "seqio.Task", split: str, data: Data) -> Iterable[str]:
-    """Yield a split's examples in the order of the dataset, each as a line of JSON."""
+def _examples(task: "seqio.Task", split: str, data: Data) -> Iterator[dict[str, Any]]:
+    """Yield a split's examples in the order of the dataset, with values that JSON has."""
     dataset = task.get_dataset(
         sequence_length=dict(data.feature_lengths),
         split=split,
@@ -179,14 +180,7 @@ def _examples(task: "seqio.Task", split: str, data: Data) -> Iterable[str]:
                 f"{', '.join(sorted(example))}",
                 "MIXTURE_OR_TASK_NAME",
             )
-        yield json.dumps({name: _as_json(value) for name, value in example.items()})
-
-
-def _write(path: Path, lines: Iterable[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-    os.replace(file.name, path)
+        yield {name: _as_json(value) for name, value in example.items()}
 
 
 def _case(line: Mapping[str, Any]) -> Case:

@@ -19,7 +19,7 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation.eval_sets import Splits, evaluation_sets
 from t5x_lite.evaluation.evaluation_report import (
     PREDICTIONS,
-    RECORDS,
+    EVALUATIONS,
     show_evaluation,
     write_predictions,
     write_records,
@@ -119,7 +119,7 @@ def evaluate(
     for benchmark, lacking in missing_tasks(figures[chosen[-1]], splits.default).items():
         console.note(f"no {benchmark} average without {', '.join(lacking)}")
     more = f" and {place / PREDICTIONS}" if predictions and metrics else ""
-    console.note(f"results: {place / RECORDS}{more}")
+    console.note(f"results: {place / EVALUATIONS}{more}")
 
 
 def _check(

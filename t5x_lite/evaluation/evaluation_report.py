@@ -1,6 +1,5 @@
 """What evaluations leave behind: JSON lines, TensorBoard, predictions, and a table to look at."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,8 @@ from tensorboardX import SummaryWriter
 
 from t5x_lite.console import Console
 from t5x_lite.evaluation.eval_sets import Splits
-from t5x_lite.io.metric_writers import EVENTS, read_lines
+from t5x_lite.io.json_lines import read_json_lines, write_json_lines
+from t5x_lite.io.metric_writers import EVENTS
 from t5x_lite.metrics.glue_average import benchmark_averages
 from t5x_lite.metrics.published_t5 import PUBLISHED
 
@@ -31,11 +31,9 @@ def write_records(
     path = model_dir / RECORDS
     new = [{"step": step, "split": splits[t], "task": t, **n} for t, n in tasks.items()]
     known = {_place(line) for line in new}
-    kept = [line for line in read_lines(path) if _place(line) not in known]
+    kept = [line for line in read_json_lines(path) if _place(line) not in known]
     lines = sorted([*kept, *new], key=_place)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    temporary.replace(path)
+    write_json_lines(path, lines)
     with SummaryWriter(str(model_dir / EVENTS / "evaluation")) as events:
         for task, numbers in tasks.items():
             for name, value in numbers.items():
@@ -48,7 +46,7 @@ def write_predictions(
     """Write what a model said of every example: predictions/SPLIT/STEP/TASK.jsonl."""
     path = model_dir / PREDICTIONS / split / str(step) / f"{task}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line, default=_plain) + "\n" for line in lines))
+    write_json_lines(path, lines, default=_plain)
     return path
 
 

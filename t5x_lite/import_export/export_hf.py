@@ -1,6 +1,5 @@
 """`t5x_lite export`: the weights of a run become a Hugging Face directory."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
 from t5x_lite.import_export.saved_model import export_saved_model
 from t5x_lite.import_export.stablehlo import export_program
+from t5x_lite.io import atomic
 from t5x_lite.models import transformer
 from t5x_lite.tokenizers.text_codec import TextRecord, read_text_record
 from t5x_lite.tokenizers.tokenizer_files import write_tokenizer
@@ -101,9 +101,7 @@ def _write_text_files(directory: Path, record: TextRecord) -> str:
     """Write tokenizer and special tokens as transformers reads them; return what was written."""
     start, end = record.special
     special = {"decoder_start_token_id": start, "bos_token_id": start, "eos_token_id": end}
-    (directory / "generation_config.json").write_text(
-        json.dumps({**special, "pad_token_id": 0}, indent=2) + "\n"
-    )
+    atomic.write_json(directory / "generation_config.json", {**special, "pad_token_id": 0})
     if record.vocabulary is None:
         return "without a tokenizer, which the run does not know"
     write_tokenizer(directory, record.vocabulary)

@@ -13,6 +13,7 @@ from t5x_lite.checkpoints.run_directory import check_model_dir, write_launch
 from t5x_lite.console import Console
 from t5x_lite.convert.huggingface import import_checkpoint
 from t5x_lite.errors import ConfigError
+from t5x_lite.io import atomic
 from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
 from t5x_lite.models.transformer import num_parameters
 from t5x_lite.tokenizers.text_codec import read_text_record, write_text_record
@@ -60,7 +61,7 @@ def import_weights(
         saved.wait()
     write_launch(directory, config, start_step=step, describe_config=describe_config)
     write_text_record(directory, read_text_record(source))
-    (directory / MODEL_GIN).write_text(model_gin(config, source))
+    atomic.write_text(directory / MODEL_GIN, model_gin(config, source))
     Console().note(
         f"{num_parameters(config):,} parameters from {source} are step {step:,} of {directory}; "
         f"the model file is {directory / MODEL_GIN}"

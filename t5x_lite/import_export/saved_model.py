@@ -1,6 +1,5 @@
 """A model's generation as a TensorFlow SavedModel: token ids in, token ids and scores out."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from t5x_lite.data.tasks.lazy_seqio import import_seqio
 from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
 from t5x_lite.import_export.stablehlo import Exportable, free_directory, open_exportable
+from t5x_lite.io import atomic
 
 
 def export_saved_model(
@@ -55,12 +55,13 @@ def export_saved_model(
             lambda **batch: program(dict(module.variables_by_path), batch), autograph=False
         )
         signatures[f"length_{length}"] = function.get_concrete_function(**wanted)
-    tf.saved_model.save(module, str(directory), signatures=signatures)
+    directory.parent.mkdir(parents=True, exist_ok=True)
     try:
-        for name in signatures:
-            _check(directory, exportable, name)
+        with atomic.new_directory(directory) as partial:
+            tf.saved_model.save(module, str(partial), signatures=signatures)
+            for name in signatures:
+                _check(partial, exportable, name)
     except tf.errors.OpError as error:
-        shutil.rmtree(directory)
         raise ConfigError(
             f"TensorFlow {tf.__version__} cannot run what jax {jax.__version__} wrote: "
             f"{error.message.splitlines()[0]}; greedy search and sampling of all ids need the "
@@ -80,7 +81,6 @@ def _check(directory: Path, exportable: Exportable, name: str) -> None:
     theirs = read.signatures[name](**{key: tf.constant(array) for key, array in batch.items()})
     ours = jax.jit(exportable.program)(exportable.weights, batch)
     if not np.array_equal(ours["tokens"], theirs["tokens"].numpy()):
-        shutil.rmtree(directory)
         raise ConfigError("the SavedModel, read again, generates other tokens")
 
 

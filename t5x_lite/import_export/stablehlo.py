@@ -1,7 +1,6 @@
 """A model's generation as StableHLO: a directory that runs with jax and a tokenizer's library."""
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.import_export import run_exported
 from t5x_lite.inference.engine import Inference
 from t5x_lite.inference.text_model import TextModel, load
+from t5x_lite.io import atomic
 from t5x_lite.tokenizers.hf_tokenizer import HFTokenizer
 from t5x_lite.tokenizers.text_codec import Tokenizer
 from t5x_lite.tokenizers.vocabularies import BYTES, Vocabulary, sentencepiece_bytes
@@ -44,14 +44,6 @@ def export_program(
     """
     directory = free_directory(destination)
     model, inference, weights, program = open_exportable(model_dir, generation, batch_size, step)
-    directory.mkdir(parents=True, exist_ok=True)
-    np.savez(directory / "weights.npz", allow_pickle=False, **weights)
-    for length in sorted(input_lengths):
-        exported = jax.export.export(jax.jit(program), platforms=tuple(platforms))(
-            {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()},
-            inference.shapes(length),
-        )
-        (directory / PROGRAM.format(length=length)).write_bytes(exported.serialize())
     about = {
         "batch_size": batch_size,
         "input_lengths": sorted(input_lengths),
@@ -60,12 +52,21 @@ def export_program(
         "end_inputs": model.end_inputs and not isinstance(model.vocabulary, HFTokenizer),
         "start": model.special.start,
         "end": model.special.end,
-        "vocabulary": _write_vocabulary(directory, model.vocabulary),
         "generation": dataclasses.asdict(generation),
     }
-    (directory / "about.json").write_text(json.dumps(about, indent=2) + "\n")
-    shutil.copy(run_exported.__file__, directory / "run.py")
-    _check(directory, model, generation)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.new_directory(directory) as partial:
+        np.savez(partial / "weights.npz", allow_pickle=False, **weights)
+        for length in sorted(input_lengths):
+            exported = jax.export.export(jax.jit(program), platforms=tuple(platforms))(
+                {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()},
+                inference.shapes(length),
+            )
+            atomic.write_bytes(partial / PROGRAM.format(length=length), exported.serialize())
+        about["vocabulary"] = _write_vocabulary(partial, model.vocabulary)
+        atomic.write_json(partial / "about.json", about)
+        shutil.copy(run_exported.__file__, partial / "run.py")
+        _check(partial, model, generation)
     return directory
 
 
@@ -111,7 +112,7 @@ def _write_vocabulary(directory: Path, vocabulary: Tokenizer) -> str:
         vocabulary.write_json(directory / TOKENIZER)
         return TOKENIZER
     if isinstance(vocabulary, Vocabulary):
-        (directory / PIECES).write_bytes(sentencepiece_bytes(vocabulary, sentinels=True))
+        atomic.write_bytes(directory / PIECES, sentencepiece_bytes(vocabulary, sentinels=True))
         return PIECES
     return BYTES
 
@@ -122,5 +123,4 @@ def _check(directory: Path, model, generation: Generation) -> None:
     ours = model.written([{"inputs": model.encode(text).ids}], generation)[0][0]
     theirs = run_exported.Exported(directory).generate([text])[0]
     if not np.array_equal(ours, theirs["tokens"]):
-        shutil.rmtree(directory)
         raise ConfigError("the exported program, read again, generates another text")

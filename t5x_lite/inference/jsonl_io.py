@@ -8,8 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn
 
+from t5x_lite.data.sources.jsonl_and_tsv import (
+    MalformedLineError,
+    decode_line,
+    parse_json_line,
+)
 from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError
+from t5x_lite.io import atomic
+from t5x_lite.io.safe_files import read_json
 
 STANDARD = "-"  # standard input or output in the place of a path
 Format = Literal["auto", "text", "json"]
@@ -30,7 +37,7 @@ class InputLines:
                 f'input_format is {form!r}; wanted "auto", "text" or "json"', "FORMAT"
             )
         self.path, self._needed = path, tuple(needed)
-        self._standard = sys.stdin.buffer.read().splitlines() if path == STANDARD else None
+        self._standard = sys.stdin.buffer.readlines() if path == STANDARD else None
         is_json = path.endswith((".jsonl", ".json")) if form == "auto" else form == "json"
         self._json = is_json
         if not is_json and len(needed) > 1:
@@ -59,7 +66,7 @@ class InputLines:
 
     def _lines(self) -> Iterator[bytes]:
         if self._standard is not None:
-            yield from self._standard
+            yield from (line.rstrip(b"\r\n") for line in self._standard)
             return
         try:
             with open(self.path, "rb") as file:
@@ -69,21 +76,14 @@ class InputLines:
             raise ConfigError(f"{self.path} cannot be read: {error.strerror}", "INPUTS") from None
 
     def _record(self, line: bytes, number: int) -> Record:
-        where = f"line {number:,} of {self._name}"
         try:
-            text = line.decode()
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{where} is not UTF-8: {error.reason}", "INPUTS") from None
-        if not self._json:
-            return {self._needed[0]: text}
-        try:
-            record = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"{where} is no JSON: {error}", "INPUTS") from None
-        for name in self._needed:
-            if not isinstance(record, dict) or not isinstance(record.get(name), str):
-                raise ConfigError(f"{where} has no text {name!r}: {text[:80]}", "INPUTS")
-        return record
+            if self._json:
+                return parse_json_line(line, self._needed)
+            return {self._needed[0]: decode_line(line)}
+        except MalformedLineError as error:
+            # Each line of input has its line of output: unlike training data, none is skipped.
+            message = f"{self._name}, line {number:,}: {error.reason} ({error})"
+            raise ConfigError(message, "INPUTS") from None
 
 
 class OutputLines:
@@ -133,7 +133,7 @@ class OutputLines:
     def finish(self) -> None:
         """Give the file its name."""
         if self._file is not None and self.path != STANDARD:
-            self._partial.replace(self._final)
+            atomic.rename(self._partial, self._final)
 
     def _found(self) -> int:
         """-1 where everything is there already, else 0; ConfigError if it is something else."""
@@ -152,7 +152,7 @@ class OutputLines:
 
     def _opened(self) -> BinaryIO:
         try:
-            self._described.write_text(json.dumps(self._settings, indent=2) + "\n")
+            atomic.write_json(self._described, self._settings)
             file = open(self._partial, "a+b")  # noqa: SIM115  (closed at the end of the context)
         except OSError as error:
             self._refuse(error)
@@ -169,7 +169,7 @@ class OutputLines:
     def _check_same(self) -> None:
         now = self._settings
         try:
-            before = json.loads(self._described.read_text())
+            before = read_json(self._described)
         except (OSError, ValueError):
             before = {}
         different = sorted(n for n in now.keys() | before.keys() if now.get(n) != before.get(n))

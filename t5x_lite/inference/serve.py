@@ -15,7 +15,8 @@ from t5x_lite.console import Console
 from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
 from t5x_lite.inference.text_model import TextModel, load
-from t5x_lite.io.metric_writers import read_records
+from t5x_lite.io.metric_writers import read_metrics
+from t5x_lite.io.safe_files import read_json_if_exists
 from t5x_lite.models.transformer import num_parameters
 from t5x_lite.reporting.results import RESULTS
 from t5x_lite.tokenizers.text_codec import SENTINEL
@@ -101,7 +102,7 @@ class Service:
     def curves(self) -> list[dict[str, Any]]:
         """Loss by step: of training, and of each validation task."""
         found: dict[str, list[list[float]]] = {}
-        for record in read_records(self._directory):
+        for record in read_metrics(self._directory):
             shown = record["kind"] == "train" or record["kind"].startswith("validation/")
             if shown and isinstance(record.get("loss"), float):
                 found.setdefault(record["kind"], []).append([record["step"], record["loss"]])
@@ -155,7 +156,7 @@ def make_server(service: Service, host: str, port: int) -> ThreadingHTTPServer:
 def prefixes(model_dir: Path) -> list[str]:
     """What the inputs of the run's tasks begin with, by its decoded samples, or T5's own."""
     path = model_dir / RESULTS
-    samples = json.loads(path.read_text())["samples"] if path.exists() else []
+    samples = (read_json_if_exists(path) or {"samples": []})["samples"]
     found: dict[str, None] = {}
     for sample in samples:
         if begins := re.match(r"[\w ]{1,40}: ", sample["inputs"]):

@@ -1,4 +1,4 @@
-"""Files that grow line by line, kept through full disks, on file systems and in stores."""
+"""Files that grow by appending, whose content survives a full disk; in buckets as well."""
 
 import contextlib
 import os
@@ -8,48 +8,56 @@ from typing import BinaryIO
 
 from etils import epath
 
+from t5x_lite.io import atomic
+from t5x_lite.io.urls import is_url
+
 UPLOAD_SECONDS = 60.0
 
 
 class AppendFile:
-    """Appends to a file; what cannot be written now is kept and written with what follows.
+    """Appends to a file; content that cannot be written now is kept and written with the next.
 
-    A failure is reported once, until it is over; nothing here is worth a run. A store such as gs://
-    cannot append: there the whole file is written anew, at most once a minute and at the end.
+    A failure is reported once, until a write succeeds again; it never ends the run. An object store
+    such as gs:// cannot append: there the whole file is uploaded, at most once a minute
+    (`UPLOAD_SECONDS`) and by `flush` and `close`.
+
+    Args:
+        path: A local path or a URL. Its directory must exist.
+        report: Receives a line for the first of several failures in a row.
     """
 
     def __init__(self, path: epath.PathLike, report: Callable[[str], None] = print):
         self._path, self._report = epath.Path(path), report
-        self._kept, self._failing = b"", False
+        self._pending, self._failing = b"", False
         self._written_at = 0.0
         self._file: BinaryIO | None = None
-        self._stored: bytes | None = None  # of a store's file, all there is
-        if "://" in str(path):
-            self._stored = self._path.read_bytes() if self._path.exists() else b""
+        self._uploaded: bytes | None = None  # the whole content of an object, None for a local file
+        if is_url(path):
+            self._uploaded = self._path.read_bytes() if self._path.exists() else b""
 
     def write(self, content: bytes) -> None:
-        """Append; a content is there as a whole or not at all, unless the process is killed."""
-        self._kept += content
-        if self._stored is None or time.monotonic() - self._written_at > UPLOAD_SECONDS:
+        """Append content; unless the process is killed, all of it is written or none."""
+        self._pending += content
+        if self._uploaded is None or time.monotonic() - self._written_at > UPLOAD_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was kept, if that is possible now."""
+        """Write the pending content if that is possible now; if not, keep it."""
         try:
-            if self._stored is not None:
-                self._path.write_bytes(self._stored + self._kept)
-                self._stored += self._kept
-            elif self._kept:
+            if self._uploaded is not None:
+                atomic.write_bytes(self._path, self._uploaded + self._pending)
+                self._uploaded += self._pending
+            elif self._pending:
                 self._append()
         except OSError as error:
             if not self._failing:
                 self._report(f"{self._path} could not be WRITTEN ({error}): kept for later")
             self._failing = True
             return
-        self._kept, self._failing, self._written_at = b"", False, time.monotonic()
+        self._pending, self._failing, self._written_at = b"", False, time.monotonic()
 
     def close(self) -> None:
-        """Write what is left and close the file."""
+        """Write the pending content and close the file."""
         self.flush()
         if self._file is not None:
             self._file.close()
@@ -58,9 +66,10 @@ class AppendFile:
     def _append(self) -> None:
         if self._file is None:
             self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 closed by `close`
-        good = os.fstat(self._file.fileno()).st_size
-        written = self._file.write(self._kept)
-        if written != len(self._kept):
+        size_before = os.fstat(self._file.fileno()).st_size
+        written = self._file.write(self._pending)
+        if written != len(self._pending):
+            # A full disk takes a part. Without it the file ends with a whole line.
             with contextlib.suppress(OSError):
-                self._file.truncate(good)
-            raise OSError(f"only {written} of {len(self._kept)} bytes found room")
+                self._file.truncate(size_before)
+            raise OSError(f"only {written} of {len(self._pending)} bytes fit on the disk")

@@ -14,6 +14,7 @@ import errno
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from typing import Any, BinaryIO, TextIO
 from etils import epath
 
 from t5x_lite.io.urls import is_url
+
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.tmp", re.DOTALL)
 
 
 def write_bytes(path: epath.PathLike, content: bytes) -> None:
@@ -79,7 +82,7 @@ def open_binary(path: epath.PathLike) -> Iterator[BinaryIO]:
     if is_url(path):
         content = io.BytesIO()
         yield content
-        epath.Path(path).write_bytes(content.getvalue())
+        _upload(path, content.getvalue())
         return
     target = Path(path)
     temporary = _temporary(target)
@@ -155,6 +158,26 @@ def rename(source: epath.PathLike, target: epath.PathLike) -> None:
     os.replace(source, target)
     for parent in {Path(source).parent, Path(target).parent}:
         _sync(parent)
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Remove the temporary files that killed writers left in a directory.
+
+    Args:
+        directory: A local directory in which no other process or thread is writing.
+    """
+    for path in directory.glob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink()
+
+
+def _upload(url: epath.PathLike, content: bytes) -> None:
+    try:
+        epath.Path(url).write_bytes(content)
+    except OSError:
+        raise
+    except Exception as error:  # TensorFlow, gcsfs and others have kinds of errors of their own
+        raise OSError(f"{os.fspath(url)} cannot be written: {error}") from error
 
 
 def _temporary(target: Path) -> Path:

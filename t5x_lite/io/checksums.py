@@ -1,9 +1,9 @@
 """Checksums of a directory's files: written once, compared later to find corruption."""
 
-import json
 import zlib
 from pathlib import Path
 
+from t5x_lite.io import atomic
 from t5x_lite.io.safe_files import inside, link_outside, read_json
 
 RECORD = "checksums.json"
@@ -18,9 +18,7 @@ def write_checksums(directory: Path) -> None:
         {"state/data": [2304000, 1042819331], "commit_success.txt": [30, 7738114]}
     """
     record = {name: list(_size_and_crc(directory / name)) for name in _files(directory)}
-    temporary = directory / f".{RECORD}"
-    temporary.write_text(json.dumps(record))
-    temporary.replace(directory / RECORD)
+    atomic.write_json(directory / RECORD, record, indent=None)
 
 
 def has_checksums(directory: Path) -> bool:

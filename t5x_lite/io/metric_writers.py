@@ -1,7 +1,7 @@
-"""Where numbers go: one JSON line a record, and TensorBoard events without TensorFlow.
+"""A run's metrics on disk: metrics.jsonl, and TensorBoard events without TensorFlow.
 
-Both are continued by a restarted run: what an interrupted run wrote after its last checkpoint is
-dropped, so that every step stands there once.
+A resumed run continues both: what an interrupted run wrote after its last checkpoint is dropped, so
+that every step occurs once.
 """
 
 import json
@@ -14,16 +14,21 @@ from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore  (made by 
 from tensorboardX.record_writer import register_writer_factory
 
 from t5x_lite.io.append_file import AppendFile
+from t5x_lite.io.json_lines import drop_steps_after, read_json_lines
 
-RECORDS = "metrics.jsonl"
+METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"
-_FORGIVING = "forgiving"  # the kind of path whose writer outlives a full disk
+_SCHEME = "append_file"  # of the paths that tensorboardX opens with `_AppendFiles`
 
 
-class Writers:
-    """Writes records of one run; a context manager. `start_step` is where the run goes on.
+class MetricWriters:
+    """Writes the metrics of one run to metrics.jsonl and TensorBoard; a context manager.
 
-    silent: it writes nothing, as in all processes but the first.
+    Args:
+        model_dir: The run's directory, a local path or a URL.
+        start_step: The step from which the run starts or resumes; records after it are dropped.
+        report: Receives a line when a file cannot be written.
+        silent: Write nothing, as in all processes but the first.
     """
 
     def __init__(
@@ -37,15 +42,15 @@ class Writers:
         self._silent = silent
         if silent:
             return
-        path = epath.Path(model_dir) / RECORDS
-        drop_after(path, start_step)
+        path = epath.Path(model_dir) / METRICS
+        drop_steps_after(path, start_step)
         self._lines = AppendFile(path, report)
         self._events = SummaryWriter(
-            f"{_FORGIVING}:{epath.Path(model_dir) / EVENTS}",
+            f"{_SCHEME}:{epath.Path(model_dir) / EVENTS}",
             purge_step=start_step + 1 if start_step else None,
         )
 
-    def __enter__(self) -> "Writers":
+    def __enter__(self) -> "MetricWriters":
         return self
 
     def __exit__(self, *_):
@@ -55,53 +60,36 @@ class Writers:
         self._events.close()
 
     def write(self, step: int, kind: str, numbers: Mapping[str, float]) -> None:
-        """Record numbers under a kind such as "train" or "validation/embedded_text"."""
+        """Write one record.
+
+        Args:
+            step: The number of the step.
+            kind: What the numbers are of, such as "train" or "validation/embedded_text".
+            numbers: Values by name, such as {"loss": 4.81}; TensorBoard has them as "KIND/NAME".
+        """
         if self._silent:
             return
         record = {"step": step, "kind": kind, **numbers}
         self._lines.write((json.dumps(record) + "\n").encode())
-        # One event for all of them: tensorboardX takes a tenth of a millisecond for each.
+        # One event for all of them: each event takes tensorboardX a tenth of a millisecond.
         values = [Summary.Value(tag=f"{kind}/{n}", simple_value=x) for n, x in numbers.items()]
         assert self._events.file_writer is not None
         self._events.file_writer.add_summary(Summary(value=values), step)
 
 
-def read_records(model_dir: epath.PathLike) -> Iterator[dict[str, Any]]:
-    """The records of a run in the order they were written; a half-written last line is left out."""
-    yield from read_lines(epath.Path(model_dir) / RECORDS)
+def read_metrics(model_dir: epath.PathLike) -> Iterator[dict[str, Any]]:
+    """Yield the records of a run's metrics.jsonl in order: {"step": 1, "kind": "train", ...}."""
+    yield from read_json_lines(epath.Path(model_dir) / METRICS)
 
 
-def read_lines(path: epath.Path) -> Iterator[dict[str, Any]]:
-    """The JSON lines of a file up to one that is cut off; none if there is no file."""
-    if not path.exists():
-        return
-    for line in path.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
-
-
-def drop_after(path: epath.Path, step: int) -> None:
-    """Drop what a file of JSON lines says of later steps, and a last line that is cut off."""
-    if not path.exists():
-        return
-    before = path.read_text()
-    kept = "".join(json.dumps(r) + "\n" for r in read_lines(path) if r["step"] <= step)
-    if kept != before:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(kept)
-        temporary.replace(path)
-
-
-class _ForgivingFiles:
-    """How tensorboardX opens files: its own writers end with their thread at the first failure."""
+class _AppendFiles:
+    """How tensorboardX opens files: its own writer's thread would end at the first failure."""
 
     def open(self, path: str) -> AppendFile:
-        return AppendFile(path.removeprefix(f"{_FORGIVING}:"), lambda _: None)
+        return AppendFile(path.removeprefix(f"{_SCHEME}:"), lambda _: None)
 
     def directory_check(self, path: str) -> None:
-        epath.Path(path.removeprefix(f"{_FORGIVING}:")).mkdir(parents=True, exist_ok=True)
+        epath.Path(path.removeprefix(f"{_SCHEME}:")).mkdir(parents=True, exist_ok=True)
 
 
-register_writer_factory(_FORGIVING, _ForgivingFiles())
+register_writer_factory(_SCHEME, _AppendFiles())

@@ -1,6 +1,5 @@
 """safetensors on disk: one file, or shards with an index. Nothing here can run code."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -10,7 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.io import safe_files
+from t5x_lite.io import atomic
+from t5x_lite.io.safe_files import read_json_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -41,7 +41,7 @@ class TensorFiles:
     def _files(self) -> list[Path]:
         single, index = self.directory / SINGLE, self.directory / INDEX
         if index.is_file():
-            names = sorted(set(read_json(index).get("weight_map", {}).values()))
+            names = sorted(set(read_json_object(index).get("weight_map", {}).values()))
             paths = [self._inside(name) for name in names]
         else:
             paths = [single]
@@ -63,17 +63,6 @@ class TensorFiles:
                 f"{self.directory / INDEX} names {name!r}, which leaves the directory"
             )
         return path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
-    try:
-        found = safe_files.read_json(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path} holds {type(found).__name__}; wanted a JSON object")
-    return found
 
 
 def write_tensors(
@@ -102,7 +91,7 @@ def write_tensors(
         _shard_path(directory, number).rename(directory / final)
         weight_map |= dict.fromkeys(names, final)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    atomic.write_json(directory / INDEX, index)
 
 
 def _write_shard(directory: Path, number: int, tensors: Mapping[str, np.ndarray]) -> list[str]:

@@ -3,8 +3,6 @@
 import contextlib
 import gzip
 import hashlib
-import json
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +12,9 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+
+from t5x_lite.io import atomic
+from t5x_lite.io.safe_files import read_json
 
 MEMORY = ("argument", "output", "alias", "temp", "generated_code")
 
@@ -56,7 +57,7 @@ def compiled(
     key = hashlib.sha256(f"{target}\n{lowered.as_text()}".encode()).hexdigest()[:24]
     text_file, facts_file = directory / f"{key}.hlo.gz", directory / f"{key}.json"
     if facts_file.exists():
-        facts = json.loads(facts_file.read_text())
+        facts = read_json(facts_file)
         text = gzip.decompress(text_file.read_bytes()).decode()
         return _from_facts(facts, text, cached=True)
     began = time.perf_counter()
@@ -80,10 +81,8 @@ def compiled(
         "seconds": time.perf_counter() - began,
     }
     directory.mkdir(parents=True, exist_ok=True)
-    text_file.write_bytes(gzip.compress(text.encode()))
-    unfinished = facts_file.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(json.dumps(facts, indent=1))
-    unfinished.replace(facts_file)
+    atomic.write_bytes(text_file, gzip.compress(text.encode()))
+    atomic.write_json(facts_file, facts, indent=1)  # last: it marks the entry as complete
     return _from_facts(facts, text, cached=False)
 
 

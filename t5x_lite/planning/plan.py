@@ -1,6 +1,5 @@
 """`t5x_lite plan`: what a step would need on a machine that nobody has rented yet."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from t5x_lite.console import Console
 from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
 from t5x_lite.hardware.topologies import Topology, topology
+from t5x_lite.io import atomic
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.planning.estimate import cost, estimate
 from t5x_lite.planning.lowering import KINDS, Setting
@@ -134,12 +134,12 @@ def _write(
 ) -> None:
     """Leave plan.json, plan.md and the picture behind, and say the same. found: by the search."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "plan.json").write_text(json.dumps(planned.plan, indent=1) + "\n")
+    atomic.write_json(directory / "plan.json", planned.plan, indent=1)
     text = markdown(planned.plan)
     if explain:
         text += f"\n{_explained(planned, wanted, directory / 'plan.png')}"
     text = f"{text}\n{found}" if found else text
-    (directory / "plan.md").write_text(text)
+    atomic.write_text(directory / "plan.md", text)
     report(text)
     report(f"written to {directory}: {', '.join(sorted(p.name for p in directory.iterdir()))}")
 

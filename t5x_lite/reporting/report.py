@@ -5,7 +5,8 @@ from pathlib import Path
 
 from t5x_lite.console import Console
 from t5x_lite.errors import ConfigError
-from t5x_lite.io.metric_writers import RECORDS
+from t5x_lite.io import atomic
+from t5x_lite.io.metric_writers import METRICS
 from t5x_lite.reporting.error_bars import caption, study_figures
 from t5x_lite.reporting.figures import figures
 from t5x_lite.reporting.page import page
@@ -29,7 +30,7 @@ def report(
     runs = [runs] if isinstance(runs, str) else list(runs)
     if not runs:
         raise ConfigError("no run is given; wanted one model directory or more", "report.runs")
-    found = {path: read_studies(path) for path in runs if not (Path(path) / RECORDS).is_file()}
+    found = {path: read_studies(path) for path in runs if not (Path(path) / METRICS).is_file()}
     studies = [study for of_path in found.values() for study in of_path]
     single = named_apart([path for path in runs if not found.get(path)])
     of_rows = _runs_of_rows(studies)
@@ -48,13 +49,13 @@ def report(
         scores=scores,
         scores_note=caption(scores),
     )
-    (directory / PAGE).write_text(text, "utf-8")
+    atomic.write_text(directory / PAGE, text)
     document = [f"# {title}\n", f"{lead}\n", *(table.markdown() for table in told)]
-    (directory / DOCUMENT).write_text("\n".join(document), "utf-8")
+    atomic.write_text(directory / DOCUMENT, "\n".join(document))
     for number, table in enumerate(told, 1):
-        (directory / f"table_{number}.csv").write_text(table.csv(), "utf-8")
+        atomic.write_text(directory / f"table_{number}.csv", table.csv())
     for figure in [*scores, *curves]:
-        (directory / figure.name).write_bytes(figure.png)
+        atomic.write_bytes(directory / figure.name, figure.png)
     Console().note(f"{directory / PAGE}: {len(told)} tables and {len(scores) + len(curves)} curves")
 
 
@@ -66,7 +67,7 @@ def _runs_of_rows(studies: Sequence[StudyRecord]) -> list[RunRecord]:
             if row.pretraining is None:
                 continue
             for path in [study.directory / run for seed in row.seeds for run in seed["runs"][:1]]:
-                if (path / RECORDS).is_file():
+                if (path / METRICS).is_file():
                     found.setdefault(path, row.name)
                     break
     return [read_run(path, name) for path, name in found.items()]

@@ -1,14 +1,15 @@
 """How a run ended: held-out losses beside their baselines, samples, and the loss curves."""
 
 import io
-import json
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from etils import epath
 
 from t5x_lite.console import Console
-from t5x_lite.io.metric_writers import read_records
+from t5x_lite.io import atomic
+from t5x_lite.io.metric_writers import read_metrics
+from t5x_lite.io.safe_files import read_json_if_exists
 
 RESULTS = "results.json"
 CURVES = "loss_curves.png"
@@ -45,14 +46,13 @@ class Results(TypedDict):
 
 def write_results(model_dir: epath.Path, results: Results) -> None:
     """Write results.json and the curves."""
-    (model_dir / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
+    atomic.write_json(model_dir / RESULTS, results)
     draw_curves(model_dir, {name: task["unigram"] for name, task in results["tasks"].items()})
 
 
 def read_results(model_dir: epath.PathLike) -> Results | None:
     """The results of a finished run, or None."""
-    path = epath.Path(model_dir) / RESULTS
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_json_if_exists(epath.Path(model_dir) / RESULTS)
 
 
 def show_results(console: Console, model_dir: epath.Path, results: Results) -> None:
@@ -82,7 +82,7 @@ def draw_curves(model_dir: epath.Path, unigram: Mapping[str, float]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    records = list(read_records(model_dir))
+    records = list(read_metrics(model_dir))
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     _plot(axes, records, "train", color="0.6", linewidth=1, label="training mixture")
     markers = "osD^v<>pPX*"
@@ -96,7 +96,7 @@ def draw_curves(model_dir: epath.Path, unigram: Mapping[str, float]) -> None:
     axes.legend(fontsize="small", ncols=2)
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=120, format="png")
-    (model_dir / CURVES).write_bytes(drawn.getvalue())
+    atomic.write_bytes(model_dir / CURVES, drawn.getvalue())
     pyplot.close(figure)
 
 

@@ -1,6 +1,5 @@
 """What model directories say of their runs, and how their configurations differ."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.io.metric_writers import RECORDS, read_records
+from t5x_lite.io.metric_writers import METRICS, read_metrics
+from t5x_lite.io.safe_files import read_json_if_exists
 
 # Of a configuration, what tells two runs apart without making them different.
 _PLACES = {"MODEL_DIR", "DATA_DIR", "INITIAL_CHECKPOINT_PATH", "WANDB_PROJECT", "train.model_dir"}
@@ -72,12 +72,12 @@ class RunRecord:
 def read_run(directory: str | Path, name: str | None = None) -> RunRecord:
     """Read a model directory; ConfigError if no run was ever there."""
     directory = Path(directory)
-    if not (directory / RECORDS).is_file():
+    if not (directory / METRICS).is_file():
         raise ConfigError(
-            f"{directory} holds no {RECORDS}; wanted the model directory of a run", "report.runs"
+            f"{directory} holds no {METRICS}; wanted the model directory of a run", "report.runs"
         )
     records: dict[str, list[dict[str, Any]]] = {}
-    for record in read_records(directory):
+    for record in read_metrics(directory):
         records.setdefault(record["kind"], []).append(record)
     launches = sorted((directory / "launches").glob("from_step_*"))
     config = _text(launches[-1] / "operative_config.gin") if launches else ""
@@ -87,9 +87,9 @@ def read_run(directory: str | Path, name: str | None = None) -> RunRecord:
         records=records,
         settings=settings(config),
         config=config,
-        results=_json(directory / "results.json"),
-        versions=_json(launches[-1] / "versions.json") if launches else {},
-        mixture=_json(launches[-1] / "mixture.json") if launches else {},
+        results=read_json_if_exists(directory / "results.json") or {},
+        versions=(launches and read_json_if_exists(launches[-1] / "versions.json")) or {},
+        mixture=(launches and read_json_if_exists(launches[-1] / "mixture.json")) or {},
     )
 
 
@@ -131,7 +131,3 @@ def differences(runs: Iterable[RunRecord]) -> list[tuple[str, list[str]]]:
 
 def _text(path: Path) -> str:
     return path.read_text("utf-8") if path.is_file() else ""
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(text) if (text := _text(path)) else {}

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from t5x_lite.io import atomic
 from t5x_lite.sweep.runner import SweepJob
 from t5x_lite.sweep.spec import slug
 
@@ -31,7 +32,7 @@ def hand_off_rows(
     path.parent.mkdir(parents=True, exist_ok=True)
     if engine == "slurm":
         file = path.with_suffix(".rows")
-        file.write_text("".join(f"{shlex.join(words)}\n" for words in commands.values()))
+        atomic.write_text(file, "".join(f"{shlex.join(words)}\n" for words in commands.values()))
         say(f"{len(commands)} commands in {file}; as an array of jobs:")
         say(f"sbatch --array=1-{len(commands)} launch/slurm/rows.sbatch {file}")
         return
@@ -44,7 +45,7 @@ def hand_off_rows(
         else:
             manifest = f'launch/gke.py render {name} "$@" -- {shlex.join(words)}'
             lines.append(f"{manifest} | kubectl apply -f -")
-    file.write_text("\n".join(["#!/usr/bin/env bash", "set -euo pipefail", *lines]) + "\n")
+    atomic.write_text(file, "\n".join(["#!/usr/bin/env bash", "set -euo pipefail", *lines]) + "\n")
     say(f"{len(commands)} commands in {file}; as a JobSet each, in a checkout:")
     more = " --cluster=C" if engine == "xpk" else ""
     say(f"bash {file} --image=IMAGE --accelerator=v5e:2x4{more}")

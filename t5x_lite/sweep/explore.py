@@ -1,6 +1,5 @@
 """`t5x_lite explore`: the rows of a study, trained and judged alike, and what came of them."""
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any, Literal
 from t5x_lite.console import Console
 from t5x_lite.distributed.processes import START_AGAIN
 from t5x_lite.errors import ConfigError
+from t5x_lite.io import atomic
 from t5x_lite.metrics.published_t5_study import STUDY_TABLES
 from t5x_lite.sweep.cluster_jobs import hand_off_rows
 from t5x_lite.sweep.grid import PlannedRow, Planner, Read
@@ -68,7 +68,9 @@ def explore(
     runs = Runs(directory, console.note, flags=flags, everywhere=everywhere, until=until)
 
     def write() -> None:
-        _write(directory / f"{study.name}.json", record(study, scales[scale], scale, planned, runs))
+        atomic.write_json(
+            directory / f"{study.name}.json", record(study, scales[scale], scale, planned, runs)
+        )
 
     write()
     runs.carry_out(chosen, at_once=jobs, done=lambda job: write())
@@ -192,9 +194,3 @@ def _state(stage: Any, runs: Runs) -> str:
 
 def _is_done(folder: Path) -> bool:
     return (folder / DONE).is_file()
-
-
-def _write(path: Path, content: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)

@@ -1,7 +1,6 @@
 """Runs of a study, one after another or a few at once, each in a process of its own."""
 
 import contextlib
-import json
 import os
 import queue
 import re
@@ -14,14 +13,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from etils import epath
-
 from t5x_lite.console import duration
 from t5x_lite.distributed.processes import START_AGAIN
 from t5x_lite.evaluation.evaluation_report import LOSS, Figures, best_of_each_task
-from t5x_lite.evaluation.evaluation_report import RECORDS as EVALUATIONS
+from t5x_lite.evaluation.evaluation_report import METRICS as EVALUATIONS
+from t5x_lite.io import atomic
 from t5x_lite.io.file_lock import file_lock
-from t5x_lite.io.metric_writers import RECORDS, read_lines
+from t5x_lite.io.json_lines import read_json_lines
+from t5x_lite.io.metric_writers import METRICS
+from t5x_lite.io.safe_files import read_json
 from t5x_lite.metrics.glue_average import benchmark_averages
 from t5x_lite.sweep.stages import Stage
 
@@ -126,18 +126,19 @@ class Runs:
                 return Ended("stopped")
             folder.mkdir(parents=True, exist_ok=True)
             (folder / FAILED).unlink(missing_ok=True)
-            (folder / CONFIG).write_text(stage.text(self._folders(stage), self._everywhere))
+            config = stage.text(self._folders(stage), self._everywhere)
+            atomic.write_text(folder / CONFIG, config)
             began = time.monotonic()
             code = self._run([stage.kind, f"--gin_file={folder / CONFIG}"], folder / LOG, cores)
             if code == 0:
                 seconds = time.monotonic() - began
                 record = {"name": stage.name, "seconds": seconds, "figures": figures(folder)}
-                _write(folder / DONE, record)
+                atomic.write_json(folder / DONE, record)
                 return Ended("done")
             if self._over() or code == START_AGAIN:
                 return Ended("stopped")
             reason = f"exit code {code}: {_reason(folder / LOG)}"
-            _write(folder / FAILED, {"reason": reason})
+            atomic.write_json(folder / FAILED, {"reason": reason})
             return Ended("failed", reason)
 
     def _folders(self, stage: Stage) -> Mapping[str, str]:
@@ -201,13 +202,13 @@ def state_of(folder: Path) -> Ended:
     if (folder / DONE).is_file():
         return Ended("done")
     if (folder / FAILED).is_file():
-        return Ended("failed", json.loads((folder / FAILED).read_text())["reason"])
+        return Ended("failed", read_json(folder / FAILED)["reason"])
     return Ended("unfinished")
 
 
 def outcome_of(folder: Path) -> dict[str, Any]:
     """What a finished stage left: "seconds", and "figures" by step."""
-    found = json.loads((folder / DONE).read_text())
+    found = read_json(folder / DONE)
     found["figures"] = {int(step): scores for step, scores in found["figures"].items()}
     return found
 
@@ -215,7 +216,7 @@ def outcome_of(folder: Path) -> dict[str, Any]:
 def figures(folder: Path) -> Figures:
     """Scores and held-out losses by "task/metric", of each step that was evaluated."""
     found: dict[int, dict[str, float]] = {}
-    for record in read_lines(epath.Path(folder) / RECORDS):
+    for record in read_json_lines(folder / METRICS):
         kind, _, task = record["kind"].partition("/")
         of_step = found.setdefault(record["step"], {})
         if kind == "validation":
@@ -223,7 +224,7 @@ def figures(folder: Path) -> Figures:
         elif kind == "metrics" and task != "averages":
             scores = {k: v for k, v in record.items() if k not in ("step", "kind")}
             of_step |= {f"{task}/{name}": value for name, value in scores.items()}
-    for record in read_lines(epath.Path(folder) / EVALUATIONS):
+    for record in read_json_lines(folder / EVALUATIONS):
         if record["task"] != "averages":
             skipped = ("step", "split", "task", "target_tokens", "examples")
             scores = {k: v for k, v in record.items() if k not in skipped}
@@ -254,12 +255,6 @@ def _shares(number: int) -> list[Sequence[int] | None]:
     if len(cores) < number:
         return [None] * number
     return [cores[i::number] for i in range(number)]
-
-
-def _write(path: Path, content: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content))
-    temporary.replace(path)
 
 
 def column_score(figures: Figures, name: str) -> float | None:

@@ -4,7 +4,6 @@ A run directory has text.json, with a copy of the SentencePiece model or of a Hu
 beside it; of a Hugging Face directory, config.json and the tokenizer's files tell.
 """
 
-import json
 import re
 import tempfile
 from collections.abc import Iterable
@@ -15,8 +14,8 @@ from etils import epath
 
 from t5x_lite.decoding.generation import SpecialTokens
 from t5x_lite.distributed import processes
-from t5x_lite.errors import ConfigError
-from t5x_lite.io import files
+from t5x_lite.io import atomic, files
+from t5x_lite.io.safe_files import read_json_object
 from t5x_lite.io.tensor_files import CONFIG
 from t5x_lite.tokenizers.hf_tokenizer import HFTokenizer
 from t5x_lite.tokenizers.tokenizer_files import read_tokenizer
@@ -120,17 +119,17 @@ def write_text_record(model_dir: epath.PathLike, record: TextRecord) -> None:
         about["vocabulary"] = _name(vocabulary)
         about["fingerprint"] = vocabulary.fingerprint
     if isinstance(vocabulary, Vocabulary):
-        (directory / PIECES).write_bytes(files.read_bytes(vocabulary.path))
+        atomic.write_bytes(directory / PIECES, files.read_bytes(vocabulary.path))
     if isinstance(vocabulary, HFTokenizer):
         _copy_tokenizer(vocabulary, directory / TOKENIZER)
-    (directory / TEXT).write_text(json.dumps(about, indent=2) + "\n")
+    atomic.write_json(directory / TEXT, about)
 
 
 def read_text_record(directory: epath.PathLike) -> TextRecord:
     """What a run directory or a Hugging Face directory says, which may be nothing."""
     directory = epath.Path(directory)
     if (directory / TEXT).exists():
-        about = _json(directory / TEXT)
+        about = read_json_object(directory / TEXT, "MODEL_DIR")
         vocabulary = None
         if about.get("vocabulary") == BYTES:
             vocabulary = ByteVocabulary(about["extra_ids"])
@@ -140,7 +139,7 @@ def read_text_record(directory: epath.PathLike) -> TextRecord:
             vocabulary = Vocabulary(str(directory / about["vocabulary"]), about["extra_ids"])
         return TextRecord(vocabulary, SpecialTokens(about["start"], about["end"]))
     if (directory / CONFIG).exists():
-        return _foreign(directory, _json(directory / CONFIG))
+        return _foreign(directory, read_json_object(directory / CONFIG, "MODEL_DIR"))
     return TextRecord(None, SpecialTokens())
 
 
@@ -155,7 +154,7 @@ def _copy_tokenizer(tokenizer: HFTokenizer, directory: epath.Path) -> None:
     with tempfile.TemporaryDirectory() as written:
         tokenizer.save(written)
         for path in Path(written).iterdir():
-            (directory / path.name).write_bytes(path.read_bytes())
+            atomic.write_bytes(directory / path.name, path.read_bytes())
 
 
 def _foreign(directory: epath.Path, fields: dict[str, Any]) -> TextRecord:
@@ -165,13 +164,3 @@ def _foreign(directory: epath.Path, fields: dict[str, Any]) -> TextRecord:
     start = None if decoder_only else fields.get("decoder_start_token_id", 0)
     special = SpecialTokens(start, 1 if end is None else end)
     return TextRecord(read_tokenizer(Path(directory)), special)
-
-
-def _json(path: epath.Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path} is not readable as JSON: {error}", "MODEL_DIR") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path} holds no JSON object", "MODEL_DIR")
-    return found

@@ -1,11 +1,11 @@
 """The tokenizer of a Hugging Face directory: SentencePiece in T5's layout, bytes, or another."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from t5x_lite.io.tensor_files import read_json
+from t5x_lite.io import atomic
+from t5x_lite.io.safe_files import read_json_object
 from t5x_lite.tokenizers.hf_tokenizer import FILES, HFTokenizer
 from t5x_lite.tokenizers.vocabularies import (
     AnyVocabulary,
@@ -26,7 +26,7 @@ def read_tokenizer(directory: str | Path) -> AnyVocabulary | HFTokenizer | None:
     T5's own need nothing but sentencepiece, all others transformers.
     """
     directory = Path(directory)
-    settings = read_json(directory / SETTINGS) if (directory / SETTINGS).exists() else {}
+    settings = read_json_object(directory / SETTINGS) if (directory / SETTINGS).exists() else {}
     if settings.get("tokenizer_class") == "ByT5Tokenizer":
         return ByteVocabulary()
     if _is_t5(directory, settings):
@@ -59,11 +59,11 @@ def write_tokenizer(directory: str | Path, vocabulary: AnyVocabulary | HFTokeniz
         settings |= {"tokenizer_class": "ByT5Tokenizer", "extra_ids": vocabulary.extra_ids}
     else:
         count = vocabulary.sentinels.count
-        (directory / PIECES).write_bytes(sentencepiece_bytes(vocabulary, sentinels=False))
+        atomic.write_bytes(directory / PIECES, sentencepiece_bytes(vocabulary, sentinels=False))
         sentinels = [f"<extra_id_{i}>" for i in range(count)]
         settings |= {
             "tokenizer_class": "T5Tokenizer",
             "extra_ids": count,
             "additional_special_tokens": sentinels,
         }
-    (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+    atomic.write_json(directory / SETTINGS, settings)

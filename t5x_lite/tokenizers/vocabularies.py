@@ -10,7 +10,6 @@ import functools
 import hashlib
 import io
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.io import files
+from t5x_lite.io import atomic, files
 from t5x_lite.io.urls import is_url
 from t5x_lite.objectives.sentinels import Sentinels
 
@@ -260,9 +259,4 @@ def train_vocabulary(
     content = _with_extra_ids(_ModelProto.FromString(model.getvalue()), extra_ids)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        file.write(content)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    atomic.write_bytes(path, content)

@@ -14,7 +14,7 @@ from t5x_lite.data.stream.stream import ExampleIds, Stream, StreamPosition
 from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError, require_field
 from t5x_lite.io.append_file import AppendFile
-from t5x_lite.io.metric_writers import read_lines
+from t5x_lite.io.json_lines import read_json_lines, write_json_lines
 from t5x_lite.training.callbacks import Callback, Report, StepInfo
 from t5x_lite.training.step_metrics import Packed, fetch
 
@@ -37,17 +37,15 @@ class Rollback(Exception):  # noqa: N818 no error, as StopIteration is none
 def read(directory: epath.PathLike) -> list[Decision]:
     """The decisions of a run, as its first process finds them."""
     path = epath.Path(directory) / DECISIONS
-    found = list(read_lines(path)) if processes.is_first() else None
+    found = list(read_json_lines(path, strict=True)) if processes.is_first() else None
     return [Decision(**line) for line in processes.broadcast(found)]
 
 
 def write(directory: epath.PathLike, decisions: Sequence[Decision]) -> None:
     """Write all decisions of a run, at once or not at all."""
     if processes.is_first():
-        path = epath.Path(directory) / DECISIONS
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(each._asdict()) + "\n" for each in decisions))
-        temporary.replace(path)
+        records = (decision._asdict() for decision in decisions)
+        write_json_lines(epath.Path(directory) / DECISIONS, records)
 
 
 def gave_up(decisions: Sequence[Decision], step: int, progress: Mapping[str, Any]) -> bool:

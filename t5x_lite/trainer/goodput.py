@@ -6,7 +6,6 @@ when the run was down.
 """
 
 import contextlib
-import json
 import os
 import threading
 import time
@@ -18,6 +17,8 @@ from etils import epath
 
 from t5x_lite.console import duration
 from t5x_lite.distributed import processes
+from t5x_lite.io import atomic
+from t5x_lite.io.safe_files import read_json
 from t5x_lite.training.callbacks import Callback, Report, StepInfo
 
 Item = TypeVar("Item")
@@ -227,9 +228,7 @@ class Goodput(Callback):
         }
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(record))
-            temporary.replace(self._path)
+            atomic.write_json(self._path, record, indent=None)
         except OSError:  # a full disk is no reason to end a run, and the next record says more
             return
 
@@ -239,7 +238,7 @@ def read_launches(model_dir: epath.PathLike) -> list[dict[str, Any]]:
     found = []
     for path in sorted((epath.Path(model_dir) / FOLDER).glob("*.json")):
         try:
-            record = json.loads(path.read_text())
+            record = read_json(path)
             found.append({name: record[name] for name in ("began", "step", "seconds")})
         except (OSError, ValueError, KeyError, TypeError):
             continue

@@ -17,7 +17,7 @@ from t5x_lite.data.stream.stream import Batch, Stream, StreamPosition
 from t5x_lite.distributed import processes
 from t5x_lite.distributed.preemption import PreemptionHandler, StopRequest
 from t5x_lite.evaluation.validation_loss import Validator
-from t5x_lite.io.metric_writers import Writers
+from t5x_lite.io.metric_writers import MetricWriters
 from t5x_lite.reporting.results import Results, TaskResult
 from t5x_lite.trainer import anomaly_guard
 from t5x_lite.trainer.anomaly_guard import Rollback
@@ -150,7 +150,7 @@ class TrainingLoop:
         stop = None
         note, entered = self._console.note, contextlib.ExitStack()
         with (
-            Writers(
+            MetricWriters(
                 self._directory,
                 start_step=self.step,
                 report=note,

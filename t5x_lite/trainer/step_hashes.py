@@ -13,7 +13,7 @@ from t5x_lite.data.stream.stream import ExampleIds, Stream
 from t5x_lite.distributed import processes
 from t5x_lite.errors import require_field
 from t5x_lite.io.append_file import AppendFile
-from t5x_lite.io.metric_writers import drop_after
+from t5x_lite.io.json_lines import drop_steps_after
 from t5x_lite.training.bit_fingerprints import as_text
 from t5x_lite.training.callbacks import Callback, Report, StepInfo
 from t5x_lite.training.step_metrics import BITS, Packed, fetch
@@ -63,7 +63,7 @@ class StepHashWriter(Callback):
         """Drop what an interrupted run noted of later steps, and go on after `step`."""
         self._open = []
         if self._receipts.steps and processes.is_first():
-            drop_after(self._path, step)
+            drop_steps_after(self._path, step)
             self._lines = AppendFile(self._path, self._report)
 
     def __exit__(self, *_: object) -> None:

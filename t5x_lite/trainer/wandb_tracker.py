@@ -10,6 +10,7 @@ import jax
 from etils import epath
 
 from t5x_lite.errors import ConfigError
+from t5x_lite.io import atomic
 from t5x_lite.training.callbacks import Callback
 
 ID = "wandb_id.txt"  # in the model directory: a continued run goes on with its curves
@@ -80,5 +81,5 @@ class Tracker(Callback):
     def _id(self) -> str:
         path = self._directory / ID
         if not path.exists():
-            path.write_text(secrets.token_hex(8))
+            atomic.write_text(path, secrets.token_hex(8))
         return path.read_text()

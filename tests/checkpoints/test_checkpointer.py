@@ -370,9 +370,9 @@ def test_a_checkpoint_that_is_nested_too_deeply_is_refused(name, content, of_wei
 
 def test_a_checkpoint_that_says_it_has_absurdly_large_arrays_is_refused(of_weights, monkeypatch):
     directory, abstract = of_weights
-    monkeypatch.setattr("t5x_lite.io.safe_files._SMALL", 1 << 20)
+    monkeypatch.setattr("t5x_lite.io.safe_files.SMALL_BYTES", 1 << 20)
     for read in readers(directory, abstract):
-        with pytest.raises(ConfigError, match=r"are said to have 16,777,216 bytes, its files"):
+        with pytest.raises(ConfigError, match=r"claim 16,777,216 bytes, its files"):
             read()
 
 

@@ -17,7 +17,7 @@ from t5x_lite.console import Console
 from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation.validation_loss import Evaluation
 from t5x_lite.import_export.export_hf import export_weights
-from t5x_lite.io.metric_writers import read_records
+from t5x_lite.io.metric_writers import read_metrics
 from t5x_lite.models.transformer import abstract
 from t5x_lite.partitioning import make_mesh, named_sharding
 from t5x_lite.trainer.restore import InitFrom, start
@@ -116,7 +116,7 @@ def test_a_checkpoint_is_as_large_as_what_is_trained(base, adapted):
 
 def test_only_what_is_trained_has_gradients(adapt, tmp_path):
     adapt(tmp_path, steps=1, frozen=("^(?!encoder/.*/adapter/)",))
-    record = next(r for r in read_records(tmp_path) if r["kind"] == "train")
+    record = next(r for r in read_metrics(tmp_path) if r["kind"] == "train")
     parts = {name for name in record if name.startswith("grad_norm/")}
     assert parts == {"grad_norm/encoder"}
     assert record["grad_norm/encoder"] == pytest.approx(record["grad_norm"])

@@ -15,7 +15,7 @@ from t5x_lite.evaluation.evaluate import evaluate
 from t5x_lite.evaluation.evaluation_report import best_of_each_task, show_evaluation, write_records
 from t5x_lite.evaluation.task_eval import TaskEvaluation
 from t5x_lite.evaluation.validation_loss import Evaluation
-from t5x_lite.io.metric_writers import read_records
+from t5x_lite.io.metric_writers import read_metrics
 
 ROOT = Path(__file__).parents[2]
 GREEDY = Generation(max_length=8)
@@ -70,7 +70,7 @@ def numbers(line):
 
 
 def test_a_run_records_its_tasks_scores_and_keeps_the_best_by_them(judged):
-    kinds = {r["kind"]: r for r in read_records(judged) if r["step"] == 4}
+    kinds = {r["kind"]: r for r in read_metrics(judged) if r["step"] == 4}
     assert kinds["metrics/embedded_name"].keys() == {"step", "kind", "sequence_accuracy"}
     rouge = kinds["metrics/embedded_summarize"]
     assert {"rouge1", "rouge2", "rougeLsum"} <= rouge.keys()
@@ -83,7 +83,7 @@ def test_evaluating_a_checkpoint_gives_the_numbers_of_the_loop(judged, look, cap
     look()
     said = capsys.readouterr().out
     assert "importing seqio" not in said
-    in_loop = {r["kind"]: r for r in read_records(judged) if r["step"] == 4}
+    in_loop = {r["kind"]: r for r in read_metrics(judged) if r["step"] == 4}
     for line in lines(judged):
         task = line["task"]
         loss = in_loop[f"validation/{task}"]["loss"]

@@ -4,7 +4,6 @@ import pytest
 from etils import epath
 
 from t5x_lite.io.append_file import AppendFile
-from t5x_lite.io.metric_writers import drop_after, read_lines
 
 
 def test_what_is_appended_follows_what_was_there(tmp_path):
@@ -50,35 +49,29 @@ def test_a_full_disk_is_reported_once_and_loses_nothing(tmp_path, room):
     assert (tmp_path / "lines").read_bytes() == b"first\nsecond\nthird\nfourth\n"
 
 
-def test_in_a_store_the_file_is_written_anew_with_what_it_held(tmp_path, monkeypatch):
-    """`memory://` cannot be had offline through etils: a local path stands for the store."""
-    files = {}
-
-    class Stored:
-        def __init__(self, path):
-            self.path = str(path)
-
-        def exists(self):
-            return self.path in files
-
-        def read_bytes(self):
-            return files[self.path]
-
-        def write_bytes(self, content):
-            files[self.path] = content
-
-    monkeypatch.setattr("t5x_lite.io.append_file.epath.Path", Stored)
+def test_in_a_bucket_the_whole_file_is_uploaded_with_what_it_held(bucket):
     for text in (b"one\n", b"two\n"):
-        appender = AppendFile("gs://bucket/lines")
+        appender = AppendFile("gs://runs/lines")
         appender.write(text)
         appender.close()
-    assert files == {"gs://bucket/lines": b"one\ntwo\n"}
+    assert epath.Path("gs://runs/lines").read_bytes() == b"one\ntwo\n"
+    assert bucket() == ["lines"]
 
 
-def test_later_steps_and_a_line_that_is_cut_off_are_dropped(tmp_path):
-    path = epath.Path(tmp_path) / "lines.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    drop_after(path, 2)
-    assert [line["step"] for line in read_lines(path)] == [1, 2]
-    assert path.read_text().endswith("}\n")
-    drop_after(path.parent / "none", 2)
+def test_a_bucket_that_fails_is_reported_once_and_loses_nothing(bucket, monkeypatch):
+    class StoreError(Exception):
+        """An error that is no OSError, as those of TensorFlow and gcsfs."""
+
+    def fail(path, content):
+        raise StoreError("503")
+
+    reports = []
+    appender = AppendFile("gs://runs/lines", reports.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(epath.Path("gs://runs/lines")), "write_bytes", fail)
+        for text in (b"one\n", b"two\n"):
+            appender.write(text)
+    assert len(reports) == 1
+    assert "503" in reports[0]
+    appender.close()
+    assert epath.Path("gs://runs/lines").read_bytes() == b"one\ntwo\n"

@@ -246,3 +246,19 @@ def test_a_writer_to_a_bucket_that_fails_leaves_the_old_object(bucket):
         write()
     assert path.read_text() == "old"
     assert bucket() == ["file"]
+
+
+def test_what_a_killed_writer_left_can_be_removed(tmp_path):
+    program = """
+import os, sys
+from t5x_lite.io import atomic
+with atomic.open_text(sys.argv[1]) as file:
+    os._exit(9)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "file")]
+    assert subprocess.run(command, check=False).returncode == 9
+    for name in ("file", ".hidden", ".another.tmp"):
+        (tmp_path / name).write_text("")
+    assert len(names(tmp_path)) == 4
+    atomic.remove_temporaries(tmp_path)
+    assert names(tmp_path) == [".another.tmp", ".hidden", "file"]

@@ -52,7 +52,7 @@ def test_json_that_would_take_too_much_is_refused(content, said, tmp_path):
     path = tmp_path / "file.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=said):
-        read_json(path, most_bytes=1000 if "bytes" in said else 1 << 20)
+        read_json(path, max_bytes=1000 if "bytes" in said else 1 << 20)
 
 
 @pytest.mark.parametrize("name", ["../secret", "/dev/zero", "link"])

@@ -10,7 +10,7 @@ from t5x_lite.checkpoints.checkpointer import Checkpointer
 from t5x_lite.checkpoints.policy import CheckpointPolicy
 from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation.validation_loss import Evaluation
-from t5x_lite.io.metric_writers import read_records
+from t5x_lite.io.metric_writers import read_metrics
 
 QUIET = {
     "evaluation": Evaluation(period=100, max_examples=8, samples=0),
@@ -32,7 +32,7 @@ def test_a_run_at_a_url_is_stopped_and_resumed(bucket, train_small, tmp_path, mo
     assert (run / "loss_curves.png").stat().length > 1000
     steps = [json.loads(x)["step"] for x in (run / "receipts.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3]
-    assert [r["step"] for r in read_records(run) if r["kind"] == "train"] == [1, 2, 3]
+    assert [r["step"] for r in read_metrics(run) if r["kind"] == "train"] == [1, 2, 3]
     assert list((run / "tensorboard").iterdir())
 
 

@@ -167,9 +167,13 @@ def test_infer_goes_on_where_it_was_killed(run_directory, tmp_path):
     ("content", "flags", "said"),
     [
         ("", {}, "in.jsonl is empty; wanted at least one line"),
-        ('{"inputs": "a"}\n{"inputs": ', {}, "line 2 of in.jsonl is no JSON"),
-        ('{"text": "a"}', {}, "line 1 of in.jsonl has no text 'inputs'"),
-        ('{"inputs": "a"}', {"what": "score"}, "line 1 of in.jsonl has no text 'targets'"),
+        ('{"inputs": "a"}\n{"inputs": ', {}, "in.jsonl, line 2: no JSON"),
+        ('{"text": "a"}', {}, "line 1: no text field (not a JSON object with a string 'inputs')"),
+        (
+            '{"inputs": "a"}',
+            {"what": "score"},
+            "line 1: no text field (not a JSON object with a string 'targets')",
+        ),
         ('{"inputs": "a"}', {"what": "guess"}, "what is 'guess'; wanted 'generate' or 'embed'"),
         ('{"inputs": "a"}', {"gin.BATCH_SIZE": "0"}, "batch_size is 0; wanted 1 or more"),
         ('{"inputs": "a"}', {"outputs": "in.jsonl/out"}, "in.jsonl/out cannot be written"),

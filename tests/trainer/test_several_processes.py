@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t5x_lite.io.metric_writers import read_records
+from t5x_lite.io.metric_writers import read_metrics
 from t5x_lite.reporting.results import read_results
 
 ROOT = Path(__file__).parents[2]
@@ -116,7 +116,7 @@ def pod(data_dir, tmp_path, monkeypatch):
 
 
 def losses(model_dir):
-    return {r["step"]: r["loss"] for r in read_records(model_dir) if r["kind"] == "train"}
+    return {r["step"]: r["loss"] for r in read_metrics(model_dir) if r["kind"] == "train"}
 
 
 def assert_same(weights, one, other):

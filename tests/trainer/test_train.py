@@ -10,7 +10,7 @@ import pytest
 
 from t5x_lite.checkpoints.run_directory import check_model_dir, write_launch
 from t5x_lite.errors import ConfigError
-from t5x_lite.io.metric_writers import Writers, read_records
+from t5x_lite.io.metric_writers import MetricWriters, read_metrics
 from t5x_lite.models.config import TransformerConfig
 
 STEPS = 9
@@ -24,7 +24,7 @@ def undisturbed(tmp_path_factory):
 
 
 def _losses(model_dir):
-    return {r["step"]: r["loss"] for r in read_records(model_dir) if r["kind"] == "train"}
+    return {r["step"]: r["loss"] for r in read_metrics(model_dir) if r["kind"] == "train"}
 
 
 def _assert_same_run(weights, one, other):
@@ -55,7 +55,7 @@ def test_a_signal_saves_the_step_at_hand_and_the_same_command_goes_on_from_it(
 ):
     if not (undisturbed / "results.json").exists():
         train_small(undisturbed, steps=STEPS, model=DROPOUT)
-    write = Writers.write
+    write = MetricWriters.write
 
     def write_and_raise(self, step, kind, numbers):
         write(self, step, kind, numbers)
@@ -63,7 +63,7 @@ def test_a_signal_saves_the_step_at_hand_and_the_same_command_goes_on_from_it(
             signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Writers, "write", write_and_raise)
+        patch.setattr(MetricWriters, "write", write_and_raise)
         with pytest.raises(SystemExit) as stopped:
             train_small(tmp_path, steps=STEPS, model=DROPOUT)
     assert stopped.value.code == code
@@ -131,7 +131,7 @@ def test_the_loss_falls_and_every_task_is_judged_beside_its_baselines(train_smal
     train_small(tmp_path, steps=30, log_every_steps=5)
     losses = list(_losses(tmp_path).values())
     assert losses[-1] < losses[0] - 1.0
-    _assert_tasks_add_up_to_the_whole(list(read_records(tmp_path)))
+    _assert_tasks_add_up_to_the_whole(list(read_metrics(tmp_path)))
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["tasks"]) == {"embedded_text", "embedded_summarize", "embedded_name"}
     for task in results["tasks"].values():
@@ -165,7 +165,7 @@ def test_a_run_leaves_its_config_versions_events_and_one_record_per_logged_step(
     assert config.read_text() == "A.b = 2\n"
     versions = json.loads((tmp_path / "launches" / launches[0] / "versions.json").read_text())
     assert {"python", "jax", "flax", "orbax-checkpoint", "git_revision"} <= set(versions)
-    assert [r["step"] for r in read_records(tmp_path) if r["kind"] == "train"] == [1, 2, 3, 4, 5]
+    assert [r["step"] for r in read_metrics(tmp_path) if r["kind"] == "train"] == [1, 2, 3, 4, 5]
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
@@ -174,7 +174,7 @@ def test_a_run_interrupted_after_its_checkpoint_has_no_record_twice(train_small,
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "kind": "train", "loss": 0.0}\n{"step": 6, "ki')
     train_small(tmp_path, steps=6)
-    steps = [r["step"] for r in read_records(tmp_path) if r["kind"] == "train"]
+    steps = [r["step"] for r in read_metrics(tmp_path) if r["kind"] == "train"]
     assert steps == [1, 2, 3, 4, 5, 6]
     assert all(loss > 0 for loss in _losses(tmp_path).values())
 

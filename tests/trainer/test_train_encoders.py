@@ -5,7 +5,7 @@ import json
 import pytest
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.io.metric_writers import read_records
+from t5x_lite.io.metric_writers import read_metrics
 from t5x_lite.objectives.bert import Bert, MaskedLM
 from t5x_lite.objectives.span_corruption import SpanCorruption
 from t5x_lite.training.schedules import InverseSquareRoot
@@ -45,7 +45,7 @@ def test_an_encoder_learns_masked_tokens_and_is_judged_on_held_out_ones(
         learning_rate=InverseSquareRoot(base=1.0, warmup_steps=100),
         log_every_steps=5,
     )
-    records = [r for r in read_records(tmp_path) if r["kind"] == "train"]
+    records = [r for r in read_metrics(tmp_path) if r["kind"] == "train"]
     losses = [record["loss"] for record in records]
     assert losses[-1] < losses[0] - 0.5
     assert all(("next_sentence_loss" in r) == (kind == "bert") for r in records)

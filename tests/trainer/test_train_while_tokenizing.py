@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from t5x_lite.data.sources import embedded_corpus
-from t5x_lite.io.metric_writers import read_records
+from t5x_lite.io.metric_writers import read_metrics
 from t5x_lite.tokenizers.vocabularies import train_vocabulary
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,7 @@ def train(directory, processes, **settings):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "while training" in done.stdout
-    records = [r for r in read_records(directory / "run") if r["kind"] == "train"]
+    records = [r for r in read_metrics(directory / "run") if r["kind"] == "train"]
     return {r["step"]: r["loss"] for r in records}
 
 

@@ -9,11 +9,10 @@ from t5x_lite.console import Console
 from t5x_lite.data.c4 import beam, local
 from t5x_lite.data.c4.build_stages import BuildJob
 from t5x_lite.data.c4.recipe import C4Recipe
-from t5x_lite.data.c4.spill import write_json
 from t5x_lite.data.c4.wet import Counts
 from t5x_lite.data.sources.jsonl_and_tsv import STRICT, MalformedLines
 from t5x_lite.errors import ConfigError
-from t5x_lite.io import files
+from t5x_lite.io import atomic, files
 from t5x_lite.io.urls import is_url
 
 
@@ -52,7 +51,7 @@ def c4(
                 recipe, wet, out, train_shards=buckets, bad_pages=bad_pages, options=beam_options
             )
         if not is_url(out):
-            write_json(Path(out, local.STATISTICS), dict(sorted(counts.items())))
+            atomic.write_json(Path(out, local.STATISTICS), dict(sorted(counts.items())))
     else:
         found = files.matching(wet)
         if not found:

@@ -15,8 +15,6 @@ import gzip
 import hashlib
 import itertools
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +27,7 @@ from t5x_lite.data.c4 import duplicates, rules, spill
 from t5x_lite.data.c4.recipe import C4Recipe, passes
 from t5x_lite.data.c4.wet import Counts, Page, read_pages
 from t5x_lite.data.sources.jsonl_and_tsv import STRICT, LineStats, MalformedLines, check_line_stats
-from t5x_lite.io import files
+from t5x_lite.io import atomic, files
 
 # Of a line, and of the address whose page might keep it: two halves of an MD5 each; and its bucket.
 KEY = np.dtype([(name, "u8") for name in ("line_0", "line_1", "page_0", "page_1", "bucket")])
@@ -95,7 +93,7 @@ def read(job: BuildJob, number: int) -> Counts:
 
     def work(counts: Counts) -> None:
         path, checks, line_stats = job.wet[number], job.recipe.first_checks(), LineStats()
-        with files.open_bytes(path) as file, spill.PageSpill(job.pages(number)) as written:
+        with files.open_bytes(path) as file, spill.open_spill(job.pages(number)) as written:
             for page in read_pages(file, path, counts, line_stats):
                 if passes(page, checks, counts):
                     written.write(page, _bucket(rules.normalized_url(page.url), job.buckets))
@@ -111,7 +109,7 @@ def clean(job: BuildJob, bucket: int) -> Counts:
 
     def work(counts: Counts) -> None:
         keys: list[tuple[int, ...]] = []
-        with spill.PageSpill(job.cleaned(bucket)) as written:
+        with spill.open_spill(job.cleaned(bucket)) as written:
             for page in _newest_pages(job, bucket, counts):
                 if not passes(page, job.recipe.middle_checks(), counts):
                     continue
@@ -208,7 +206,7 @@ def _once(done: Path, work: Callable[[Counts], None]) -> Counts:
     if not done.exists():
         counts = Counts()
         work(counts)
-        spill.write_json(done, counts)
+        atomic.write_json(done, counts)
     return spill.read_counts(done)
 
 
@@ -251,17 +249,11 @@ def _own_lines(kept: NDArray[Any], page: Page) -> set[bytes]:
 @contextlib.contextmanager
 def _gzipped(path: Path) -> Iterator[Any]:
     """Open a gzipped file that appears when it is complete; the same text, the same bytes."""
-    file, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with (
-            os.fdopen(file, "wb") as raw,
-            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed,
-        ):
-            yield _Encoded(packed)
-    except BaseException:
-        os.unlink(partial)
-        raise
-    os.replace(partial, path)
+    with (
+        atomic.open_binary(path) as raw,
+        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed,
+    ):
+        yield _Encoded(packed)
 
 
 class _Encoded:

@@ -5,7 +5,6 @@ shards
 in C4's layout, c4-train.00000-of-00064.json.gz and so on, none of them empty, and statistics.json.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,6 +16,8 @@ from t5x_lite.data.c4.build_stages import BuildJob
 from t5x_lite.data.c4.wet import Counts
 from t5x_lite.distributed.process_pool import Pool, WorkerKilledError
 from t5x_lite.errors import ConfigError
+from t5x_lite.io import atomic
+from t5x_lite.io.safe_files import read_json
 
 Report = Callable[[str], None]
 STATISTICS = "statistics.json"
@@ -69,7 +70,7 @@ def _begin(job: BuildJob) -> None:
     described = job.described()
     path = job.work / "job.json"
     if path.exists():
-        if json.loads(path.read_text()) != described:
+        if read_json(path) != described:
             raise ConfigError(
                 f"{job.out} holds the beginning of another build: delete it or go on with the same "
                 "WET files, recipe and buckets",
@@ -78,13 +79,15 @@ def _begin(job: BuildJob) -> None:
         return
     if job.out.exists() and any(job.out.iterdir()):
         raise ConfigError(f"{job.out} exists and is not empty: give another directory", "OUT")
-    spill.write_json(path, described)
+    path.parent.mkdir(parents=True)
+    atomic.write_json(path, described)
 
 
 def _complete(job: BuildJob, total: Counts) -> None:
     """Give the parts their names and remove all else; raises ConfigError where nothing is left."""
     if not total["written: train page"]:
         raise ConfigError("no page passed all rules: nothing is written", "WET", "C4Recipe.variant")
+    atomic.remove_temporaries(job.out)  # of a start that was killed here
     for split, most in (("train", job.buckets), ("validation", _VALIDATION_SHARDS)):
         parts = [
             path
@@ -95,8 +98,8 @@ def _complete(job: BuildJob, total: Counts) -> None:
         for number, group in enumerate(groups):
             name = f"c4-{split}.{number:05d}-of-{len(groups):05d}.json.gz"
             _join(group, job.out / name)
-    spill.write_json(job.out / STATISTICS, dict(sorted(total.items())))
-    job.work.rename(job.finished)
+    atomic.write_json(job.out / STATISTICS, dict(sorted(total.items())))
+    atomic.rename(job.work, job.finished)  # from here on a start only removes it
     shutil.rmtree(job.finished)
 
 
@@ -109,9 +112,7 @@ def _holds(path: Path) -> bool:
 
 def _join(parts: Sequence[Path], path: Path) -> None:
     """Write gzipped files one after another into one, which is a gzipped file too."""
-    partial_path = path.with_name(f".{path.name}.partial")
-    with open(partial_path, "wb") as joined:
+    with atomic.open_binary(path) as joined:
         for part in parts:
             with open(part, "rb") as file:
                 shutil.copyfileobj(file, joined)
-    os.replace(partial_path, path)

@@ -6,49 +6,47 @@ begins and how long it is; it appears under its name when it is complete.
 
 import contextlib
 import json
-import os
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from t5x_lite.data.c4.wet import Counts, Page
+from t5x_lite.io import atomic
+from t5x_lite.io.safe_files import read_json
 
 TABLE = np.dtype([("bucket", "u4"), ("start", "u8"), ("length", "u4")])
 
 
 class PageSpill:
-    """Pages being written to a spill: a context manager that completes it, or leaves nothing."""
+    """A spill that is being written."""
 
-    def __init__(self, path: Path):
-        self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        self._file, self._partial = os.fdopen(file, "wb"), Path(name)
+    def __init__(self, file: BinaryIO):
+        self._file = file
         self._table: list[tuple[int, int, int]] = []
 
     def write(self, page: Page, bucket: int = 0) -> None:
-        """Append a page."""
+        """Append a page to a bucket."""
         record = zlib.compress(json.dumps(page).encode(), 1)
         self._table.append((bucket, self._file.tell(), len(record)))
         self._file.write(record)
 
-    def __enter__(self) -> "PageSpill":
-        return self
+    @property
+    def table(self) -> NDArray[Any]:
+        """For every page its bucket, where its record begins and how long it is."""
+        return np.array(self._table, TABLE)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        self._file.close()
-        if error is not None:
-            self._partial.unlink()
-            return
-        write_array(_table_of(self._path), np.array(self._table, TABLE))
-        self._partial.replace(self._path)
+
+@contextlib.contextmanager
+def open_spill(path: Path) -> Iterator[PageSpill]:
+    """Open a spill for writing; it appears when the context ends without an error."""
+    with atomic.open_binary(path) as file:
+        spill = PageSpill(file)
+        yield spill
+        write_array(_table_of(path), spill.table)  # first, so that a spill has its table
 
 
 def read_spill(path: Path, bucket: int = 0) -> Iterator[Page]:
@@ -66,31 +64,10 @@ def _table_of(path: Path) -> Path:
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write an array to a file that appears when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _complete(path) as file:
+    with atomic.open_binary(path) as file:
         np.save(file, array)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON to a file that appears when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _complete(path) as file:
-        file.write(json.dumps(content, indent=1).encode())
-
-
 def read_counts(path: Path) -> Counts:
-    """Return counts that `write_json` wrote."""
-    return Counts(json.loads(path.read_text()))
-
-
-@contextlib.contextmanager
-def _complete(path: Path) -> Iterator[Any]:
-    with tempfile.NamedTemporaryFile(
-        prefix=f".{path.name}.", dir=path.parent, delete=False
-    ) as file:
-        try:
-            yield file
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.replace(file.name, path)
+    """Return the counts of a JSON file."""
+    return Counts(read_json(path))

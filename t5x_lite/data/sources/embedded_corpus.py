@@ -18,9 +18,7 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import sysconfig
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,7 +27,8 @@ from typing import Any
 
 from t5x_lite.data.sources.jsonl_and_tsv import read_records
 from t5x_lite.errors import ConfigError
-from t5x_lite.io import files
+from t5x_lite.io import atomic, files
+from t5x_lite.io.safe_files import read_json
 
 STANDARD_LIBRARY = "python"
 PACKAGES = (
@@ -71,18 +70,14 @@ def write_embedded_corpus(
     directory = Path(directory)
     if not (directory / "corpus.json").exists():
         directory.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
         try:
-            _write_corpus(partial, packages)
-            partial.chmod(0o755)
-            try:
-                partial.rename(directory)
-            except OSError:  # another process was first; both have written the same
-                if not (directory / "corpus.json").exists():
-                    raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    content = json.loads((directory / "corpus.json").read_text("utf-8"))
+            with atomic.new_directory(directory) as partial:
+                _write_corpus(partial, packages)
+        except OSError:
+            # Another process may have been first: both write the same bytes.
+            if not (directory / "corpus.json").exists():
+                raise
+    content = read_json(directory / "corpus.json")
     summary = CorpusSummary(**{**content, "packages": tuple(content["packages"])})
     if summary.packages != tuple(packages):
         raise ConfigError(

@@ -64,8 +64,13 @@ class LineStats:
         )
 
 
-class _BadLineError(ValueError):
-    """A line that cannot be used: the reason under which it is counted, and what is wrong."""
+class MalformedLineError(ValueError):
+    """A line that cannot be used.
+
+    Args:
+        reason: The kind under which it is counted, such as `NOT_JSON`.
+        detail: What is wrong with this line.
+    """
 
     def __init__(self, reason: str, detail: str):
         super().__init__(detail)
@@ -94,16 +99,15 @@ def read_records(
             continue
         line_stats.lines += 1
         try:
-            if isinstance(line, _BadLineError):
+            if isinstance(line, MalformedLineError):
                 raise line
-            text = _decode(line)
             if kind == "tsv":
-                yield _from_row(text, columns, fields)
+                yield _from_row(decode_line(line), columns, fields)
             elif kind == "txt":
-                yield {"text": text}
+                yield {"text": decode_line(line)}
             else:
-                yield _from_json(text, fields)
-        except _BadLineError as error:
+                yield parse_json_line(line, fields)
+        except MalformedLineError as error:
             bad += 1
             is_empty = error.reason == EMPTY
             message = f"{path}, line {number}: {error.reason} ({error})"
@@ -135,7 +139,7 @@ def check_line_stats(line_stats: LineStats, path: str, bad_lines: MalformedLines
         _LOGGER.warning("left out: %s", message)
 
 
-def _lines(path: str, max_bytes: int) -> Iterator[bytes | _BadLineError]:
+def _lines(path: str, max_bytes: int) -> Iterator[bytes | MalformedLineError]:
     """Yield the lines of a file without their ends, and what is no line as the error it is."""
     number = 0
     try:
@@ -146,13 +150,13 @@ def _lines(path: str, max_bytes: int) -> Iterator[bytes | _BadLineError]:
             while line := file.readline(max_bytes + 1):
                 number += 1
                 if len(line) > max_bytes and not line.endswith(b"\n"):
-                    yield _BadLineError(TOO_LONG, f"it has {_skip(file, line):,} bytes")
+                    yield MalformedLineError(TOO_LONG, f"it has {_skip(file, line):,} bytes")
                 else:
                     yield line.rstrip(b"\r\n")
         if not number:
-            yield _BadLineError(EMPTY, "it holds no example")
+            yield MalformedLineError(EMPTY, "it holds no example")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        yield _BadLineError(CUT_SHORT, f"nothing can be read from here on: {error}")
+        yield MalformedLineError(CUT_SHORT, f"nothing can be read from here on: {error}")
     except Exception as error:
         if isinstance(error, OSError) or type(error).__module__.startswith("tensorflow"):
             raise ConfigError(f"{path} cannot be read: {error}", "DATA_DIR") from None
@@ -168,35 +172,53 @@ def _skip(file: IO[bytes], line: bytes) -> int:
     return length
 
 
-def _decode(line: bytes) -> str:
+def decode_line(line: bytes) -> str:
+    """Return the text of a line; raises MalformedLineError if it is not UTF-8."""
     try:
         return line.decode()
     except UnicodeDecodeError as error:
-        raise _BadLineError(NOT_UTF8, f"byte {error.start + 1}: {error.reason}") from None
+        raise MalformedLineError(NOT_UTF8, f"byte {error.start + 1}: {error.reason}") from None
 
 
-def _from_json(text: str, fields: Sequence[str]) -> dict[str, Any]:
+def parse_json_line(line: bytes, fields: Sequence[str]) -> dict[str, Any]:
+    """Parse a line of a JSON-lines file.
+
+    >>> parse_json_line(b'{"text": "A tree.", "id": 7}', ["text"])
+    {"text": "A tree.", "id": 7}
+
+    Args:
+        line: The line, with or without its end.
+        fields: The names that must have text; other names may have any value.
+
+    Returns:
+        The whole object of the line.
+
+    Raises:
+        MalformedLineError: The line is not UTF-8, no JSON object, or lacks text for a field.
+    """
     try:
-        record = json.loads(text)
+        record = json.loads(decode_line(line))
     except json.JSONDecodeError as error:
-        raise _BadLineError(NOT_JSON, error.msg) from None
+        raise MalformedLineError(NOT_JSON, error.msg) from None
     except RecursionError:
-        raise _BadLineError(NOT_JSON, "too deeply nested") from None
+        raise MalformedLineError(NOT_JSON, "too deeply nested") from None
     if not isinstance(record, dict):
-        raise _BadLineError(NO_FIELD, f"not a JSON object with a string {fields[0]!r}")
+        raise MalformedLineError(NO_FIELD, f"not a JSON object with a string {fields[0]!r}")
     for name in fields:
         if not isinstance(record.get(name), str):
-            raise _BadLineError(NO_FIELD, f"not a JSON object with a string {name!r}")
+            raise MalformedLineError(NO_FIELD, f"not a JSON object with a string {name!r}")
         try:
             record[name].encode()
         except UnicodeEncodeError:
-            raise _BadLineError(NOT_UTF8, f"{name!r} has half a surrogate pair") from None
+            raise MalformedLineError(NOT_UTF8, f"{name!r} has half a surrogate pair") from None
     return record
 
 
-def _columns(path: str, line: bytes | _BadLineError, fields: Sequence[str]) -> list[str]:
+def _columns(path: str, line: bytes | MalformedLineError, fields: Sequence[str]) -> list[str]:
     names = (
-        [] if isinstance(line, _BadLineError) else line.decode("utf-8-sig", "replace").split("\t")
+        []
+        if isinstance(line, MalformedLineError)
+        else line.decode("utf-8-sig", "replace").split("\t")
     )
     if missing := [name for name in fields if name not in names]:
         raise ConfigError(
@@ -210,6 +232,6 @@ def _columns(path: str, line: bytes | _BadLineError, fields: Sequence[str]) -> l
 def _from_row(text: str, columns: Sequence[str], fields: Sequence[str]) -> dict[str, Any]:
     cells = next(csv.reader([text], delimiter="\t", quoting=csv.QUOTE_NONE), [])
     if len(cells) != len(columns):
-        raise _BadLineError(NO_FIELD, f"{len(cells)} columns in place of {len(columns)}")
+        raise MalformedLineError(NO_FIELD, f"{len(cells)} columns in place of {len(columns)}")
     record = dict(zip(columns, cells, strict=True))
     return {name: record[name] for name in fields}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from t5x_lite.data.store.document_groups import DOCUMENTS
 from t5x_lite.data.store.token_store import HEADER_BYTES, PROGRESS, TokenStore, partial_directory
-from t5x_lite.io.atomic_json import read_json
+from t5x_lite.io.safe_files import read_json_if_exists
 
 _SECONDS = 0.2  # between two looks
 
@@ -68,7 +68,7 @@ class PartialStore:
         come, they are cut into the pieces that they are cut into now.
         """
         partial = partial_directory(self.directory)
-        progress = read_json(partial / PROGRESS)
+        progress = read_json_if_exists(partial / PROGRESS)
         if self.directory.exists():
             return TokenStore.open(self.directory)
         if not progress or not progress["num_examples"]:

@@ -16,12 +16,11 @@ whatever moment, the next goes on to the same bytes.
 import contextlib
 import errno
 import io
-import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -38,9 +37,9 @@ from t5x_lite.data.store.token_store import (
 from t5x_lite.data.tokenize.store_identity import describe_store
 from t5x_lite.data.tokenize.tokenize_file import Group, read_groups
 from t5x_lite.errors import ConfigError
-from t5x_lite.io import checksums
-from t5x_lite.io.atomic_json import read_json, write_json
+from t5x_lite.io import atomic, checksums
 from t5x_lite.io.file_lock import file_lock
+from t5x_lite.io.safe_files import read_json, read_json_if_exists
 
 if TYPE_CHECKING:
     import seqio
@@ -55,12 +54,12 @@ def write_parts(task: "seqio.Task", split: str, number: int, partial: Path) -> I
     Parts that are there already are left alone. Raises ConfigError where the file cannot be read or
     written, or holds ids that are not of its vocabulary.
     """
-    description = json.loads((partial / "description.json").read_text("utf-8"))
+    description = read_json(partial / "description.json")
     shard = description["source"]["shards"][number]
     sizes = {name: each["size"] for name, each in description["vocabularies"].items()}
     groups = read_groups(task, split, number, sizes, tokenizer=description["tokenizer"])
     for place in range(1_000_000):
-        if (said := read_json(part_path(partial, number, place))) is not None:
+        if (said := read_json_if_exists(part_path(partial, number, place))) is not None:
             _pass_over(groups, said)
         else:
             said = _write_part(task, shard, groups, sizes, part_path(partial, number, place))
@@ -84,69 +83,59 @@ def _pass_over(groups: Iterator[Group], said: Mapping[str, Any]) -> None:
 def _write_part(
     task: "seqio.Task", shard: str, groups: Iterator[Group], sizes: Mapping[str, int], path: Path
 ) -> dict[str, Any]:
-    with space_on(path.parent.parent), contextlib.ExitStack() as stack:
-        written = _PartFiles(path, sizes, stack)
-        is_last = True
-        for group in groups:
-            for name, (tokens, lengths_b) in group.items():
-                if tokens.size and not 0 <= tokens.min() <= tokens.max() < sizes[name]:
-                    raise ConfigError(
-                        f"task {task.name!r}: feature {name!r} holds ids from {tokens.min()} to "
-                        f"{tokens.max()}, but its vocabulary has {sizes[name]}",
-                        "MIXTURE_OR_TASK_NAME",
-                    )
-                written.add(name, tokens, lengths_b)
-            if written.is_full():
-                is_last = False
-                break
-        said = {"features": written.commit(), "last": is_last}
-        write_json(path, said | {"left_out": _left_out(task.source, shard) if is_last else None})
+    with space_on(path.parent.parent):
+        with contextlib.ExitStack() as stack:
+            written = _PartFiles(path, sizes, stack)
+            is_last = True
+            for group in groups:
+                for name, (tokens, lengths_b) in group.items():
+                    if tokens.size and not 0 <= tokens.min() <= tokens.max() < sizes[name]:
+                        raise ConfigError(
+                            f"task {task.name!r}: feature {name!r} holds ids from {tokens.min()} "
+                            f"to {tokens.max()}, but its vocabulary has {sizes[name]}",
+                            "MIXTURE_OR_TASK_NAME",
+                        )
+                    written.add(name, tokens, lengths_b)
+                if written.is_full():
+                    is_last = False
+                    break
+        # The stack has given the part's files their names: this file, written last, completes it.
+        said = {"features": written.counts, "last": is_last}
+        left_out = _left_out(task.source, shard) if is_last else None
+        atomic.write_json(path, said | {"left_out": left_out})
     return said
 
 
 class _PartFiles:
-    """The files of a part, under names of this process until they are complete."""
+    """The files of a part, which get their names when the stack ends without an error.
+
+    counts: by feature, how many examples, tokens and examples with tokens were added.
+    """
 
     def __init__(self, path: Path, sizes: Mapping[str, int], stack: contextlib.ExitStack):
         self._path, self._sizes, self._stack = path, sizes, stack
-        self._files: dict[str, dict[str, Any]] = {}
-        self._counts: dict[str, dict[str, int]] = {}
-        stack.callback(self._remove)
+        self._files: dict[str, dict[str, BinaryIO]] = {}
+        self.counts: dict[str, dict[str, int]] = {}
 
     def add(self, name: str, tokens: np.ndarray, lengths_b: np.ndarray) -> None:
         """Write some examples of a feature."""
         if name not in self._files:
-            self._counts[name] = {"examples": 0, "tokens": 0, "filled": 0}
+            self.counts[name] = {"examples": 0, "tokens": 0, "filled": 0}
             self._files[name] = {
-                kind: self._stack.enter_context(self._temporary(name, kind).open("wb"))
+                kind: self._stack.enter_context(
+                    atomic.open_binary(self._path.with_suffix(f".{name}.{kind}.bin"))
+                )
                 for kind in ("tokens", "lengths")
             }
         self._files[name]["tokens"].write(tokens.astype(token_dtype(self._sizes[name])).tobytes())
         self._files[name]["lengths"].write(lengths_b.astype("<u4").tobytes())
-        self._counts[name]["examples"] += len(lengths_b)
-        self._counts[name]["tokens"] += len(tokens)
-        self._counts[name]["filled"] += int(np.count_nonzero(lengths_b))
+        self.counts[name]["examples"] += len(lengths_b)
+        self.counts[name]["tokens"] += len(tokens)
+        self.counts[name]["filled"] += int(np.count_nonzero(lengths_b))
 
     def is_full(self) -> bool:
         """Tell whether another part should begin."""
-        return any(each["tokens"] >= _TOKENS for each in self._counts.values())
-
-    def commit(self) -> dict[str, dict[str, int]]:
-        """Give the files their names; return what each feature has."""
-        for name, opened in self._files.items():
-            for kind, file in opened.items():
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, self._path.with_suffix(f".{name}.{kind}.bin"))
-        return self._counts
-
-    def _temporary(self, name: str, kind: str) -> Path:
-        return self._path.with_suffix(f".{name}.{kind}.{os.getpid()}")
-
-    def _remove(self) -> None:
-        for name, opened in self._files.items():
-            for kind in opened:
-                self._temporary(name, kind).unlink(missing_ok=True)
+        return any(each["tokens"] >= _TOKENS for each in self.counts.values())
 
 
 def _left_out(source: Any, shard: str) -> str | None:
@@ -203,7 +192,7 @@ def build_token_store(
     partial = partial_directory(directory)
     with file_lock(directory.with_name(f".{directory.name}.lock"), report), space_on(partial):
         if not directory.exists():
-            if differences(description, read_json(partial / "manifest.json") or {}):
+            if differences(description, read_json_if_exists(partial / "manifest.json") or {}):
                 growing = GrowingFiles(partial, description)
                 try:
                     growing.append()
@@ -224,10 +213,10 @@ class GrowingFiles:
     def __init__(self, partial: Path, description: Mapping[str, Any]):
         self._partial, self._description = partial, description
         self._shards = description["source"]["shards"]
-        if read_json(partial / "description.json") != description:
+        if read_json_if_exists(partial / "description.json") != description:
             shutil.rmtree(partial, ignore_errors=True)
             (partial / "parts").mkdir(parents=True)
-            write_json(partial / "description.json", description)
+            atomic.write_json(partial / "description.json", description)
         self._number = self._place = 0  # of the part that comes next: its file, its place there
         self._complete: set[int] = set()  # files whose last part is there
         self._told = 0
@@ -255,7 +244,7 @@ class GrowingFiles:
         """Append the parts that come next, as far as they are finished."""
         while self._number < len(self._shards):
             path = part_path(self._partial, self._number, self._place)
-            if (said := read_json(path)) is None:
+            if (said := read_json_if_exists(path)) is None:
                 return
             for name, counts in said["features"].items():
                 so_far = self._features.setdefault(name, dict.fromkeys(counts, 0))
@@ -268,7 +257,7 @@ class GrowingFiles:
             if said["last"]:
                 self._complete.add(self._number)
                 self._number, self._place = self._number + 1, 0
-            write_json(self._partial / PROGRESS, self._progress())
+            atomic.write_json(self._partial / PROGRESS, self._progress())
 
     def finish(self, report: Report) -> None:
         """Complete the files."""
@@ -289,7 +278,7 @@ class GrowingFiles:
                     file.write(_header(shape))
         left_out = {"left_out": self._left_out, "modified": _modified(self._shards)}
         manifest = {**self._description, **self._progress(), **left_out}
-        write_json(self._partial / "manifest.json", manifest)
+        atomic.write_json(self._partial / "manifest.json", manifest)
 
     def forget_if_empty(self) -> None:
         """Remove the directory if no part of the source was finished."""
@@ -298,7 +287,7 @@ class GrowingFiles:
 
     def _is_complete(self, number: int) -> bool:
         place = 0
-        while (said := read_json(part_path(self._partial, number, place))) is not None:
+        while (said := read_json_if_exists(part_path(self._partial, number, place))) is not None:
             if said["last"]:
                 return True
             place += 1
@@ -364,7 +353,7 @@ def group_count(filled: int) -> int:
 
 def _settle(partial: Path, directory: Path) -> None:
     """Let the complete files take their place, alone."""
-    manifest = read_json(partial / "manifest.json") or {}
+    manifest = read_json_if_exists(partial / "manifest.json") or {}
     kept = {f"{name}.{kind}" for name in manifest["features"] for kind in _KINDS}
     for path in partial.iterdir():
         if path.is_dir():
@@ -372,7 +361,7 @@ def _settle(partial: Path, directory: Path) -> None:
         elif path.name not in kept | {"manifest.json"}:
             path.unlink()
     checksums.write_checksums(partial)
-    partial.rename(directory)
+    atomic.rename(partial, directory)
 
 
 def _in_turn(task: "seqio.Task", split: str) -> MakeParts:

@@ -13,6 +13,7 @@ from t5x_lite.data.c4.recipe import C4Recipe
 from t5x_lite.data.c4.wet import Counts, Page, read_pages
 from t5x_lite.data.sources.jsonl_and_tsv import LineStats, MalformedLines
 from t5x_lite.errors import ConfigError
+from t5x_lite.io import atomic
 
 # Builds C4 from the WET files that are named. For some n, a child is killed (-9) at its n-th file
 # operation, another one goes on, and what it ends in is compared.
@@ -217,7 +218,7 @@ def test_a_build_that_was_killed_goes_on_to_the_same_bytes(job, monkeypatch):
     for place in (1, 3, 6, 9, 12):  # among 2 + 3 + 3 + 3 parts, and what comes before them
         left = [place]
 
-        def write(path, content, keep=spill.write_json, left=left):
+        def write(path, content, keep=atomic.write_json, left=left):
             left[0] -= 1
             if not left[0]:
                 raise Killed
@@ -225,7 +226,7 @@ def test_a_build_that_was_killed_goes_on_to_the_same_bytes(job, monkeypatch):
 
         cut = job(f"cut{place}")
         with monkeypatch.context() as patch:
-            patch.setattr(spill, "write_json", write)
+            patch.setattr(atomic, "write_json", write)
             with pytest.raises(Killed):
                 local.build(cut, processes=1, report=silent)
         local.build(cut, processes=1, report=silent)
@@ -289,8 +290,8 @@ def test_another_build_in_the_directory_is_refused(job, tmp_path):
     with pytest.raises(ConfigError, match="exists and is not empty"):
         local.build(done, processes=1, report=silent)
     begun = job("begun")
-    stages_of_it = begun.work / "job.json"
-    spill.write_json(stages_of_it, {"recipe": "another"})
+    begun.work.mkdir(parents=True)
+    (begun.work / "job.json").write_text('{"recipe": "another"}')
     with pytest.raises(ConfigError, match="holds the beginning of another build"):
         local.build(begun, processes=1, report=silent)
 
@@ -305,15 +306,20 @@ def test_nothing_left_is_an_error_and_leaves_no_shards(job, tmp_path, wet_record
 def test_a_spill_gives_back_its_buckets_and_appears_when_complete(tmp_path):
     pages = [Page(f"u{n}", "täxt\n" * n, "2019") for n in range(9)]
     path = tmp_path / "spill"
-    with spill.PageSpill(path) as file:
+    with spill.open_spill(path) as file:
         for number, page in enumerate(pages):
             file.write(page, number % 3)
         assert not path.exists()
     assert list(spill.read_spill(path, 1)) == pages[1::3]
     assert list(spill.read_spill(path, 5)) == []
-    broken = spill.PageSpill(tmp_path / "broken")
-    broken.write(pages[0])
-    broken.__exit__(KeyError, KeyError(), None)
+
+    def write():
+        with spill.open_spill(tmp_path / "broken") as file:
+            file.write(pages[0])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["spill", "spill.npy"]
 
 
