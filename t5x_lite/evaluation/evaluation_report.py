@@ -13,7 +13,7 @@ from t5x_lite.io.metric_writers import EVENTS
 from t5x_lite.metrics.glue_average import benchmark_averages
 from t5x_lite.metrics.published_t5 import PUBLISHED
 
-RECORDS = "evaluations.jsonl"
+EVALUATIONS = "evaluations.jsonl"
 PREDICTIONS = "predictions"
 LOSS = "loss"
 _MOST_COLUMNS = 4  # checkpoints side by side; of more, the best and the newest
@@ -28,7 +28,7 @@ def write_records(
 
     The same numbers go to TensorBoard, as "evaluation/SPLIT/TASK/METRIC".
     """
-    path = model_dir / RECORDS
+    path = model_dir / EVALUATIONS
     new = [{"step": step, "split": splits[t], "task": t, **n} for t, n in tasks.items()]
     known = {_place(line) for line in new}
     kept = [line for line in read_json_lines(path) if _place(line) not in known]

@@ -62,7 +62,7 @@ def export_program(
                 {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()},
                 inference.shapes(length),
             )
-            atomic.write_bytes(partial / PROGRAM.format(length=length), exported.serialize())
+            atomic.write_bytes(partial / PROGRAM.format(length=length), bytes(exported.serialize()))
         about["vocabulary"] = _write_vocabulary(partial, model.vocabulary)
         atomic.write_json(partial / "about.json", about)
         shutil.copy(run_exported.__file__, partial / "run.py")

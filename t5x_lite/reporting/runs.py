@@ -80,7 +80,8 @@ def read_run(directory: str | Path, name: str | None = None) -> RunRecord:
     for record in read_metrics(directory):
         records.setdefault(record["kind"], []).append(record)
     launches = sorted((directory / "launches").glob("from_step_*"))
-    config = _text(launches[-1] / "operative_config.gin") if launches else ""
+    launch = launches[-1] if launches else directory / "launches"
+    config = _text(launch / "operative_config.gin")
     return RunRecord(
         directory=directory,
         name=name or directory.name,
@@ -88,8 +89,8 @@ def read_run(directory: str | Path, name: str | None = None) -> RunRecord:
         settings=settings(config),
         config=config,
         results=read_json_if_exists(directory / "results.json") or {},
-        versions=(launches and read_json_if_exists(launches[-1] / "versions.json")) or {},
-        mixture=(launches and read_json_if_exists(launches[-1] / "mixture.json")) or {},
+        versions=read_json_if_exists(launch / "versions.json") or {},
+        mixture=read_json_if_exists(launch / "mixture.json") or {},
     )
 
 

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 from t5x_lite.console import duration
 from t5x_lite.distributed.processes import START_AGAIN
-from t5x_lite.evaluation.evaluation_report import LOSS, Figures, best_of_each_task
-from t5x_lite.evaluation.evaluation_report import METRICS as EVALUATIONS
+from t5x_lite.evaluation.evaluation_report import EVALUATIONS, LOSS, Figures, best_of_each_task
 from t5x_lite.io import atomic
 from t5x_lite.io.file_lock import file_lock
 from t5x_lite.io.json_lines import read_json_lines
