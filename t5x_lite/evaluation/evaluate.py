@@ -18,8 +18,8 @@ from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation.eval_sets import Splits, evaluation_sets
 from t5x_lite.evaluation.evaluation_report import (
-    PREDICTIONS,
     EVALUATIONS,
+    PREDICTIONS,
     show_evaluation,
     write_predictions,
     write_records,
