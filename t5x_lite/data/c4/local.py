@@ -77,9 +77,10 @@ def _begin(job: BuildJob) -> None:
                 "OUT",
             )
         return
-    if job.out.exists() and any(job.out.iterdir()):
+    # A start that was killed before it wrote job.json has left the folder of its work alone.
+    if job.out.exists() and any(other != job.work for other in job.out.iterdir()):
         raise ConfigError(f"{job.out} exists and is not empty: give another directory", "OUT")
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_json(path, described)
 
 

@@ -30,9 +30,9 @@ KILLED_AT_EVERY_STEP = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from t5x_lite.data import caching, parts
+from t5x_lite.data.tokenize import build_store
 
-parts._TOKENS = 2  # so that the first file has three parts
+build_store._TOKENS = 2  # so that the first file has three parts
 FILES = [[[5, 6], [7, 7, 7], [7]], [], [[8, 9, 10]], [[11], [], [12, 13]]]
 
 class Task:
@@ -56,12 +56,12 @@ class Opened:
     def __init__(self, directory):
         self.directory = directory
 
-caching.describe_store, parts.read_groups = describe, read
+build_store.describe_store, build_store.read_groups = describe, read
 os.fsync = lambda descriptor: None  # what a killed process wrote is not lost with it
-caching.TokenStore.open = Opened
+build_store.TokenStore.open = Opened
 
 def build(directory):
-    caching.build_token_store(Task(), "train", directory)
+    build_store.build_token_store(Task(), "train", directory)
 
 def files(directory):
     return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
