@@ -26,7 +26,7 @@ from t5x_lite.checkpoints.metadata import check_shapes, context, described
 from t5x_lite.checkpoints.policy import Better, CheckpointPolicy, ranking
 from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError
-from t5x_lite.io import checksums
+from t5x_lite.io import atomic, checksums
 from t5x_lite.io.urls import check_reachable, is_url
 from t5x_lite.tree_paths import flat, joined, nested, without
 
@@ -246,7 +246,7 @@ class Checkpointer:
         target = self.model_dir / folder / f"{step}.{time.time_ns()}"
         if processes.is_first():
             target.parent.mkdir(exist_ok=True)
-            self._directory(step).rename(target)
+            atomic.rename(self._directory(step), target)
         processes.barrier("quarantine")
         self._checkpointer.reload()
         return target
