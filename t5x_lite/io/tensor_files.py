@@ -1,4 +1,4 @@
-"""safetensors on disk: one file, or shards with an index. Nothing here can run code."""
+"""safetensors on disk: one file, or shards with an index. Reading them never runs code."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
@@ -18,7 +18,18 @@ CONFIG = "config.json"
 
 
 class TensorFiles:
-    """The tensors of a directory by name; shapes are known at once, numbers are read when asked."""
+    """The tensors of a directory by name. Shapes are read at once, values by `read`.
+
+    Args:
+        directory: Holds model.safetensors, or shards and model.safetensors.index.json.
+
+    Attributes:
+        directory: The same.
+        shapes: The shape of every tensor by its name.
+
+    Raises:
+        ConfigError: Files are missing, not safetensors, or outside the directory.
+    """
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
@@ -34,7 +45,7 @@ class TensorFiles:
                 raise ConfigError(f"{path} cannot be read as safetensors: {error}") from error
 
     def read(self, name: str) -> np.ndarray:
-        """The numbers of a tensor, as float32."""
+        """Return the values of a tensor, as float32."""
         with safe_open(self._file_of[name], "np") as file:
             return np.asarray(file.get_tensor(name), np.float32)
 
@@ -46,15 +57,15 @@ class TensorFiles:
         else:
             paths = [single]
         if missing := [path.name for path in paths if not path.is_file()]:
-            found = sorted(path.name for path in self.directory.glob("*")) or "nothing"
+            present = sorted(path.name for path in self.directory.glob("*")) or "nothing"
             raise ConfigError(
-                f"{self.directory} has no {', '.join(missing)}; it holds {found} (weights must be "
-                f"safetensors: other formats can run code when they are read)"
+                f"{self.directory} has no {', '.join(missing)}; it holds {present} (weights must "
+                f"be safetensors: other formats can run code when they are read)"
             )
         return paths
 
     def _inside(self, name: Any) -> Path:
-        """The path of a shard, refused if it is more than a file name."""
+        """Return the path of a shard; raise ConfigError if its name is more than a file name."""
         if not isinstance(name, str) or name in ("", ".", "..") or PurePath(name).name != name:
             raise ConfigError(f"{self.directory / INDEX} names {name!r}; wanted plain file names")
         path = self.directory / name
@@ -68,9 +79,15 @@ class TensorFiles:
 def write_tensors(
     directory: Path, tensors: Iterator[tuple[str, np.ndarray]], *, max_shard_bytes: int
 ) -> None:
-    """Write tensors as one file, or as shards of at most so many bytes with an index.
+    """Write tensors as one file, or as shards with an index.
 
-    Only one shard is in memory at a time. A tensor larger than a shard has one of its own.
+    The files appear one by one: write into a directory of `atomic.new_directory`.
+
+    Args:
+        directory: An existing directory without tensors.
+        tensors: Pairs of name and array. They may be computed one by one: only one shard is in
+            memory at a time.
+        max_shard_bytes: The most bytes of tensors in a file. A larger tensor has its own shard.
     """
     shards: list[list[str]] = []
     size, total, pending = 0, 0, {}
@@ -95,10 +112,10 @@ def write_tensors(
 
 
 def _write_shard(directory: Path, number: int, tensors: Mapping[str, np.ndarray]) -> list[str]:
-    # transformers asks for this note before it takes a file for PyTorch's layout.
+    # transformers accepts only files whose metadata names a format.
     path = _shard_path(directory, number)
     save_file(dict(tensors), path, metadata={"format": "pt"})
-    path.chmod(0o644)  # safetensors makes files that only their owner may read
+    path.chmod(0o644)  # safetensors creates files that only their owner may read
     return list(tensors)
 
 

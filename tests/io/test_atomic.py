@@ -1,18 +1,22 @@
 """Files and directories appear as a whole, durably, and without a temporary file beside them."""
 
+import ast
 import errno
 import io
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from etils import epath
 
+import t5x_lite
 from t5x_lite.io import atomic
 
 
@@ -167,6 +171,7 @@ def test_threads_that_write_one_file_never_mix_their_content(tmp_path):
 def test_two_processes_can_have_one_file_open_at_once_and_the_last_to_close_wins(tmp_path):
     program = """
 import sys
+import t5x_lite
 from t5x_lite.io import atomic
 with atomic.open_text(sys.argv[1]) as file:
     file.write(sys.argv[2])
@@ -251,6 +256,7 @@ def test_a_writer_to_a_bucket_that_fails_leaves_the_old_object(bucket):
 def test_what_a_killed_writer_left_can_be_removed(tmp_path):
     program = """
 import os, sys
+import t5x_lite
 from t5x_lite.io import atomic
 with atomic.open_text(sys.argv[1]) as file:
     os._exit(9)
@@ -262,3 +268,39 @@ with atomic.open_text(sys.argv[1]) as file:
     assert len(names(tmp_path)) == 4
     atomic.remove_temporaries(tmp_path)
     assert names(tmp_path) == [".another.tmp", ".hidden", "file"]
+
+
+# Files that need no atomic writes, and why.
+PLAIN_WRITERS = {
+    "cli/main.py": "a temporary file of this process",
+    "data/sources/embedded_corpus.py": "inside a new directory",
+    "data/stream/seqio_pipeline.py": "a temporary directory of this process",
+    "debugging/fault_injection/faults.py": "corrupts files on purpose",
+    "io/atomic.py": "is the machinery",
+    "io/file_lock.py": "a lock's file is empty",
+    "io/tensor_files.py": "inside a new directory",
+}
+
+
+def plain_writes(tree):
+    """Yield the lines that write or rename a file without `t5x_lite.io.atomic`."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name | ast.Attribute):
+            continue
+        name = ast.unparse(node.func)
+        owner, _, method = name.rpartition(".")
+        modes = [ast.unparse(argument) for argument in [*node.args, *node.keywords]]
+        opens = method == "open" and any(re.search(r"^'[wx][bt+]*'$", mode) for mode in modes)
+        writes = method in ("write_text", "write_bytes", "rename", "NamedTemporaryFile", "mkstemp")
+        if owner != "atomic" and (opens or writes or name == "os.replace"):
+            yield node.lineno
+
+
+def test_all_files_are_written_atomically():
+    package = Path(t5x_lite.__file__).parent
+    writers = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if list(plain_writes(ast.parse(path.read_text())))
+    }
+    assert writers == set(PLAIN_WRITERS)
