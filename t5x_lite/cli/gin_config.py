@@ -70,48 +70,72 @@ def flag_to_text(flag: str) -> str:
     return f"{name} = {value}"
 
 
-def check_macros(bindings: Sequence[Binding], function: str | None = None) -> None:
-    """Raise ConfigError for a macro set but never used, used but never set, or still REQUIRED.
+def check_macros(
+    bindings: Sequence[Binding],
+    *functions: str,
+    how_to_set: Callable[[str], str] = "--gin.{}=VALUE".format,
+) -> None:
+    """Check that the macros make sense together, before anything is imported.
 
-    What is REQUIRED of others than `function`, the command's, and what it uses may stay unset.
+    Args:
+        bindings: All bindings in their order, as `read` returns them.
+        *functions: Names of the functions that will be called. Only what they use must have a
+            value; without names, everything must.
+        how_to_set: Gives the flag that sets a macro or parameter, for the error.
+
+    Raises:
+        ConfigError: A macro is set but never used, used but never set, or still `%gin.REQUIRED`.
     """
     final = {b.name: b for b in bindings}
+    needed = reached(functions, final.values()) if functions else set(final)
     macros = {name: b for name, b in final.items() if "." not in name}
-    used = {r.name: b for b in bindings for r in _references(b.value) if r.macro}
-    used = {name: b for name, b in used.items() if not name.startswith("gin.")}
+    uses = [(r.name, b) for b in final.values() for r in _references(b.value) if r.macro]
+    used = {name for name, _ in uses}
     for name, binding in macros.items():
         if name not in used:
             raise ConfigError(
                 f"{name} is set ({binding.where}) but nothing uses %{name}{nearest(name, used)}"
             )
-    for name, binding in used.items():
-        if name not in macros:
+    for name, binding in uses:
+        if binding.name in needed and name not in macros and not name.startswith("gin."):
             raise ConfigError(
                 f"%{name} is used ({binding.where}) but never set{nearest(name, macros)}"
             )
-    missing = [b for b in final.values() if b.value == REQUIRED]
-    if function is not None:
-        reached = _reached(function, final.values())
-        missing = [b for b in missing if b.name in reached]
+    missing = [b for b in _unset(bindings) if b.name in needed]
     if missing:
         raise ConfigError(
             f"{', '.join(b.name for b in missing)} must be set, for example with "
-            f"--gin.{missing[0].name}=VALUE (required by {missing[0].where})"
+            f"{how_to_set(missing[0].name)} (required by {missing[0].where})"
         )
 
 
-def _reached(function: str, bindings: Iterable[Binding]) -> set[str]:
-    """The names of all bindings that a function's parameters lead to, by macros and references."""
+def reached(functions: Iterable[str], bindings: Iterable[Binding]) -> set[str]:
+    """The names of all bindings that functions use, directly or through macros and references."""
     by_owner: dict[str, list[Binding]] = {}
     for binding in bindings:
         owner = binding.name.rpartition(".")[0] or binding.name
         by_owner.setdefault(owner.split(".")[-1], []).append(binding)
-    reached, todo = set(), [function]
+    names, todo = set(), list(functions)
     while todo:
         for binding in by_owner.pop(todo.pop(), []):
-            reached.add(binding.name)
+            names.add(binding.name)
             todo += [r.name.split("/")[-1].split(".")[-1] for r in _references(binding.value)]
-    return reached
+    return names
+
+
+def _unset(bindings: Sequence[Binding]) -> Iterator[Binding]:
+    """Bindings to `%gin.REQUIRED` without a later one of the same name, in full or shortened.
+
+    `replay.replay.step` of a file and `replay.step` of a flag are one parameter for gin.
+    """
+    final = {b.name: number for number, b in enumerate(bindings)}
+    for name, number in final.items():
+        if bindings[number].value == REQUIRED and not any(
+            later > number
+            and (f".{name}".endswith(f".{other}") or f".{other}".endswith(f".{name}"))
+            for other, later in final.items()
+        ):
+            yield bindings[number]
 
 
 def where_set(names: Iterable[str], bindings: Sequence[Binding]) -> Iterator[str]:
