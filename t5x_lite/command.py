@@ -24,8 +24,8 @@ class Flag:
             default gin file binds it, which gives the default that `--help` shows.
         help: One sentence for `--help`, without the default.
         kind: "value" is a Python literal where it can be read as one (8, 3e-4, None, {'data': 8})
-            and text elsewhere. "text" is always text, also "2024" or "None". "switch" is True if the
-            flag has no value.
+            and text elsewhere. "text" is always text, also "2024" or "None". "switch" is True if
+            the flag has no value.
         metavar: What `--help` shows for the value.
     """
 

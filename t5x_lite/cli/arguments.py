@@ -8,7 +8,7 @@ from typing import Any
 from t5x_lite import __version__
 from t5x_lite.cli import help_text
 from t5x_lite.cli.command_table import commands
-from t5x_lite.command import Command, Flag
+from t5x_lite.command import Command
 
 _PROCESS_FLAGS = (
     ("coordinator_address", str, "HOST:PORT", "Address of process 0. Default: from the cluster."),
@@ -22,6 +22,7 @@ _PROCESS_FLAGS = (
         "Default: 60.",
     ),
 )
+_SETTING = "--gin."
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Request:
         command: The command to run.
         arguments: All words after the command's name, as typed.
         files: Gin files in the order in which they are read: the command's default file first.
-        settings: `--gin.NAME=VALUE` flags, then those that the command's own flags stand for.
+        settings: `--gin.NAME=VALUE` flags, also for the command's own flags, in the order typed.
         search: Directories in which gin files are searched, in this order.
         packages: The packages that gin files may import; empty for any.
         options: Values of the flags that say how processes connect, by name.
@@ -72,21 +73,16 @@ class Request:
 def parse(arguments: Sequence[str]) -> Request:
     """Parse a command line; exits with argparse's message and code 2 where it is wrong."""
     name = next((word for word in arguments if not word.startswith("-")), "")
-    options = vars(_parser(name).parse_args([a for a in arguments if not a.startswith("--gin.")]))
+    # As values of one flag, settings keep their order among the other flags.
+    words = [f"{_SETTING}={word}" if word.startswith("--gin.") else word for word in arguments]
+    options = vars(_parser(name).parse_args(words))
     command = commands()[options["command"]]
-    settings = [a for a in arguments if a.startswith("--gin.")]
-    for flag in command.flags:
-        if (value := options[flag.name]) is not None:
-            settings.append(f"--gin.{flag.sets}={repr(value) if flag.kind == 'text' else value}")
-    for argument in command.arguments:
-        if value := options[argument.name]:
-            settings.append(f"--gin.{argument.sets}={value!r}")
     paths = filter(None, options["gin_search_paths"].split(","))
     return Request(
         command,
         tuple(arguments[arguments.index(command.name) + 1 :]),
         (command.default_gin, *options["gin_file"]),
-        tuple(settings),
+        options["settings"],
         ("", *paths, str(help_text.GIN_CONFIGS)),
         tuple(filter(None, (options["gin_imports"] or "").split(","))),
         options,
@@ -122,35 +118,61 @@ def _parser(name: str) -> argparse.ArgumentParser:
 def _add_flags(parser: argparse.ArgumentParser, command: Command) -> None:
     defaults = help_text.read_defaults(command.default_gin)
     parser.epilog = help_text.epilog(command, defaults)
+    parser.set_defaults(settings=())
+    parser.add_argument(_SETTING, action=_AddSetting, template="{}", help=argparse.SUPPRESS)
     words = [f"{a.name} ..." if a.many else a.name for a in command.arguments]
     parser.usage = " ".join(
         ["t5x_lite", command.name, *words, "[--NAME=VALUE ...] [--gin_file=FILE ...]"]
     )
+    group = parser.add_argument_group("arguments")
     for argument in command.arguments:
-        parser.add_argument(
+        group.add_argument(
             argument.name,
+            action=_AddSetting,
+            template=f"--gin.{argument.sets}={{!r}}",
             nargs="*" if argument.many else None,
             help=help_text.flag_help(argument.help, argument.sets, defaults),
         )
-    if command.flags:
-        group = parser.add_argument_group("flags")
-        for flag in command.flags:
-            _add_flag(group, flag, help_text.flag_help(flag.help, flag.sets, defaults))
+    group = parser.add_argument_group("flags")
+    for flag in command.flags:
+        value: dict[str, Any] = {"nargs": "?", "const": "True"} if flag.kind == "switch" else {}
+        group.add_argument(
+            f"--{flag.name}",
+            action=_AddSetting,
+            template=f"--gin.{flag.sets}=" + ("{!r}" if flag.kind == "text" else "{}"),
+            metavar=flag.metavar,
+            help=help_text.flag_help(flag.help, flag.sets, defaults),
+            **value,
+        )
     if command.multi_process:
-        group = parser.add_argument_group("several processes")
-        for name, kind, metavar, sentence in _PROCESS_FLAGS:
-            group.add_argument(f"--{name}", help=sentence, type=kind, metavar=metavar)
-        if command.rendezvous:
-            sentence = "Seconds to wait for the other processes. Default: 300."
-            group.add_argument(
-                "--wait_seconds", help=sentence, type=float, default=300.0, metavar="X"
-            )
+        _add_process_flags(parser.add_argument_group("several processes"), command)
     _add_gin_flags(parser.add_argument_group("configuration"), command)
 
 
-def _add_flag(group: argparse._ArgumentGroup, flag: Flag, sentence: str) -> None:
-    switch: dict[str, Any] = {"nargs": "?", "const": "True"} if flag.kind == "switch" else {}
-    group.add_argument(f"--{flag.name}", metavar=flag.metavar, help=sentence, **switch)
+class _AddSetting(argparse.Action):
+    """Appends the gin setting that a flag stands for to `settings`, in the order typed."""
+
+    def __init__(self, template: str, **options: Any):
+        super().__init__(**options)
+        self._template = template
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if values != []:  # of an argument that may be omitted
+            namespace.settings = (*namespace.settings, self._template.format(values))
+
+
+def _add_process_flags(group: argparse._ArgumentGroup, command: Command) -> None:
+    for name, kind, metavar, sentence in _PROCESS_FLAGS:
+        group.add_argument(f"--{name}", help=sentence, type=kind, metavar=metavar)
+    if command.rendezvous:
+        sentence = "Seconds to wait for the other processes. Default: 300."
+        group.add_argument("--wait_seconds", help=sentence, type=float, default=300.0, metavar="X")
 
 
 def _add_gin_flags(group: argparse._ArgumentGroup, command: Command) -> None:

@@ -88,19 +88,20 @@ def check_macros(
     """
     final = {b.name: b for b in bindings}
     needed = reached(functions, final.values()) if functions else set(final)
-    macros = {name: b for name, b in final.items() if "." not in name}
-    uses = [(r.name, b) for b in final.values() for r in _references(b.value) if r.macro]
-    used = {name for name, _ in uses}
-    for name, binding in macros.items():
-        if name not in used:
+    macros = {b.name: number for number, b in enumerate(bindings) if "." not in b.name}
+    last_use = _last_uses(bindings)
+    for name, number in macros.items():
+        if last_use.get(name, -1) < number:
             raise ConfigError(
-                f"{name} is set ({binding.where}) but nothing uses %{name}{nearest(name, used)}"
+                f"{name} is set ({bindings[number].where}) but nothing uses %{name}"
+                f"{nearest(name, last_use)}"
             )
-    for name, binding in uses:
-        if binding.name in needed and name not in macros and not name.startswith("gin."):
-            raise ConfigError(
-                f"%{name} is used ({binding.where}) but never set{nearest(name, macros)}"
-            )
+    for binding in (b for b in final.values() if b.name in needed):
+        for name in (r.name for r in references(binding.value) if r.macro):
+            if name not in macros and not name.startswith("gin."):
+                raise ConfigError(
+                    f"%{name} is used ({binding.where}) but never set{nearest(name, macros)}"
+                )
     missing = [b for b in _unset(bindings) if b.name in needed]
     if missing:
         raise ConfigError(
@@ -119,8 +120,26 @@ def reached(functions: Iterable[str], bindings: Iterable[Binding]) -> set[str]:
     while todo:
         for binding in by_owner.pop(todo.pop(), []):
             names.add(binding.name)
-            todo += [r.name.split("/")[-1].split(".")[-1] for r in _references(binding.value)]
+            todo += [r.name.split("/")[-1].split(".")[-1] for r in references(binding.value)]
     return names
+
+
+def _last_uses(bindings: Sequence[Binding]) -> dict[str, int]:
+    """For each macro that is used, the number of the binding that ended its last use.
+
+    A use ends where the binding is overridden: `train.seed = %RANDOM_SEED` by `train.seed = 3`. A
+    macro that is set later has no effect, one that was set before had one until then.
+    """
+    ends: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for number in reversed(range(len(bindings))):
+        name, value, _ = bindings[number]
+        for reference in references(value):
+            if reference.macro:
+                end = ends.get(name, len(bindings))
+                last[reference.name] = max(last.get(reference.name, -1), end)
+        ends[name] = number
+    return last
 
 
 def _unset(bindings: Sequence[Binding]) -> Iterator[Binding]:
@@ -147,7 +166,7 @@ def where_set(names: Iterable[str], bindings: Sequence[Binding]) -> Iterator[str
         while match and match[-1].name not in said:
             said.add(match[-1].name)
             yield f"{match[-1].name} is set by {match[-1].where}"
-            macros = [r.name for r in _references(match[-1].value) if r.macro]
+            macros = [r.name for r in references(match[-1].value) if r.macro]
             match = [final[m] for m in macros if m in final]
 
 
@@ -191,15 +210,16 @@ def _read_text(
         raise ConfigError(f"{error.msg} ({where(error.lineno)})") from error
 
 
-def _references(value: Any) -> Iterator[Reference]:
+def references(value: Any) -> Iterator[Reference]:
+    """The references in a value, also in its lists, tuples and dicts."""
     if isinstance(value, Reference):
         yield value
     elif isinstance(value, dict):
         for part in value.items():
-            yield from _references(part)
+            yield from references(part)
     elif isinstance(value, (list, tuple)):
         for part in value:
-            yield from _references(part)
+            yield from references(part)
 
 
 # -------------------------------------------------------------------------- parse and call

@@ -23,7 +23,7 @@ _BINDING = re.compile(r"( *)([\w./]+) = (.*?)(?:  +# *(.*))?")
 _REFERENCE = re.compile(r"([%@])([\w./]+)")
 _REQUIRED = "%gin.REQUIRED"
 # The folders whose files set macros that a default gin file leaves open.
-_PARTS = ("models", "objectives", "tasks", "optimizers")
+_PARTS = ("models", "objectives", "tasks", "optimizers", "explore")
 
 
 class Default(NamedTuple):
@@ -91,12 +91,12 @@ def required_settings(command: Command, defaults: dict[str, Default]) -> dict[st
             continue
         if defaults[binding.name].text == _REQUIRED:
             short = ".".join(binding.name.split(".")[-2:])
-            required[short] = flags.get(short, f"--gin.{short}=VALUE, or a recipe")
+            required[short] = flags.get(short, f"--gin.{short}=VALUE, or a gin file")
         for reference in binding.value:
             open_macro = reference.macro and reference.name not in defaults
             if open_macro and reference.name != "gin.REQUIRED":
-                parts = " or ".join(f"{part}/*.gin" for part in parts_that_set(reference.name))
-                required[reference.name] = f"--gin_file={parts or 'FILE'}, or a recipe"
+                parts = " or ".join(f"{part}/" for part in parts_that_set(reference.name))
+                required[reference.name] = f"a gin file of {parts}, or one that includes it"
     return required
 
 
@@ -177,3 +177,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=30, width=WIDTH)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        # argparse would break words at hyphens.
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)

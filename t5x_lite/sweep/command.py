@@ -8,7 +8,7 @@ COMMANDS = (
         group="train",
         summary="Repeat a study: pretrain, fine-tune and compare the rows of a gin file.",
         function="t5x_lite.sweep.explore.explore",
-        default_gin="explore/base.gin",
+        default_gin="runs/explore.gin",
         flags=(
             Flag("scale", "SCALE", "Name of one of SCALES.", kind="text", metavar="NAME"),
             Flag("seeds", "SEEDS", "Number of seeds per row.", metavar="N"),
