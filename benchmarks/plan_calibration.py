@@ -45,7 +45,7 @@ SETTING = Setting(
     batch_size=256,
     lengths={"inputs": 0, "targets": 2048},
     packed=True,
-    what="train",
+    mode="train",
     compiler_options={
         "xla_tpu_enable_windowed_einsum_for_all_gather": "false",
         "xla_tpu_enable_windowed_einsum_for_reduce_scatter": "false",

@@ -82,7 +82,7 @@ def setting_of(model: TransformerConfig, wanted: Topology) -> Setting:
         batch_size=wanted.devices * (16 if weights < 2e9 else 8),
         lengths={"inputs": 512, "targets": 114},
         packed=True,
-        what="train",
+        mode="train",
         compiler_options={},
     )
 

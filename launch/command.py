@@ -38,11 +38,15 @@ def check_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def model_dir(arguments: Sequence[str]) -> str | None:
-    """The run's directory, as the flags of a command have it; None where they do not say."""
-    said = [word.partition("=")[2] for word in arguments if word.startswith("--gin.MODEL_DIR=")]
-    if not said:
-        return None
-    return ast.literal_eval(said[-1]) if said[-1][:1] in ("'", '"') else said[-1]
+    """The run's directory by the flags of a command, the last of which counts; None without one."""
+    directory = None
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag == "--model_dir":
+            directory = value if equals else following
+        elif flag == "--gin.MODEL_DIR":
+            directory = ast.literal_eval(value) if value[:1] in ("'", '"') else value
+    return directory
 
 
 def lines(arguments: Sequence[str], *, devices: int | None = None) -> list[str]:

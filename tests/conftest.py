@@ -239,33 +239,47 @@ def small_data(data_dir):
 
 
 @pytest.fixture
-def train_small(small_data):
-    """Run `train` with a tiny model: train_small(directory, steps=6, mesh={"data": 8})."""
+def train_settings(small_data):
+    """Describe a run of a tiny model: train_settings(directory, steps=6, mesh={"data": 8})."""
     from t5x_lite.checkpoints.policy import CheckpointPolicy
     from t5x_lite.evaluation.validation_loss import Evaluation
     from t5x_lite.models.config import TransformerConfig
-    from t5x_lite.trainer.train import train
     from t5x_lite.training.optimizers import Adafactor
     from t5x_lite.training.schedules import InverseSquareRoot
     from t5x_lite.training.step import Loss, Update
 
-    def run(model_dir, *, steps, model=None, data=None, **changes):
+    def settings(model_dir, *, steps, model=None, data=None, **changes):
         sizes = dict(vocab_size=512, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64)
         layers = dict(num_encoder_layers=2, num_decoder_layers=2)
-        settings = dict(
-            model=TransformerConfig(**{**sizes, **layers, "dtype": "float32", **(model or {})}),
-            data=small_data(**(data or {})),
-            optimizer=Adafactor(min_dim_size_to_factor=16),
-            learning_rate=InverseSquareRoot(base=0.1, warmup_steps=100),
-            batch_size=8,
-            mesh={"data": 2, "fsdp": 2, "tensor": 2},
-            loss=Loss(),
-            update=Update(),
-            evaluation=Evaluation(period=4, max_examples=16, samples=1),
-            checkpoints=CheckpointPolicy(period=4, keep=None),
-            log_every_steps=1,
+        return (
+            dict(
+                model_dir=str(model_dir),
+                steps=steps,
+                model=TransformerConfig(**{**sizes, **layers, "dtype": "float32", **(model or {})}),
+                data=small_data(**(data or {})),
+                optimizer=Adafactor(min_dim_size_to_factor=16),
+                learning_rate=InverseSquareRoot(base=0.1, warmup_steps=100),
+                batch_size=8,
+                mesh={"data": 2, "fsdp": 2, "tensor": 2},
+                loss=Loss(),
+                update=Update(),
+                evaluation=Evaluation(period=4, max_examples=16, samples=1),
+                checkpoints=CheckpointPolicy(period=4, keep=None),
+                log_every_steps=1,
+            )
+            | changes
         )
-        train(model_dir=str(model_dir), steps=steps, **{**settings, **changes})
+
+    return settings
+
+
+@pytest.fixture
+def train_small(train_settings):
+    """Run `train` with a tiny model: train_small(directory, steps=6, mesh={"data": 8})."""
+    from t5x_lite.trainer.train import train
+
+    def run(model_dir, *, steps, **changes):
+        train(**train_settings(model_dir, steps=steps, **changes))
 
     return run
 

@@ -70,48 +70,91 @@ def flag_to_text(flag: str) -> str:
     return f"{name} = {value}"
 
 
-def check_macros(bindings: Sequence[Binding], function: str | None = None) -> None:
-    """Raise ConfigError for a macro set but never used, used but never set, or still REQUIRED.
+def check_macros(
+    bindings: Sequence[Binding],
+    *functions: str,
+    how_to_set: Callable[[str], str] = "--gin.{}=VALUE".format,
+) -> None:
+    """Check that the macros make sense together, before anything is imported.
 
-    What is REQUIRED of others than `function`, the command's, and what it uses may stay unset.
+    Args:
+        bindings: All bindings in their order, as `read` returns them.
+        *functions: Names of the functions that will be called. Only what they use must have a
+            value; without names, everything must.
+        how_to_set: Gives the flag that sets a macro or parameter, for the error.
+
+    Raises:
+        ConfigError: A macro is set but never used, used but never set, or still `%gin.REQUIRED`.
     """
     final = {b.name: b for b in bindings}
-    macros = {name: b for name, b in final.items() if "." not in name}
-    used = {r.name: b for b in bindings for r in _references(b.value) if r.macro}
-    used = {name: b for name, b in used.items() if not name.startswith("gin.")}
-    for name, binding in macros.items():
-        if name not in used:
+    needed = reached(functions, final.values()) if functions else set(final)
+    macros = {b.name: number for number, b in enumerate(bindings) if "." not in b.name}
+    last_use = _last_uses(bindings)
+    for name, number in macros.items():
+        if last_use.get(name, -1) < number:
             raise ConfigError(
-                f"{name} is set ({binding.where}) but nothing uses %{name}{nearest(name, used)}"
+                f"{name} is set ({bindings[number].where}) but nothing uses %{name}"
+                f"{nearest(name, last_use)}"
             )
-    for name, binding in used.items():
-        if name not in macros:
-            raise ConfigError(
-                f"%{name} is used ({binding.where}) but never set{nearest(name, macros)}"
-            )
-    missing = [b for b in final.values() if b.value == REQUIRED]
-    if function is not None:
-        reached = _reached(function, final.values())
-        missing = [b for b in missing if b.name in reached]
+    for binding in (b for b in final.values() if b.name in needed):
+        for name in (r.name for r in references(binding.value) if r.macro):
+            if name not in macros and not name.startswith("gin."):
+                raise ConfigError(
+                    f"%{name} is used ({binding.where}) but never set{nearest(name, macros)}"
+                )
+    missing = [b for b in _unset(bindings) if b.name in needed]
     if missing:
         raise ConfigError(
             f"{', '.join(b.name for b in missing)} must be set, for example with "
-            f"--gin.{missing[0].name}=VALUE (required by {missing[0].where})"
+            f"{how_to_set(missing[0].name)} (required by {missing[0].where})"
         )
 
 
-def _reached(function: str, bindings: Iterable[Binding]) -> set[str]:
-    """The names of all bindings that a function's parameters lead to, by macros and references."""
+def reached(functions: Iterable[str], bindings: Iterable[Binding]) -> set[str]:
+    """The names of all bindings that functions use, directly or through macros and references."""
     by_owner: dict[str, list[Binding]] = {}
     for binding in bindings:
         owner = binding.name.rpartition(".")[0] or binding.name
         by_owner.setdefault(owner.split(".")[-1], []).append(binding)
-    reached, todo = set(), [function]
+    names, todo = set(), list(functions)
     while todo:
         for binding in by_owner.pop(todo.pop(), []):
-            reached.add(binding.name)
-            todo += [r.name.split("/")[-1].split(".")[-1] for r in _references(binding.value)]
-    return reached
+            names.add(binding.name)
+            todo += [r.name.split("/")[-1].split(".")[-1] for r in references(binding.value)]
+    return names
+
+
+def _last_uses(bindings: Sequence[Binding]) -> dict[str, int]:
+    """For each macro that is used, the number of the binding that ended its last use.
+
+    A use ends where the binding is overridden: `train.seed = %RANDOM_SEED` by `train.seed = 3`. A
+    macro that is set later has no effect, one that was set before had one until then.
+    """
+    ends: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for number in reversed(range(len(bindings))):
+        name, value, _ = bindings[number]
+        for reference in references(value):
+            if reference.macro:
+                end = ends.get(name, len(bindings))
+                last[reference.name] = max(last.get(reference.name, -1), end)
+        ends[name] = number
+    return last
+
+
+def _unset(bindings: Sequence[Binding]) -> Iterator[Binding]:
+    """Bindings to `%gin.REQUIRED` without a later one of the same name, in full or shortened.
+
+    `replay.replay.step` of a file and `replay.step` of a flag are one parameter for gin.
+    """
+    final = {b.name: number for number, b in enumerate(bindings)}
+    for name, number in final.items():
+        if bindings[number].value == REQUIRED and not any(
+            later > number
+            and (f".{name}".endswith(f".{other}") or f".{other}".endswith(f".{name}"))
+            for other, later in final.items()
+        ):
+            yield bindings[number]
 
 
 def where_set(names: Iterable[str], bindings: Sequence[Binding]) -> Iterator[str]:
@@ -123,7 +166,7 @@ def where_set(names: Iterable[str], bindings: Sequence[Binding]) -> Iterator[str
         while match and match[-1].name not in said:
             said.add(match[-1].name)
             yield f"{match[-1].name} is set by {match[-1].where}"
-            macros = [r.name for r in _references(match[-1].value) if r.macro]
+            macros = [r.name for r in references(match[-1].value) if r.macro]
             match = [final[m] for m in macros if m in final]
 
 
@@ -167,15 +210,16 @@ def _read_text(
         raise ConfigError(f"{error.msg} ({where(error.lineno)})") from error
 
 
-def _references(value: Any) -> Iterator[Reference]:
+def references(value: Any) -> Iterator[Reference]:
+    """The references in a value, also in its lists, tuples and dicts."""
     if isinstance(value, Reference):
         yield value
     elif isinstance(value, dict):
         for part in value.items():
-            yield from _references(part)
+            yield from references(part)
     elif isinstance(value, (list, tuple)):
         for part in value:
-            yield from _references(part)
+            yield from references(part)
 
 
 # -------------------------------------------------------------------------- parse and call

@@ -12,7 +12,7 @@ from t5x_lite.tokenizers.vocabularies import Vocabulary, train_vocabulary
 
 def vocab(
     *,
-    corpus: Mapping[str, float],
+    corpus: str | Mapping[str, float],
     output: str,
     vocab_size: int = 32_000,
     extra_ids: int = 0,
@@ -25,11 +25,27 @@ def vocab(
 ) -> None:
     """Train a unigram vocabulary in T5's layout on a sample of lines and write it to a file.
 
-    corpus: patterns of files with their shares of the sample. extra_ids: sentinels stored in the
-    file; 0 leaves them to the macro EXTRA_IDS. max_lines: of the sample, which is what takes
-    memory. The same files, versions and settings give the same bytes. Raises ConfigError where the
-    output exists, no file matches, or the text is too little.
+    The same files, versions and settings give the same bytes.
+
+    Args:
+        corpus: A pattern of files, or patterns with their weights in the sample:
+            {"en/*": 10, "de/*": 1} samples ten lines of English to one of German.
+        output: The file to write, which must not exist.
+        vocab_size: Number of pieces, without the sentinels.
+        extra_ids: Number of sentinels to store in the file; 0 leaves them to
+            the macro EXTRA_IDS, as T5's own vocabulary does.
+        max_lines: Number of lines to sample; the memory needed grows with it.
+        character_coverage: Fraction of the corpus's characters that get a piece of their own.
+        text_field: Field of JSON lines that contains the text.
+        bad_lines: Tolerance for malformed lines.
+        seed: Seed of the sample.
+        describe_config: Not used.
+
+    Raises:
+        ConfigError: The output exists, no file matches, or there is too little text.
     """
+    if isinstance(corpus, str):
+        corpus = {corpus: 1.0}
     if os.path.exists(output):
         raise ConfigError(
             f"{output} exists already: give another name", "VOCABULARY", "vocab.output"

@@ -28,12 +28,21 @@ class Divergence(NamedTuple):
     since: int | None
 
 
-def compare(*, run: str, other: str, describe_config: Callable[[], str] = str) -> None:
-    """Print at which step two runs part; the exit code is 0 if they do not, 1 if they do."""
-    receipts = [receipts_of(directory) for directory in (run, other)]
+def compare(*, run_a: str, run_b: str, describe_config: Callable[[], str] = str) -> None:
+    """Print the first step at which two runs diverge; the exit code is 1 if they do, else 0.
+
+    Args:
+        run_a: Directory of a run.
+        run_b: Directory of the run to compare with.
+        describe_config: Not used.
+
+    Raises:
+        ConfigError: A run has no step hashes, or the two have no step in common.
+    """
+    receipts = [receipts_of(directory) for directory in (run_a, run_b)]
     both = sorted(receipts[0].keys() & receipts[1].keys())
     if not both:
-        raise ConfigError(f"{run} and {other} have receipts of no step in common", "OTHER")
+        raise ConfigError(f"{run_a} and {run_b} have receipts of no step in common", "RUN_B")
     parting = first_difference(*receipts)
     console = Console()
     if parting is None:

@@ -1,8 +1,8 @@
-"""`t5x_lite replay`: one step of a run again, module by module, and where its numbers go wrong."""
+"""`t5x_lite replay`: compute one step of a run again, module by module, and find bad numbers."""
 
+import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +18,9 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.io.json_lines import read_json_lines
 from t5x_lite.trainer import anomaly_guard
 from t5x_lite.trainer.loop import compiled_step
+from t5x_lite.trainer.prepare_run import PreparedRun, prepare_run
 from t5x_lite.trainer.restore import Start, from_weights, go_on
 from t5x_lite.trainer.step_hashes import RECEIPTS
-from t5x_lite.trainer.train import PreparedRun
 from t5x_lite.training.bit_fingerprints import as_text
 from t5x_lite.training.inputs import in_order
 from t5x_lite.training.step import in_parts
@@ -57,26 +57,35 @@ class Finding(NamedTuple):
 def replay(
     *,
     step: int,
-    training: Callable[..., None],
+    settings: Mapping[str, Any],
     largest: float = LARGEST,
     describe_config: Callable[[], str] = str,
 ) -> None:
-    """Run step `step` of a run again, and name the first module whose numbers are bad.
+    """Compute step `step` of a run again, and name the first module whose numbers are bad.
 
-    training: `trainer.train.train` with the run's configuration. largest: magnitudes above it are
-    out
-    of range. The newest intact checkpoint before the step is gone on from; nothing is written.
+    It resumes from the newest intact checkpoint before the step, prints the ranges of all modules'
+    weights, outputs and gradients, and writes nothing. The exit code is 0 if all of them are finite
+    and in range, else 1.
 
-    Prints the ranges of all modules' weights, outputs and gradients. The exit code is 0 if all are
-    finite and in range, else 1.
+    Args:
+        step: The step, from 1.
+        settings: The run's configuration, by the names of the parameters of `trainer.train.train`.
+        largest: Magnitudes above it are out of range; the default is the largest float16.
+        describe_config: Returns the configuration as text; all processes must have the same.
+
+    Raises:
+        ConfigError: There is no such run or step.
     """
     if step < 1 or largest <= 0:
         raise ConfigError(
-            f"step {step} and largest {largest}: wanted steps from 1 on, and a positive number",
+            f"step is {step} and largest {largest}; expected a step from 1 and a positive number",
             "replay.step",
             "replay.largest",
         )
-    training(instead=partial(_replay, step=step, largest=largest), describe_config=describe_config)
+    parameters = inspect.signature(prepare_run).parameters
+    shared = {name: value for name, value in settings.items() if name in parameters}
+    with prepare_run(**shared, describe_config=describe_config) as prepared:
+        _replay(prepared, step=step, largest=largest)
 
 
 def _replay(ready: PreparedRun, *, step: int, largest: float) -> None:

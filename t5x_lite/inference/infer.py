@@ -17,7 +17,7 @@ from t5x_lite.inference.jsonl_io import STANDARD, Format, InputLines, OutputLine
 from t5x_lite.inference.text_model import TextModel, check_batch_size, load
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary
 
-What = Literal["generate", "embed", "fill", "score"]
+Mode = Literal["generate", "embed", "fill", "score"]
 _NEEDED = {
     "generate": ("inputs",),
     "embed": ("inputs",),
@@ -32,7 +32,7 @@ def infer(
     model_dir: str,
     inputs: str,
     outputs: str,
-    what: What = "generate",
+    mode: Mode = "generate",
     generation: Generation = Generation(),  # noqa: B008  (frozen)
     prefix: str = "",
     input_format: Format = "auto",
@@ -50,14 +50,14 @@ def infer(
 
     Several processes share the rows of each batch; all of them read `inputs`, the first writes.
 
-    what: "generate" texts; "fill" the sentinels of each; "embed" with the encoder, mean over
+    mode: "generate" texts; "fill" the sentinels of each; "embed" with the encoder, mean over
     tokens; "score": log p of "targets" behind "inputs". prefix: put before each input, such as
     "summarize: ". inputs, outputs: a path, or "-" for standard input and output. Other arguments
     are those of `text_model.load`. JSON lines keep the fields that they came with.
     """
     console = Console(stderr=outputs == STANDARD, silent=not processes.is_first())
-    _check(what, inputs, batch_size)
-    lines = InputLines(inputs, input_format, _NEEDED[what])
+    _check(mode, inputs, batch_size)
+    lines = InputLines(inputs, input_format, _NEEDED[mode])
     processes.simulate_devices(cpu_devices)
     step = _step_of(Path(model_dir), step)
     reading: dict[str, Any] = dict(
@@ -69,11 +69,11 @@ def infer(
     )
     settings = {
         "model_dir": str(Path(model_dir).absolute()),
-        "what": what,
+        "what": mode,  # the key of output files of earlier versions, which can be continued
         "prefix": prefix,
         "inputs_sha256": lines.fingerprint,
         **reading,
-        **(dataclasses.asdict(generation) if what in ("generate", "fill") else {}),
+        **(dataclasses.asdict(generation) if mode in ("generate", "fill") else {}),
     }
     processes.check_same("the lines of INPUTS and the settings", settings)
     block = batch_size * _BLOCK_BATCHES
@@ -83,7 +83,7 @@ def infer(
         return
     with console.waiting(f"loading {model_dir}"):
         model = load(model_dir, vocabulary=vocabulary, mesh=mesh, **reading)
-    _write_all(lines, written, InferenceWork(model, what, generation, prefix), block, console)
+    _write_all(lines, written, InferenceWork(model, mode, generation, prefix), block, console)
 
 
 def _step_of(directory: Path, step: int | None) -> int | None:
@@ -94,9 +94,9 @@ def _step_of(directory: Path, step: int | None) -> int | None:
         return chosen_step(saved, step, "MODEL_DIR", "STEP")
 
 
-def _check(what: str, inputs: str, batch_size: int) -> None:
-    if what not in _NEEDED:
-        raise ConfigError(f"what is {what!r}; wanted one of {', '.join(_NEEDED)}", "WHAT")
+def _check(mode: str, inputs: str, batch_size: int) -> None:
+    if mode not in _NEEDED:
+        raise ConfigError(f"mode is {mode!r}; expected one of {', '.join(_NEEDED)}", "MODE")
     check_batch_size(batch_size)
     if processes.count() > 1 and inputs == STANDARD:
         raise ConfigError(
@@ -108,15 +108,15 @@ def _check(what: str, inputs: str, batch_size: int) -> None:
 class InferenceWork:
     """What is made of each record, and how many inputs were cut."""
 
-    def __init__(self, model: TextModel, what: What, generation: Generation, prefix: str):
-        self._model, self._what = model, what
+    def __init__(self, model: TextModel, mode: Mode, generation: Generation, prefix: str):
+        self._model, self._mode = model, mode
         self._generation, self._prefix = generation, prefix
         self.truncated, self.room = 0, model.max_input_length
-        if what == "fill" and not model.vocabulary.sentinels.count:
+        if mode == "fill" and not model.vocabulary.sentinels.count:
             raise ConfigError(
                 f"the vocabulary {model.vocabulary.path} has no sentinels (<extra_id_0> ...) to be "
                 f"filled",
-                "WHAT",
+                "MODE",
                 "MODEL_DIR",
             )
 
@@ -127,7 +127,7 @@ class InferenceWork:
             {"inputs": text.ids, "number": first + i} for i, text in enumerate(encoded)
         ]  # numbers: each line's draws are its own
         self.truncated += sum(text.truncated for text in encoded)
-        results = getattr(self, f"_{self._what}")(rows, records)
+        results = getattr(self, f"_{self._mode}")(rows, records)
         cut = ({"truncated": True} if text.truncated else {} for text in encoded)
         return [
             {**record, **result, **mark}

@@ -45,7 +45,7 @@ def arithmetic(setting: Setting, topology: Topology, mesh: Mapping[str, int]) ->
     tokens = sum(
         math.prod(leaf.shape) for name, leaf in batch.items() if name.endswith("input_tokens")
     )
-    training = setting.what == "train"
+    training = setting.mode == "train"
     forward = forward_flops(model, batch_size=rows, lengths=setting.lengths).total
     flops = forward * (TRAINING if training else 1)
     state = roofline.state_bytes(model, setting.optimizer, mesh)

@@ -82,7 +82,7 @@ KINDS = {"train": "training step", "eval": "evaluation step", "decode": "generat
 class Setting(NamedTuple):
     """What decides about a step: the arguments of `training.setup.build`, and the rows' lengths.
 
-    what: one of `KINDS`. generation: how texts are written, for "decode"; their inputs have the
+    mode: one of `KINDS`. generation: how texts are written, for "decode"; their inputs have the
     length of "inputs".
     """
 
@@ -95,14 +95,14 @@ class Setting(NamedTuple):
     batch_size: int
     lengths: Mapping[str, int]
     packed: bool
-    what: str
+    mode: str
     compiler_options: Mapping[str, Any]
     generation: Generation = Generation()
 
     @property
     def texts(self) -> DecodingWorkload | None:
         """What is generated; None for a step."""
-        if self.what != "decode":
+        if self.mode != "decode":
             return None
         one = self.generation
         return DecodingWorkload(self.batch_size, one.copies, self.lengths["inputs"], one.max_length)
@@ -121,7 +121,7 @@ def trace(setting: Setting, devices: Sequence[Any]) -> Traced:
     """Trace the program for these devices; nothing is computed or allocated."""
     # Source locations carry the whole way from the step to the layer.
     jax.config.update("jax_traceback_in_locations_limit", 100)
-    if setting.what == "decode":
+    if setting.mode == "decode":
         return _traced_generation(setting, devices)
     program = build(
         setting.model,
@@ -142,7 +142,7 @@ def trace(setting: Setting, devices: Sequence[Any]) -> Traced:
         sharding=program.batch_sharding,
     )
     with jax.set_mesh(program.mesh):
-        if setting.what == "train":
+        if setting.mode == "train":
             lowered = program.step.lower(program.abstract, batch)
         else:
             step = jax.jit(make_eval_step(program.graphdef), out_shardings=program.replicated)
@@ -153,7 +153,7 @@ def trace(setting: Setting, devices: Sequence[Any]) -> Traced:
 def _traced_generation(setting: Setting, devices: Sequence[Any]) -> Traced:
     """What `Inference.generate` runs: weights as they are stored, all rows wanted to the end."""
     if setting.model.encoder_only:
-        raise ConfigError("a model without a decoder generates nothing", "plan.what")
+        raise ConfigError("a model without a decoder generates nothing", "plan.mode")
     mesh = make_mesh(setting.mesh, devices)
     inference = Inference(
         setting.model, setting.generation, mesh=mesh, batch_size=setting.batch_size

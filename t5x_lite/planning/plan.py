@@ -37,7 +37,7 @@ def plan(
     lengths: Mapping[str, int],
     topology_name: str,
     slices: int = 1,
-    what: str = "train",
+    mode: str = "train",
     training_tokens: float = _T5_TOKENS,
     training_steps: int | None = None,
     price: float | None = None,
@@ -54,7 +54,7 @@ def plan(
     """Compile a step for a topology from shapes alone; print what it needs, and write it down.
 
     mesh, batch_size, lengths: as for training; no data is read. topology_name: "v5e:4x4",
-    "v5p:4x4x4", or GPUs, "h200:8", which get the analytic part alone. what: "train", "eval", or
+    "v5p:4x4x4", or GPUs, "h200:8", which get the analytic part alone. mode: "train", "eval", or
     "decode": a batch of texts, written as `generation` says about inputs of the length of "inputs".
     training_tokens, or training_steps if given: what the days and chip-hours are for. price: of an
     hour of a chip, to tell the cost. compiler_options: XLA's, by name; they come on
@@ -75,7 +75,7 @@ def plan(
         batch_size,
         lengths,
         packed,
-        what,
+        mode,
         compiler_options or {},
         generation,
     )
@@ -98,17 +98,18 @@ def plan(
 
 
 def _check(setting: Setting, wanted: Topology, *, price: float | None, search: bool) -> None:
-    what = setting.what
-    if what not in KINDS:
-        raise ConfigError(f"plan.what is {what!r}; wanted one of {sorted(KINDS)}", "plan.what")
+    if setting.mode not in KINDS:
+        raise ConfigError(
+            f"plan.mode is {setting.mode!r}; expected one of {sorted(KINDS)}", "plan.mode"
+        )
     if price is not None and price <= 0:
         raise ConfigError(
             f"price is {price}; wanted more than 0, for an hour of a chip", "plan.price"
         )
     if search and not wanted.chip.torus:
         raise ConfigError(f"a search needs a compiler: wanted a TPU, not {wanted.name}")
-    if search and what == "decode":
-        raise ConfigError("a search is among steps: wanted train or eval", "plan.what")
+    if search and setting.mode == "decode":
+        raise ConfigError("a search compares steps: expected train or eval", "plan.mode")
 
 
 def _complete(

@@ -54,7 +54,7 @@ def plan_step(
         found = Analysis([], without_compiler(said, wanted), None)
     made = {
         "version": VERSION,
-        "what": KINDS[setting.what],
+        "what": KINDS[setting.mode],
         "topology": {
             "name": wanted.name,
             "chip": wanted.chip.name,

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from t5x_lite.command import Invocation
 from t5x_lite.console import Console
 from t5x_lite.distributed.processes import START_AGAIN
 from t5x_lite.errors import ConfigError
 from t5x_lite.io import atomic
 from t5x_lite.metrics.published_t5_study import STUDY_TABLES
 from t5x_lite.sweep.cluster_jobs import hand_off_rows
-from t5x_lite.sweep.grid import PlannedRow, Planner, Read
+from t5x_lite.sweep.grid import PlannedRow, Planner
 from t5x_lite.sweep.runner import DONE, RUNS, Runs, SweepJob, column_score, outcome_of, state_of
 from t5x_lite.sweep.spec import Scale, Sweep, at_scale
 
@@ -32,28 +33,38 @@ def explore(
     only: str | None = None,
     seed: int | None = None,
     write_jobs: HandOff | None = None,
-    read: Read,
-    arguments: Sequence[str] = (),
-    flags: Sequence[str] = (),
+    invocation: Invocation,
     describe_config: Callable[[], str] = str,
 ) -> None:
-    """Pretrain, fine-tune and judge every row of a study at every seed, or go on with it.
+    """Pretrain, fine-tune and evaluate every row of a study at every seed, resumably.
 
-    scale: one of `scales`. seeds: how many, from 0. everywhere: gin bindings for all runs.
-    budget: minutes after which all stops in good order. jobs: how many rows at once on this
-    machine. only, seed: one row, one seed. write_jobs: write the commands of all rows for an engine
-    that runs them elsewhere, and run none.
-    read: what a gin file comes to. arguments, flags: of this command, and those that its runs take.
+    Results are in `output`/`scale`: NAME.json, and the runs in runs/, which several studies share.
+    The exit code is 0 when all is done, 1 when a row failed, 75 when some rows are not done.
 
-    Results lie in `output`/`scale`: NAME.json, and the runs under runs/, which several studies
-    share. Ends with exit code 0 when all is done, 1 when a row failed, 75 when some is left.
-    Raises ConfigError, before anything runs, for a row that cannot be.
+    Args:
+        study: The rows and what they change.
+        scales: Gin files, tasks and score columns by the name of a scale.
+        scale: One of `scales`.
+        seeds: Number of seeds, from 0.
+        output: Directory for the runs.
+        everywhere: Gin bindings for all runs.
+        budget: Minutes after which the runs are saved and stopped; None is no limit.
+        jobs: Number of rows that run at the same time on this machine.
+        only: Name of one row to run; None is all.
+        seed: One seed to run; None is all.
+        write_jobs: Write the commands of all rows for a scheduler ("slurm", "jobset" or "xpk") and
+            run none.
+        invocation: Reads the runs' gin files, and has the flags that the runs take too.
+        describe_config: Not used.
+
+    Raises:
+        ConfigError: A row that cannot work, before anything runs.
     """
     until = None if budget is None else time.monotonic() + 60 * budget
     _check(study, scales, scale, seeds, jobs, only, seed)
     console, directory = Console(), Path(output) / scale
     directory.mkdir(parents=True, exist_ok=True)
-    planner = Planner(study, scales[scale], scale, read, everywhere=everywhere)
+    planner = Planner(study, scales[scale], scale, invocation.read, everywhere=everywhere)
     with console.waiting(f"reading {len(study.rows)} rows of {study.name}"):
         planned = planner.rows(range(seeds))
     chosen = [
@@ -63,8 +74,11 @@ def explore(
         if only in (None, row.row.name) and seed in (None, number)
     ]
     if write_jobs is not None:
-        hand_off_rows(write_jobs, directory / study.name, arguments, chosen, console.note)
+        hand_off_rows(
+            write_jobs, directory / study.name, invocation.arguments, chosen, console.note
+        )
         return
+    flags = invocation.search_arguments
     runs = Runs(directory, console.note, flags=flags, everywhere=everywhere, until=until)
 
     def write() -> None:

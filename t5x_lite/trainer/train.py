@@ -1,16 +1,14 @@
-"""`t5x_lite train`: the one call that makes a mesh, a state and a stream, and runs the step."""
+"""`t5x_lite train`: set up a run, restore it, train it to its end and show its results."""
 
 import resource
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from typing import NamedTuple
 
-import jax
 from etils import epath
 
 from t5x_lite.checkpoints.checkpointer import Checkpointer
 from t5x_lite.checkpoints.policy import CheckpointPolicy
-from t5x_lite.checkpoints.run_directory import check_model_dir, write_launch
+from t5x_lite.checkpoints.run_directory import write_launch
 from t5x_lite.console import Console, duration
 from t5x_lite.data.data_config import Data
 from t5x_lite.decoding.generation import Generation, SpecialTokens
@@ -30,19 +28,19 @@ from t5x_lite.models.config import TransformerConfig
 from t5x_lite.reporting.results import read_results, show_results, write_results
 from t5x_lite.tokenizers.text_codec import TextRecord, write_text_record
 from t5x_lite.trainer.anomaly_guard import AnomalyGuard, AnomalyGuardCallback
-from t5x_lite.trainer.goodput import Goodput, StartupTimer
+from t5x_lite.trainer.goodput import Goodput
 from t5x_lite.trainer.loop import TrainingLoop
+from t5x_lite.trainer.prepare_run import PreparedRun, prepare_run
 from t5x_lite.trainer.profiler import Profile, Profiler
-from t5x_lite.trainer.restore import InitFrom, check_init_from, last_step
+from t5x_lite.trainer.restore import InitFrom
 from t5x_lite.trainer.step_hashes import StepHashes, StepHashWriter
 from t5x_lite.trainer.throughput import StepWork
 from t5x_lite.trainer.wandb_tracker import Tracker, WeightsAndBiases
 from t5x_lite.trainer.watchdog import HangTimeouts, Watchdog
 from t5x_lite.training.callbacks import Callback
-from t5x_lite.training.inputs import TrainInputs, make_inputs
+from t5x_lite.training.inputs import TrainInputs
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
-from t5x_lite.training.setup import TrainSetup, build
 from t5x_lite.training.step import Loss, Update
 
 
@@ -72,151 +70,180 @@ def train(
     seed: int = 0,
     deterministic: bool = False,
     cpu_devices: int | None = None,
-    instead: "Callable[[PreparedRun], None] | None" = None,
     describe_config: Callable[[], str] = str,
 ) -> None:
-    """Train until `steps` steps are done; the newest checkpoint of `model_dir` is gone on from.
+    """Train until `steps` steps are done, resuming from the newest checkpoint of `model_dir`.
 
-    batch_size: rows of the global batch, over all devices. mesh: sizes of mesh axes, -1 for the
-    rest. seed: of the initial weights and of dropout; the order of the data has `data.seed`.
-    deterministic: the same bits at every run also on GPUs, which are slower for it.
-    init_from: whose weights a run without checkpoints starts with. loss_on_inputs: a decoder
-    without an encoder learns its inputs too. cpu_devices: simulate so many devices on a CPU, over
-    all processes.
-    profile: which steps to trace. receipts: what is noted of each. guard: when the run goes back.
-    patience: how long nothing may happen. tracker: a service that gets the records too.
-    task_evaluation: judge the tasks by their own metrics, too, each time the held-out losses are
-    taken. instead: what is done with the run in the place of training, such as `debugging.replay`.
-    describe_config: gives the text that is saved beside the checkpoints as the operative
-    configuration.
+    Args:
+        model_dir: Directory of the run: checkpoints, metrics, events and what was launched.
+        model: The model's configuration.
+        data: Tasks, mixture and features to train and validate on.
+        optimizer: The optimizer's configuration.
+        learning_rate: Schedule of the learning rate, a function of the step.
+        batch_size: Rows of the global batch, over all devices.
+        steps: Number of training steps of the whole run.
+        mesh: Sizes of the mesh axes data, fsdp, tensor, expert and sequence; -1 takes the rest.
+        loss: What a step minimizes.
+        update: How gradients become new weights.
+        evaluation: When validation losses are computed, and on how many examples.
+        checkpoints: When checkpoints are saved, and which are kept.
+        task_evaluation: Also compute the tasks' own metrics with each validation loss; None does
+            not.
+        init_from: Whose weights a run without checkpoints starts with; None initializes them.
+        loss_on_inputs: A decoder without an encoder is also trained on its inputs.
+        log_every_steps: Steps between two lines of metrics.
+        profile: Which steps to trace.
+        receipts: Which hashes of batches, losses and weights are recorded.
+        guard: When the run rolls back to a checkpoint and skips data.
+        patience: Seconds without progress after which the run ends.
+        tracker: A service that gets the metrics as well; None is none.
+        seed: Seed of the initial weights and of dropout. The order of the data has `data.seed`.
+        deterministic: Bit-exact runs on GPUs as well, where this is slower.
+        cpu_devices: Number of devices to simulate on a CPU, over all processes; None is none.
+        describe_config: Returns the text that is saved beside the checkpoints as the operative
+            configuration.
 
-    Raises ConfigError, before anything expensive, for settings that cannot work together.
+    Raises:
+        ConfigError: Settings that cannot work together, before anything expensive.
     """
-    startup, directory = StartupTimer(), epath.Path(model_dir)
-    if steps < 1 or log_every_steps < 1:
+    if log_every_steps < 1:
         raise ConfigError(
-            "steps and log_every_steps must be at least 1", "train.steps", "TRAIN_STEPS"
+            f"log_every_steps is {log_every_steps}; expected 1 or more", "train.log_every_steps"
         )
-    check_model_dir(directory, model)
-    processes.simulate_devices(cpu_devices)
-    program = build(
-        model,
-        optimizer,
-        learning_rate,
-        loss,
-        update,
-        mesh=mesh,
+    with prepare_run(
+        model_dir=model_dir,
+        model=model,
+        data=data,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
         batch_size=batch_size,
+        steps=steps,
+        mesh=mesh,
+        loss=loss,
+        update=update,
+        init_from=init_from,
+        loss_on_inputs=loss_on_inputs,
+        receipts=receipts,
         seed=seed,
-        fingerprint_every=receipts.fingerprint_every,
         deterministic=deterministic,
-    )
-    if init_from is not None and not (directory / "checkpoints").exists():
-        check_init_from(init_from, program.abstract.params)
-    steps = last_step(directory, init_from, steps, program.abstract.params)
-    processes.check_same("their configuration", describe_config().splitlines())
-    console = Console(silent=not processes.is_first())
-    startup.lap("import")
-    feed = make_inputs(
-        data, model, batch_size=batch_size, loss_on_inputs=loss_on_inputs, report=console.note
-    )
-    startup.lap("data")
-    ready = PreparedRun(
-        directory, model, program, feed, loss, update, seed, init_from, console, startup
-    )
-    beside = CallbackSettings(profile, receipts, guard, tracker)
-    with jax.set_mesh(program.mesh), closing(feed.plan):
-        if instead is not None:
-            instead(ready)
-            return
-        held_out = _held_out(program, feed, model, evaluation)
-        judge = task_evaluation and make_task_evaluator(
-            task_evaluation, data, feed.plan, model, program.mesh, batch_size, console.note
+        cpu_devices=cpu_devices,
+        describe_config=describe_config,
+    ) as prepared:
+        task_evaluator = task_evaluation and make_task_evaluator(
+            task_evaluation,
+            data,
+            prepared.feed.plan,
+            model,
+            prepared.program.mesh,
+            batch_size,
+            prepared.console.note,
         )
-        work = StepWork.of(model, program.mesh, batch_size, data.feature_lengths)
-        directory.mkdir(parents=True, exist_ok=True)
-        with Checkpointer(directory, checkpoints, report=console.note) as saved:
-            run = TrainingLoop(program, feed.stream, held_out, saved, console, directory, startup)
-            _introduce(console, model, program, directory)
-            with Watchdog(patience, startup.ledger):
-                run.begin(init_from, steps)
-                goodput = Goodput(directory, startup.ledger)
-                record = _record(ready, run.step, describe_config)
-                if run.step < steps:
-                    watching = beside.observers(ready, saved, goodput, judge, describe_config)
-                    every = evaluation.period, log_every_steps
-                    run.train(steps, *every, work, watching, record)
-            finish(run, feed, evaluation, directory, console, goodput)
+        _train(
+            prepared,
+            evaluation=evaluation,
+            task_evaluator=task_evaluator,
+            checkpoints=checkpoints,
+            work=StepWork.of(model, prepared.program.mesh, batch_size, data.feature_lengths),
+            patience=patience,
+            settings=CallbackSettings(profile, receipts, guard, tracker),
+            log_every_steps=log_every_steps,
+            describe_config=describe_config,
+        )
 
 
-class PreparedRun(NamedTuple):
-    """A run that is laid out, with its data at hand, before anything of it is read or written."""
-
-    directory: epath.Path
-    model: TransformerConfig
-    program: TrainSetup
-    feed: TrainInputs
-    loss: Loss
-    update: Update
-    seed: int
-    init_from: InitFrom | None
-    console: Console
-    startup: StartupTimer
+def _train(
+    prepared: PreparedRun,
+    *,
+    evaluation: Evaluation,
+    task_evaluator: TaskEvaluator | None,
+    checkpoints: CheckpointPolicy,
+    work: StepWork,
+    patience: HangTimeouts,
+    settings: "CallbackSettings",
+    log_every_steps: int,
+    describe_config: Callable[[], str],
+) -> None:
+    """Restore the newest checkpoint, train the remaining steps and show the results."""
+    directory, console, steps = prepared.directory, prepared.console, prepared.steps
+    validator = _validator(prepared, evaluation)
+    directory.mkdir(parents=True, exist_ok=True)
+    with Checkpointer(directory, checkpoints, report=console.note) as saved:
+        run = TrainingLoop(
+            prepared.program,
+            prepared.feed.stream,
+            validator,
+            saved,
+            console,
+            directory,
+            prepared.startup,
+        )
+        _introduce(prepared)
+        with Watchdog(patience, prepared.startup.ledger):
+            run.begin(prepared.init_from, steps)
+            goodput = Goodput(directory, prepared.startup.ledger)
+            record = _record(prepared, run.step, describe_config)
+            if run.step < steps:
+                callbacks = settings.callbacks(
+                    prepared, saved, goodput, task_evaluator, describe_config
+                )
+                run.train(steps, evaluation.period, log_every_steps, work, callbacks, record)
+        finish(run, prepared.feed, evaluation, directory, console, goodput)
 
 
 class CallbackSettings(NamedTuple):
-    """What goes on beside the steps, as it was configured."""
+    """The configuration of what observes the steps."""
 
     profile: Profile
     receipts: StepHashes
     guard: AnomalyGuard
     tracker: WeightsAndBiases | None
 
-    def observers(
+    def callbacks(
         self,
-        ready: PreparedRun,
+        prepared: PreparedRun,
         saved: Checkpointer,
         goodput: Goodput,
-        judge: TaskEvaluator | None,
+        task_evaluator: TaskEvaluator | None,
         describe_config: Callable[[], str],
     ) -> list[Callback]:
-        """Make them, in the order in which they are told."""
-        directory, stream, note = ready.directory, ready.feed.stream, ready.console.note
-        observers: list[Callback] = [
-            Profiler(self.profile, directory / EVENTS, ready.console),
+        """Make the callbacks, in the order in which the loop calls them."""
+        directory, stream, note = prepared.directory, prepared.feed.stream, prepared.console.note
+        callbacks: list[Callback] = [
+            Profiler(self.profile, directory / EVENTS, prepared.console),
             goodput,
             StepHashWriter(self.receipts, directory, stream, note),
             AnomalyGuardCallback(
-                self.guard, directory, stream, ready.seed, lambda: saved.steps, note
+                self.guard, directory, stream, prepared.seed, lambda: saved.steps, note
             ),
         ]
         if self.tracker is not None:
-            observers.append(Tracker(self.tracker, directory, describe_config))
-        if judge is not None:
-            observers.append(TaskEvalCallback(judge, note))
-        return observers
+            callbacks.append(Tracker(self.tracker, directory, describe_config))
+        if task_evaluator is not None:
+            callbacks.append(TaskEvalCallback(task_evaluator, note))
+        return callbacks
 
 
-def _record(ready: PreparedRun, step: int, describe_config: Callable[[], str]) -> dict[str, object]:
-    """Write down what is launched, and how its texts are read."""
+def _record(
+    prepared: PreparedRun, step: int, describe_config: Callable[[], str]
+) -> dict[str, object]:
+    """Write what is launched and how its texts are read; returns the record of the launch."""
     record = write_launch(
-        ready.directory,
-        ready.model,
+        prepared.directory,
+        prepared.model,
         start_step=step,
         describe_config=describe_config,
-        mixture=ready.feed.mixture,
+        mixture=prepared.feed.mixture,
     )
-    text = TextRecord(ready.feed.plan.vocabulary(), SpecialTokens())
-    write_text_record(ready.directory, text)
+    text = TextRecord(prepared.feed.plan.vocabulary(), SpecialTokens())
+    write_text_record(prepared.directory, text)
     return record
 
 
-def _introduce(
-    console: Console, model: TransformerConfig, program: TrainSetup, directory: epath.Path
-) -> None:
-    mesh = ", ".join(f"{name} {size}" for name, size in program.mesh.shape.items() if size > 1)
-    parameters = transformer.num_parameters(model)
-    console.note(f"model: {parameters:,} parameters in {directory}; mesh: {mesh}")
+def _introduce(prepared: PreparedRun) -> None:
+    sizes = prepared.program.mesh.shape.items()
+    mesh = ", ".join(f"{name} {size}" for name, size in sizes if size > 1)
+    parameters = transformer.num_parameters(prepared.model)
+    prepared.console.note(f"model: {parameters:,} parameters in {prepared.directory}; mesh: {mesh}")
 
 
 def finish(
@@ -227,7 +254,7 @@ def finish(
     console: Console,
     goodput: Goodput,
 ) -> None:
-    """Show the results of a run that is done; what a finished run left is not made again."""
+    """Show the results of a finished run; a later start reads them and computes nothing."""
     results = processes.broadcast(read_results(directory))
     if results is None or results["step"] != run.step:
         results = run.results(feed.baselines(evaluation.max_examples), goodput.seconds)
@@ -244,9 +271,8 @@ def finish(
     )
 
 
-def _held_out(
-    program: TrainSetup, feed: TrainInputs, model: TransformerConfig, evaluation: Evaluation
-) -> Validator:
+def _validator(prepared: PreparedRun, evaluation: Evaluation) -> Validator:
+    program, feed = prepared.program, prepared.feed
     greedy = Generation(max_length=feed.settings["feature_lengths"]["targets"])
     batch_size = feed.settings["batch_size"]
     return Validator(
@@ -254,7 +280,7 @@ def _held_out(
         feed.plan.validation_tasks(),
         feed.plan.vocabulary(),
         evaluation,
-        Inference(model, greedy, mesh=program.mesh, batch_size=batch_size),
+        Inference(prepared.model, greedy, mesh=program.mesh, batch_size=batch_size),
         batch_sharding=program.batch_sharding,
         replicated=program.replicated,
         stream_settings=feed.settings,

@@ -33,20 +33,15 @@ def run(directory, train_small):
 
 
 @pytest.fixture
-def replayed(train_small, capsys):
+def replayed(train_settings, capsys):
     """Replay a step: replayed(run, step=4) -> the exit code and what was said."""
 
     def call(directory, *, step, largest=65504.0, **changes):
         capsys.readouterr()
         code = 0
         try:
-            replay(
-                step=step,
-                largest=largest,
-                training=lambda **also: train_small(
-                    directory, steps=5, **{**QUIET, **changes}, **also
-                ),
-            )
+            settings = train_settings(directory, steps=5, **{**QUIET, **changes})
+            replay(step=step, largest=largest, settings=settings)
         except SystemExit as ended:
             code = ended.code
         return code, capsys.readouterr().out

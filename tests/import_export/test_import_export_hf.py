@@ -30,7 +30,7 @@ def command(tmp_path, monkeypatch):
     def run(name, **flags):
         gin.clear_config()
         given = [f"--gin.{key}={value}" for key, value in flags.items()]
-        main.main([name, f"--gin_file=runs/{name}.gin", *given])
+        main.main([name, *given])
 
     monkeypatch.chdir(tmp_path)
     yield run

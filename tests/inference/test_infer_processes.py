@@ -25,7 +25,7 @@ def start(run_directory, tmp_path):
             [
                 *(sys.executable, "launch/local_pod.py", f"--processes={processes}"),
                 *(f"--devices={2 // processes}", "--grace=5", "--", "t5x_lite", "infer"),
-                *(f"--model_dir={run_directory()}", f"--inputs={inputs}", f"--what={what}"),
+                *(f"--model_dir={run_directory()}", f"--inputs={inputs}", f"--mode={what}"),
                 *(f"--outputs={tmp_path / outputs}", "--gin.BATCH_SIZE=8"),
                 *("--gin.MESH={'data': 2}", "--gin.Generation.max_length=6"),
                 "--gin.Generation.temperature=1.0",

@@ -42,7 +42,7 @@ def _setting(**changes):
         batch_size=32,
         lengths=LENGTHS,
         packed=True,
-        what="train",
+        mode="train",
         compiler_options={},
     )
     return setting._replace(**changes)
@@ -108,7 +108,7 @@ def test_without_a_price_there_is_no_cost(tmp_path, capsys):
 
 
 def test_an_evaluation_needs_no_optimizer(tmp_path):
-    _plan("h100:8", tmp_path / "plan", what="eval")
+    _plan("h100:8", tmp_path / "plan", mode="eval")
     made = json.loads((tmp_path / "plan" / "plan.json").read_text())
     assert "optimizer state" not in made["memory"]["split"]
     assert made["what"] == "evaluation step"
@@ -116,7 +116,7 @@ def test_an_evaluation_needs_no_optimizer(tmp_path):
 
 def test_generation_is_planned_by_prefill_token_and_cache(tmp_path, capsys):
     written = Generation(max_length=32, num_beams=4)
-    _plan("h200:8", tmp_path / "plan", what="decode", generation=written, training_steps=7)
+    _plan("h200:8", tmp_path / "plan", mode="decode", generation=written, training_steps=7)
     made = json.loads((tmp_path / "plan" / "plan.json").read_text())
     check_schema(made)
     found = made["decoding"]
@@ -140,7 +140,7 @@ def test_generation_is_planned_by_prefill_token_and_cache(tmp_path, capsys):
 def test_generation_is_compiled_and_split_at_its_loop_over_tokens(tmp_path):
     small = dict(vocab_size=256, emb_dim=128, num_heads=1, head_dim=128, mlp_dim=128)
     model = TransformerConfig(**small, num_encoder_layers=1, num_decoder_layers=1, remat="none")
-    options = dict(model=model, lengths={"inputs": 128}, mesh={"data": 4}, what="decode")
+    options = dict(model=model, lengths={"inputs": 128}, mesh={"data": 4}, mode="decode")
     options["generation"] = Generation(max_length=16)
     _plan("v5e:2x2", tmp_path / "plan", cache=str(tmp_path / "cache"), **options)
     made = json.loads((tmp_path / "plan" / "plan.json").read_text())
@@ -160,7 +160,7 @@ def test_generation_is_compiled_and_split_at_its_loop_over_tokens(tmp_path):
         ({"mesh": {"fsdp": 3}}, "does not fit the 8 devices of h200:8"),
         ({"mesh": {"sideways": 8}}, "the mesh has an axis 'sideways'"),
         ({"price": 0.0}, "wanted more than 0"),
-        ({"what": "sing"}, "plan.what is 'sing'"),
+        ({"mode": "sing"}, "plan.mode is 'sing'"),
         ({"search": True}, "a search needs a compiler"),
     ],
 )

@@ -48,7 +48,7 @@ def compute(cache):
             batch_size=rows,
             lengths={"inputs": 128, "targets": 128},
             packed=True,
-            what="train",
+            mode="train",
             compiler_options={},
         )
         plan = plan_step(setting, topology(name), 1e9, cache, report=str).plan

@@ -30,7 +30,7 @@ def _setting(**changes):
         batch_size=32,
         lengths={"inputs": 64, "targets": 32},
         packed=True,
-        what="train",
+        mode="train",
         compiler_options={},
     )
     return setting._replace(**changes)

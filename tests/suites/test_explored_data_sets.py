@@ -38,7 +38,7 @@ def pretrainings():
     given = gin.get_bindings(explore)
 
     def read(command, text):
-        return main._read(command, text, SEARCH, [])
+        return main.read_command(command, text, SEARCH)
 
     found = {}
     for row in Planner(given["study"], given["scales"]["base"], "base", read).rows([0]):

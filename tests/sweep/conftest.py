@@ -26,7 +26,7 @@ def study():
             gin_config.check_macros(gin_config.read(files, [], SEARCH), "explore")
             gin_config.clear()
             gin_config.parse(files, [], SEARCH)
-            gin_config.check_values(explore, given=("read",))
+            gin_config.check_values(explore, given=("invocation",))
             known[name] = gin.get_bindings(explore)
         return known[name]
 
@@ -67,4 +67,4 @@ def call(planned, read_call):
 @pytest.fixture(scope="session")
 def read_call():
     """What a gin file given as text passes to a command, and what its names are set to."""
-    return lambda command, text: main._read(command, text, SEARCH, [])
+    return lambda command, text: main.read_command(command, text, SEARCH)

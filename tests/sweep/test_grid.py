@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from t5x_lite.cli.main import _read
+from t5x_lite.cli.main import read_command
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.flops import train_step_flops
 from t5x_lite.sweep.grid import Call, Compute, Planner, matched_steps, operative
@@ -29,7 +29,7 @@ def _no_bindings_left():
 
 
 def read(command, text):
-    return _read(command, text, ["", CONFIGS], [])
+    return read_command(command, text, ["", CONFIGS])
 
 
 def planned(rows, *, seeds=(0,), everywhere=(), **changes):

@@ -198,8 +198,8 @@ def test_an_import_keeps_the_tokenizer_and_exports_take_it_along(directory, tmp_
         main.main(list(arguments))
         gin.clear_config()
 
-    command("import", "--gin_file=runs/import.gin", f"--gin.SOURCE={place}", "--gin.MODEL_DIR=run")
-    flags = ("export", "--gin_file=runs/export.gin", "--gin.MODEL_DIR=run")
+    command("import", f"--gin.SOURCE={place}", "--gin.MODEL_DIR=run")
+    flags = ("export", "--gin.MODEL_DIR=run")
     command(*flags, "--gin.DESTINATION=out")
     command(
         *(*flags, "--gin.DESTINATION=program", "--gin.FORM=stablehlo"),
@@ -227,7 +227,7 @@ def test_inputs_too_long_keep_their_special_tokens(directory):
 
 def test_a_vocabulary_without_sentinels_fills_nothing(directory, tmp_path, capsys):
     (tmp_path / "in.txt").write_text("ban <extra_id_0>")
-    flags = (f"--model_dir={directory('bart')}", f"--inputs={tmp_path}/in.txt", "--what=fill")
+    flags = (f"--model_dir={directory('bart')}", f"--inputs={tmp_path}/in.txt", "--mode=fill")
     gin.clear_config()
     with pytest.raises(SystemExit):
         main.main(["infer", *flags, f"--outputs={tmp_path}/out"])

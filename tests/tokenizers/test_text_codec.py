@@ -118,7 +118,7 @@ def test_infer_takes_json_lines_and_keeps_their_fields(what, run_directory, comm
         {"id": i, "inputs": f"ban <extra_id_0> {w}", "targets": w} for i, w in enumerate(WORDS)
     ]
     Path("in.jsonl").write_text("\n".join(map(json.dumps, given)))
-    flags = (f"--model_dir={run_directory()}", "--gin.Generation.max_length=4", f"--what={what}")
+    flags = (f"--model_dir={run_directory()}", "--gin.Generation.max_length=4", f"--mode={what}")
     command("infer", *flags, "--inputs=in.jsonl", "--outputs=out.jsonl")
     records = read("out.jsonl")
     new = {
@@ -205,7 +205,7 @@ def test_a_directory_without_a_vocabulary_is_said(run_directory, tmp_path):
 
 def test_an_export_with_its_tokenizer_is_the_same_text_model(run_directory, command):
     command(
-        *("export", "--gin_file=runs/export.gin", f"--gin.MODEL_DIR={run_directory()}"),
+        *("export", f"--gin.MODEL_DIR={run_directory()}"),
         "--gin.DESTINATION=out",
     )
     ours, theirs = t5x_lite.load(run_directory()), t5x_lite.load("out")
@@ -219,7 +219,7 @@ def test_an_export_with_its_tokenizer_is_the_same_text_model(run_directory, comm
 def test_stablehlo_runs_without_this_package(name, run_directory, command, tmp_path):
     directory = run_directory(name)
     command(
-        *("export", "--gin_file=runs/export.gin", f"--gin.MODEL_DIR={directory}"),
+        *("export", f"--gin.MODEL_DIR={directory}"),
         *("--gin.DESTINATION=out", "--gin.FORM=stablehlo", "--gin.Generation.num_beams=2"),
         *("--gin.Generation.max_length=5", "--gin.export_weights.input_lengths=(16,)"),
     )
@@ -247,7 +247,7 @@ def test_a_saved_model_generates_what_the_model_generates(run_directory, command
 
     directory = run_directory("t5_1_1/tiny")
     command(
-        *("export", "--gin_file=runs/export.gin", f"--gin.MODEL_DIR={directory}"),
+        *("export", f"--gin.MODEL_DIR={directory}"),
         *("--gin.DESTINATION=saved", "--gin.FORM=saved_model", "--gin.Generation.num_beams=1"),
         *("--gin.Generation.max_length=5", "--gin.export_weights.input_lengths=(16,)"),
     )
@@ -294,7 +294,7 @@ def test_transformers_generates_the_same_texts_from_an_export(beams, run_directo
     import transformers
 
     command(
-        *("export", "--gin_file=runs/export.gin", f"--gin.MODEL_DIR={run_directory()}"),
+        *("export", f"--gin.MODEL_DIR={run_directory()}"),
         "--gin.DESTINATION=out",
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained("out")

@@ -71,12 +71,11 @@ def test_a_pretrained_model_is_tuned_in_every_way_evaluated_used_and_exported(t5
     flags = ("--inputs=in.txt", "--prefix=summarize: ", "--gin.Generation.max_length=4")
     command("infer", "--model_dir=runs/adapters", "--outputs=out.jsonl", *flags)
     assert len(Path("out.jsonl").read_text().splitlines()) == 2
-    t5x_export = ("export", "--gin_file=runs/export.gin")
     for name in ("whole", "gradual_unfreezing"):
-        command(*t5x_export, f"--gin.MODEL_DIR=runs/{name}", f"--gin.DESTINATION=out/{name}")
+        command("export", f"--model_dir=runs/{name}", f"--destination=out/{name}")
         ours, theirs = t5x_lite.load(f"runs/{name}"), t5x_lite.load(f"out/{name}")
         assert ours.score("a", "b") == pytest.approx(theirs.score("a", "b"), rel=1e-5)
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        command(*t5x_export, "--gin.MODEL_DIR=runs/prompt", "--gin.DESTINATION=out/prompt")
+        command("export", "--model_dir=runs/prompt", "--destination=out/prompt")
     assert "transformers has no such model" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from t5x_lite.checkpoints.checkpointer import Checkpointer
+from t5x_lite.command import Invocation
 from t5x_lite.console import Console, duration
 from t5x_lite.debugging.compare import first_difference, receipts_of
 from t5x_lite.debugging.fault_injection.faults import FAULTS, LONG, Fault, FaultContext
@@ -41,7 +42,7 @@ def torture(
     *,
     model_dir: str,
     steps: int,
-    arguments: Sequence[str] = (),
+    invocation: Invocation,
     minutes: float = 10.0,
     num_faults: int | None = None,
     faults: Sequence[str] | None = None,
@@ -53,19 +54,32 @@ def torture(
     log_every_steps: int = 5,
     describe_config: Callable[[], str] = str,
 ) -> None:
-    """Run to `steps` undisturbed, then again under faults; both must be the same to the bit.
+    """Train undisturbed, then again under faults, and verify that both are bit-exact.
 
-    arguments: of `t5x_lite train`. minutes: faults are made for so long; num_faults: or until there
-    were so many. faults: names of the table's; None is all. processes, devices: of a simulated pod.
-    A run that ends before is begun anew. Both runs meet one batch that is not a number.
-    missing_seconds: of a process that is not heard of, until the others end.
+    A run that ends before its faults are used up is started again from the beginning. All runs get
+    one batch that is not finite. Token stores are made in `model_dir` and corrupted there; those of
+    other runs are not touched.
 
-    elsewhere_bound: last, a run is killed and goes on with other numbers of processes and devices:
-    it must be given the same batches, and |weights - weights| <= bound * |weights| must hold for
-    the norms of all weights at the end. None leaves that out.
+    Args:
+        model_dir: Directory for all runs.
+        steps: Number of training steps of each run.
+        invocation: Its gin files and settings are those of `t5x_lite train`.
+        minutes: Minutes of injecting faults.
+        num_faults: Stop after this number of faults; None is no limit.
+        faults: Names of the faults to inject; None is all.
+        processes: Processes of a run; more than 1 are a simulated pod.
+        devices: Simulated devices of each process of a pod.
+        elsewhere_bound: A last run is killed and resumed with other numbers of processes and
+            devices. It must get the same batches, and |weights - weights| <= bound * |weights| must
+            hold for the norms of all weights at the end. None skips it.
+        missing_seconds: Seconds without a heartbeat after which a process counts as dead.
+        seed: Seed of the faults and their times.
+        log_every_steps: Steps between two lines of metrics, which the faults wait for.
+        describe_config: Not used.
 
-    Token stores are built and corrupted in `model_dir`: those of other runs are not touched.
-    Raises ConfigError for wrong settings, and AssertionError where an outcome is not as expected.
+    Raises:
+        ConfigError: Wrong settings.
+        AssertionError: An outcome is not the expected one.
     """
     root, console = Path(model_dir), Console()
     table = [fault for fault in FAULTS if fault.processes <= processes]
@@ -80,7 +94,7 @@ def torture(
     here = PodShape(processes, devices)
     train = (
         f"--nan_at={chance.randint(2, steps)}",
-        *("train", *arguments, f"--missing_seconds={missing_seconds}"),
+        *("train", *invocation.gin_arguments, f"--missing_seconds={missing_seconds}"),
         f"--gin.Data.data_dir={root / DATA}",
         f"--gin.train.log_every_steps={log_every_steps}",
     )

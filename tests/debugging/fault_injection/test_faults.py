@@ -6,6 +6,7 @@ import signal
 import numpy as np
 import pytest
 
+from t5x_lite.command import Invocation
 from t5x_lite.debugging.fault_injection import faults, nan_batch
 from t5x_lite.debugging.fault_injection.faults import FAULTS, FaultContext
 from t5x_lite.debugging.fault_injection.torture import LAP, PodShape, torture
@@ -119,7 +120,7 @@ def test_the_batch_of_one_step_is_spoiled_wherever_a_run_starts(monkeypatch):
 
 def test_an_unknown_fault_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(ConfigError, match="no fault earthquake; wanted some of kill"):
-        torture(model_dir=str(tmp_path), steps=3, faults=("earthquake",))
+        torture(model_dir=str(tmp_path), steps=3, faults=("earthquake",), invocation=Invocation())
     assert not list(tmp_path.iterdir())
 
 
@@ -143,7 +144,7 @@ def test_a_tiny_run_under_every_fault_equals_one_undisturbed(tmp_path):
     torture(
         model_dir=str(tmp_path / "torture"),
         steps=400,
-        arguments=["--gin_file=recipes/tiny_embedded.gin", *flags],
+        invocation=Invocation(gin_arguments=["--gin_file=recipes/tiny_embedded.gin", *flags]),
         minutes=60,
         num_faults=len([each for each in FAULTS if each.processes == 1]),
     )
