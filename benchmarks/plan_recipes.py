@@ -1,14 +1,15 @@
-"""Writes what `t5x_lite plan` says of each recipe for a TPU slice into the recipe's header.
+"""Write the estimates of `t5x_lite plan` for TPU slices into the headers of the recipes.
 
-    python benchmarks/plan_recipes.py --plans=plans [recipes/t5_1_1/base_v5e.gin ...]
+    python benchmarks/plan_recipes.py --plans=plans [recipes/t5_1_1/base.gin ...]
 
-Needs libtpu; minutes a recipe. Plans that DIR holds already are not made again. A recipe that was
-changed since its plan is noticed by tests/test_recipes.py, which reads the headers with `read`.
+It needs libtpu and minutes for each plan. Plans that are in DIR are not computed again. A recipe
+that was changed after its plan fails tests/test_recipes.py, which reads the headers with `read`.
 """
 
 import argparse
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,8 @@ GIN_CONFIGS = ROOT / "gin_configs"
 RECIPES = tuple(
     sorted(path.relative_to(GIN_CONFIGS).as_posix() for path in GIN_CONFIGS.glob("recipes/*/*.gin"))
 )
-TITLE = "# Planned for {slice} (estimates of `t5x_lite plan`; nothing was measured on a TPU):"
+TITLE = "# Planned for {slice}, {chips} chips ({accelerator}), with {flags}:"
+NO_FLAGS = "the settings of this file"
 NOT_COMPUTED = "#   not computed"
 LINES = (
     "#   {parameters:,} parameters, mesh {mesh}, remat {remat}, {rows:,} rows of {lengths} a step",
@@ -31,9 +33,20 @@ LINES = (
 
 
 class Header(NamedTuple):
-    """What a recipe's header says: its slice, and the values of LINES, None if not computed."""
+    """One plan in the header of a recipe.
+
+    Attributes:
+        slice: The TPU slice, such as "v5e:8x8".
+        chips: Its number of chips.
+        flags: The flags that the plan adds to the recipe.
+        line: Index of the plan's first line, after its title.
+        values: The values of LINES; None if the plan is not computed.
+    """
 
     slice: str
+    chips: int
+    flags: tuple[str, ...]
+    line: int
     values: dict[str, str] | None
 
 
@@ -45,26 +58,42 @@ def pattern(line: str) -> str:
     )
 
 
-def read(name: str) -> Header:
-    """The header of a recipe; ValueError with the line that is not as it must be."""
+def read(name: str) -> dict[str, Header]:
+    """The plans in the header of a recipe, by slice.
+
+    Raises:
+        ValueError: If there is no plan, or a line differs from its form; the message has both.
+    """
     lines = (GIN_CONFIGS / name).read_text().splitlines()
-    titles = [re.fullmatch(pattern(TITLE), line) for line in lines]
-    where = next((number for number, title in enumerate(titles) if title), None)
-    if where is None:
+    headers = {}
+    for number, line in enumerate(lines, 1):
+        if title := re.fullmatch(pattern(TITLE), line):
+            headers[title["slice"]] = Header(
+                title["slice"],
+                int(title["chips"]),
+                () if title["flags"] == NO_FLAGS else tuple(shlex.split(title["flags"])),
+                number,
+                _values(name, lines, number),
+            )
+    if not headers:
         raise ValueError(f"{name} has no line {TITLE!r}")
-    if lines[where + 1] == NOT_COMPUTED:
-        return Header(titles[where]["slice"], None)
+    return headers
+
+
+def _values(name: str, lines: list[str], start: int) -> dict[str, str] | None:
+    if lines[start] == NOT_COMPUTED:
+        return None
     values: dict[str, str] = {}
-    for number, expected in enumerate(LINES, where + 1):
-        found = re.fullmatch(pattern(expected), lines[number])
-        if found is None:
-            raise ValueError(f"{name}:{number + 1} is {lines[number]!r}; wanted {expected!r}")
-        values |= found.groupdict()
-    return Header(titles[where]["slice"], values)
+    for number, expected in enumerate(LINES, start):
+        match = re.fullmatch(pattern(expected), lines[number])
+        if match is None:
+            raise ValueError(f"{name}:{number + 1} is {lines[number]!r}; expected {expected!r}")
+        values |= match.groupdict()
+    return values
 
 
 def values_of(plan: dict) -> dict:
-    """What LINES want, from a plan."""
+    """The values of LINES, from a plan."""
     estimate, memory, tokens = plan["estimate"], plan["memory"], plan["batch"]["tokens"]
     milliseconds = [1e3 * seconds for seconds in estimate["step_seconds"]]
     return {
@@ -85,36 +114,37 @@ def values_of(plan: dict) -> dict:
     }
 
 
-def write(name: str, plan: dict) -> None:
-    """Put a plan into the recipe's header, in place of what stood there."""
+def write(name: str, slice_name: str, plan: dict) -> None:
+    """Write a plan into the header of the recipe, where the slice's last one is."""
     path = GIN_CONFIGS / name
     lines = path.read_text().splitlines()
-    header = read(name)
-    where = lines.index(TITLE.format(slice=header.slice))
+    header = read(name)[slice_name]
     old = 1 if header.values is None else len(LINES)
-    lines[where + 1 : where + 1 + old] = [line.format(**values_of(plan)) for line in LINES]
+    lines[header.line : header.line + old] = [line.format(**values_of(plan)) for line in LINES]
     path.write_text("\n".join(lines) + "\n")
 
 
-def planned(name: str, directory: Path) -> dict:
-    """The plan of a recipe, made by the command line where it is not there."""
-    folder = directory / name.removeprefix("recipes/").removesuffix(".gin").replace("/", "-")
+def planned(name: str, header: Header, directory: Path) -> dict:
+    """The plan of a recipe for a slice, computed by the command line unless it is in DIR."""
+    recipe = name.removeprefix("recipes/").removesuffix(".gin").replace("/", "-")
+    folder = directory / f"{recipe}-{header.slice.replace(':', '-')}"
     if not (folder / "plan.json").exists():
-        words = ["plan", f"--gin_file={name}", f"--topology={read(name).slice}"]
+        words = ["plan", f"--gin_file={name}", f"--topology={header.slice}", *header.flags]
         command = [sys.executable, "-m", "t5x_lite", *words, f"--output={folder}"]
         subprocess.run(command, cwd=ROOT, check=True)
     return json.loads((folder / "plan.json").read_text())
 
 
 def main() -> None:
-    """Plan recipes and write their headers."""
+    """Plan recipes for the slices in their headers, and write the headers."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--plans", type=Path, default=Path("plans"), metavar="DIR")
     parser.add_argument("recipes", nargs="*", default=RECIPES)
     options = parser.parse_args()
     for name in options.recipes:
-        write(name, planned(name, options.plans))
-        print(name, flush=True)
+        for header in read(name).values():
+            write(name, header.slice, planned(name, header, options.plans))
+            print(name, header.slice, flush=True)
 
 
 if __name__ == "__main__":

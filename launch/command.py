@@ -32,7 +32,7 @@ def check_arguments(arguments: Sequence[str]) -> list[str]:
     if not words or words[0].startswith("-"):
         raise MistakeError(
             "what is to run? Give it last, after --: "
-            "... -- train --gin_file=recipes/t5_1_1/base_v5e.gin --gin.MODEL_DIR=/mnt/bucket/run"
+            "... -- train --gin_file=recipes/t5_1_1/base.gin --gin.MODEL_DIR=/mnt/bucket/run"
         )
     return words
 

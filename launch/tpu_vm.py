@@ -2,7 +2,7 @@
 r"""A run on a Cloud TPU VM pod: create, install, run, restart, collect, delete.
 
     launch/tpu_vm.py run NAME --zone=us-west4-a --accelerator_type=v5litepod-64 --spot \\
-        --mount=my-bucket=/mnt/my-bucket -- train --gin_file=recipes/t5_1_1/base_v5e.gin \\
+        --mount=my-bucket=/mnt/my-bucket -- train --gin_file=recipes/t5_1_1/base.gin \\
         --gin.MODEL_DIR=/mnt/my-bucket/runs/base --gin.C4_DIR=gs://my-bucket/c4/en
     launch/tpu_vm.py status|logs|collect|delete NAME
 
