@@ -30,7 +30,7 @@ from t5x_lite.data.stream.stream import StreamTask
 from t5x_lite.data.stream.truncated_store import truncate_store
 from t5x_lite.data.tasks.lazy_seqio import import_seqio
 from t5x_lite.data.tasks.preprocessors import Denoise, TrimPairs, postcache_steps, with_objective
-from t5x_lite.data.tokenize.background import Builder
+from t5x_lite.data.tokenize.background import BackgroundTokenizer
 from t5x_lite.data.tokenize.build_store import MakeParts, build_token_store
 from t5x_lite.data.tokenize.store_identity import (
     TOKENIZING_PACKAGES,
@@ -235,7 +235,7 @@ class Plan:
     tasks: tuple[PlannedTask, ...]
     store_dir: str | None = None
     max_text_tokens: int | None = None
-    builder: Builder | None = None
+    builder: BackgroundTokenizer | None = None
 
     def close(self) -> None:
         """End what is still going on: the making of stores, which another start takes up."""
@@ -389,7 +389,9 @@ def _live_task(task: "seqio.Task", rate: float, data: Data, pieces: AnyVocabular
     return PlannedTask(task.name, rate, is_text=False, stores={}, live=live)
 
 
-def _builder(places: Mapping[str, StoreLocation], data: Data, report: Report) -> Builder | None:
+def _builder(
+    places: Mapping[str, StoreLocation], data: Data, report: Report
+) -> BackgroundTokenizer | None:
     """Begin to make the train stores of tasks, those of the smallest sources first."""
     if not places:
         return None
@@ -398,7 +400,7 @@ def _builder(places: Mapping[str, StoreLocation], data: Data, report: Report) ->
     report(f"tokenizing {', '.join(places)} while training ...")
     in_order = sorted(places, key=lambda name: places[name].size)
     directories = {name: os.path.join(data.data_dir, places[name].name) for name in in_order}
-    return Builder(data, directories, report)
+    return BackgroundTokenizer(data, directories, report)
 
 
 def _splits(task: "seqio.Task", rate: float, data: Data) -> list[str]:

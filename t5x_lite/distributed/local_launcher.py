@@ -1,46 +1,60 @@
-"""A pod on this machine: several processes with simulated devices, and who starts them again."""
+"""Runs a command in several processes on this machine, as a simulated pod, with restarts.
+
+`launch/local_pod.py` is its command line. It imports no jax, so that it starts at once.
+"""
 
 import argparse
-import ctypes
 import itertools
 import os
 import queue
 import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import IO
+from functools import partial
+from typing import TextIO
 
-from t5x_lite.errors import ConfigError
+from t5x_lite.distributed.child_process import ChildProcess
+from t5x_lite.distributed.signals import SignalRequests
+from t5x_lite.errors import ConfigError, require
 
-CONFIGURATION = 2  # exit codes that starting again would only repeat
+CONFIGURATION = 2  # exit codes that a restart would only repeat
 INTERRUPTED = 130
-_CHATTER = "Expected number of connected peer ranks"  # gloo, for every group of devices
+# gloo prints a line with these words for every group of devices.
+_NOISE = "Expected number of connected peer ranks"
+_POLL_SECONDS = 0.2
 USAGE = """
-For example, two processes with four devices each, started again after faults up to three times:
+For example, two processes with four devices each, restarted after failures up to three times:
 
   launch/local_pod.py --processes=2 --devices=4 --restarts=3 -- \\
       t5x_lite train --gin_file=recipes/tiny_embedded.gin --gin.MODEL_DIR=runs/pod
 
-Before training `t5x_lite doctor` examines the pod, once. SIGTERM and Ctrl-C are passed on: the run
-saves its last step. A second one is passed on as well.
+Before training, `t5x_lite doctor` checks the pod once. SIGTERM and Ctrl-C are passed on: the run
+saves its last step and ends. A second one is passed on too and ends the run at once.
 The exit code is that of the first process that failed; 128 + n for one killed by signal n.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pod:
-    """What runs where.
+    """A simulated pod and the command that runs on it.
 
-    command: of every process; "t5x_lite" stands for this Python's. processes, devices: how many,
-    and simulated CPU devices of each. restarts: how often all are started again when one fails;
-    wrong configuration and Ctrl-C end the pod. grace: seconds the others are given to end by
-    themselves when one has failed; then they are killed. doctor: examine the pod with the same
-    configuration before `t5x_lite train` starts, and start nothing that is not fit.
+    Args:
+      command: what every process runs; a first word "t5x_lite" means this Python's package.
+      processes: the number of processes.
+      devices: the number of simulated CPU devices of each process.
+      restarts: how often all processes are restarted when one fails. Invalid configuration and
+        Ctrl-C cause no restart.
+      grace: seconds that the other processes have to end by themselves when one has failed; then
+        they are killed.
+      doctor: run `t5x_lite doctor` with the same configuration before `t5x_lite train`, and do not
+        train if it fails.
+      environment: environment variables of every process.
+
+    Raises:
+      ConfigError: for numbers that are too small, and without a command.
     """
 
     command: Sequence[str]
@@ -52,15 +66,16 @@ class Pod:
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
 
     def __post_init__(self):
-        if min(self.processes, self.devices) < 1 or self.restarts < 0 or not self.command:
-            raise ConfigError(
-                "wanted processes and devices of 1 or more, restarts of 0 or more, and a command "
-                "after --"
-            )
+        require(
+            min(self.processes, self.devices) >= 1 and self.restarts >= 0 and self.command,
+            "--processes and --devices take 1 or more, --restarts 0 or more, and a command after "
+            f"-- is needed; got {self.processes}, {self.devices}, {self.restarts} and the command "
+            f"{' '.join(self.command)!r}",
+        )
 
     @property
-    def examination(self) -> "Pod | None":
-        """The pod that examines this one; None where nothing is to be examined."""
+    def doctor_pod(self) -> "Pod | None":
+        """The pod that runs `t5x_lite doctor` first; None if there is none to run."""
         if not self.doctor or tuple(self.command[:2]) != ("t5x_lite", "train"):
             return None
         devices = f"--devices={self.processes * self.devices}"
@@ -69,7 +84,7 @@ class Pod:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Start a pod as the command line says; ends with its exit code."""
+    """Run the pod that the command line describes; ends this process with its exit code."""
     parser = argparse.ArgumentParser(
         prog="local_pod.py",
         description="Run a command in several processes that are a simulated pod.",
@@ -82,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--restarts", type=int, default=0, help="default 0")
     parser.add_argument("--grace", type=float, default=60.0, help="seconds; default 60")
     parser.add_argument(
-        "--no_doctor", dest="doctor", action="store_false", help="train without examining the pod"
+        "--no_doctor", dest="doctor", action="store_false", help="train without checking the pod"
     )
     parser.add_argument("command", nargs="*", metavar="-- COMMAND")
     try:
@@ -93,85 +108,66 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(pod: Pod) -> int:
-    """Run a pod to its end, starting it again as it says; returns the exit code."""
-    with _Signals() as signals:
-        if pod.examination is not None:
-            unfit = _Launch(pod.examination, signals).run()
-            if unfit or signals.came:
-                return unfit or 128 + signals.came[0]
+    """Run a pod until it ends, with its restarts; for the main thread.
+
+    Args:
+      pod: the pod.
+
+    Returns:
+      The exit code: 0, or that of the first process that failed.
+    """
+    with SignalRequests(signal.SIGTERM, signal.SIGINT) as signals:
+        if pod.doctor_pod is not None:
+            code = _Launch(pod.doctor_pod, signals).run()
+            if code or signals.received:
+                return code or 128 + signals.received[0]
         for restart in itertools.count(1):
             code = _Launch(pod, signals).run()
-            final = code in (0, CONFIGURATION, INTERRUPTED) or signals.came
+            final = code in (0, CONFIGURATION, INTERRUPTED) or signals.received
             if final or restart > pod.restarts:
                 return code
-            _say(f"starting all processes again ({restart} of {pod.restarts})")
+            _log(f"restarting all processes ({restart} of {pod.restarts})")
     raise AssertionError
-
-
-class _Signals:
-    """Catches what is to be passed on."""
-
-    def __init__(self):
-        self.came: list[int] = []
-
-    def __enter__(self) -> "_Signals":
-        wanted = (signal.SIGTERM, signal.SIGINT)
-        main_thread = threading.current_thread() is threading.main_thread()
-        self._before = (
-            {n: signal.signal(n, lambda number, _: self.came.append(number)) for n in wanted}
-            if main_thread
-            else {}
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 class _Launch:
     """One start of all processes."""
 
-    def __init__(self, pod: Pod, signals: _Signals):
+    def __init__(self, pod: Pod, signals: SignalRequests):
         self._pod, self._signals = pod, signals
-        self._ended: queue.Queue[int] = queue.Queue()  # numbers of processes
+        self._ended: queue.SimpleQueue[int] = queue.SimpleQueue()  # indices, in order of time
         port = _free_port()
-        self._processes = [self._start(number, port) for number in range(pod.processes)]
-        _say(f"process {', '.join(f'{n} is {p.pid}' for n, p in self._enumerated())}")
-        self._threads = [
-            *(self._thread(self._wait, n) for n in range(pod.processes)),
-            *(self._thread(_copy, p.stdout, sys.stdout, n) for n, p in self._enumerated()),
-            *(self._thread(_copy, p.stderr, sys.stderr, n) for n, p in self._enumerated()),
-        ]
+        self._processes = [self._start(index, port) for index in range(pod.processes)]
+        pids = (f"{index} is {process.pid}" for index, process in enumerate(self._processes))
+        _log(f"process {', '.join(pids)}")
 
     def run(self) -> int:
         """Wait for all; returns the exit code of the first that failed, or 0."""
-        passed_on, first_failure, deadline = len(self._signals.came), 0, None
+        first_failure, deadline = 0, None
         running = set(range(self._pod.processes))
         while running:
-            for number in self._signals.came[passed_on:]:
-                passed_on += 1
-                self._send(running, number)
+            for number in self._signals.take():
+                for index in running:
+                    self._processes[index].send(number)
             try:
-                ended = self._ended.get(timeout=0.2)
+                ended = self._ended.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 if deadline is not None and time.monotonic() > deadline:
-                    _say(f"killing process {', '.join(map(str, sorted(running)))}, still there")
-                    self._send(running, signal.SIGKILL)
+                    _log(f"killing process {', '.join(map(str, sorted(running)))}, still running")
+                    for index in running:
+                        self._processes[index].kill()
                     deadline = None
                 continue
             running.remove(ended)
-            code = self._processes[ended].returncode
+            code = self._processes[ended].wait() or 0
             if code and not first_failure:
                 first_failure = code if code > 0 else 128 - code
                 deadline = time.monotonic() + self._pod.grace
             if code:
-                _say(f"process {ended} {_ending(code)}")
-        for thread in self._threads:
-            thread.join()
+                _log(f"process {ended} {_ending(code)}")
         return first_failure
 
-    def _start(self, number: int, port: int) -> subprocess.Popen[str]:
+    def _start(self, index: int, port: int) -> ChildProcess:
         command = list(self._pod.command)
         if command[0] == "t5x_lite":
             command[:1] = [sys.executable, "-m", "t5x_lite"]
@@ -180,43 +176,21 @@ class _Launch:
             "JAX_NUM_CPU_DEVICES": str(self._pod.devices),
             "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
             "JAX_NUM_PROCESSES": str(self._pod.processes),
-            "JAX_PROCESS_ID": str(number),
+            "JAX_PROCESS_ID": str(index),
             "PYTHONUNBUFFERED": "1",
         }
-        return subprocess.Popen(
+        return ChildProcess(
             command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # a terminal's Ctrl-C comes through here alone
-            preexec_fn=end_with_parent,
+            environment=environment,
+            on_line=partial(_copy, sys.stdout, index),
+            on_error_line=partial(_copy, sys.stderr, index),
+            on_exit=partial(self._ended.put, index),
         )
 
-    def _send(self, running: set[int], number: int) -> None:
-        for each in running:
-            self._processes[each].send_signal(number)
 
-    def _wait(self, number: int) -> None:
-        self._processes[number].wait()
-        self._ended.put(number)
-
-    def _enumerated(self) -> list[tuple[int, subprocess.Popen[str]]]:
-        return list(enumerate(self._processes))
-
-    def _thread(self, target: object, *arguments: object) -> threading.Thread:
-        thread = threading.Thread(target=target, args=arguments, daemon=True)  # pyright: ignore
-        thread.start()
-        return thread
-
-
-def _copy(source: IO[str], target: IO[str], number: int) -> None:
-    for line in source:
-        if _CHATTER in line:
-            continue
-        target.write(f"[{number}] {line}")
+def _copy(target: TextIO, index: int, line: str) -> None:
+    if _NOISE not in line:
+        target.write(f"[{index}] {line}\n")  # in one call: several threads write
         target.flush()
 
 
@@ -224,7 +198,7 @@ def _ending(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"local_pod: {text}", file=sys.stderr, flush=True)
 
 
@@ -232,13 +206,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
-
-
-def end_with_parent() -> None:
-    """Have Linux kill the process when this one is killed; elsewhere it would be left behind."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,37 @@
-"""The wish to stop, of a person or a platform, in any process, and the last step that all agree on.
+"""Preemption and Ctrl-C: all processes of a run stop after the same step, which is then saved.
 
-SIGTERM and SIGINT (Ctrl-C) ask for it; jax's preemption service may too. No process may run ahead
-of the last step, or the others would wait for it in the middle of the next. So whoever is asked
-posts a notice; a thread of every process sees it, holds its own loop between two steps, and tells
-the others how far that loop has come. The last step is the one after the furthest.
+SIGTERM and SIGINT (Ctrl-C) request a stop in the process that receives them; so does jax's
+preemption service. No process may run beyond the last step, or it would wait for the others inside
+the next one. So the process that received the signal posts a notice. A thread of every process
+reads it, holds the training loop of its process between two steps, and exchanges with the others
+how many steps were taken. The last step is the one after the largest number.
 """
 
-import os
 import signal
-import socket
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from t5x_lite.distributed import processes
 from t5x_lite.distributed.processes import START_AGAIN, MissingProcessError
+from t5x_lite.distributed.signals import SignalRequests
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_AGREE = 60.0  # seconds for the processes to tell each other how far they are
+_AGREEMENT_SECONDS = 60.0  # for the processes to exchange how many steps they took
+_NOTICE_SECONDS = 1.0  # between two looks at whether the run has ended
 
 
 class StopRequest(NamedTuple):
-    """Why a run stops: a signal, and the process that was sent it; None for jax's service."""
+    """Why a run stops.
+
+    number: the signal. process: the process that received it; None for jax's preemption service.
+    """
 
     number: int
     process: int | None
 
     @property
     def exit_code(self) -> int:
-        """START_AGAIN for a launcher; a person who pressed Ctrl-C wants no new start."""
+        """START_AGAIN (75), for a launcher to restart the run; after Ctrl-C 130, which does not."""
         return 128 + self.number if self.number == signal.SIGINT else START_AGAIN
 
     def __str__(self) -> str:
@@ -39,82 +42,66 @@ class StopRequest(NamedTuple):
 
 
 class PreemptionHandler:
-    """Catches the wish to stop; a context manager, for the main thread.
+    """Turns SIGTERM and SIGINT into a request to stop; a context manager, for the main thread.
 
-    A second signal ends the process at once, whatever it is doing: checkpoints are complete or do
-    not count.
+    A second signal ends the process at once. That loses no more than the steps since the last
+    checkpoint: a checkpoint is complete or is ignored.
+
+    Args:
+      report: called with a line of text when a signal arrives.
     """
 
     def __init__(self, report: Callable[[str], None]):
         self._report = report
-        self._asked = 0  # how often; a run that goes back to a checkpoint counts on
-        self._wish: StopRequest | None = None  # of this process alone
-        self._agreed: tuple[int, StopRequest] | None = None  # what count it is at the last step
+        self._signals = SignalRequests(
+            signal.SIGINT, signal.SIGTERM, on_signal=self._on_signal, exit_on_second=True
+        )
+        # Calls of `reached`. It counts them, not steps: a rollback repeats the numbers of steps.
+        self._count = 0
+        self._last: tuple[int, StopRequest] | None = None  # the count at the last step, and why
         self._between_steps = threading.Lock()
-        self._left = threading.Event()
+        self._closed = threading.Event()
+        self._agreement: threading.Thread | None = None
 
-    def __enter__(self) -> "PreemptionHandler":
-        # Python's handlers wait for the main thread, which may be deep in a step: through this
-        # socket the thread hears of a signal at once.
-        self._ear, self._mouth = socket.socketpair()
-        self._mouth.setblocking(False)
-        self._fd = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
-        self._before = {
-            number: signal.signal(number, lambda number, _: self._ask(number))
-            for number in _SIGNALS
-        }
-        self._threads = [threading.Thread(target=self._hear_signals, name="signals", daemon=True)]
+    def __enter__(self) -> Self:
+        self._signals.__enter__()
         if processes.count() > 1:
-            thread = threading.Thread(target=self._hear_notice, name="stopping", daemon=True)
-            self._threads.append(thread)
-        for thread in self._threads:
-            thread.start()
+            self._agreement = threading.Thread(target=self._agree, name="stopping", daemon=True)
+            self._agreement.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._left.set()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._fd)
-        self._mouth.close()
-        for thread in self._threads:
-            thread.join()
-        self._ear.close()
+    def __exit__(self, *error: object) -> None:
+        self._closed.set()
+        self._signals.__exit__(*error)
+        if self._agreement is not None:
+            self._agreement.join()
 
     def reached(self) -> StopRequest | None:
-        """Why to stop now, or None; asked after every step, equally often by all processes."""
+        """Return why to stop now, or None; to be called after every step, by all processes."""
         if processes.count() == 1:
-            return self._wish
+            received = self._signals.received
+            return StopRequest(received[0], processes.index()) if received else None
         with self._between_steps:
-            self._asked += 1
-            if self._agreed is not None and self._asked >= self._agreed[0]:
-                return self._agreed[1]
-        return StopRequest(signal.SIGTERM, None) if processes.is_preempted(self._asked) else None
+            self._count += 1
+            if self._last is not None and self._count >= self._last[0]:
+                return self._last[1]
+        return StopRequest(signal.SIGTERM, None) if processes.is_preempted(self._count) else None
 
-    def _ask(self, number: int) -> None:
-        self._wish = self._wish or StopRequest(number, processes.index())
+    def _on_signal(self, number: int) -> None:
+        if processes.count() > 1:
+            processes.post("stop", [number, processes.index()])
+        name = signal.Signals(number).name
+        self._report(f"{name}: stopping after a step; a second signal ends the process at once")
 
-    def _hear_signals(self) -> None:
-        came = 0
-        while heard := self._ear.recv(16):
-            for number in (each for each in heard if each in _SIGNALS):
-                if (came := came + 1) > 1:
-                    os._exit(128 + number)
-                self._ask(number)
-                if processes.count() > 1:
-                    processes.post("stop", [number, processes.index()])
-                name = signal.Signals(number).name
-                self._report(f"{name}: stopping after a step; a second one ends at once")
-
-    def _hear_notice(self) -> None:
-        while not self._left.is_set():
-            if (notice := processes.hear("stop", seconds=1.0)) is None:
+    def _agree(self) -> None:
+        while not self._closed.is_set():
+            if (notice := processes.hear("stop", seconds=_NOTICE_SECONDS)) is None:
                 continue
-            with self._between_steps:
+            with self._between_steps:  # no step begins while the others count on this number
                 try:
-                    counts = processes.gather(self._asked, "stop", seconds=_AGREE)
+                    counts = processes.gather(self._count, "stop", seconds=_AGREEMENT_SECONDS)
                 except MissingProcessError as error:
-                    self._report(f"no last step was agreed on: {error}")
+                    self._report(f"the processes agreed on no last step: {error}")
                     return
-                self._agreed = (max(counts) + 1, StopRequest(*notice))
+                self._last = (max(counts) + 1, StopRequest(*notice))
             return

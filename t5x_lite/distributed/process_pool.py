@@ -1,7 +1,5 @@
-"""Processes of this machine that work off a list, and end with the one that started them."""
+"""A pool of Python processes on this machine that apply a function to many items."""
 
-import contextlib
-import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -9,17 +7,23 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Self, TypeVar
 
+from t5x_lite.distributed.child_process import SPAWN, end_with_parent
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _SECONDS = 1.0
 
 
 class WorkerKilledError(RuntimeError):
-    """A process was ended from outside."""
+    """A worker process was killed, for example because memory ran out."""
 
 
 class Pool:
-    """So many processes, one per core for None; a context manager. They start when first needed."""
+    """Worker processes that start when first needed and end with this one; a context manager.
+
+    Args:
+      count: the number of workers; None starts one for each core.
+    """
 
     def __init__(self, count: int | None = None):
         self.count = count or os.cpu_count() or 1
@@ -40,11 +44,19 @@ class Pool:
         *,
         every_second: bool = False,
     ) -> Iterator[Result | None]:
-        """Yield the result of each item as it is done; here, in turn, if there is one process.
+        """Yield the result of each item as it is done, in any order.
 
-        Several threads may share the processes: each has no more items under way than there are
-        processes. `every_second` yields None once a second while nothing is done. Raises
-        WorkerKilledError if a process was ended from outside.
+        With one worker, and for a single item, this process does the work itself, in order. Several
+        threads may share a pool: each of them has at most `count` items in progress.
+
+        Args:
+          function: importable by its name, or a `functools.partial` of such a function.
+          items: the arguments of the calls; they can be pickled, and so can the results.
+          every_second: yield None once a second while no result comes, so that the caller can do
+            something else, such as report progress.
+
+        Raises:
+          WorkerKilledError: if a worker was killed.
         """
         if self.count == 1 or len(items) < 2:
             yield from map(function, items)
@@ -60,7 +72,7 @@ class Pool:
                 yield from [future.result() for future in done] or [None]
         except BrokenProcessPool:
             self._pool = None
-            raise WorkerKilledError("a process was killed") from None
+            raise WorkerKilledError("a worker process was killed") from None
         finally:
             for future in running:
                 future.cancel()
@@ -68,20 +80,5 @@ class Pool:
     def _started(self) -> ProcessPoolExecutor:
         with self._starting:
             if self._pool is None:
-                self._pool = ProcessPoolExecutor(
-                    self.count, multiprocessing.get_context("spawn"), end_with_parent
-                )
+                self._pool = ProcessPoolExecutor(self.count, SPAWN, end_with_parent)
             return self._pool
-
-
-def end_with_parent() -> None:
-    """End this process when its parent is gone, however that ended."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        with contextlib.suppress(Exception):
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

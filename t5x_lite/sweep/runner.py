@@ -5,16 +5,17 @@ import os
 import queue
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from t5x_lite.console import duration
+from t5x_lite.distributed.child_process import ChildProcess
 from t5x_lite.distributed.processes import START_AGAIN
+from t5x_lite.distributed.signals import SignalRequests
 from t5x_lite.evaluation.evaluation_report import EVALUATIONS, LOSS, Figures, best_of_each_task
 from t5x_lite.io import atomic
 from t5x_lite.io.file_lock import file_lock
@@ -28,13 +29,6 @@ DONE, FAILED, CONFIG, LOG = "done.json", "failed.json", "run.gin", "log.txt"
 RUNS = "runs"
 _GRACE = 300.0  # seconds that a run is given to save when all is to stop
 _LOOK = 0.2
-# Begins a run from a process of its own: a fork of this one, which has threads, could stand still.
-_BEGIN = """
-import os, sys
-from t5x_lite.distributed.local_launcher import end_with_parent
-end_with_parent()
-os.execvp(sys.argv[1], sys.argv[1:])
-"""
 
 
 class SweepJob(NamedTuple):
@@ -95,12 +89,20 @@ class Runs:
                         done(job)
 
         threads = [threading.Thread(target=work, args=(cores,)) for cores in _shares(at_once)]
-        with self._stopping():
+        # SIGTERM and Ctrl-C stop all runs, which save and can be resumed; a second one ends this
+        # process, and the runs with it, at once. Only the main thread can catch signals.
+        is_main = threading.current_thread() is threading.main_thread()
+        stopping = SignalRequests(
+            signal.SIGTERM,
+            signal.SIGINT,
+            on_signal=lambda number: self.stop.set(),
+            exit_on_second=True,
+        )
+        with stopping if is_main else contextlib.nullcontext():
             for thread in threads:
                 thread.start()
             for thread in threads:
-                while thread.is_alive():  # so that signals come through
-                    thread.join(_LOOK)
+                thread.join()
 
     def _do(self, job: SweepJob, cores: Sequence[int] | None) -> bool:
         """Do a job's stages; False if it was stopped."""
@@ -150,50 +152,25 @@ class Runs:
 
     def _run(self, arguments: Sequence[str], log: Path, cores: Sequence[int] | None) -> int:
         """Run to the end, or until all stops; returns the exit code."""
-        with open(log, "ab") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-c", _BEGIN, *self._command, *arguments, *self._flags],
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a terminal's Ctrl-C comes through here alone
-            )
-            try:
-                if cores is not None:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.sched_setaffinity(process.pid, cores)
-                while True:
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        return process.wait(_LOOK)
-                    if self._over():
-                        process.send_signal(signal.SIGTERM)
-                        with contextlib.suppress(subprocess.TimeoutExpired):
-                            return process.wait(_GRACE)
-                        return START_AGAIN
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
+        command = [*self._command, *arguments, *self._flags]
+        with (
+            open(log, "ab") as file,
+            ChildProcess(command, environment=_environment(), output=file) as child,
+        ):
+            if cores is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setaffinity(child.pid, cores)
+            while not self._over():
+                if (code := child.wait(_LOOK)) is not None:
+                    return code
+            child.send(signal.SIGTERM)
+            code = child.wait(_GRACE)
+            return START_AGAIN if code is None else code
 
     def _over(self) -> bool:
         if self._until is not None and time.monotonic() >= self._until:
             self.stop.set()
         return self.stop.is_set()
-
-    @contextlib.contextmanager
-    def _stopping(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C stop all in good order."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        wanted = (signal.SIGTERM, signal.SIGINT)
-        before = {n: signal.signal(n, lambda *_: self.stop.set()) for n in wanted}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def state_of(folder: Path) -> Ended:

@@ -2,13 +2,13 @@
 
 import dataclasses
 import signal
-from types import FrameType
 from typing import Any
 
 import jax
 from etils import epath
 
 from t5x_lite.console import Console
+from t5x_lite.distributed.signals import SignalRequests
 from t5x_lite.errors import require_field
 from t5x_lite.training.callbacks import Callback, StepInfo
 
@@ -35,22 +35,24 @@ class Profiler(Callback):
 
     def __init__(self, profile: Profile, directory: epath.PathLike, console: Console):
         self._profile, self._directory, self._console = profile, epath.Path(directory), console
-        self._wanted = False
+        self._requests = SignalRequests(signal.SIGUSR1)
         self._until: int | None = None  # the last step of the trace under way
 
     def __enter__(self) -> "Profiler":
-        self._before = signal.signal(signal.SIGUSR1, self._ask)
+        self._requests.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGUSR1, self._before)
+    def __exit__(self, *error: object) -> None:
+        self._requests.__exit__(*error)
         if self._until is not None:
             self._end()
 
     def before_step(self, step: int, state: Any) -> None:
         """Begin a trace if step `step` (from 1) is wanted; waits for `state` first."""
-        if self._until is None and (self._wanted or step == self._profile.first_step):
-            self._wanted = False
+        if self._until is not None:
+            return
+        requested = self._requests.take()
+        if requested or step == self._profile.first_step:
             jax.block_until_ready(state)
             self._until = step + self._profile.steps - 1
             jax.profiler.start_trace(str(self._directory))
@@ -60,9 +62,6 @@ class Profiler(Callback):
         if moment.step == self._until:
             jax.block_until_ready(moment.state)
             self._end()
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._wanted = True
 
     def _end(self) -> None:
         self._until = None

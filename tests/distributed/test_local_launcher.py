@@ -40,7 +40,7 @@ def test_all_start_again_when_one_fails_and_end_with_its_code(tmp_path):
     assert code == 75
     assert [len((tmp_path / name).read_text()) for name in "01"] == [3, 3]
     assert "process 1 ended with code 75" in err
-    assert "starting all processes again (2 of 2)" in err
+    assert "restarting all processes (2 of 2)" in err
 
 
 @pytest.mark.parametrize("code", [2, 130])
@@ -54,7 +54,7 @@ def test_a_straggler_is_killed_after_its_grace():
     code, _, err = ended("--grace=0.3", code="os.kill(os.getpid(), 9) if me else time.sleep(60)")
     assert code == 128 + signal.SIGKILL
     assert "process 1 was killed by SIGKILL" in err
-    assert "killing process 0, still there" in err
+    assert "killing process 0, still running" in err
 
 
 def test_a_signal_is_passed_on_and_ends_the_restarts():
@@ -66,7 +66,7 @@ def test_a_signal_is_passed_on_and_ends_the_restarts():
     process.terminate()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert "starting all" not in err
+    assert "restarting" not in err
     assert "ready" not in out
 
 

@@ -1,4 +1,4 @@
-"""The wish to stop: who may have it, and what a second one does."""
+"""Requests to stop: which signals make them, and what a second one does."""
 
 import signal
 import subprocess
@@ -8,10 +8,10 @@ from t5x_lite.distributed.preemption import PreemptionHandler, StopRequest
 
 TWICE = """
 import os, signal, sys, threading
-from t5x_lite.run.stopping import Stopping
+from t5x_lite.distributed.preemption import PreemptionHandler
 
 heard = threading.Event()
-with Stopping(lambda text: heard.set()):
+with PreemptionHandler(lambda text: heard.set()):
     os.kill(os.getpid(), signal.SIGTERM)
     heard.wait()
     os.kill(os.getpid(), {second})
@@ -19,7 +19,7 @@ with Stopping(lambda text: heard.set()):
 """
 
 
-def test_the_first_signal_is_the_wish_and_handlers_are_put_back():
+def test_the_first_signal_requests_a_stop_and_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with PreemptionHandler(lambda text: None) as stopping:
         assert stopping.reached() is None
@@ -28,7 +28,7 @@ def test_the_first_signal_is_the_wish_and_handlers_are_put_back():
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_launchers_start_again_after_sigterm_and_not_after_a_person():
+def test_launchers_restart_after_sigterm_and_not_after_ctrl_c():
     assert StopRequest(signal.SIGTERM, 1).exit_code == 75
     assert StopRequest(signal.SIGTERM, None).exit_code == 75
     assert StopRequest(signal.SIGINT, 0).exit_code == 130

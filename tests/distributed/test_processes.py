@@ -19,11 +19,11 @@ THREE = {
 # Each of three processes prints what it heard; the last one misses a barrier on purpose.
 TALK = """
 import json, sys
-from t5x_lite import processes
+from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError
 
 address, number = sys.argv[1], int(sys.argv[2])
-processes.initialize(processes.Meeting(address, 3, number), wait_seconds=60)
+processes.initialize(processes.DistributedConfig(address, 3, number), wait_seconds=60)
 heard = {"count": processes.count(), "first": processes.is_first()}
 heard["gathered"] = processes.gather({"mine": number})
 heard["from the first"] = [processes.broadcast([number, "x"]) for _ in range(3)]
@@ -120,8 +120,8 @@ def test_half_a_meeting_is_refused(flags, environment, said):
 
 def test_a_process_that_finds_nobody_says_so():
     script = (
-        "from t5x_lite import processes as p\n"
-        f"p.initialize(p.Meeting('localhost:{free_port()}', 2, 1), wait_seconds=1)"
+        "from t5x_lite.distributed import processes as p\n"
+        f"p.initialize(p.DistributedConfig('localhost:{free_port()}', 2, 1), wait_seconds=1)"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ended.returncode == 1

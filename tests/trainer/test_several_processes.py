@@ -169,7 +169,7 @@ def test_when_one_is_killed_the_others_end_and_all_start_again_to_the_same_end(
     assert f"process {victim} was killed by SIGKILL" in run.said
     if victim == 1:  # without process 0 jax ends the others itself
         assert re.search(r"\[0\] t5x_lite: process 1 on .*: not heard of for 8 s", run.said)
-    assert "starting all processes again (1 of 1)" in run.said
+    assert "restarting all processes (1 of 1)" in run.said
     assert "going on after step 4 of 12" in run.said
     undisturbed = pod("undisturbed", processes=2, devices=4)
     assert undisturbed.end() == 0, undisturbed.said
@@ -186,7 +186,7 @@ def test_one_that_stands_still_is_named_killed_and_started_again(victim, pod, tm
     assert run.end() == 0, run.said
     other = 1 - victim
     assert re.search(rf"\[{other}\] t5x_lite: process {victim} on .* for 8 s; .* code 75", run.said)
-    assert f"killing process {victim}, still there" in run.said
+    assert f"killing process {victim}, still running" in run.said
     assert len(losses(tmp_path / "run")) == 12
 
 

@@ -1,11 +1,9 @@
-"""A process that makes token stores while this one trains from them."""
+"""Tokenizes train stores in a background process while this process trains from them."""
 
 import atexit
 import contextlib
-import multiprocessing
 import os
 import pickle
-import signal
 import threading
 import traceback
 from collections.abc import Callable, Mapping
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from t5x_lite.data.tokenize.build_store import build_token_store
 from t5x_lite.data.tokenize.workers import Processes, tasks_of
-from t5x_lite.distributed.process_pool import end_with_parent
+from t5x_lite.distributed.child_process import SPAWN, start_function
 from t5x_lite.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,19 +23,21 @@ Report = Callable[[str], None]
 _STORES_AT_ONCE = 8
 
 
-class Builder:
-    """Makes the train stores of some tasks, whose directories are given by name.
+class BackgroundTokenizer:
+    """Makes the train stores of some tasks in a process of its own, which ends with this one.
 
-    Where several hosts share a disk, one of them makes each store and the others wait to take its
-    place. `report` is told, from a thread, what takes long.
+    Where several hosts share a disk, one of them makes each store. The others wait, to take over if
+    it ends.
+
+    Args:
+      data: the data of the run, of which each worker registers the tasks again.
+      directories: the directory of each store to make, by the name of its task.
+      report: called with lines of progress, from a thread.
     """
 
     def __init__(self, data: "Data", directories: Mapping[str, str], report: Report):
-        context = multiprocessing.get_context("spawn")
-        receiver, sender = context.Pipe(duplex=False)
-        arguments = data, directories, sender
-        self._process = context.Process(target=_build, args=arguments, name="tokenizing")
-        self._process.start()
+        receiver, sender = SPAWN.Pipe(duplex=False)
+        self._process = start_function(_build, data, directories, sender, name="tokenizing")
         sender.close()
         self._error: ConfigError | RuntimeError | None = None
         self._is_done = False
@@ -47,14 +47,19 @@ class Builder:
         atexit.register(self.stop)
 
     def check(self) -> None:
-        """Raise what ended the process before its work was done."""
+        """Raise the error that ended the process before its work was done, if one did.
+
+        Raises:
+          ConfigError: for a corpus that cannot be read, and other invalid configuration.
+          RuntimeError: for any other error, and if the process was killed.
+        """
         if self._ended.is_set() and not self._is_done:
             raise self._error or RuntimeError(
-                "the process that tokenizes was killed; the same command goes on with what is done"
+                "the process that tokenizes was killed; the same command resumes from what is done"
             )
 
     def stop(self) -> None:
-        """End the process; what is done so far stays."""
+        """End the process; files that are tokenized stay."""
         atexit.unregister(self.stop)
         self._process.kill()
         self._process.join()
@@ -66,7 +71,7 @@ class Builder:
                 kind, *content = receiver.recv()
                 if kind == "line":
                     report(content[0])
-                elif kind == "wrong":
+                elif kind == "invalid":
                     self._error = ConfigError(content[0], *content[1])
                 elif kind == "failed":
                     self._error = RuntimeError(f"tokenizing failed:\n{content[0]}")
@@ -76,9 +81,7 @@ class Builder:
 
 
 def _build(data: "Data", directories: Mapping[str, str], sender: Connection) -> None:
-    """Work in a process of its own: the smallest sources first, some stores at a time."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which then ends this
-    end_with_parent()
+    """Make all stores, some at a time, in the order of `directories`."""
     sending = threading.Lock()
 
     def send(*message: object) -> None:
@@ -104,7 +107,7 @@ def _build(data: "Data", directories: Mapping[str, str], sender: Connection) -> 
                 try:
                     future.result()
                 except ConfigError as error:
-                    send("wrong", str(error), error.names)
+                    send("invalid", str(error), error.names)
                     os._exit(1)
         send("done")
     except Exception:

@@ -1,98 +1,103 @@
-"""A training run in a process of its own, as a person sees it: its lines, its end."""
+"""A training run as a child process: its lines with their times, its signals, its exit code."""
 
 import os
 import re
-import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from signal import Signals
 
 from t5x_lite.debugging.fault_injection import nan_batch
 from t5x_lite.distributed import local_launcher
+from t5x_lite.distributed.child_process import ChildProcess
 
 STEP = re.compile(r"^(?:\[0\] )?step ([\d,]+)/")
 FIRST = re.compile(r"the first step ended .* after the start \((.*)\)")
 
 
 class TrainProcess:
-    """A started `t5x_lite train`; several processes run under `distributed.local_launcher`."""
+    """A started `t5x_lite train`; several processes run under `distributed.local_launcher`.
+
+    Args:
+      arguments: of `debugging.fault_injection.nan_batch`, which passes on all but its own.
+      processes: the number of processes that train.
+      devices: the number of simulated devices of each, where there are several processes.
+    """
 
     def __init__(self, arguments: Sequence[str], *, processes: int = 1, devices: int = 4):
         command = [sys.executable, "-m", nan_batch.__name__, *arguments]
         if processes > 1:
             pod = ["--processes", str(processes), "--devices", str(devices), "--grace", "20"]
-            command = [sys.executable, "-m", local_launcher.__name__, *pod, "--", *command]
+            launcher = [sys.executable, "-m", local_launcher.__name__]
+            command = [*launcher, *pod, "--", *command]
         self.began = time.monotonic()
-        self.lines: list[tuple[float, str]] = []  # with when they came
+        self.lines: list[tuple[float, str]] = []  # (time.monotonic() of its arrival, line)
         self._changed = threading.Condition()
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        self._child = ChildProcess(command, environment=environment, on_line=self._add)
 
     @property
     def text(self) -> str:
-        """All it said so far."""
+        """All lines so far."""
         return "\n".join(line for _, line in self.lines)
 
     @property
     def pids(self) -> list[int]:
-        """The processes that train."""
-        pid = self._process.pid
-        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [int(child) for child in found] or [pid]
+        """The processes that train: the children of a launcher, or the one process itself."""
+        pid = self._child.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(child) for child in children] or [pid]
 
     @property
     def alive(self) -> bool:
         """Whether it has not ended."""
-        return self._process.poll() is None
+        return self._child.is_alive
 
     def wait_for(
-        self, said: Callable[[str], object], seconds: float, *, since: float = 0.0
+        self, matches: Callable[[str], object], seconds: float, *, since: float = 0.0
     ) -> float | None:
-        """Wait for a line, and return when it came; None if the run ended or time is over."""
+        """Wait for a line.
+
+        Args:
+          matches: whether a line is the one that is waited for.
+          seconds: the longest time to wait.
+          since: the `time.monotonic()` after which the line has to arrive.
+
+        Returns:
+          The `time.monotonic()` at which it arrived; None if the run ended or the time is over.
+        """
         until, seen = time.monotonic() + seconds, 0
         with self._changed:
             while True:
+                is_reading = self._child.is_reading  # before the lines, not to miss the last ones
                 for came, line in self.lines[seen:]:
-                    if came > since and said(line):
+                    if came > since and matches(line):
                         return came
                 seen = len(self.lines)
                 left = until - time.monotonic()
-                if left <= 0 or not self._reader.is_alive():
+                if left <= 0 or not is_reading:
                     return None
-                self._changed.wait(min(left, 1.0))
+                self._changed.wait(min(left, 0.2))
 
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal to what was started: one process, or the pod of them."""
-        self._process.send_signal(number)
+    def send(self, number: Signals) -> None:
+        """Send a signal to what was started: one process, or the launcher of several."""
+        self._child.send(number)
 
     def end(self, seconds: float) -> int:
-        """Wait for the end; returns the exit code, -n for signal n. Kills what does not end."""
-        try:
-            code = self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
-        self._reader.join(10)
-        return code
+        """Wait for the end, and kill the run if it does not come in time.
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as said:
-            for line in said:
-                with self._changed:
-                    self.lines.append((time.monotonic(), line.rstrip()))
-                    self._changed.notify_all()
+        Args:
+          seconds: the longest time to wait.
+
+        Returns:
+          The exit code, -n after signal n.
+        """
+        code = self._child.wait(seconds)
+        return self._child.kill() if code is None else code
+
+    def _add(self, line: str) -> None:
         with self._changed:
+            self.lines.append((time.monotonic(), line.rstrip()))
             self._changed.notify_all()
