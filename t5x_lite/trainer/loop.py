@@ -12,7 +12,7 @@ from etils import epath
 
 from t5x_lite.checkpoints.checkpointer import Checkpointer, Json
 from t5x_lite.console import Console, training_line
-from t5x_lite.data.stream.prefetch import prefetch, process_rows, to_devices
+from t5x_lite.data.stream.prefetch import Prefetch, process_rows, to_devices
 from t5x_lite.data.stream.stream import Batch, Stream, StreamPosition
 from t5x_lite.distributed import processes
 from t5x_lite.distributed.preemption import PreemptionHandler, StopRequest
@@ -202,7 +202,7 @@ class TrainingLoop:
         size = self._stream.batch_size
         sharding = self._program.batch_sharding
         rows = process_rows(size, sharding)
-        return prefetch(
+        return Prefetch(
             self._positioned(rows),
             lambda item: (to_devices(item[0], sharding, batch_size=size), *item[1:]),
         )
@@ -242,7 +242,7 @@ class TrainingLoop:
         for name, of_task in self._meter.by_task.items():
             self._report(f"train/{name}", of_task)
         examples = self._stream.examples_seen(self._position)
-        self._report("epochs", self._stream.passes(examples))
+        self._report("epochs", self._stream.epochs_of(examples))
         self._report("examples", examples)
         for observer in self._observers:
             observer.on_log(self.step, numbers, self._report)

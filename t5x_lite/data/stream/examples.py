@@ -1,7 +1,8 @@
-"""A task's examples by number: how many there are, how long they are, and what they hold.
+"""The examples of a task by index: how many there are, how long they are, and their features.
 
-The features leave here finished: cut to one token less than their length, EOS appended (or, for an
-objective with EOS after documents, cut to their length).
+Two kinds of tasks are read from token stores: pairs of stored inputs and targets, and running text
+that an objective (span corruption, language modeling ...) turns into inputs and targets. The
+features are complete when they leave here: cut to their length and ended with EOS.
 """
 
 import zlib
@@ -31,16 +32,17 @@ from t5x_lite.objectives.sentinels import Sentinels, check_sentinels
 from t5x_lite.objectives.span_corruption import Objective, PairObjective, RandomPieces
 from t5x_lite.objectives.spans import Rows
 
-_OTHER_PIECE = 0x4F544852  # folded into an example's key to draw the piece beside it
-_PIECE_LENGTH = 0x504C454E  # folded into a group's key to draw how long its pieces are
+# Folded into keys, so that no two uses of one key share random numbers.
+_PARTNER = 0x4F544852  # into an example's key, to draw the second piece of a pair of pieces
+_PIECE_LENGTH = 0x504C454E  # into a group's key, to draw the length of its pieces
 
 
 class Store(Protocol):
-    """Where tokens come from: a `TokenStore`, or anything that reads like one."""
+    """Where tokens come from: a `TokenStore`, or anything with the same methods."""
 
     @property
     def num_examples(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
         ...
 
     @property
@@ -49,32 +51,32 @@ class Store(Protocol):
         ...
 
     def tokens(self, feature: str) -> NDArray[np.integer]:
-        """Return all tokens of a feature, end to end."""
+        """Return the tokens of a feature of all examples, one after another: [tokens]."""
         ...
 
     def offsets(self, feature: str) -> NDArray[np.int64]:
-        """Return where each example begins and, last, where the last one ends."""
+        """Return where each example starts and, last, where the last one ends: [examples + 1]."""
         ...
 
     def groups(self, feature: str) -> NDArray[np.int64] | None:
-        """Return the table of `data.store.document_groups`, if there is one."""
+        """Return the table of `data.store.document_groups`, None for a store without one."""
         ...
 
 
 class Examples(Protocol):
-    """A task's examples, addressed by epoch and number in [0, size).
+    """The examples of a task, addressed by epoch and by index in [0, size).
 
-    The epoch matters to what is random in an example, such as its noise mask.
+    The epoch decides what is random in an example, such as its noise mask.
     """
 
     @property
     def size(self) -> int:
-        """How many examples an epoch has."""
+        """The number of examples of an epoch."""
         ...
 
     @property
     def widths(self) -> Mapping[str, int]:
-        """The features, of which two are "inputs" and "targets", and how wide their rows are."""
+        """The row width of each feature, of which two are "inputs" and "targets"."""
         ...
 
     def lengths(
@@ -86,22 +88,40 @@ class Examples(Protocol):
     def features(
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> dict[str, Rows]:
-        """Return the features, each as wide as `widths` says."""
+        """Return the features of the examples, each as wide as `widths` says."""
         ...
 
 
 class PairTrimmer(Protocol):
-    """How the pairs of a task end where they are too long, if not by losing their last tokens."""
+    """How a task trims pairs that are too long, where cutting the last tokens is not enough."""
 
     def open(
         self, name: str, store: Store, feature_lengths: Mapping[str, int], *, seed: int
     ) -> Examples:
-        """Return the examples of a task's store."""
+        """Return the trimmed examples of a task's store."""
         ...
 
 
+def random_stream(name: str) -> int:
+    """Return the number of a task's random stream, so that tasks share no random numbers.
+
+    It is a hash of the name, so that it does not depend on the other tasks of the mixture.
+    """
+    return zlib.crc32(name.encode())
+
+
 class PairExamples:
-    """The pairs of a supervised task, as they are stored."""
+    """The examples of a task of pairs, whose inputs and targets are stored as they are.
+
+    A feature that is too long loses its last tokens, and EOS follows. With inputs of length 4:
+
+        stored   7 8 | 7 8 9 5       inputs   7 8 1 0
+                                              7 8 9 1
+
+    Args:
+        store: a store with "inputs" and "targets".
+        feature_lengths: the lengths of both features, in tokens, EOS included.
+    """
 
     def __init__(self, store: Store, feature_lengths: Mapping[str, int]):
         self.size = store.num_examples
@@ -113,44 +133,59 @@ class PairExamples:
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Return the lengths of inputs and targets, EOS included: [n, 2]."""
-        del epochs_n
-        lengths = [self._spans(feature, indices_n)[1] + 1 for feature in FEATURES]
+        del epochs_n  # nothing is random
+        lengths = [self._ranges(feature, indices_n)[1] + 1 for feature in FEATURES]
         return np.stack(lengths, axis=1)
 
     def features(
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> dict[str, Rows]:
-        """Return "inputs" and "targets", each as wide as its feature length."""
+        """Return "inputs" and "targets" as rows of their feature lengths."""
         del epochs_n
-        made = {}
-        for feature, length in self.widths.items():
-            starts_n, lengths_n = self._spans(feature, indices_n)
-            tokens, starts_n = read_ranges(self._tokens[feature], starts_n, lengths_n)
-            made[feature] = gather_rows_with_eos(tokens, starts_n, lengths_n, length)
-        return made
+        features = {}
+        for feature, width in self.widths.items():
+            starts_n, lengths_n = self._ranges(feature, indices_n)
+            tokens_t, starts_n = read_ranges(self._tokens[feature], starts_n, lengths_n)
+            features[feature] = gather_rows_with_eos(tokens_t, starts_n, lengths_n, width)
+        return features
 
-    def _spans(
+    def _ranges(
         self, feature: str, indices_n: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return where each example starts in the store, and its length without EOS."""
         starts_n = self._offsets[feature][indices_n]
         lengths_n = self._offsets[feature][indices_n + 1] - starts_n
         return starts_n, np.minimum(lengths_n, self.widths[feature] - 1)
 
 
 class TextExamples:
-    """Pieces of running text, corrupted by an objective.
+    """The examples of a task of text: pieces of equal length, transformed by an objective.
 
-    `objective.documents_per_group` consecutive documents are joined, empty ones left out, and cut
-    into pieces of `objective.raw_length`, the last piece of a group being shorter; with 2 documents
-    a group and pieces of 4:
+    `objective.documents_per_group` consecutive documents are joined, without the empty ones, and
+    cut into pieces of `objective.raw_length`. The last piece of a group is shorter. With 2
+    documents a group and pieces of 4 tokens:
 
         documents   abc defghi | jk (empty) l | m
         pieces      abcd efgh i | jkl | m
 
-    This is the T5 library's `reduce_concat_tokens` and `split_tokens` without its shuffling; only
-    its cutting of documents above 65,536 tokens to a random part is not done: nothing is lost.
-    For an objective with EOS after documents, each counts as one token longer.
-    In memory are 24 bytes a group (C4 in groups of 128 documents: 68 MB).
+    This is the T5 library's `reduce_concat_tokens` and `split_tokens` without their shuffling, and
+    without its cutting of documents above 65,536 tokens to a random part: no text is lost. For an
+    objective with EOS after documents, each document counts as one token longer.
+
+    24 bytes a group stay in memory (C4 in groups of 128 documents: 68 MB).
+
+    Args:
+        name: of the task; it decides the task's random numbers.
+        store: a store with the documents as "targets".
+        objective: what turns pieces into features.
+        feature_lengths: the lengths of inputs and targets, in tokens, EOS included.
+        sentinels: the sentinel ids of the vocabulary.
+        seed: of the run.
+        match_seqio: whether to corrupt with the random numbers of seqio's unshuffled pipeline.
+
+    Raises:
+        ConfigError: if the feature lengths are too short for the objective, or the vocabulary has
+            too few sentinels.
     """
 
     def __init__(
@@ -172,6 +207,7 @@ class TextExamples:
         self._tokens = read_only(store.tokens("targets"))
         self._offsets = read_only(store.offsets("targets"))
         self._eos_after_documents = objective.eos_after == "documents"
+        # Of each group: its first document, and where its tokens start in the store.
         self._first_documents, self._group_starts = group_documents(
             store, "targets", objective.documents_per_group
         )
@@ -180,7 +216,8 @@ class TextExamples:
         if isinstance(objective, RandomPieces):
             keys_g2 = philox.fold_in(self._keys(np.zeros_like(groups), groups), _PIECE_LENGTH)
             self._piece_lengths = objective.piece_lengths(raw_length, keys_g2)
-        pieces = -(-self._group_lengths(groups) // self._piece_lengths)
+        pieces = -(-self._group_lengths(groups) // self._piece_lengths)  # rounded up
+        # Of each group, the index of its first piece; last, the number of all pieces.
         self._first_pieces = np.concatenate([[0], np.cumsum(pieces)])
         self.size = int(self._first_pieces[-1])
 
@@ -188,25 +225,25 @@ class TextExamples:
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Return the lengths of inputs and targets, EOS included: [n, 2]."""
-        lengths_n, keys_n2 = self._spans(indices_n)[2], self._keys(epochs_n, indices_n)
+        lengths_n, keys_n2 = self._ranges(indices_n)[2], self._keys(epochs_n, indices_n)
         if isinstance(self._objective, PairObjective):
-            others_n = self._spans(self._others(keys_n2, indices_n))[2]
-            made = self._objective.pair_lengths(lengths_n, others_n, keys_n2)
+            partners_n = self._ranges(self._partners(keys_n2, indices_n))[2]
+            lengths = self._objective.pair_lengths(lengths_n, partners_n, keys_n2)
         else:
-            made = self._objective.lengths(lengths_n, keys_n2)
-        made_n2 = np.stack([made[name] for name in FEATURES], axis=1)
+            lengths = self._objective.lengths(lengths_n, keys_n2)
+        lengths_n2 = np.stack([lengths[name] for name in FEATURES], axis=1)
         widths = np.array([self.widths[name] for name in FEATURES])
-        if self._eos_after_documents:
-            return np.clip(made_n2, 1, widths)
-        return np.minimum(made_n2, widths - 1) + 1
+        if self._eos_after_documents:  # an empty feature becomes EOS alone
+            return np.clip(lengths_n2, 1, widths)
+        return np.minimum(lengths_n2, widths - 1) + 1
 
     def features(
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> dict[str, Rows]:
-        """Return the features, each as wide as `widths` says."""
+        """Return the features of the examples, each as wide as `widths` says."""
         keys_n2 = self._keys(epochs_n, indices_n)
         if has_numba_kernel(self._objective):
-            group_n, starts_n, lengths_n = self._spans(indices_n)
+            group_n, starts_n, lengths_n = self._ranges(indices_n)
             return corrupt_spans(
                 *read_ranges(self._tokens, self._group_starts[group_n] + starts_n, lengths_n),
                 lengths_n,
@@ -217,94 +254,116 @@ class TextExamples:
             )
         rows = self.pieces(indices_n)
         if isinstance(self._objective, PairObjective):
-            others = self.pieces(self._others(keys_n2, indices_n))
-            made = self._objective.pair(rows, others, keys_n2, self._sentinels)
+            partners = self.pieces(self._partners(keys_n2, indices_n))
+            features = self._objective.pair(rows, partners, keys_n2, self._sentinels)
         else:
-            made = self._objective(rows, keys_n2, self._sentinels)
-        return finish_features(made, self._objective, self.widths)
+            features = self._objective(rows, keys_n2, self._sentinels)
+        return finish_features(features, self._objective, self.widths)
 
     def pieces(self, indices_n: NDArray[np.int64]) -> Rows:
-        """Return the text before the objective, EOS in it where documents have one."""
-        group_n, starts_n, lengths_n = self._spans(indices_n)
+        """Return pieces of text before the objective, including the EOS of documents, if any."""
+        group_n, starts_n, lengths_n = self._ranges(indices_n)
         if self._eos_after_documents:
-            return self._gather_with_eos(group_n, starts_n, lengths_n)
+            return self._gather_with_document_eos(group_n, starts_n, lengths_n)
         starts_n = self._group_starts[group_n] + starts_n
         return gather_rows(*read_ranges(self._tokens, starts_n, lengths_n), lengths_n)
 
-    def _others(
+    def _partners(
         self, keys_n2: NDArray[np.uint32], indices_n: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Draw another piece of the task for each, all others equally likely."""
-        bits_n = philox.random_bits(philox.fold_in(keys_n2, _OTHER_PIECE), 1)[:, 0]
+        """Draw another piece of the task for each piece, all others with equal probability."""
+        bits_n = philox.random_bits(philox.fold_in(keys_n2, _PARTNER), 1)[:, 0]
         return (indices_n + 1 + bits_n % max(self.size - 1, 1)) % self.size
 
     def _keys(
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> NDArray[np.uint32]:
+        """Return the random key of each example: [n, 2]."""
         if self._match_seqio:
             return shuffle.seqio_noise_keys(self._seed, epochs_n * self.size + indices_n)
         return example_keys(self._seed, self._stream, epochs_n, indices_n)
 
-    def _spans(
+    def _ranges(
         self, indices_n: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Return the group of each piece, where in the group it starts, and its length."""
         group_n = np.searchsorted(self._first_pieces, indices_n, side="right") - 1
-        longest_n = self._piece_lengths[group_n]
-        starts_n = (indices_n - self._first_pieces[group_n]) * longest_n
-        return group_n, starts_n, np.minimum(self._group_lengths(group_n) - starts_n, longest_n)
+        full_n = self._piece_lengths[group_n]
+        starts_n = (indices_n - self._first_pieces[group_n]) * full_n
+        return group_n, starts_n, np.minimum(self._group_lengths(group_n) - starts_n, full_n)
 
     def _group_lengths(self, group_n: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many tokens a group has, the EOS of its documents included if they get one."""
+        """Return how many tokens groups have, including the EOS after documents, if any: [n]."""
         lengths_n = self._group_starts[group_n + 1] - self._group_starts[group_n]
         if not self._eos_after_documents:
             return lengths_n
+        # Every group has all its documents except the last, whose documents are counted.
         last = len(self._first_documents) - 2
         in_last = len(self._document_ends(last)) if last >= 0 else 0
         return lengths_n + np.where(group_n == last, in_last, self._objective.documents_per_group)
 
     def _document_ends(self, group: int) -> NDArray[np.int64]:
-        """Return where the documents of a group end, empty ones left out."""
+        """Return where in the store the non-empty documents of a group end: [documents]."""
         first, last = self._first_documents[group : group + 2]
         bounds = self._offsets[first : last + 1]
         return bounds[1:][np.diff(bounds) > 0]
 
-    def _gather_with_eos(
+    def _gather_with_document_eos(
         self, group_n: NDArray[np.int64], starts_n: NDArray[np.int64], lengths_n: NDArray[np.int64]
     ) -> Rows:
-        """Return pieces, of groups in which every document is followed by EOS, as rows.
+        """Return pieces of groups in which EOS ($) follows every document.
 
-        The groups of the pieces are laid end to end; from the places of all EOS in that line follow
-        which places hold one, and how many lie before each of the others.
+        The store has no EOS. Starts and lengths count it, so each position of a piece is either an
+        EOS or a token of the store, further to the left by the number of EOS before it:
+
+            stored group       a b c d e           (documents abc and de)
+            with EOS           a b c $ d e $
+            piece (2, 4)           c $ d e         EOS before   0 0 1 1
+                                                   source       2 - 3 4
+
+        Args:
+            group_n: the group of each piece [n].
+            starts_n: where in its group each piece starts [n].
+            lengths_n: the length of each piece [n].
+
+        Returns:
+            The pieces as rows, as wide as the longest.
         """
-        groups, number_n = np.unique(group_n, return_inverse=True)
-        lengths_g = self._group_lengths(groups)
-        line_g = np.cumsum(lengths_g) - lengths_g
+        # The groups that occur, with their EOS, as one long line: where each group (g) starts in
+        # it, and the positions of all EOS (k), which ascend.
+        groups, inverse_n = np.unique(group_n, return_inverse=True)
+        group_lengths_g = self._group_lengths(groups)
+        line_starts_g = np.cumsum(group_lengths_g) - group_lengths_g
         ends = [self._document_ends(group) for group in groups]
-        counts_g = np.array([len(each) for each in ends], np.int64)
+        eos_counts_g = np.array([len(ends_d) for ends_d in ends], np.int64)
         eos_k = np.concatenate(
             [
-                line + each - self._group_starts[group] + np.arange(len(each))
-                for line, group, each in zip(line_g, groups, ends, strict=True)
+                line_start + (ends_d - self._group_starts[group]) + np.arange(len(ends_d))
+                for line_start, group, ends_d in zip(line_starts_g, groups, ends, strict=True)
             ]
         )
-        place_l = np.arange(lengths_n.max(initial=0))
-        place_nl = np.minimum(starts_n[:, None] + place_l, lengths_g[number_n, None] - 1)
-        line_nl = line_g[number_n, None] + place_nl
-        before_nl = np.searchsorted(eos_k, line_nl)
-        is_eos_nl = eos_k[before_nl] == line_nl
-        skipped_nl = before_nl - (np.cumsum(counts_g) - counts_g)[number_n, None]
-        source_nl = self._group_starts[group_n][:, None] + place_nl - skipped_nl
+        # The position of each token of each row, in its group and in the line: [n, l]. Beyond the
+        # end of a group its last position is repeated; those tokens are zeroed below.
+        position_l = np.arange(lengths_n.max(initial=0))
+        in_group_nl = np.minimum(
+            starts_n[:, None] + position_l, group_lengths_g[inverse_n, None] - 1
+        )
+        line_nl = line_starts_g[inverse_n, None] + in_group_nl
+        # How many EOS come before each position in the line; there is one at the position itself
+        # if the next EOS is there.
+        eos_before_nl = np.searchsorted(eos_k, line_nl)
+        is_eos_nl = eos_k[eos_before_nl] == line_nl
+        # The store has none of the EOS before a position in its group.
+        eos_before_group_g = np.cumsum(eos_counts_g) - eos_counts_g
+        eos_before_nl = eos_before_nl - eos_before_group_g[inverse_n, None]
+        source_nl = self._group_starts[group_n][:, None] + in_group_nl - eos_before_nl
+        # The source of the store's last EOS is one beyond the last token.
         source_nl = np.clip(source_nl, 0, len(self._tokens) - 1)
+        # Each row needs one range of the store, from its smallest source to its largest.
         first_n = source_nl.min(axis=1)
-        tokens, starts_n = read_ranges(self._tokens, first_n, source_nl.max(axis=1) - first_n + 1)
+        tokens_t, starts_n = read_ranges(self._tokens, first_n, source_nl.max(axis=1) - first_n + 1)
         source_nl += (starts_n - first_n)[:, None]
-        tokens_nl = tokens[source_nl].astype(np.int32)
+        tokens_nl = tokens_t[source_nl].astype(np.int32)
         tokens_nl[is_eos_nl] = EOS_ID
-        tokens_nl[place_l >= lengths_n[:, None]] = 0
+        tokens_nl[position_l >= lengths_n[:, None]] = 0
         return Rows(tokens_nl, lengths_n.astype(np.int32))
-
-
-def random_stream(name: str) -> int:
-    """Return the number that tells a task's random choices from those of the other tasks."""
-    return zlib.crc32(name.encode())

@@ -1,4 +1,9 @@
-"""From features to what a model takes; the names and values are those of seqio's converters."""
+"""Turn "inputs" and "targets" into the arrays that a model takes, and set the loss weights.
+
+One function for each architecture. Names and values are those of seqio's feature converters
+(EncDec, LM, PrefixLM, Encoder), with one difference: padding is where no example is, not where a
+token is 0. seqio's `!= 0` drops the loss of a token with id 0.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -11,15 +16,23 @@ Converter = Callable[..., dict[str, NDArray]]
 
 
 def unconverted(features: Mapping[str, Segments], *, packed: bool) -> dict[str, NDArray]:
-    """Return the features themselves, int32 [batch, length]: what generating and scoring take."""
-    assert not packed, "only rows of one example can be told apart by their padding"
+    """Return the tokens of the features themselves, for generation and scoring.
+
+    Args:
+        features: the features of a batch.
+        packed: must be False: without segment ids, only unpacked examples can be separated.
+
+    Returns:
+        By feature, int32 [batch, length].
+    """
+    assert not packed, "packed examples need segment ids"
     return {name: feature.tokens for name, feature in features.items()}
 
 
 def encoder_decoder(features: Mapping[str, Segments], *, packed: bool) -> dict[str, NDArray]:
-    """Return the batch of an encoder-decoder model from "inputs" and "targets".
+    """Return the batch of an encoder-decoder model, like `seqio.EncDecFeatureConverter`.
 
-    int32 [batch, length], the loss weights float32. Two examples in a row, EOS being 1:
+    Two examples in a row, EOS being 1:
 
         inputs   7 8 5 1 8 4 9 1 0    encoder_input_tokens   7 8 5 1 8 4 9 1 0
                                       encoder_segment_ids    1 1 1 1 2 2 2 2 0
@@ -30,15 +43,20 @@ def encoder_decoder(features: Mapping[str, Segments], *, packed: bool) -> dict[s
                                       decoder_segment_ids    1 1 1 2 2 0 0
                                       decoder_positions      0 1 2 0 1 0 0
 
-    Rows that are not packed have no segment ids and positions, and their decoder inputs are simply
-    shifted (the EOS is seen after the end, where nothing weighs). Padding is where no example is,
-    never where a token is 0: seqio's `!= 0` drops a loss where an example holds id 0.
+    Args:
+        features: "inputs" and "targets" of a batch.
+        packed: whether rows may have several examples. Rows that are not packed get no segment ids
+            and positions, and their decoder inputs are only shifted: the EOS then also appears as
+            an input, at a position without loss.
+
+    Returns:
+        Arrays [batch, length of the feature]: int32, the loss weights float32.
     """
     inputs, targets = features["inputs"], features["targets"]
     batch = {
         "encoder_input_tokens": inputs.tokens,
         "decoder_target_tokens": targets.tokens,
-        "decoder_input_tokens": _shifted(targets, packed=packed),
+        "decoder_input_tokens": _shift_right(targets, packed=packed),
         "decoder_loss_weights": (targets.segment_ids > 0).astype(np.float32),
     }
     if packed:
@@ -58,7 +76,7 @@ def decoder_only(
     prefix_visible: bool,
     loss_on_inputs: bool = False,
 ) -> dict[str, NDArray]:
-    """Return the batch of a decoder without an encoder: each example's inputs, then its targets.
+    """Return the batch of a decoder-only model: each example's inputs, then its targets.
 
     Rows are as long as both features together. Two examples in a row, EOS being 1:
 
@@ -69,31 +87,47 @@ def decoder_only(
                                       decoder_segment_ids       1 1 1 1 1 1 1 2 2 2 2 2 0 0
                                       decoder_positions         0 1 2 3 4 5 6 0 1 2 3 4 0 0
 
-    decoder_causal_attention marks what a prefix LM (`prefix_visible`) may see both ways: the
-    inputs, which stand one place later in the decoder's input tokens, so one place more. A language
-    model has none. With `loss_on_inputs` the whole text weighs, which suits no prefix LM.
+    Args:
+        features: "inputs" and "targets" of a batch.
+        packed: whether rows may have several examples; as in `encoder_decoder`.
+        prefix_visible: whether the model is a prefix LM, which attends to the inputs in both
+            directions. It adds decoder_causal_attention, seqio's name for the mask of the visible
+            prefix. Its last 1 is at the first target, because the input tokens are shifted by one.
+        loss_on_inputs: whether inputs have loss weight 1 too, as in a plain language model. Not for
+            a prefix LM, which sees the inputs it would predict.
+
+    Returns:
+        Arrays [batch, inputs length + targets length]: int32, the loss weights float32.
     """
     inputs, targets = features["inputs"], features["targets"]
-    before_bs = np.cumsum(_counts(targets, inputs), axis=1)  # targets up to and with a segment
-    until_bs = np.cumsum(_counts(inputs, targets), axis=1)
+    # How many tokens of each feature a row has in segments 0 ... s: [b, s].
+    inputs_until_bs = np.cumsum(_segment_lengths(inputs, targets), axis=1)
+    targets_until_bs = np.cumsum(_segment_lengths(targets, inputs), axis=1)
     joined = Segments.empty(len(inputs.tokens), inputs.tokens.shape[1] + targets.tokens.shape[1])
     weights_bl = np.zeros(joined.tokens.shape, np.float32)
     prefix_bl = np.zeros_like(joined.tokens)
-    for part, is_target in ((inputs, False), (targets, True)):
-        row_n, place_n = np.nonzero(part.segment_ids)
-        segment_n = part.segment_ids[row_n, place_n]
-        other_n = until_bs[row_n, segment_n] if is_target else before_bs[row_n, segment_n - 1]
-        to_n = place_n + other_n
-        own_inputs_n = (until_bs[row_n, segment_n] - until_bs[row_n, segment_n - 1]) * is_target
-        position_n = part.positions[row_n, place_n] + own_inputs_n
-        joined.tokens[row_n, to_n] = part.tokens[row_n, place_n]
-        joined.segment_ids[row_n, to_n] = segment_n
-        joined.positions[row_n, to_n] = position_n
-        weights_bl[row_n, to_n] = is_target or loss_on_inputs
-        prefix_bl[row_n, to_n] = ~np.bool_(is_target) | (part.positions[row_n, place_n] == 0)
+    for feature, is_target in ((inputs, False), (targets, True)):
+        # All n tokens of the feature: their row, their column, their segment.
+        row_n, column_n = np.nonzero(feature.segment_ids)
+        segment_n = feature.segment_ids[row_n, column_n]
+        position_n = feature.positions[row_n, column_n]
+        is_first_n = position_n == 0
+        if is_target:
+            # Before a target token come the inputs of its own and of all earlier segments.
+            shift_n = inputs_until_bs[row_n, segment_n]
+            position_n = position_n + shift_n - inputs_until_bs[row_n, segment_n - 1]
+        else:
+            # Before an input token come the targets of all earlier segments.
+            shift_n = targets_until_bs[row_n, segment_n - 1]
+        joined_n = column_n + shift_n  # the column in the joined row
+        joined.tokens[row_n, joined_n] = feature.tokens[row_n, column_n]
+        joined.segment_ids[row_n, joined_n] = segment_n
+        joined.positions[row_n, joined_n] = position_n
+        weights_bl[row_n, joined_n] = is_target or loss_on_inputs
+        prefix_bl[row_n, joined_n] = is_first_n if is_target else True
     batch = {
         "decoder_target_tokens": joined.tokens,
-        "decoder_input_tokens": _shifted(joined, packed=packed),
+        "decoder_input_tokens": _shift_right(joined, packed=packed),
         "decoder_loss_weights": weights_bl,
     }
     if prefix_visible:
@@ -111,15 +145,23 @@ def encoder_only(
     token_types: bool = False,
     next_sentence: bool = False,
 ) -> dict[str, NDArray]:
-    """Return the batch of an encoder that predicts tokens where they stand.
+    """Return the batch of an encoder that predicts masked tokens at their own positions (BERT).
 
         inputs   2 7 M 5 1 0    encoder_input_tokens   2 7 M 5 1 0
         targets  2 7 8 5 1 0    encoder_target_tokens  2 7 8 5 1 0
         weights  0 0 1 0 0 0    encoder_loss_weights   0 0 1 0 0 0
 
-    Packed rows have segment ids and positions. `token_types` adds which of an example's two
-    stretches a token is of, as encoder_token_types (BERT's segments); `next_sentence`, where the
-    objective tells, whether the second follows the first, as next_sentence_labels [batch].
+    Args:
+        features: "inputs", "targets" and "weights" of a batch; "segments" and "next_sentence" where
+            the objective makes them.
+        packed: whether rows may have several examples. It adds segment ids and positions.
+        token_types: whether to add encoder_token_types, which of an example's two segments each
+            token belongs to (BERT's segment ids).
+        next_sentence: whether to add next_sentence_labels [batch], 1 where the second segment
+            follows the first in the text.
+
+    Returns:
+        Arrays [batch, length], if not stated otherwise: int32, the loss weights float32.
     """
     inputs, width = features["inputs"], features["inputs"].tokens.shape[1]
     batch: dict[str, NDArray] = {
@@ -139,8 +181,8 @@ def encoder_only(
     return batch
 
 
-def _shifted(targets: Segments, *, packed: bool) -> NDArray[np.int32]:
-    """Move tokens one place right; each example, or each row, begins with 0."""
+def _shift_right(targets: Segments, *, packed: bool) -> NDArray[np.int32]:
+    """Move tokens one position to the right; each example, or each row, starts with 0 (BOS)."""
     shifted_bl = np.zeros_like(targets.tokens)
     shifted_bl[:, 1:] = targets.tokens[:, :-1]
     if packed:
@@ -148,11 +190,15 @@ def _shifted(targets: Segments, *, packed: bool) -> NDArray[np.int32]:
     return shifted_bl
 
 
-def _counts(of: Segments, beside: Segments) -> NDArray[np.int64]:
-    """Return how many tokens of each segment a row holds: [b, segments + 1], none in segment 0."""
-    segments = 1 + max(of.segment_ids.max(initial=0), beside.segment_ids.max(initial=0))
-    rows = len(of.segment_ids)
-    places_bl = of.segment_ids + segments * np.arange(rows)[:, None]
-    counts_bs = np.bincount(places_bl.ravel(), minlength=rows * segments).reshape(rows, segments)
-    counts_bs[:, 0] = 0
-    return counts_bs
+def _segment_lengths(feature: Segments, other: Segments) -> NDArray[np.int64]:
+    """Return how many tokens of a feature each segment of a row has: [b, segments + 1].
+
+    Segment 0, the padding, counts as empty. The number of segments is the larger of both features.
+    """
+    segments = 1 + max(feature.segment_ids.max(initial=0), other.segment_ids.max(initial=0))
+    rows = len(feature.segment_ids)
+    # One bin for each pair of row and segment.
+    bin_bl = feature.segment_ids + segments * np.arange(rows)[:, None]
+    lengths_bs = np.bincount(bin_bl.ravel(), minlength=rows * segments).reshape(rows, segments)
+    lengths_bs[:, 0] = 0
+    return lengths_bs

@@ -1,4 +1,8 @@
-"""From a task's store to its examples, also while the store is being made."""
+"""Open a task's store as examples: text or pairs, complete or still being written, or seqio's own.
+
+A store that is being written has fewer examples now than later, and nobody knows how many there
+will be. `wait_for_examples` and `size_if_known` give one answer for all kinds.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -28,13 +32,21 @@ def open_examples(
     seed: int,
     match_seqio: bool = False,
 ) -> Examples:
-    """Return the examples of a task: pieces of text if there is an objective, else stored pairs.
+    """Return the examples of a task.
 
-    `match_seqio` takes the noise from where seqio's unshuffled pipeline does
-    (`data.stream.shuffle`).
+    Args:
+        name: of the task; it decides the task's random numbers.
+        store: a complete store, one that is still being written, or a seqio pipeline.
+        objective: what turns text into inputs and targets; None for stored pairs.
+        trimming: how pairs that are too long are trimmed; None: they lose their last tokens.
+        feature_lengths: the lengths of inputs and targets, in tokens, EOS included.
+        sentinels: the sentinel ids of the vocabulary.
+        seed: of the run.
+        match_seqio: whether to corrupt with the random numbers of seqio's unshuffled pipeline.
 
-    Raises ConfigError for a store without examples, and for features that are not stored, that
-    have no length, or that are too short for the objective.
+    Raises:
+        ConfigError: for a store without examples, and for features that are not stored, have no
+            length, or are too short for the objective.
     """
     if missing := [feature for feature in FEATURES if feature_lengths.get(feature, 0) < 1]:
         raise ConfigError(
@@ -70,22 +82,29 @@ def open_examples(
     return examples
 
 
-def wait_for_examples(examples: Examples, wanted: int) -> int:
-    """Return how many examples are there: if fewer than wanted, there will never be more."""
-    return (
-        examples.wait_for_examples(wanted)
-        if isinstance(examples, UnsizedExamples)
-        else examples.size
-    )
+def wait_for_examples(examples: Examples, count: int) -> int:
+    """Wait until `count` examples can be read, or all there will be; return how many can be."""
+    if isinstance(examples, UnsizedExamples):
+        return examples.wait_for_examples(count)
+    return examples.size
 
 
 def size_if_known(examples: Examples) -> int | None:
-    """Return how many examples an epoch has, None until that is known."""
+    """Return the number of examples of an epoch, None while it is not known."""
     return examples.size_if_known if isinstance(examples, UnsizedExamples) else examples.size
 
 
 class PartialExamples:
-    """The examples of a store that is being made; an example that is there never changes."""
+    """The examples of a store that another process is writing.
+
+    Methods wait for examples that are not written yet. An example never changes once it can be
+    read.
+
+    Args:
+        store: the store.
+        open_store: opens what is complete of it as examples.
+        documents_per_group: of text, whose groups must be complete; None for pairs.
+    """
 
     def __init__(
         self,
@@ -93,64 +112,67 @@ class PartialExamples:
         open_store: Callable[[Store], Examples],
         documents_per_group: int | None,
     ):
-        self._store, self._open, self._group = store, open_store, documents_per_group
+        self._store, self._open_store = store, open_store
+        self._documents_per_group = documents_per_group
         self._examples: Examples | None = None
-        self._is_whole = False
+        self._is_complete = False
 
     @property
     def size(self) -> int:
-        """How many examples an epoch has, which is waited for."""
-        while not self._is_whole:
-            self._look()
-            if not self._is_whole:
+        """The number of examples of an epoch. It waits until the store is complete."""
+        while not self._is_complete:
+            self._refresh()
+            if not self._is_complete:
                 self._store.wait()
         return self._examples.size if self._examples else 0
 
     @property
     def size_if_known(self) -> int | None:
-        """How many examples an epoch has; None until that is certain."""
-        return self.size if self._is_whole else None
+        """The number of examples of an epoch; None until the store is complete."""
+        return self.size if self._is_complete else None
 
     @property
     def widths(self) -> Mapping[str, int]:
-        """The features and how wide their rows are."""
-        return self._there().widths
+        """The row width of each feature."""
+        return self._opened().widths
 
-    def wait_for_examples(self, wanted: int) -> int:
-        """Wait for so many examples, or for all; return how many there are."""
+    def wait_for_examples(self, count: int) -> int:
+        """Wait until `count` examples can be read, or all; return how many can be."""
         while True:
             size = self._examples.size if self._examples else 0
-            if size >= wanted or self._is_whole:
+            if size >= count or self._is_complete:
                 return size
-            self._look()
-            if not self._is_whole and not (self._examples and self._examples.size > size):
+            self._refresh()
+            has_grown = self._examples is not None and self._examples.size > size
+            if not self._is_complete and not has_grown:
                 self._store.wait()
 
     def lengths(
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Return the lengths of inputs and targets, EOS included: [n, 2]."""
-        return self._there().lengths(epochs_n, indices_n)
+        return self._opened().lengths(epochs_n, indices_n)
 
     def features(
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
     ) -> dict[str, Rows]:
-        """Return the features, each as wide as `widths` says."""
-        return self._there().features(epochs_n, indices_n)
+        """Return the features of the examples, each as wide as `widths` says."""
+        return self._opened().features(epochs_n, indices_n)
 
-    def _there(self) -> Examples:
+    def _opened(self) -> Examples:
         self.wait_for_examples(1)
         assert self._examples is not None
         return self._examples
 
-    def _look(self) -> None:
-        """Open what has come since the last look."""
-        if (found := self._store.read_available(self._group)) is None:
+    def _refresh(self) -> None:
+        """Open what has been written since the last time."""
+        if (available := self._store.read_available(self._documents_per_group)) is None:
             return
-        examples, before = self._open(found), self._examples
-        if before is None or examples.size >= before.size:  # a builder that begins tells less
+        examples, before = self._open_store(available), self._examples
+        # A builder that starts again reports less than the one before it: keep what was read.
+        if before is None or examples.size >= before.size:
             self._examples = examples
-        self._is_whole = self._is_whole or not isinstance(found, StorePrefix)
+        self._is_complete = self._is_complete or not isinstance(available, StorePrefix)
 
 
 UnsizedExamples = PartialExamples | SeqioPipelineExamples

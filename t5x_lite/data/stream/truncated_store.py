@@ -1,7 +1,9 @@
-"""The beginning of a task's text, to be trained on again and again: the T5 study's repeated data.
+"""Limit a text task to its first tokens, so that training repeats them (`Data.max_text_tokens`).
 
-Raffel et al. 2020, section 3.4.2: pretraining on 2^35 tokens takes C4 cut to 2^29, 2^27, 2^25 and
-2^23 of them, which are so gone through 64, 256, 1,024 and 4,096 times.
+The T5 study measures the effect of repeated data so: pretraining on 2^35 tokens with C4 truncated
+to 2^29, 2^27, 2^25 and 2^23 of them, which are then seen 64, 256, 1,024 and 4,096 times.
+
+Source: Raffel et al. 2020 (T5), section 3.4.2.
 """
 
 import bisect
@@ -18,15 +20,27 @@ from t5x_lite.errors import ConfigError
 def tokens_to_repeat(
     times: int, *, steps: int, batch_size: int, feature_lengths: Mapping[str, int]
 ) -> int:
-    """How many tokens of text are gone through so many times in a run of full rows of inputs.
+    """Return the number of tokens that a run of full rows sees a given number of times.
 
     >>> tokens_to_repeat(64, steps=2**19, batch_size=128, feature_lengths={"inputs": 512}) == 2**29
     True
+
+    Args:
+        times: how often each token is seen.
+        steps: of the run.
+        batch_size: the number of rows of a batch.
+        feature_lengths: the lengths of the features, of which "inputs" counts, in tokens.
+
+    Returns:
+        A value for `Data.max_text_tokens`.
+
+    Raises:
+        ConfigError: if `times` is below 1 or above the number of tokens of the run.
     """
     tokens = steps * batch_size * feature_lengths["inputs"]
     if not 1 <= times <= tokens:
         raise ConfigError(
-            f"{times:,} times is none in which {tokens:,} tokens can be repeated",
+            f"times is {times:,}: it takes 1 to {tokens:,}, the number of tokens of the run",
             "tokens_to_repeat.times",
         )
     return tokens // times
@@ -34,7 +48,12 @@ def tokens_to_repeat(
 
 @dataclass(frozen=True)
 class TruncatedStore:
-    """The first examples of a store; it reads like a store."""
+    """The first examples of a store, with the methods of a store.
+
+    Attributes:
+        store: the whole store.
+        num_examples: how many of its examples there are.
+    """
 
     store: Store
     num_examples: int
@@ -45,35 +64,42 @@ class TruncatedStore:
         return self.store.features
 
     def tokens(self, feature: str) -> NDArray[np.integer]:
-        """Return all tokens of a feature, also those after the last offset."""
+        """Return all tokens of a feature of the whole store: [tokens]."""
         return self.store.tokens(feature)
 
     def offsets(self, feature: str) -> NDArray[np.int64]:
-        """Return where each example begins and, last, where the last one ends."""
+        """Return where each example starts and, last, where the last one ends: [examples + 1]."""
         return self.store.offsets(feature)[: self.num_examples + 1]
 
     def groups(self, feature: str) -> NDArray[np.int64] | None:
-        """Return the number and the start of every 128th document with tokens, if they are kept."""
+        """Return the part of the group table that belongs to these examples: [groups, 2]."""
         if (table_g2 := self.store.groups(feature)) is None:
             return None
         return table_g2[: np.searchsorted(np.asarray(table_g2)[:, 0], self.num_examples)]
 
 
-def truncate_store(name: str, store: Store, tokens: int) -> TruncatedStore:
-    """Return the first documents of a store of text that have no more than `tokens` together.
+def truncate_store(name: str, store: Store, max_tokens: int) -> TruncatedStore:
+    """Return the first documents of a store of text, with at most `max_tokens` tokens in all.
 
-    Raises ConfigError where not even one document is so short, and where the store has no more
-    than that: nothing would be left out.
+        documents of 3, 2 and 4 tokens, max_tokens 6   ->   the first two
+
+    Args:
+        name: of the task, for errors.
+        store: a store with the documents as "targets".
+        max_tokens: the limit.
+
+    Raises:
+        ConfigError: if not even the first document is that short, or the store has no more tokens
+            than that, so that nothing would be omitted.
     """
     offsets = store.offsets("targets")
-    there = int(offsets[store.num_examples])
-    documents = bisect.bisect_right(offsets, tokens) - 1
-    if not documents or there <= tokens or int(offsets[documents]) == 0:
+    total = int(offsets[store.num_examples])
+    documents = bisect.bisect_right(offsets, max_tokens) - 1
+    if not documents or total <= max_tokens or int(offsets[documents]) == 0:
+        first = int(offsets[min(1, store.num_examples)])
         raise ConfigError(
-            f"max_text_tokens is {tokens:,}: task {name!r} has {there:,} tokens of text in "
-            "documents "
-            f"of which the first has {int(offsets[min(1, store.num_examples)]):,}; wanted a number "
-            "between",
+            f"max_text_tokens is {max_tokens:,}: task {name!r} has {total:,} tokens of text in "
+            f"documents of which the first has {first:,}; expected a number between",
             "Data.max_text_tokens",
         )
     return TruncatedStore(store, documents)

@@ -1,4 +1,4 @@
-"""What a model must beat: the loss of a guess that knows nothing, or only how common tokens are."""
+"""Compute baselines for the loss: that of a uniform guess, and that of token frequencies alone."""
 
 import math
 from collections.abc import Mapping
@@ -18,10 +18,11 @@ _EXAMPLES_PER_READ = 512
 
 
 class Baselines(NamedTuple):
-    """Nats per target token, EOS and sentinels included.
+    """Losses in nats per target token, EOS and sentinels included.
 
-    `uniform`: every id of the vocabulary is as likely. `unigram`: as likely as it was among the
-    targets of training, one added to every count.
+    Attributes:
+        uniform: of a model that gives every id of the vocabulary the same probability.
+        unigram: of a model that gives every id its frequency among the targets of training.
     """
 
     uniform: float
@@ -39,14 +40,26 @@ def target_baselines(
     train_limit: int = 20_000,
     validation_limit: int | None = None,
 ) -> Baselines:
-    """Return the baselines of a task on what `evaluation_batches` yields for `validation`.
+    """Return the baselines of a task on what `evaluation_batches` yields for its validation split.
 
-    The counts of training come from the first `train_limit` examples of its first epoch (all, if
-    there are fewer). With c_i and t_i the counts of id i in training and validation, of V ids:
+    With c_i and t_i the counts of id i in training and validation, of V ids, one being added to
+    every count (Laplace smoothing):
 
         unigram = -sum_i t_i ln((c_i + 1) / (sum(c) + V)) / sum(t)
 
-    Raises ConfigError for a store with ids beyond the vocabulary.
+    Args:
+        train: the task with its training store.
+        validation: the task with its validation store.
+        feature_lengths: the lengths of inputs and targets, in tokens, EOS included.
+        vocabulary_size: V.
+        sentinels: the sentinel ids of the vocabulary.
+        seed: of the run.
+        train_limit: how many examples of the first epoch are counted, at most. 20,000 estimate the
+            frequencies of common tokens well enough for a baseline.
+        validation_limit: how many validation examples are counted, at most; None: all.
+
+    Raises:
+        ConfigError: for a store with ids beyond the vocabulary.
     """
     train_examples, examples = (
         open_examples(
@@ -60,7 +73,8 @@ def target_baselines(
         )
         for task in (train, validation)
     )
-    if isinstance(train_examples, UnsizedExamples):  # nobody waits for its end
+    if isinstance(train_examples, UnsizedExamples):
+        # A shuffled epoch needs the size, which is known after minutes or hours: take the first.
         train_indices = np.arange(min(train_limit, train_examples.wait_for_examples(train_limit)))
     else:
         size = train_examples.size
@@ -72,8 +86,8 @@ def target_baselines(
     indices = np.arange(examples.size)[:validation_limit]
     validation_v = _count_targets(examples, indices, vocabulary_size)
 
-    surprise_v = -np.log((train_v + 1) / (train_v.sum() + vocabulary_size))
-    unigram = float(validation_v @ surprise_v / validation_v.sum())
+    nats_v = -np.log((train_v + 1) / (train_v.sum() + vocabulary_size))
+    unigram = float(validation_v @ nats_v / validation_v.sum())
     return Baselines(math.log(vocabulary_size), unigram)
 
 
@@ -87,16 +101,18 @@ def _count_targets(
         features = examples.features(np.zeros_like(part_n), part_n)
         rows = features["targets"]
         used_nl = np.arange(rows.tokens.shape[1]) < rows.lengths[:, None]
-        if "weights" in features:  # targets may be wider: they are as long as the inputs
+        if "weights" in features:
+            # An encoder predicts at the positions of its inputs, and only those with a weight.
+            # The configured targets length does not apply to it.
             width = features["weights"].tokens.shape[1]
             used_nl = used_nl[:, :width] & (features["weights"].tokens > 0)
             rows = rows._replace(tokens=rows.tokens[:, :width])
-        found_v = np.bincount(rows.tokens[used_nl], minlength=vocabulary_size)
-        if len(found_v) > vocabulary_size:
+        part_counts_v = np.bincount(rows.tokens[used_nl], minlength=vocabulary_size)
+        if len(part_counts_v) > vocabulary_size:
             raise ConfigError(
-                f"a token store holds the id {len(found_v) - 1}, the vocabulary has "
+                f"a token store holds the id {len(part_counts_v) - 1}, the vocabulary has "
                 f"{vocabulary_size}",
                 "DATA_DIR",
             )
-        counts_v += found_v
+        counts_v += part_counts_v
     return counts_v

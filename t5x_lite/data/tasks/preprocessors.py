@@ -165,10 +165,12 @@ class TrimPairs:
             if self.trimming.window_around_answer and len(inputs) > room:
                 if (place := find_answer(inputs, targets)) < 0:
                     return [inputs[:0], targets[:0]]
-                first = window_start(place, len(targets), len(inputs), room=room, key_12=_key(seed))
+                first = window_start(
+                    place, len(targets), len(inputs), width=room, key_12=_key(seed)
+                )
                 tokens["inputs"] = inputs[first : first + room]
             kept = [
-                self.trimming.cut(part, lengths.get(name, len(part) + 1))
+                self.trimming.trim(part, lengths.get(name, len(part) + 1))
                 for name, part in tokens.items()
             ]
             return [np.append(part, part.dtype.type(EOS_ID)) for part in kept]

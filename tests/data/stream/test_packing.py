@@ -84,7 +84,7 @@ def test_segments_are_those_written_one_token_at_a_time(rows, one_per_row):
     row_n, start_n, segment_n, length_n = np.array(places, int).reshape(-1, 4).T
     written = Rows(tokens, length_n.astype(np.int32))
     if one_per_row:
-        segments.fill(written, row_n)
+        segments.write_one_per_row(written, row_n)
     else:
         segments.write(written, row_n=row_n, start_n=start_n, segment_n=segment_n)
     for found, wanted in zip(segments, expected, strict=True):

@@ -50,10 +50,10 @@ def test_an_answer_is_found_where_it_first_stands(tokens, answer):
 
 def test_every_stretch_with_the_answer_in_it_is_drawn():
     keys = np.random.default_rng(0).integers(0, 2**32, (400, 1, 2), np.uint32)
-    starts = {window_start(20, 3, 60, room=8, key_12=key) for key in keys}
+    starts = {window_start(20, 3, 60, width=8, key_12=key) for key in keys}
     assert starts == set(range(15, 21))
-    assert {window_start(1, 3, 60, room=8, key_12=key) for key in keys} == {0, 1}
-    assert {window_start(56, 4, 60, room=8, key_12=key) for key in keys} == {52}
+    assert {window_start(1, 3, 60, width=8, key_12=key) for key in keys} == {0, 1}
+    assert {window_start(56, 4, 60, width=8, key_12=key) for key in keys} == {52}
 
 
 def test_questions_keep_their_answers_and_those_without_are_left_out(memory_store):

@@ -7,12 +7,12 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from t5x_lite.data.stream import prefetch as prefetch_module
-from t5x_lite.data.stream.prefetch import prefetch, process_rows, to_devices
+from t5x_lite.data.stream.prefetch import Prefetch, process_rows, to_devices
 from t5x_lite.errors import ConfigError
 
 
 def test_items_come_in_order_and_made_ready():
-    with prefetch(range(100), lambda item: item * 2) as items:
+    with Prefetch(range(100), lambda item: item * 2) as items:
         assert list(items) == list(range(0, 200, 2))
         assert list(items) == []
 
@@ -26,7 +26,7 @@ def test_at_most_depth_items_are_made_ahead():
             third.set()
         return item
 
-    with prefetch(iter(range(100)), put, depth=3) as items:
+    with Prefetch(iter(range(100)), put, depth=3) as items:
         assert next(items) == 0
         assert third.wait(10)
         assert len(made) <= 5
@@ -46,7 +46,7 @@ def test_an_exception_is_raised_where_the_item_would_have_come(where):
             raise OSError("shard 3 is gone")
         return item
 
-    with prefetch(broken_shard(), put) as items:
+    with Prefetch(broken_shard(), put) as items:
         assert next(items) == 1
         with pytest.raises(OSError, match="shard 3 is gone") as error:
             next(items)
@@ -60,14 +60,14 @@ def test_a_stop_iteration_of_put_is_an_error_and_not_an_end():
     def put(item):
         raise StopIteration
 
-    with prefetch([1], put) as items, pytest.raises(RuntimeError):
+    with Prefetch([1], put) as items, pytest.raises(RuntimeError):
         next(items)
 
 
 def test_closing_stops_the_thread_wherever_it_is():
     before = threading.active_count()
     for consumed in (0, 1, 5):
-        items = prefetch(iter(int, 1), lambda item: item)
+        items = Prefetch(iter(int, 1), lambda item: item)
         for _ in range(consumed):
             next(items)
         items.close()
@@ -79,9 +79,9 @@ def test_closing_stops_the_thread_wherever_it_is():
 
 def test_the_thread_ends_with_the_items_and_with_an_exception_of_the_consumer():
     before = threading.active_count()
-    with prefetch([1], lambda item: item) as items:
+    with Prefetch([1], lambda item: item) as items:
         assert list(items) == [1]
-    with pytest.raises(KeyError), prefetch(iter(int, 1), lambda item: item) as items:
+    with pytest.raises(KeyError), Prefetch(iter(int, 1), lambda item: item) as items:
         raise KeyError
     assert threading.active_count() == before
 
@@ -102,7 +102,7 @@ def test_only_the_consumers_waiting_is_counted(monkeypatch):
         ready.set()
 
     monkeypatch.setattr(prefetch_module.time, "perf_counter", clock)
-    with prefetch(shards(), str.upper) as items:
+    with Prefetch(shards(), str.upper) as items:
         assert next(items) == "SLOW"
         assert items.waited == 7
         assert ready.wait(10)

@@ -69,7 +69,7 @@ def task_of(function=numbers, name="live_numbers", steps=(random_ending,)):
 def often():
     """Markers that come often, few examples at hand."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seqio_pipeline, "_MARK_EVERY", 16)
+        patch.setattr(seqio_pipeline, "_CHECKPOINT_EVERY", 16)
         patch.setattr(seqio_pipeline, "_EXAMPLES_KEPT", 64)
         yield
 
@@ -133,10 +133,10 @@ def test_a_position_holds_a_checkpoint_near_by(undisturbed):
 
 
 def test_a_restart_takes_up_the_checkpoint(memory_store, undisturbed, monkeypatch):
-    taken, restore = [], SeqioPipelineExamples._restore
+    taken, restore = [], SeqioPipelineExamples._restore_iterator
     monkeypatch.setattr(
         SeqioPipelineExamples,
-        "_restore",
+        "_restore_iterator",
         lambda self, state: taken.append(restore(self, state)) or taken[-1],
     )
     _, position = undisturbed[numbers][29]

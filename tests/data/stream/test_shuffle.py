@@ -35,7 +35,7 @@ def test_a_draw_does_not_depend_on_what_is_drawn_with_it(size, first, count, see
 def test_epochs_that_begin_in_blocks_meet_each_example_once_too(size, block, seed, stream):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shuffle, "BLOCK_EXAMPLES", block)
-        shuffle._epoch_keys.cache_clear()
+        shuffle._cached_round_keys.cache_clear()
         draws = np.arange(3 * size)
         epochs, examples = shuffle.block_shuffled_examples(draws, size, seed=seed, stream=stream)
         for epoch in range(3):
@@ -100,8 +100,8 @@ def test_neighbors_in_the_store_are_not_neighbors_in_the_stream():
 @given(SEEDS, st.integers(0, 2**50))
 def test_tasks_are_drawn_at_their_rates(seed, window):
     tasks = shuffle.draw_tasks(np.array([6.0, 0.0, 2.0]), window, seed=seed, count=8192)
-    shares = np.bincount(tasks, minlength=3) / 8192
-    np.testing.assert_allclose(shares, [0.75, 0, 0.25], atol=0.03)
+    fractions = np.bincount(tasks, minlength=3) / 8192
+    np.testing.assert_allclose(fractions, [0.75, 0, 0.25], atol=0.03)
 
 
 def test_windows_and_seeds_draw_tasks_of_their_own():
@@ -122,26 +122,30 @@ def test_rows_are_shuffled_without_loss(count, window, seed):
 
 
 @given(
-    shares=st.lists(st.floats(0.01, 1), min_size=1, max_size=5),
-    left=st.lists(st.integers(0, 60), min_size=5, max_size=5),
+    rates=st.lists(st.floats(0.01, 1), min_size=1, max_size=5),
+    remaining=st.lists(st.integers(0, 60), min_size=5, max_size=5),
     window=st.integers(0, 2**40),
     policy=st.sampled_from(["stop", "renormalize"]),
 )
-def test_draws_stop_or_go_on_without_what_is_gone_through(shares, left, window, policy):
+def test_draws_stop_or_go_on_without_what_is_gone_through(rates, remaining, window, policy):
     """Held against drawing one by one."""
-    shares, left = np.array(shares), np.array(left[: len(shares)])
+    rates, remaining = np.array(rates), np.array(remaining[: len(rates)])
     settings = dict(seed=3, count=100)
-    free = shuffle.draw_tasks(shares, window, **settings)
-    drawn = shuffle.draw_tasks(shares, window, **settings, left=left, on_task_exhausted=policy)
-    counts = np.bincount(drawn, minlength=len(shares))
-    assert (counts <= left).all()
+    free = shuffle.draw_tasks(rates, window, **settings)
+    drawn = shuffle.draw_tasks(
+        rates, window, **settings, remaining=remaining, on_task_exhausted=policy
+    )
+    counts = np.bincount(drawn, minlength=len(rates))
+    assert (counts <= remaining).all()
     same = 0
     while same < len(drawn) and drawn[same] == free[same]:
         same += 1
-    before = np.bincount(free[:same], minlength=len(shares))
+    before = np.bincount(free[:same], minlength=len(rates))
     if same < 100:
-        assert before[free[same]] == left[free[same]]  # it differs from where one was gone through
+        assert (
+            before[free[same]] == remaining[free[same]]
+        )  # it differs from where one was gone through
     if policy == "stop":
         assert len(drawn) == same
     else:
-        assert len(drawn) == min(100, left.sum())
+        assert len(drawn) == min(100, remaining.sum())
