@@ -8,9 +8,9 @@ class ConfigError(ValueError):
     the flag, that set each of `names`.
 
     Args:
-      message: what was given, what is expected, and how to correct it.
-      *names: the gin names that set the value, such as "BATCH_SIZE" or
-        "TransformerConfig.vocab_size".
+        message: What was given, what is expected, and how to correct it.
+        *names: The gin names that set the value, such as "BATCH_SIZE" or
+            "TransformerConfig.vocab_size".
     """
 
     def __init__(self, message: str, *names: str):
@@ -26,12 +26,12 @@ def require(condition: object, message: str, *names: str) -> None:
     code depends on the condition, and where formatting the message needs the condition to be false.
 
     Args:
-      condition: anything with a truth value.
-      message: what was given and what is expected.
-      *names: the gin names that set the value.
+        condition: Anything with a truth value.
+        message: What was given and what is expected.
+        *names: The gin names that set the value.
 
     Raises:
-      ConfigError: if the condition is false.
+        ConfigError: If the condition is false.
     """
     if not condition:
         raise ConfigError(message, *names)
@@ -44,13 +44,13 @@ def require_field(config: object, name: str, condition: object, expected: str) -
     name "TransformerConfig.dropout_rate".
 
     Args:
-      config: the object that gin configures; the name of its class is part of the gin name.
-      name: the field.
-      condition: whether the value is valid.
-      expected: what the field must be, as the end of the sentence "NAME must be ...".
+        config: The object that gin configures; the name of its class is part of the gin name.
+        name: The field.
+        condition: Whether the value is valid.
+        expected: What the field must be, as the end of the sentence "NAME must be ...".
 
     Raises:
-      ConfigError: if the condition is false.
+        ConfigError: If the condition is false.
     """
     if not condition:
         gin_name = f"{type(config).__name__}.{name}"

@@ -44,14 +44,14 @@ class ChildProcess:
     with 127 and a line on standard error.
 
     Args:
-      command: the program and its arguments.
-      environment: all its environment variables; None passes on those of this process.
-      output: a file that takes standard output and standard error. Without it and `on_line` both
-        go where those of this process go.
-      on_line: called from a thread with each line of standard output, without its newline. It
-        takes the lines of standard error too, unless there is an `on_error_line`.
-      on_error_line: the same for standard error alone.
-      on_exit: called from a thread as soon as the program has ended.
+        command: The program and its arguments.
+        environment: All its environment variables; None passes on those of this process.
+        output: A file that takes standard output and standard error. Without it and `on_line` both
+            go where those of this process go.
+        on_line: Called from a thread with each line of standard output, without its newline. It
+            takes the lines of standard error too, unless there is an `on_error_line`.
+        on_error_line: The same for standard error alone.
+        on_exit: Called from a thread as soon as the program has ended.
     """
 
     def __init__(
@@ -112,10 +112,10 @@ class ChildProcess:
         """Wait until the program has ended and its lines were read.
 
         Args:
-          seconds: give up after this time; None waits without limit.
+            seconds: Give up after this time; None waits without limit.
 
         Returns:
-          The exit code, or None if the program still runs.
+            The exit code, or None if the program still runs.
         """
         try:
             code = self._process.wait(seconds)
@@ -129,10 +129,10 @@ class ChildProcess:
         """Ask the program to end with SIGTERM, and kill it if it does not.
 
         Args:
-          grace_seconds: the time between SIGTERM and SIGKILL.
+            grace_seconds: The time between SIGTERM and SIGKILL.
 
         Returns:
-          The exit code.
+            The exit code.
         """
         self.send(signal.SIGTERM)
         code = self.wait(grace_seconds)
@@ -164,12 +164,12 @@ def start_function(
     """Call a function in a new Python process, which ends when this process ends.
 
     Args:
-      function: importable by its name, so not a local function.
-      *arguments: anything that can be pickled, and connections of `SPAWN.Pipe()`.
-      name: of the process.
+        function: Importable by its name, so not a local function.
+        *arguments: Anything that can be pickled, and connections of `SPAWN.Pipe()`.
+        name: Of the process.
 
     Returns:
-      The started process.
+        The started process.
     """
     process = SPAWN.Process(target=_call, args=(function, arguments), name=name)
     process.start()

@@ -42,19 +42,19 @@ class Pod:
     """A simulated pod and the command that runs on it.
 
     Args:
-      command: what every process runs; a first word "t5x_lite" means this Python's package.
-      processes: the number of processes.
-      devices: the number of simulated CPU devices of each process.
-      restarts: how often all processes are restarted when one fails. Invalid configuration and
-        Ctrl-C cause no restart.
-      grace: seconds that the other processes have to end by themselves when one has failed; then
-        they are killed.
-      doctor: run `t5x_lite doctor` with the same configuration before `t5x_lite train`, and do not
-        train if it fails.
-      environment: environment variables of every process.
+        command: What every process runs; a first word "t5x_lite" means this Python's package.
+        processes: The number of processes.
+        devices: The number of simulated CPU devices of each process.
+        restarts: How often all processes are restarted when one fails. Invalid configuration and
+            Ctrl-C cause no restart.
+        grace: Seconds that the other processes have to end by themselves when one has failed; then
+            they are killed.
+        doctor: Run `t5x_lite doctor` with the same configuration before `t5x_lite train`, and do
+            not train if it fails.
+        environment: Environment variables of every process.
 
     Raises:
-      ConfigError: for numbers that are too small, and without a command.
+        ConfigError: For numbers that are too small, and without a command.
     """
 
     command: Sequence[str]
@@ -111,10 +111,10 @@ def run(pod: Pod) -> int:
     """Run a pod until it ends, with its restarts; for the main thread.
 
     Args:
-      pod: the pod.
+        pod: The pod.
 
     Returns:
-      The exit code: 0, or that of the first process that failed.
+        The exit code: 0, or that of the first process that failed.
     """
     with SignalRequests(signal.SIGTERM, signal.SIGINT) as signals:
         if pod.doctor_pod is not None:

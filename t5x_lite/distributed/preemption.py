@@ -48,7 +48,7 @@ class PreemptionHandler:
     checkpoint: a checkpoint is complete or is ignored.
 
     Args:
-      report: called with a line of text when a signal arrives.
+        report: Called with a line of text when a signal arrives.
     """
 
     def __init__(self, report: Callable[[str], None]):

@@ -22,7 +22,7 @@ class Pool:
     """Worker processes that start when first needed and end with this one; a context manager.
 
     Args:
-      count: the number of workers; None starts one for each core.
+        count: The number of workers; None starts one for each core.
     """
 
     def __init__(self, count: int | None = None):
@@ -50,13 +50,13 @@ class Pool:
         threads may share a pool: each of them has at most `count` items in progress.
 
         Args:
-          function: importable by its name, or a `functools.partial` of such a function.
-          items: the arguments of the calls; they can be pickled, and so can the results.
-          every_second: yield None once a second while no result comes, so that the caller can do
-            something else, such as report progress.
+            function: Importable by its name, or a `functools.partial` of such a function.
+            items: The arguments of the calls; they can be pickled, and so can the results.
+            every_second: Yield None once a second while no result comes, so that the caller can do
+                something else, such as report progress.
 
         Raises:
-          WorkerKilledError: if a worker was killed.
+            WorkerKilledError: If a worker was killed.
         """
         if self.count == 1 or len(items) < 2:
             yield from map(function, items)

@@ -18,10 +18,10 @@ class SignalRequests:
     `on_signal` or `exit_on_second`: both are served by a thread of their own, at once.
 
     Args:
-      *numbers: the signals to record.
-      on_signal: called with the number of each signal, from a thread.
-      exit_on_second: end the process at the second signal, with the exit code 128 + its number,
-        whatever the main thread is doing.
+        *numbers: The signals to record.
+        on_signal: Called with the number of each signal, from a thread.
+        exit_on_second: End the process at the second signal, with the exit code 128 + its number,
+            whatever the main thread is doing.
     """
 
     def __init__(

@@ -11,16 +11,16 @@ def length_of(
     """Look up the configured length of a feature.
 
     Args:
-      feature_lengths: the number of tokens of each feature, TASK_FEATURE_LENGTHS.
-      feature: the name to look up, "inputs" or "targets".
-      least: the fewest tokens that the objective can work with.
-      objective: its name, for the error.
+        feature_lengths: The number of tokens of each feature, TASK_FEATURE_LENGTHS.
+        feature: The name to look up, "inputs" or "targets".
+        least: The fewest tokens that the objective can work with.
+        objective: Its name, for the error.
 
     Returns:
-      The length in tokens.
+        The length in tokens.
 
     Raises:
-      ConfigError: if the feature has no length or too small a one.
+        ConfigError: If the feature has no length or too small a one.
     """
     require(
         feature in feature_lengths,
@@ -42,13 +42,13 @@ def check_targets(
     """Check that the targets feature holds what an objective makes, EOS included.
 
     Args:
-      feature_lengths: the number of tokens of each feature, TASK_FEATURE_LENGTHS.
-      needed: the number of tokens of the targets that the objective makes.
-      made_by: the objective and its settings, for the error.
-      average: whether `needed` is an average.
+        feature_lengths: The number of tokens of each feature, TASK_FEATURE_LENGTHS.
+        needed: The number of tokens of the targets that the objective makes.
+        made_by: The objective and its settings, for the error.
+        average: Whether `needed` is an average.
 
     Raises:
-      ConfigError: if the targets feature is shorter.
+        ConfigError: If the targets feature is shorter.
     """
     length = feature_lengths["targets"]
     require(

@@ -10,8 +10,8 @@ class Sentinels:
     """The ids that mark spans, T5's `<extra_id_0>`, `<extra_id_1>` and so on.
 
     Args:
-      first: the id that marks the first span of a row; each later span takes the next lower id.
-      count: the number of such ids, so the last one is `first - count + 1`.
+        first: The id that marks the first span of a row; each later span takes the next lower id.
+        count: The number of such ids, so the last one is `first - count + 1`.
     """
 
     first: int
@@ -27,11 +27,11 @@ def check_sentinels(needed: int, sentinels: Sentinels) -> None:
     """Check that a vocabulary has as many sentinels as an objective may need.
 
     Args:
-      needed: the largest number of spans that the objective makes of one piece of text.
-      sentinels: those of the vocabulary.
+        needed: The largest number of spans that the objective makes of one piece of text.
+        sentinels: Those of the vocabulary.
 
     Raises:
-      ConfigError: if there are too few.
+        ConfigError: If there are too few.
     """
     require(
         needed <= sentinels.count,

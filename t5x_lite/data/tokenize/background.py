@@ -30,9 +30,9 @@ class BackgroundTokenizer:
     it ends.
 
     Args:
-      data: the data of the run, of which each worker registers the tasks again.
-      directories: the directory of each store to make, by the name of its task.
-      report: called with lines of progress, from a thread.
+        data: The data of the run, of which each worker registers the tasks again.
+        directories: The directory of each store to make, by the name of its task.
+        report: Called with lines of progress, from a thread.
     """
 
     def __init__(self, data: "Data", directories: Mapping[str, str], report: Report):
@@ -50,8 +50,8 @@ class BackgroundTokenizer:
         """Raise the error that ended the process before its work was done, if one did.
 
         Raises:
-          ConfigError: for a corpus that cannot be read, and other invalid configuration.
-          RuntimeError: for any other error, and if the process was killed.
+            ConfigError: For a corpus that cannot be read, and other invalid configuration.
+            RuntimeError: For any other error, and if the process was killed.
         """
         if self._ended.is_set() and not self._is_done:
             raise self._error or RuntimeError(

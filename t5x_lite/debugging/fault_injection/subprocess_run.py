@@ -21,9 +21,9 @@ class TrainProcess:
     """A started `t5x_lite train`; several processes run under `distributed.local_launcher`.
 
     Args:
-      arguments: of `debugging.fault_injection.nan_batch`, which passes on all but its own.
-      processes: the number of processes that train.
-      devices: the number of simulated devices of each, where there are several processes.
+        arguments: Of `debugging.fault_injection.nan_batch`, which passes on all but its own.
+        processes: The number of processes that train.
+        devices: The number of simulated devices of each, where there are several processes.
     """
 
     def __init__(self, arguments: Sequence[str], *, processes: int = 1, devices: int = 4):
@@ -61,12 +61,12 @@ class TrainProcess:
         """Wait for a line.
 
         Args:
-          matches: whether a line is the one that is waited for.
-          seconds: the longest time to wait.
-          since: the `time.monotonic()` after which the line has to arrive.
+            matches: Whether a line is the one that is waited for.
+            seconds: The longest time to wait.
+            since: The `time.monotonic()` after which the line has to arrive.
 
         Returns:
-          The `time.monotonic()` at which it arrived; None if the run ended or the time is over.
+            The `time.monotonic()` at which it arrived; None if the run ended or the time is over.
         """
         until, seen = time.monotonic() + seconds, 0
         with self._changed:
@@ -89,10 +89,10 @@ class TrainProcess:
         """Wait for the end, and kill the run if it does not come in time.
 
         Args:
-          seconds: the longest time to wait.
+            seconds: The longest time to wait.
 
         Returns:
-          The exit code, -n after signal n.
+            The exit code, -n after signal n.
         """
         code = self._child.wait(seconds)
         return self._child.kill() if code is None else code
