@@ -27,7 +27,7 @@ COMMANDS = (
             Flag(
                 "extra_ids",
                 "vocab.extra_ids",
-                "Number of sentinels to store in the file; 0 leaves them to Vocabulary.extra_ids.",
+                "Number of sentinels to store in the file; 0 leaves them to the macro EXTRA_IDS.",
                 metavar="N",
             ),
             Flag(

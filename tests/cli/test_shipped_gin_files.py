@@ -34,6 +34,8 @@ def test_every_shipped_task_builds_its_task_providers():
     values = {"MIXTURE_OR_TASK_NAME": "glue_cola_v002", "TASK_FEATURE_LENGTHS": {"inputs": 9}}
     values |= {"C4_DIR": "/c4", "TRAIN_FILES": "a.tsv", "TEXT_DIR": "/texts", "TBC_DIR": "/books"}
     for name in shipped("tasks"):
+        if "DATA" not in {b.name for b in gin_config.read([name], [], SEARCH)}:
+            continue  # a part of the others, such as tasks/vocabulary.gin
         files = ["runs/inspect.gin", "objectives/span_corruption.gin", name]
         final = {b.name: b.value for b in gin_config.read(files, [], SEARCH)}
         flags = [
@@ -46,7 +48,9 @@ def test_every_shipped_task_builds_its_task_providers():
         gin_config.parse(files, flags, SEARCH)
         gin_config.check_values(inspect)
         data = gin.get_configurable("Data")()
-        assert data.mixture_or_task_name in [n for d in data.task_providers for n in d.names], name
+        provided = [task for provider in data.task_providers for task in provider.names]
+        # tasks/base.gin takes its tasks from a module of the user's.
+        assert (data.mixture_or_task_name in provided) == (name != "tasks/base.gin"), name
 
 
 def test_every_shipped_recipe_builds_all_that_it_passes(tmp_path):

@@ -173,7 +173,7 @@ def test_microbatches_and_recomputation_are_looked_into(tmp_path, train_small, r
 
 
 def test_what_cannot_be_replayed_is_refused(tmp_path, run, replayed):
-    with pytest.raises(ConfigError, match="wanted steps from 1 on"):
+    with pytest.raises(ConfigError, match="expected a step from 1"):
         replayed(run, step=0)
     with pytest.raises(ConfigError, match="holds no run"):
         replayed(tmp_path, step=1)

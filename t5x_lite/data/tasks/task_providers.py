@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from t5x_lite.data.code_identity import versioned
 from t5x_lite.data.sources import embedded_corpus
@@ -29,6 +29,7 @@ _MIN_HEADLINE_WORDS = 3
 _MIN_BODY_CHARACTERS = 80
 
 
+@runtime_checkable
 class TaskProvider(Protocol):
     """What a user lists in `Data.task_providers`: tasks and mixtures that can be registered.
 
