@@ -14,6 +14,7 @@ from hypothesis import settings
 MAY_DO_WITHOUT_JAX = {"data", "objectives"}
 PACKAGES = ("gin", "beartype")  # enough text to learn from, little enough to tokenize at once
 GIN_CONFIGS = Path(__file__).resolve().parents[1] / "gin_configs"
+TEST_CONFIGS = Path(__file__).resolve().parent / "gin_configs"  # models too small to be of use
 
 
 # How long an example takes depends on what else the machine is doing.
@@ -92,7 +93,7 @@ def random_params():
 
 @pytest.fixture(scope="session")
 def shipped():
-    """A function that reads a file of gin_configs/models: shipped("bert/tiny", remat="full")."""
+    """A function that reads a model file, shipped or of the tests: shipped("bert/tiny", remat="full")."""
     import dataclasses
 
     import gin
@@ -102,7 +103,7 @@ def shipped():
 
     def read(name, **changes):
         gin.clear_config()
-        gin_config.parse([f"models/{name}.gin"], [], ["", str(GIN_CONFIGS)])
+        gin_config.parse([f"models/{name}.gin"], [], ["", str(TEST_CONFIGS), str(GIN_CONFIGS)])
         config = gin.get_configurable(TransformerConfig)()
         gin.clear_config()
         return dataclasses.replace(config, **changes)

@@ -225,7 +225,10 @@ def test_a_users_file_is_inspected_without_a_line_of_code(tmp_path, capsys, monk
     assert "1 + 1" in capsys.readouterr().out
 
 
-TINY = ("--gin_file=models/t5_1_1/tiny.gin", "--gin_file=optimizers/adafactor.gin")
+TINY = (
+    f"--gin_file={ROOT}/tests/gin_configs/models/t5_1_1/tiny.gin",
+    "--gin_file=optimizers/adafactor.gin",
+)
 
 
 def test_a_plan_needs_no_more_than_a_model_an_optimizer_and_a_batch(tmp_path, capsys, monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 from t5x_lite.models.transformer import abstract, bind, num_parameters
 
 MODELS = Path(__file__).resolve().parents[2] / "gin_configs" / "models"
+TINY = Path(__file__).resolve().parents[1] / "gin_configs" / "models"
 # The published sizes, exact: T5's own code for T5, mT5, umT5, ByT5, BART and Switch; for the others
 # the arithmetic of their papers, which gives the sizes their public weights have.
 PARAMETERS = {
@@ -88,6 +89,7 @@ KINDS = {
 SAME_PROGRAM = ("t5_1_0", "mt5", "byt5")
 DECODING = [kind for kind in KINDS if kind not in ("bert", "roberta")]
 LENGTH = 24
+FILES = sorted([*MODELS.rglob("*.gin"), *TINY.rglob("*.gin")])
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -98,7 +100,7 @@ def test_every_size_has_exactly_the_published_number_of_weights(name, shipped):
 
 def test_no_shipped_size_escapes_the_count():
     files = {path.relative_to(MODELS).with_suffix("").as_posix() for path in MODELS.glob("*/*.gin")}
-    assert {name for name in files if not name.endswith("/tiny")} == set(PARAMETERS)
+    assert files == set(PARAMETERS)
 
 
 @pytest.mark.parametrize(("name", "without_heads"), [("base", 109_482_240), ("large", 335_141_888)])
@@ -110,9 +112,10 @@ def test_bert_without_its_heads_has_the_size_of_its_encoder_and_pooler(
     assert num_parameters(shipped(f"bert/{name}")) - heads == without_heads
 
 
-@pytest.mark.parametrize("path", sorted(MODELS.rglob("*.gin")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_the_head_of_a_model_file_tells_its_number_of_weights(path, shipped):
-    name = path.relative_to(MODELS).with_suffix("").as_posix()
+    folder = TINY if path.is_relative_to(TINY) else MODELS
+    name = path.relative_to(folder).with_suffix("").as_posix()
     header = " ".join(line.strip("# ") for line in path.read_text().splitlines() if line[:1] == "#")
     if name != "tiny":  # of the main job, in millions
         assert f"{num_parameters(shipped(name)):,} parameters" in header

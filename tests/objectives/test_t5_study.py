@@ -294,23 +294,29 @@ def test_spans_that_may_not_borrow_pieces_need_half_a_piece_of_sentinels():
 
 
 def _shipped():
-    return sorted(str(p.relative_to(CONFIGS)) for p in (CONFIGS / "objectives").rglob("*.gin"))
+    """Every line of a header with lengths: the file, the binding it holds for, the lengths."""
+    line = r"^#   (?:(\w+\.\w+ = \S+): )?TASK_FEATURE_LENGTHS = (\{.*\})$"
+    for path in sorted((CONFIGS / "objectives").rglob("*.gin")):
+        lines = re.findall(line, path.read_text(), re.MULTILINE)
+        assert lines, path
+        yield from ((str(path.relative_to(CONFIGS)), *groups) for groups in lines)
 
 
-@pytest.mark.parametrize("name", _shipped())
-def test_shipped_objectives_suit_the_lengths_in_their_headers(name):
+@pytest.mark.parametrize(("name", "binding", "lengths"), [*_shipped()])
+def test_shipped_objectives_suit_the_lengths_in_their_headers(name, binding, lengths):
     import gin
 
     from t5x_lite.cli import gin_config
 
-    header = re.search(r"TASK_FEATURE_LENGTHS = (\{.*\})", (CONFIGS / name).read_text())
     gin.clear_config()
     try:
-        gin_config.parse([name], [], ["", str(CONFIGS)])
+        gin_config.parse(
+            [name], [f"--gin.{binding.replace(' ', '')}"] * bool(binding), ["", str(CONFIGS)]
+        )
         objective = gin.query_parameter("OBJECTIVE/macro.value").scoped_configurable_fn()
     finally:
         gin.clear_config()
-    lengths = gin.config.parse_value(header[1])
+    lengths = gin.config.parse_value(lengths)
     assert objective.raw_length(lengths) >= 509
     assert objective.sentinels_needed(lengths) <= 100
     if isinstance(objective, SpanCorruption):

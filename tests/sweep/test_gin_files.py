@@ -125,14 +125,14 @@ def test_models_have_the_published_sizes(row, study, call):
 
 
 def test_objectives_have_the_lengths_that_their_files_tell(study, call):
-    for name in ("objectives", "architectures"):
+    for name in ("objectives", "corruption_rates", "span_lengths", "architectures"):
         for row, changes in study(name)["study"].rows.items():
-            files = [c for c in changes if isinstance(c, str) and c.endswith(".gin")]
-            if not files:
-                continue
-            text = (GIN_CONFIGS / files[0]).read_text()
-            told = eval(re.search(r"TASK_FEATURE_LENGTHS = ({.*})", text)[1])
-            assert call(name, "base", row)["data"].feature_lengths == told, row
+            changes = [change for change in changes if isinstance(change, str)]
+            files = [change for change in changes if change.endswith(".gin")]
+            text = (GIN_CONFIGS / (files or ["objectives/replace_spans.gin"])[0]).read_text()
+            lines = re.findall(r"^#   (?:(.* = .*): )?TASK_FEATURE_LENGTHS = (.*)$", text, re.M)
+            lengths = next((found for change, found in lines if change in changes), lines[0][1])
+            assert call(name, "base", row)["data"].feature_lengths == eval(lengths), row
 
 
 def test_repeated_text_is_that_of_table_9(call):

@@ -23,6 +23,16 @@ NAMED = sorted(
     str(path.relative_to(GIN_CONFIGS)) for path in GIN_CONFIGS.glob("objectives/**/*.gin")
 )
 OF_ENCODERS = {f"objectives/{name}.gin" for name in ("bert", "bert_mlm", "spanbert", "electra")}
+GRID = [  # of the T5 study: corruption rates and lengths of spans
+    *(
+        f"objectives/replace_spans.gin --gin.ReplaceSpans.noise_density={r}"
+        for r in (0.1, 0.25, 0.5)
+    ),
+    *(
+        f"objectives/span_corruption.gin --gin.SpanCorruption.mean_noise_span_length={length}"
+        for length in (2.0, 5.0, 10.0)
+    ),
+]
 LENGTHS = {"inputs": 64, "targets": 128}
 SEED = 41
 
@@ -48,15 +58,15 @@ def documents():
 
 @pytest.fixture(scope="module")
 def objective_of():
-    """objective_of("objectives/ul2.gin") -> the objective that the file describes."""
+    """objective_of("objectives/ul2.gin", *flags) -> the objective that the file describes."""
     import gin
 
     from t5x_lite.cli import gin_config
 
-    def read(name):
+    def read(name, *flags):
         gin.clear_config()
         try:
-            flags = [f"--gin.TASK_FEATURE_LENGTHS={LENGTHS}"]
+            flags = [*flags, f"--gin.TASK_FEATURE_LENGTHS={LENGTHS}"]
             flags += ["--gin.FULL_STOPS=(49,)"] * ("FULL_STOPS" in (GIN_CONFIGS / name).read_text())
             gin_config.parse([name, "tasks/embedded.gin"], flags, ["", str(GIN_CONFIGS)])
             return gin.get_configurable("Data")().objective
@@ -130,20 +140,23 @@ def through_stream(monkeypatch, store, objective, vocabulary, *, seeds):
 
 
 @pytest.mark.parametrize(
-    "name",
+    "words",
     [
         # The study's grid is one objective at many rates, BART's five are parts of one.
-        pytest.param(
-            name, marks=[pytest.mark.slow] * (name.count("/") > 1 and "infill" not in name)
-        )
-        for name in NAMED
-        if name not in OF_ENCODERS and name != "objectives/random_lengths.gin"
+        *(
+            pytest.param(
+                name, marks=[pytest.mark.slow] * (name.count("/") > 1 and "infill" not in name)
+            )
+            for name in NAMED
+            if name not in OF_ENCODERS and name != "objectives/random_lengths.gin"
+        ),
+        *(pytest.param(words, marks=pytest.mark.slow) for words in GRID),
     ],
 )
 def test_seqio_and_the_stream_make_the_same_examples(
-    name, objective_of, through_seqio, memory_store, documents, vocabulary, monkeypatch
+    words, objective_of, through_seqio, memory_store, documents, vocabulary, monkeypatch
 ):
-    objective = objective_of(name)
+    objective = objective_of(*words.split())
     expected = through_seqio(Denoise(objective), targets=documents)
     seeds = seqio_seeds(0, len(expected))
     store = memory_store(targets=documents)
