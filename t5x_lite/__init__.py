@@ -9,7 +9,6 @@ and the einsum that makes it spells the same letters:
 `load` gives a trained model with `generate`, `score`, `embed` and `fill`, for a notebook.
 """
 
-import importlib
 from typing import Any
 
 __version__ = "0.1.0"
@@ -22,4 +21,6 @@ def load(directory: str, **options: Any) -> Any:
     >>> model.generate("summarize: ...", num_beams=4)
     [Output(text='...', score=-1.25)]
     """
-    return importlib.import_module("t5x_lite.inference.text_model").load(directory, **options)
+    from t5x_lite.inference import text_model  # here: `import t5x_lite` alone stays fast
+
+    return text_model.load(directory, **options)

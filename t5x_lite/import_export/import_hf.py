@@ -75,26 +75,27 @@ def model_gin(config: TransformerConfig, source: str) -> str:
     # Imported from t5-small.
     ...
     """
-    moe = "" if config.moe is None else _bindings("MixtureOfExperts", config.moe)
+    package, _, module = TransformerConfig.__module__.rpartition(".")
+    bindings = _bindings(module, "TransformerConfig", config)
+    if config.moe is not None:
+        bindings += _bindings(module, "MixtureOfExperts", config.moe)
     return (
         f"# Imported from {source}.\n#\n# Gives MODEL. Commonly overridden: "
         "DROPOUT_RATE, TransformerConfig.dtype.\n"
-        "from __gin__ import dynamic_registration\n\nfrom t5x_lite.models import config\n\n"
-        "MODEL = @config.TransformerConfig()\n\n"
-        + _bindings("TransformerConfig", config)
-        + moe
-        + f"\nconfig.dropout_rate.pretraining = {config.dropout_rate}\n"
+        f"from __gin__ import dynamic_registration\n\nfrom {package} import {module}\n\n"
+        f"MODEL = @{module}.TransformerConfig()\n\n{bindings}"
+        f"\n{module}.dropout_rate.pretraining = {config.dropout_rate}\n"
     )
 
 
-def _bindings(name: str, values: TransformerConfig | MixtureOfExperts) -> str:
-    lines = [f"config.{name}:"]
+def _bindings(module: str, name: str, values: TransformerConfig | MixtureOfExperts) -> str:
+    lines = [f"{module}.{name}:"]
     for field in dataclasses.fields(values):
         value = getattr(values, field.name)
         if field.name == "dropout_rate":  # DROPOUT_RATE of the run file overrides it
-            lines.append(f"    {field.name} = @config.dropout_rate()")
+            lines.append(f"    {field.name} = @{module}.dropout_rate()")
         elif isinstance(value, MixtureOfExperts):
-            lines.append(f"    {field.name} = @config.MixtureOfExperts()")
+            lines.append(f"    {field.name} = @{module}.MixtureOfExperts()")
         elif value != field.default:
             lines.append(f"    {field.name} = {value!r}")
     return "\n".join(lines) + "\n"

@@ -173,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self.path in PAGE:
             name, kind = PAGE[self.path]
-            page = importlib.resources.files("t5x_lite.run").joinpath(name).read_bytes()
+            page = importlib.resources.files(__package__).joinpath(name).read_bytes()
             self._answer(HTTPStatus.OK, page, kind)
         elif self.path == "/about":
             self._json(HTTPStatus.OK, self.service.about())

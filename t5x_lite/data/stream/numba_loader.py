@@ -7,7 +7,6 @@ that module is imported, while this one must be importable without it.
 """
 
 import functools
-import importlib
 import importlib.metadata
 import importlib.util
 import logging

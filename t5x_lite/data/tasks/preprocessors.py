@@ -209,7 +209,7 @@ def postcache_step(task: "seqio.Task") -> Denoise | TrimPairs | None:
         raise NotStorableError(
             f"task {task.name!r} has {', '.join(names) or 'nothing'} after its "
             "seqio.CacheDatasetPlaceholder, and not append_eos_after_trim or "
-            "t5x_lite.data.tasks.preprocessors.Denoise alone"
+            f"{Denoise.__module__}.{Denoise.__qualname__} alone"
         )
     return None
 

@@ -10,6 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from t5x_lite.debugging.fault_injection import nan_batch
+from t5x_lite.distributed import local_launcher
+
 STEP = re.compile(r"^(?:\[0\] )?step ([\d,]+)/")
 FIRST = re.compile(r"the first step ended .* after the start \((.*)\)")
 
@@ -18,17 +21,10 @@ class TrainProcess:
     """A started `t5x_lite train`; several processes run under `distributed.local_launcher`."""
 
     def __init__(self, arguments: Sequence[str], *, processes: int = 1, devices: int = 4):
-        command = [sys.executable, "-m", "t5x_lite.debugging.fault_injection.nan_batch", *arguments]
+        command = [sys.executable, "-m", nan_batch.__name__, *arguments]
         if processes > 1:
             pod = ["--processes", str(processes), "--devices", str(devices), "--grace", "20"]
-            command = [
-                sys.executable,
-                "-m",
-                "t5x_lite.distributed.local_launcher",
-                *pod,
-                "--",
-                *command,
-            ]
+            command = [sys.executable, "-m", local_launcher.__name__, *pod, "--", *command]
         self.began = time.monotonic()
         self.lines: list[tuple[float, str]] = []  # with when they came
         self._changed = threading.Condition()
