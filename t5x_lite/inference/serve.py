@@ -1,7 +1,6 @@
 """`t5x_lite serve`: a page on this machine to try a model and look at its run."""
 
 import dataclasses
-import importlib.resources
 import json
 import re
 import threading
@@ -173,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self.path in PAGE:
             name, kind = PAGE[self.path]
-            page = importlib.resources.files(__package__).joinpath(name).read_bytes()
+            page = Path(__file__).with_name(name).read_bytes()
             self._answer(HTTPStatus.OK, page, kind)
         elif self.path == "/about":
             self._json(HTTPStatus.OK, self.service.about())
