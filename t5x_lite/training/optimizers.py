@@ -1,7 +1,14 @@
-"""Optimizers by name: T5's Adafactor with its rule per layer, AdamW, Lion, Muon."""
+"""Optimizers by name: Adafactor as in T5, AdamW, Lion, Muon, and any optimizer of optax.
+
+All of them treat every layer of a stack, and every expert, as a weight of its own
+(`training.per_parameter`). The learning rate of each step comes from the schedule
+(`training.schedules`).
+"""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +29,7 @@ from t5x_lite.training.per_parameter import (
     root_mean_square,
 )
 
-__all__ = ["Adafactor", "AdamW", "Lion", "Muon", "Optimizer", "OptimizerConfig"]
+__all__ = ["Adafactor", "AdamW", "Lion", "Muon", "Optax", "Optimizer", "OptimizerConfig"]
 
 ROLES = ("row", "column", "none")
 
@@ -35,10 +42,11 @@ class _ByRule:
         return bind_rules(self.rule, shapes, axes)
 
     def rule(self, path: str, shape: tuple[int, ...], axes: LogicalAxes) -> WeightRule:
+        """Return how one layer's weight is updated."""
         raise NotImplementedError
 
     def without(self, *, decay: bool = False, parameter_scale: bool = False):
-        """The same without weight decay, or without rates relative to the weight's size."""
+        """Return the same without weight decay, or without rates relative to the weight's size."""
         changes: dict[str, Any] = {"weight_decay": None} if decay else {}
         if parameter_scale:
             changes["multiply_by_parameter_scale"] = False
@@ -47,19 +55,32 @@ class _ByRule:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adafactor(_ByRule):
-    """Adafactor as T5 uses it (Shazeer and Stern 2018; T5X's defaults).
+    """Adafactor as T5 uses it (Shazeer and Stern 2018, arXiv:1804.04235; T5X's defaults).
 
-    Matrices whose second largest dimension has at least `min_dim_size_to_factor` keep row and
-    column means of the squared gradient instead of all squares. Updates are clipped by their own
-    RMS, and the learning rate is relative to the RMS of the weight, from `epsilon_parameter` up to
-    `max_parameter_scale`. All averages run over one layer, and over one expert.
+    Matrices keep row and column means of the squared gradient instead of all squares. Updates are
+    clipped by their own RMS, and the learning rate is relative to the RMS of the weight. All
+    averages are over one layer, and over one expert.
 
-    decay_rate: second-moment decay is 1 - t**-decay_rate, t = step - step_offset + 1.
-    momentum: β1, or None for none; kept in `momentum_dtype`.
-    weight_decay: share of the weight removed each step, times rate**weight_decay_lr_exponent if
-        that is given (then it is 1 where it is None).
-    factor_rules: roles of logical axes, "row", "column" or "none". A weight all of whose axes have
-        one is factored by them, whatever its size, or not at all if it has no row or no column.
+    Args:
+        decay_rate: The second moment's decay is 1 - t**-decay_rate, t = step - step_offset + 1.
+        step_offset: Step at which t begins to count, for fine-tuning.
+        multiply_by_parameter_scale: Multiply the learning rate by the RMS of the weight, which is
+            taken as `epsilon_parameter` at least and `max_parameter_scale` at most.
+        max_parameter_scale: None for no upper limit.
+        clipping_threshold: Largest RMS of an update before the learning rate; None for no limit.
+        momentum: β1 of a moving average of updates; None keeps none.
+        momentum_dtype: "float32" or "bfloat16".
+        weight_decay: Fraction of the weight removed at each step, times
+            rate**weight_decay_lr_exponent if that is given.
+        weight_decay_lr_exponent: As above. With it, a weight_decay of None counts as 1.
+        factored: Whether second moments of matrices are factored at all.
+        factor_rules: Roles of logical axes: "row", "column" or "none". A weight all of whose axes
+            have a role is factored by them, whatever its size, or not at all if it has no row or
+            no column.
+        min_dim_size_to_factor: Without rules, a weight whose second largest dimension is smaller
+            than this is not factored.
+        epsilon_gradient: Added to squared gradients.
+        epsilon_parameter: See multiply_by_parameter_scale.
     """
 
     decay_rate: float = 0.8
@@ -87,7 +108,7 @@ class Adafactor(_ByRule):
         require_field(self, "factor_rules", valid, f"None or axes with one of {ROLES}")
 
     def rule(self, path: str, shape: tuple[int, ...], axes: LogicalAxes) -> WeightRule:
-        """How one layer's weight is updated."""
+        """Return how one layer's weight is updated."""
         split = self._split(path, shape, axes)
 
         def update(grad, state, param, step, rate):
@@ -117,12 +138,12 @@ class Adafactor(_ByRule):
         return WeightRule(init, update, kept)
 
     def without(self, *, decay: bool = False, parameter_scale: bool = False):
-        """The same without weight decay, or without rates relative to the weight's size."""
+        """Return the same without weight decay, or without rates relative to the weight's size."""
         plain = super().without(decay=decay, parameter_scale=parameter_scale)
         return dataclasses.replace(plain, weight_decay_lr_exponent=None) if decay else plain
 
     def _split(self, path: str, shape, axes: LogicalAxes) -> dict[str, tuple[int, ...]]:
-        """Which dimensions each second moment has averaged away."""
+        """Return which dimensions each second moment averages over: {name: dimensions}."""
         whole = {"v": ()}
         if not self.factored or len(shape) < 2:
             return whole
@@ -130,14 +151,14 @@ class Adafactor(_ByRule):
         if all(name in rules for name in axes):
             roles = [rules[name] for name in axes if name is not None]
             rows, columns = (
-                tuple(i for i, role in enumerate(roles) if role == wanted) for wanted in ROLES[:2]
+                tuple(i for i, role in enumerate(roles) if role == kind) for kind in ROLES[:2]
             )
             if not rows or not columns:
                 return whole
             if "none" in roles:
                 raise ConfigError(
                     f"factor_rules give {path} with axes {axes} rows, columns and an axis that is "
-                    f"neither; wanted only rows and columns, or no factoring",
+                    f"neither; expected only rows and columns, or no factoring",
                     "Adafactor.factor_rules",
                 )
             return {"v_row": columns, "v_col": rows}
@@ -147,7 +168,7 @@ class Adafactor(_ByRule):
         return {"v_row": (int(order[-1]),), "v_col": (int(order[-2]),)}
 
     def _precondition(self, split, grad, state, decay):
-        """The new second moments, and the gradient divided by their root."""
+        """Return the new second moments, and the gradient divided by their square root."""
         squared = jnp.square(grad) + self.epsilon_gradient
         state, kept = dict(state), {}
         for name, gone in split.items():
@@ -176,11 +197,19 @@ class Adafactor(_ByRule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamW(_ByRule):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), by optax.
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101), by optax.
 
-    new = weight - rate * (direction + weight_decay * weight). With `multiply_by_parameter_scale`
-    the direction is also multiplied by the weight's RMS, at least `epsilon_parameter`: what makes
-    Adam train T5 (nanoT5). The RMS is that of one layer.
+    new weight = weight - rate * (direction + weight_decay * weight)
+
+    Args:
+        b1: Decay of the mean of gradients.
+        b2: Decay of the mean of squared gradients.
+        epsilon: Added to the square root of that mean.
+        weight_decay: Multiplied by the learning rate; None for none.
+        multiply_by_parameter_scale: Multiply the direction by the RMS of the layer's weight, which
+            is taken as `epsilon_parameter` at least. Adam needs it to train T5 as well as
+            Adafactor does (nanoT5, arXiv:2309.02373).
+        epsilon_parameter: As above.
     """
 
     b1: float = 0.9
@@ -191,7 +220,7 @@ class AdamW(_ByRule):
     epsilon_parameter: float = 1e-3
 
     def rule(self, path: str, shape: tuple[int, ...], axes: LogicalAxes) -> WeightRule:
-        """How one layer's weight is updated."""
+        """Return how one layer's weight is updated."""
         adam = optax.scale_by_adam(self.b1, self.b2, self.epsilon)
 
         def apply(param, direction, rate):
@@ -206,7 +235,15 @@ class AdamW(_ByRule):
 class Lion(_ByRule):
     """The sign of a momentum, with decoupled weight decay (Chen et al. 2023), by optax.
 
-    The paper takes a tenth to a third of AdamW's rate and three to ten times its weight decay.
+    The paper (arXiv:2302.06675) uses a tenth to a third of AdamW's learning rate and three to ten
+    times its weight decay.
+
+    Args:
+        b1: Weight of the momentum in the direction.
+        b2: Decay of the momentum.
+        weight_decay: As in `AdamW`.
+        multiply_by_parameter_scale: As in `AdamW`.
+        epsilon_parameter: As in `AdamW`.
     """
 
     b1: float = 0.9
@@ -216,7 +253,7 @@ class Lion(_ByRule):
     epsilon_parameter: float = 1e-3
 
     def rule(self, path: str, shape: tuple[int, ...], axes: LogicalAxes) -> WeightRule:
-        """How one layer's weight is updated."""
+        """Return how one layer's weight is updated."""
 
         def apply(param, direction, rate):
             if self.multiply_by_parameter_scale:
@@ -228,11 +265,18 @@ class Lion(_ByRule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Muon(_ByRule):
-    """Momentum made orthogonal for each matrix of each layer (Jordan 2024), by optax.
+    """Orthogonalized momentum for each matrix of each layer (Jordan 2024), by optax.
 
-    Updates of a matrix are scaled to `consistent_rms` * sqrt(larger dimension), so that AdamW's
-    rate and weight decay fit both (Liu et al. 2025). What is no matrix inside a layer (vectors,
-    embeddings, the head, position tables) is left to `others`.
+    Args:
+        beta: Decay of the momentum.
+        nesterov: Whether the momentum looks one step ahead.
+        newton_schulz_steps: Iterations of the orthogonalization.
+        consistent_rms: Updates of a matrix are scaled by consistent_rms * sqrt(larger dimension),
+            so that AdamW's learning rate and weight decay fit both (Liu et al. 2025,
+            arXiv:2502.16982).
+        weight_decay: As in `AdamW`, of the matrices.
+        others: Optimizer of all that is not a matrix inside a layer: vectors, embeddings, the
+            head and position tables.
     """
 
     beta: float = 0.95
@@ -245,7 +289,7 @@ class Muon(_ByRule):
     TABLES = ("vocab", "length_table", "relpos_buckets", "classes", "experts_whole")
 
     def rule(self, path: str, shape: tuple[int, ...], axes: LogicalAxes) -> WeightRule:
-        """How one layer's weight is updated."""
+        """Return how one layer's weight is updated."""
         if len(shape) != 2 or set(axes) & set(self.TABLES):
             return self.others.rule(path, shape, axes)
         muon = contrib.scale_by_muon(
@@ -259,10 +303,179 @@ class Muon(_ByRule):
         return optax_rule(muon, shape, axes, apply)
 
     def without(self, *, decay: bool = False, parameter_scale: bool = False):
-        """The same without weight decay; rates of `others` may be relative to the weight's size."""
+        """Return the same without weight decay, or `others` without relative learning rates."""
         others = self.others.without(decay=decay, parameter_scale=parameter_scale)
         weight_decay = None if decay else self.weight_decay
         return dataclasses.replace(self, others=others, weight_decay=weight_decay)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optax(_ByRule):
+    """Any optimizer of optax, or one that is written like those.
+
+        OPTIMIZER = @optimizers.Optax()
+        optimizers.Optax.transformation = @optax.adabelief
+        optax.adabelief.b2 = 0.99
+
+    Two kinds of transformations are accepted:
+
+    - A function with an argument `learning_rate`, such as `optax.adabelief`. It is called for
+      every step with the schedule's rate of that step, and its updates are added to the weight.
+    - A transformation without a learning rate, such as `optax.scale_by_adam()`, or a function that
+      returns one. Its update is a direction: new weight = weight - rate * direction.
+
+    The transformation sees one weight of one layer at a time. What optax computes over "all
+    parameters", such as LAMB's trust ratio per array or a global norm, is therefore per layer; to
+    clip by the global norm, set `Update.clip_norm`.
+
+    Args:
+        transformation: As above. It needs no more than gradient, state and weight: optimizers that
+            need the loss's value or a line search are refused. So are those whose first state
+            depends on the learning rate (rprop), and those that draw random numbers.
+        arguments: Keyword arguments for the function, beside `learning_rate`.
+        weight_decay: Decoupled weight decay as in `AdamW`, in addition to what the transformation
+            may do itself; None for none.
+    """
+
+    transformation: optax.GradientTransformation | Callable[..., optax.GradientTransformation]
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    weight_decay: float | None = None
+
+    def __post_init__(self):
+        if self.arguments and not self._is_function:
+            raise ConfigError(
+                f"arguments = {dict(self.arguments)} need a function, but transformation is the "
+                "result of one; write @optax.name without ()",
+                "Optax.arguments",
+                "Optax.transformation",
+            )
+
+    def rule(self, path: str, shape: tuple[int, ...], axes: LogicalAxes) -> WeightRule:
+        """Return how one layer's weight is updated.
+
+        Raises:
+            ConfigError: If the transformation cannot update such a weight.
+        """
+        try:
+            self._check_first_state(shape)
+            rule = self.unchecked_rule(shape, axes)
+            self._check_update(rule, shape)
+        except ConfigError:
+            raise
+        except Exception as error:  # of optax or of a user's function: any type
+            raise self._refusal(f"it fails for the weight {path} {shape}: {error}") from error
+        return rule
+
+    def without(self, *, decay: bool = False, parameter_scale: bool = False):
+        """Return the same without weight decay, or without rates relative to the weight's size.
+
+        This sets `weight_decay` and the function's arguments `weight_decay`, `weight_decay_rate`
+        and `multiply_by_parameter_scale`, as far as it has them.
+
+        Raises:
+            ConfigError: If the transformation is not a function. Nothing inside it can be changed.
+        """
+        if (decay or parameter_scale) and not self._is_function:
+            raise ConfigError(
+                "a transformation that is given as the result of a function cannot be without "
+                "weight decay or parameter scale for some weights; write @optax.name without ()",
+                "Optax.transformation",
+                "Grouped.without_decay",
+                "Grouped.without_parameter_scale",
+            )
+        off: dict[str, Any] = {"weight_decay": 0.0, "weight_decay_rate": None} if decay else {}
+        if parameter_scale:
+            off["multiply_by_parameter_scale"] = False
+        off = {name: value for name, value in off.items() if name in self._parameters}
+        weight_decay = None if decay else self.weight_decay
+        arguments = {**self.arguments, **off}
+        return dataclasses.replace(self, arguments=arguments, weight_decay=weight_decay)
+
+    @property
+    def _is_function(self) -> bool:
+        return not isinstance(self.transformation, optax.GradientTransformation)
+
+    @property
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The function's parameters."""
+        return inspect.signature(self.transformation).parameters if self._is_function else {}
+
+    @property
+    def _takes_rate(self) -> bool:
+        return "learning_rate" in self._parameters
+
+    def _transformation(self, rate: Any = 1.0) -> optax.GradientTransformation:
+        if isinstance(self.transformation, optax.GradientTransformation):
+            return self.transformation
+        rates = {"learning_rate": rate} if self._takes_rate else {}
+        return self.transformation(**rates, **self.arguments)
+
+    def unchecked_rule(self, shape: tuple[int, ...], axes: LogicalAxes) -> WeightRule:
+        """Return the rule without a check of what the transformation does."""
+
+        def subtract(param, direction, rate):
+            return _moved(param, direction, rate, self.weight_decay)
+
+        def add(param, change, rate):
+            if self.weight_decay is not None:
+                change -= rate * self.weight_decay * param
+            return param + change
+
+        made = self._transformation()
+        if not self._takes_rate:
+            return optax_rule(made, shape, axes, subtract)
+        return optax_rule(made, shape, axes, add, at_rate=self._transformation)
+
+    def _check_first_state(self, shape: tuple[int, ...]) -> None:
+        """Refuse a first state that depends on the learning rate, which is not known then."""
+
+        def init(rate):
+            return self._transformation(rate).init(jnp.zeros(shape, jnp.float32))
+
+        jaxpr = jax.make_jaxpr(init)(1.0).jaxpr
+        dependent = list(jaxpr.invars)
+        for equation in jaxpr.eqns:
+            if any(var is other for var in equation.invars for other in dependent):
+                dependent += equation.outvars
+        if any(var is other for var in jaxpr.outvars for other in dependent):
+            raise self._refusal("its first state depends on the learning rate")
+
+    def _check_update(self, rule: WeightRule, shape: tuple[int, ...]) -> None:
+        """Refuse updates that change a type or shape, are random, or do not go downhill."""
+        weight, rate = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((), "float32")
+        state = jax.eval_shape(rule.init, weight)
+        if any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in state.values()):
+            raise self._refusal("it draws random numbers, which would be the same in all layers")
+        after = jax.eval_shape(rule.update, weight, state, weight, 0, rate)
+        for old, new in zip(jax.tree.leaves((weight, state)), jax.tree.leaves(after), strict=True):
+            if (old.shape, old.dtype) != (new.shape, new.dtype):
+                raise self._refusal(f"an update makes {new} of {old}")
+        if not _goes_downhill(self, len(shape)):
+            raise self._refusal(
+                "its updates go uphill, or have a learning rate already; give a function with an "
+                "argument learning_rate, or a transformation without a learning rate, such as "
+                "optax.scale_by_adam()"
+            )
+
+    def _refusal(self, why: str) -> ConfigError:
+        name = getattr(self.transformation, "__name__", "a transformation")
+        return ConfigError(f"transformation = {name} cannot be used: {why}", "Optax.transformation")
+
+
+@functools.lru_cache(maxsize=64)
+def _goes_downhill(optimizer: Optax, ndim: int) -> bool:
+    """Whether the first update of a tiny weight of so many dimensions goes against the gradient."""
+    shape = (2,) * ndim
+    rule = optimizer.unchecked_rule(shape, (None,) * ndim)
+
+    @jax.jit
+    def progress():
+        grad = jnp.arange(1.0, 1 + 2**ndim).reshape(shape)
+        weight = jnp.ones(shape)
+        after, _ = rule.update(grad, rule.init(weight), weight, 0, jnp.float32(0.5))
+        return jnp.sum(grad * (weight - after))
+
+    return bool(progress() >= 0)
 
 
 def _moved(param, direction, rate, weight_decay: float | None):
