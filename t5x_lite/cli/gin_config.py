@@ -241,9 +241,32 @@ def parse(files: Sequence[str], flags: Sequence[str], search: Sequence[str]) -> 
             _explain(error)
     for flag in flags:
         try:
+            _register(flag_to_text(flag))
             gin.parse_config(flag_to_text(flag))
         except Exception as error:
             _explain(error, flag)
+
+
+def _register(text: str) -> None:
+    """Let a flag name any function of the modules that the files import, as the files can.
+
+    gin registers only those that a file has named: after `import optax`, "@optax.lamb" in a flag
+    would be unknown if no file names it.
+    """
+    from gin import config
+
+    for binding in _read_text(text, [], str):
+        names = [part.name for part in _references(binding.value) if not part.macro]
+        for name in [binding.name.rpartition(".")[0], *names]:
+            selector = name.rpartition("/")[2]  # without gin's scope
+            root = selector.partition(".")[0]
+            imports = [i for i in config._IMPORTS if i.bound_name() == root]
+            if len(imports) != 1 or config._REGISTRY.matching_selectors(selector):
+                continue
+            context = config.ParseContext()
+            context._enable_dynamic_registration()
+            context.process_import(imports[0])
+            context.get_configurable(selector)
 
 
 def call(function: Callable[..., Any], **also: Any) -> None:

@@ -35,7 +35,7 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 
 
 @pytest.fixture(scope="module")
-def weights():
+def first_weights():
     rng = np.random.default_rng(0)
     made = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
     # Layers of very different sizes: what looks at a norm must look at that of one layer.
@@ -98,31 +98,31 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_layer_is_updated_as_by_optax_alone(name, weights, gradients):
+def test_every_layer_is_updated_as_by_optax_alone(name, first_weights, gradients):
     make, arguments = OPTIMIZERS[name]
-    ours, _ = run(Optax(transformation=make, arguments=arguments), weights, gradients)
-    for weight in weights:
+    ours, _ = run(Optax(transformation=make, arguments=arguments), first_weights, gradients)
+    for weight in first_weights:
         for layer in layers(weight):
             grads = [step[weight][layer] for step in gradients]
-            theirs = run_optax(make, arguments, weights[weight][layer], grads)
+            theirs = run_optax(make, arguments, first_weights[weight][layer], grads)
             np.testing.assert_allclose(ours[weight][layer], theirs, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("transformation", [optax.scale_by_adam, optax.scale_by_adam()])
-def test_a_transformation_without_a_rate_is_a_direction(transformation, weights, gradients):
-    ours, _ = run(Optax(transformation=transformation, weight_decay=0.1), weights, gradients)
-    same, _ = run(AdamW(weight_decay=0.1), weights, gradients)
+def test_a_transformation_without_a_rate_is_a_direction(transformation, first_weights, gradients):
+    ours, _ = run(Optax(transformation=transformation, weight_decay=0.1), first_weights, gradients)
+    same, _ = run(AdamW(weight_decay=0.1), first_weights, gradients)
     jax.tree.map(np.testing.assert_array_equal, ours, same)
 
 
-def test_weight_decay_is_decoupled_with_either_kind(weights, gradients):
-    ours, _ = run(Optax(transformation=optax.adam, weight_decay=0.1), weights, gradients)
-    same, _ = run(AdamW(weight_decay=0.1), weights, gradients)
-    for name in weights:
+def test_weight_decay_is_decoupled_with_either_kind(first_weights, gradients):
+    ours, _ = run(Optax(transformation=optax.adam, weight_decay=0.1), first_weights, gradients)
+    same, _ = run(AdamW(weight_decay=0.1), first_weights, gradients)
+    for name in first_weights:
         np.testing.assert_allclose(ours[name], same[name], rtol=1e-5, atol=1e-6)
 
 
-def test_groups_freeze_slow_down_and_free_from_decay(weights, gradients):
+def test_groups_freeze_slow_down_and_free_from_decay(first_weights, gradients):
     lamb = Optax(transformation=optax.lamb, arguments={"weight_decay": 0.1})
     grouped, state = run(
         Grouped(
@@ -131,16 +131,16 @@ def test_groups_freeze_slow_down_and_free_from_decay(weights, gradients):
             without_decay=("stack",),
             rate_multipliers={"table": 0.0},
         ),
-        weights,
+        first_weights,
         gradients,
     )
-    plain, _ = run(Optax(transformation=optax.lamb), weights, gradients)
-    decayed, _ = run(lamb, weights, gradients)
+    plain, _ = run(Optax(transformation=optax.lamb), first_weights, gradients)
+    decayed, _ = run(lamb, first_weights, gradients)
     np.testing.assert_array_equal(grouped["stack"], plain["stack"])
     np.testing.assert_array_equal(grouped["experts"], decayed["experts"])
     assert not np.array_equal(plain["stack"], decayed["stack"])
-    np.testing.assert_array_equal(grouped["table"], weights["table"])
-    np.testing.assert_array_equal(grouped["vector"], weights["vector"])
+    np.testing.assert_array_equal(grouped["table"], first_weights["table"])
+    np.testing.assert_array_equal(grouped["vector"], first_weights["vector"])
     assert set(state) == {"stack", "experts", "table"}
 
 
