@@ -29,7 +29,7 @@ import json
 import linecache
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, NamedTuple, TypeVar
@@ -111,14 +111,7 @@ def source_digest(name: str) -> str:
         seen.add(module)
         tree = ast.parse(path.read_bytes())
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-        others = [
-            other
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Import | ast.ImportFrom)
-            for other in _imported_modules(node, package)
-            if _origin(other) == "user"
-        ]
-        todo += others
+        todo += _user_imports(tree, package)
         trees.append(_plain(tree))
     return _digest(trees)
 
@@ -224,9 +217,13 @@ class _Describer:
 
     def _code(self, node: ast.AST, names: Mapping[str, Any], outside: Mapping[str, Any]) -> str:
         """Return the digest of a function or class, with all that it names."""
-        names = dict(names) | _local_imports(node, names)
+        package = names.get("__package__") or ""
+        names = {**names, **_local_imports(node)}
         used = {name: self._named(value) for name, value in _uses(node, names)}
-        return f"code {_digest([_plain(node), outside, used])}"
+        # Modules of the user that are imported when the code runs: as text, since importing them
+        # here could import TensorFlow before it is needed, if it is needed at all.
+        modules = [source_digest(module) for module in _user_imports(node, package)]
+        return f"code {_digest([_plain(node), outside, used, modules])}"
 
     def _named(self, value: Any) -> Any:
         """Describe what a name in a function's code stands for."""
@@ -317,17 +314,18 @@ def _unreadable(target: Any) -> ConfigError:
 def _plain(node: Any, *, is_root: bool = True) -> Any:
     """Return a syntax tree as lists, without what does not change what runs.
 
-    Dropped are docstrings, annotations of arguments and results, imports of the user's own modules
-    (what they import is described by itself), and of the root its name and defaults, whose values
-    are described.
+    Dropped are docstrings, annotations of arguments and results, the name of the root, and which of
+    the user's own modules an import names: what it imports is described by itself.
     """
     if isinstance(node, list):
-        return [_plain(item, is_root=False) for item in node if not _is_own_import(item)]
+        return [_plain(item, is_root=False) for item in node]
     if not isinstance(node, ast.AST):
         return repr(node)
     fields = {name: value for name, value in ast.iter_fields(node) if name not in _IGNORED}
     if isinstance(node, ast.arg):
-        fields.pop("annotation")
+        del fields["annotation"]
+    if isinstance(node, ast.ImportFrom) and (node.level or _origin(node.module or "") != "library"):
+        del fields["module"], fields["level"]
     if isinstance(node, (*_FUNCTIONS, ast.ClassDef, ast.Module)) and not isinstance(
         node, ast.Lambda
     ):
@@ -359,9 +357,9 @@ def _uses(node: ast.AST, names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield part.id, names[part.id]
         elif isinstance(part, ast.Attribute):
             owner = _resolved(part.value, names)
-            if isinstance(owner, ModuleType) and _origin(owner.__name__) != "library":
-                if hasattr(owner, part.attr):
-                    yield ast.unparse(part), getattr(owner, part.attr)
+            is_followed = isinstance(owner, ModuleType) and _origin(owner.__name__) != "library"
+            if is_followed and hasattr(owner, part.attr):
+                yield ast.unparse(part), getattr(owner, part.attr)
 
 
 def _annotations(node: ast.AST) -> Iterator[ast.AST]:
@@ -380,45 +378,34 @@ def _resolved(node: ast.AST, names: Mapping[str, Any]) -> Any:
     return None
 
 
-def _local_imports(node: ast.AST, names: Mapping[str, Any]) -> dict[str, Any]:
-    """Import what a function imports of the user's own modules when it runs."""
+def _local_imports(node: ast.AST) -> dict[str, Any]:
+    """Return what a function imports of this package when it runs, by the names it binds."""
     imported: dict[str, Any] = {}
-    package = names.get("__package__") or ""
     for part in ast.walk(node):
-        if isinstance(part, ast.Import) and _is_own_import(part):
+        if isinstance(part, ast.ImportFrom) and _origin(part.module or "") == "package":
             for alias in part.names:
-                module = importlib.import_module(alias.name)
-                bound = alias.asname or _root(alias.name)
-                imported[bound] = module if alias.asname else sys.modules[bound]
-        elif isinstance(part, ast.ImportFrom) and _is_own_import(part):
-            module = importlib.import_module(_absolute(part, package))
-            for alias in part.names:
+                module = importlib.import_module(part.module or "")
                 if not hasattr(module, alias.name):
-                    importlib.import_module(f"{module.__name__}.{alias.name}")
+                    importlib.import_module(f"{part.module}.{alias.name}")
                 imported[alias.asname or alias.name] = getattr(module, alias.name)
     return imported
 
 
-def _imported_modules(node: ast.Import | ast.ImportFrom, package: str) -> list[str]:
-    """Return which modules an import may import."""
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    module = _absolute(node, package)
-    return [module, *(f"{module}.{alias.name}" for alias in node.names)]
+def _user_imports(node: ast.AST, package: str) -> list[str]:
+    """Return which modules of the user the imports in some code may import."""
+    modules: list[str] = []
+    for part in ast.walk(node):
+        if isinstance(part, ast.Import):
+            modules += [alias.name for alias in part.names]
+        elif isinstance(part, ast.ImportFrom):
+            module = _absolute(part, package)
+            modules += [module, *(f"{module}.{alias.name}" for alias in part.names)]
+    return [module for module in modules if _origin(module) == "user"]
 
 
 def _absolute(node: ast.ImportFrom, package: str) -> str:
     parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
     return ".".join([*parents, *([node.module] if node.module else [])])
-
-
-def _is_own_import(node: Any) -> bool:
-    """Whether a statement imports modules that are not of a library."""
-    if isinstance(node, ast.ImportFrom):
-        return node.level > 0 or _origin(node.module or "") != "library"
-    if isinstance(node, ast.Import):
-        return any(_origin(alias.name) != "library" for alias in node.names)
-    return False
 
 
 def _root(module: str) -> str:
@@ -483,7 +470,7 @@ def _library_name(target: Any) -> str:
 
 
 @functools.cache
-def _distributions() -> Mapping[str, Collection[str]]:
+def _distributions() -> Mapping[str, Sequence[str]]:
     return {
         name: sorted(set(of)) for name, of in importlib.metadata.packages_distributions().items()
     }

@@ -7,7 +7,6 @@ it; later starts read that plan and import neither seqio nor TensorFlow.
 import dataclasses
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from t5x_lite.data.code_identity import describe, source_digest
 from t5x_lite.data.data_config import Data
 from t5x_lite.data.registry import check_name, own_objectives, registered_tasks, shared_vocabulary
 from t5x_lite.data.store.partial_store import PartialStore
@@ -51,8 +51,7 @@ if TYPE_CHECKING:
     from t5x_lite.data.data_config import Data
 
 
-_PLAN_FORMAT = 2
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, in what stands for it
+_PLAN_FORMAT = 3
 # Given the data, a task's name and a split: who tokenizes the files of its source.
 PartMaker = Callable[["Data", str, str], MakeParts]
 Report = Callable[[str], None]
@@ -178,35 +177,29 @@ def open_store(
 
 
 def plan_path(data: "Data") -> Path:
-    """Return where the plan of a run's data is written, which its name decides.
+    """Return the file that the plan of a run's data is in.
 
-    The name follows from all that decides the plan, short of the content of corpora.
+    Its name is a digest of all that decides the plan, except the content of corpora: names, splits,
+    tokenizer, versions of packages, the vocabulary, the task providers with what they register
+    (`code_identity.describe`), and the code of the user's modules. The names and comments of
+    modules are not among them.
     """
-    declared = [
-        (type(each).__module__, *getattr(each, "sources", ())) for each in data.task_providers
+    providers = [
+        describe([provider, getattr(provider, "contents", None)])
+        for provider in data.task_providers
     ]
-    modules = set(data.module_names).union(*declared)
     parts = [
         _PLAN_FORMAT,
         data.mixture_or_task_name,
         data.tokenizer,
-        [_ADDRESS.sub("", repr(declaration)) for declaration in data.task_providers],
+        providers,
         data.splits,
-        [(name, _module_digest(name)) for name in sorted(modules)],
-        data.vocabulary and (repr(data.vocabulary), data.vocabulary.fingerprint),
+        sorted({source_digest(module) for module in data.module_names}),
+        data.vocabulary and (describe(data.vocabulary), data.vocabulary.fingerprint),
         [(name, importlib.metadata.version(name)) for name in TOKENIZING_PACKAGES],
     ]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return Path(data.data_dir, "plans", f"{digest[:24]}.json")
-
-
-def _module_digest(name: str) -> str:
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        spec = None
-    source = Path(spec.origin).read_bytes() if spec and spec.origin else b""
-    return hashlib.sha256(source).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from t5x_lite.data.code_identity import versioned
 from t5x_lite.data.formats import multilingual as formats
 from t5x_lite.data.tasks.mixing_rates import ExamplesProportionalRate
 from t5x_lite.data.tasks.task_providers import Report
@@ -26,7 +27,6 @@ from t5x_lite.suites.languages import (
     XQUAD_LANGUAGES,
 )
 from t5x_lite.suites.task_specs import (
-    SOURCES,
     TEST,
     TRAIN,
     TRAIN_AND_VALIDATION,
@@ -204,6 +204,7 @@ MIXTURES: Mapping[str, Sequence[SupervisedTask]] = {
 }
 
 
+@versioned("mt5_tasks", 1)
 @dataclass(frozen=True)
 class Multilingual:
     """The declaration of mC4, by language, and of mT5's fine-tuning tasks and mixtures.
@@ -229,14 +230,18 @@ class Multilingual:
         return evaluations(self._tasks())
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        """The modules that decide what the tasks hold."""
-        return SOURCES
+    def contents(self) -> Any:
+        """The tables of tasks and mixtures, which decide together with the fields what is made."""
+        return self._tasks(), self.mixtures()
 
     def register(self, data_dir: str, report: Report) -> None:
         """Register all tasks and mixtures; none of their data sets is looked for."""
         for task in self._tasks():
             task.register(self.vocabulary, self.tfds_data_dir)
+        add_mixtures(self.mixtures())
+
+    def mixtures(self) -> dict[str, list[tuple[str, Any]]]:
+        """Return the rates of every mixture: numbers, or functions of a task."""
         rate = ExamplesProportionalRate(temperature=1 / self.alpha)
         rates = dict.fromkeys(self.languages, rate) if self.rates is None else self.rates
         mixtures: dict[str, list[tuple[str, Any]]] = {
@@ -244,7 +249,7 @@ class Multilingual:
         }
         for name, tasks in MIXTURES.items():
             mixtures[name] = [(task.name, float("train" in task.splits)) for task in tasks]
-        add_mixtures(mixtures)
+        return mixtures
 
     def _tasks(self) -> list[SupervisedTask | TextTask]:
         supervised = {task.name: task for tasks in MIXTURES.values() for task in tasks}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from t5x_lite.data.code_identity import versioned
 from t5x_lite.data.formats import coreference, glue
 from t5x_lite.data.tasks.task_providers import Report
 from t5x_lite.data.tasks.text_formats import MakeExamples
@@ -12,7 +13,7 @@ from t5x_lite.metrics import metrics, postprocessors
 from t5x_lite.metrics.task_metrics import TaskMetrics
 from t5x_lite.suites import glue_superglue
 from t5x_lite.suites.t5 import GLUE_EXAMPLES, SUPER_GLUE_EXAMPLES, T5_VOCABULARY
-from t5x_lite.suites.task_specs import SOURCES, SupervisedTask, add_mixtures, evaluations
+from t5x_lite.suites.task_specs import SupervisedTask, add_mixtures, evaluations
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary, Vocabulary
 
 _PLACE = ("idx/question", "idx/option")
@@ -75,6 +76,7 @@ _SPECIAL: Mapping[str, tuple[MakeExamples, Sequence[str], Sequence[str], Callabl
 }
 
 
+@versioned("rank_classification_tasks", 1)
 @dataclass(frozen=True)
 class StudyOptions:
     """The declaration of GLUE's and SuperGLUE's classification tasks, to be answered by rank.
@@ -99,9 +101,9 @@ class StudyOptions:
         return evaluations([task for tasks in self._mixtures().values() for task in tasks])
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        """The modules that decide what the tasks hold."""
-        return SOURCES
+    def contents(self) -> Any:
+        """The tables of tasks, which decide together with the fields what is made."""
+        return self._mixtures()
 
     def register(self, data_dir: str, report: Report) -> None:
         """Register all tasks and mixtures; none of their data sets is looked for."""

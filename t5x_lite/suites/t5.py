@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from t5x_lite.data.code_identity import versioned
 from t5x_lite.data.tasks.mixing_rates import ExamplesProportionalRate
 from t5x_lite.data.tasks.task_providers import Report
 from t5x_lite.metrics.task_metrics import TaskMetrics
 from t5x_lite.objectives.span_corruption import Objective
 from t5x_lite.suites import glue_superglue, text_generation
 from t5x_lite.suites.task_specs import (
-    SOURCES,
     Table,
     TextTask,
     add_mixtures,
@@ -78,6 +78,7 @@ TASKS: Table = (
 )
 
 
+@versioned("t5_tasks", 1)
 @dataclass(frozen=True)
 class Study:
     """The declaration of the T5 paper's tasks and mixtures over data sets that TFDS prepared.
@@ -114,9 +115,9 @@ class Study:
         return evaluations(TASKS)
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        """The modules that decide what the tasks hold."""
-        return SOURCES
+    def contents(self) -> Any:
+        """The tables of tasks and mixtures, which decide together with the fields what is made."""
+        return TASKS, self.mixtures()
 
     def register(self, data_dir: str, report: Report) -> None:
         """Register all tasks and mixtures; none of their data sets is looked for."""

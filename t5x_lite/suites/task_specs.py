@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from t5x_lite.data.code_identity import NOT_IDENTITY, versioned
 from t5x_lite.data.sources.seqio_sources import TfdsSource
 from t5x_lite.data.stream.pair_trimming import PairTrimming
 from t5x_lite.data.tasks.preprocessors import TrimPairs, text_steps, to_vocabulary
@@ -24,23 +25,7 @@ VALIDATION_AND_TEST: Splits = {"validation": "validation", "test": "test"}
 TEST: Splits = {"test": "test"}
 
 
-# The modules that decide what the tasks hold: with one of them changed, plans are made anew.
-SOURCES = (
-    "t5x_lite.data.tasks.text_formats",
-    *(
-        f"t5x_lite.data.formats.{name}"
-        for name in ("coreference", "translate_summarize", "glue", "multilingual", "questions")
-    ),
-    *(
-        f"t5x_lite.suites.{name}"
-        for name in (
-            *("glue_superglue", "languages", "mt5", "rank_classification", "t5"),
-            *("task_specs", "text_generation"),
-        )
-    ),
-)
-
-
+@versioned("supervised_task", 1)
 @dataclass(frozen=True)
 class SupervisedTask:
     """A task made of a TFDS data set by a text format.
@@ -56,8 +41,8 @@ class SupervisedTask:
     make: MakeExamples
     fields: Sequence[str]
     extras: Mapping[str, Kind] = field(default_factory=dict)
-    postprocess: Callable[..., Any] | None = None
-    metrics: Sequence[Metric] = ()
+    postprocess: Callable[..., Any] | None = field(default=None, metadata=NOT_IDENTITY)
+    metrics: Sequence[Metric] = field(default=(), metadata=NOT_IDENTITY)
     sentinels: int = 0
     trimming: PairTrimming | None = None
 
@@ -104,6 +89,7 @@ class SupervisedTask:
         )
 
 
+@versioned("text_task", 1)
 @dataclass(frozen=True)
 class TextTask:
     """A task of text, made of a TFDS data set with a feature `text`.
@@ -149,6 +135,7 @@ def add_mixtures(mixtures: Mapping[str, Iterable[tuple[str, Any]]]) -> None:
         seqio.MixtureRegistry.add(name, list(rates))
 
 
+@versioned("add_sentinels", 1)
 def add_sentinels(dataset: Any, output_features: Mapping[str, Any], count: int) -> Any:
     """Append the first sentinels to inputs and put them before targets.
 

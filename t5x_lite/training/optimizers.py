@@ -398,7 +398,9 @@ class Optax(_ByRule):
     @property
     def _parameters(self) -> Mapping[str, inspect.Parameter]:
         """The function's parameters."""
-        return inspect.signature(self.transformation).parameters if self._is_function else {}
+        if isinstance(self.transformation, optax.GradientTransformation):
+            return {}
+        return inspect.signature(self.transformation).parameters
 
     @property
     def _takes_rate(self) -> bool:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from t5x_lite.data.code_identity import versioned
 from t5x_lite.data.formats.glue import UNKNOWN
 
 Example = Mapping[str, Any]
@@ -34,6 +35,7 @@ _CORRECTED = {
 }
 
 
+@versioned("coreference.wsc", 1)
 def wsc(example: Example, *, right_only: bool) -> list[dict[str, Any]]:
     """Ask whom a pronoun means; the target is the candidate of the example, right or wrong.
 
@@ -54,6 +56,7 @@ def wsc(example: Example, *, right_only: bool) -> list[dict[str, Any]]:
     ]
 
 
+@versioned("coreference.definite_pronoun", 1)
 def definite_pronoun(example: Example) -> list[dict[str, Any]]:
     """Ask whom the first pronoun of that form in a sentence means."""
     pronoun = re.escape(example["pronoun"])
@@ -62,6 +65,7 @@ def definite_pronoun(example: Example) -> list[dict[str, Any]]:
     return [{"inputs": f"wsc: {marked}", "targets": targets}]
 
 
+@versioned("coreference.definite_pronoun_options", 1)
 def definite_pronoun_options(example: Example) -> list[dict[str, Any]]:
     """Ask the same with each candidate as the target; a question is known by its text's CRC-32."""
     (asked,) = definite_pronoun(example)
@@ -77,6 +81,7 @@ def definite_pronoun_options(example: Example) -> list[dict[str, Any]]:
     ]
 
 
+@versioned("coreference.wsc_marked", 1)
 def wsc_marked(example: Example) -> list[dict[str, Any]]:
     """Ask whether a marked noun and a marked pronoun mean the same: T5's other format of WSC.
 
@@ -97,6 +102,7 @@ def wsc_marked(example: Example) -> list[dict[str, Any]]:
     ]
 
 
+@versioned("coreference.wnli", 1)
 def wnli(example: Example) -> list[dict[str, Any]]:
     """Make a Winograd schema of a WNLI pair, for evaluation.
 

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from t5x_lite.data.code_identity import versioned
+
 Example = Mapping[str, Any]
 UNKNOWN = "<unk>"  # the target of examples whose label is kept secret
 
 
+@versioned("glue.classification", 1)
 def classification(
     example: Example,
     *,
@@ -36,6 +39,7 @@ def classification(
     ]
 
 
+@versioned("glue.options", 1)
 def options(example: Example, *, make: Any, labels: Sequence[str]) -> list[dict[str, Any]]:
     """Make an example of each label: whether it is right, and its place among those of a question.
 
@@ -63,6 +67,7 @@ def _place(made: Example) -> dict[str, Any]:
     return {name: value for name, value in made.items() if name.startswith("idx/")}
 
 
+@versioned("glue.similarity", 1)
 def similarity(example: Example) -> list[dict[str, Any]]:
     """Ask for STS-B's score of two sentences, rounded to a fifth: 3.25 is "3.2"."""
     score = np.round(np.float32(example["label"]) * np.float32(5)) / np.float32(5)
@@ -70,6 +75,7 @@ def similarity(example: Example) -> list[dict[str, Any]]:
     return [{"inputs": inputs, "targets": f"{score:.1f}", "idx": example["idx"]}]
 
 
+@versioned("glue.multirc", 1)
 def multirc(example: Example) -> list[dict[str, Any]]:
     """Ask whether one answer to a question about a paragraph is right; markup is removed."""
     inputs = " ".join(
@@ -86,6 +92,7 @@ def multirc(example: Example) -> list[dict[str, Any]]:
     ]
 
 
+@versioned("glue.record", 1)
 def record(example: Example) -> list[dict[str, Any]]:
     """Ask for the entity that a query leaves out: one example for each right answer.
 

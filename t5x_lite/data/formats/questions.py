@@ -10,6 +10,8 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from t5x_lite.data.code_identity import versioned
+
 Example = Mapping[str, Any]
 
 _PUNCTUATION = re.compile(f"([{re.escape(string.punctuation)}])")
@@ -22,6 +24,7 @@ def pad_punctuation(text: str) -> str:
     return _SPACE.sub(" ", _PUNCTUATION.sub(r" \1 ", text))
 
 
+@versioned("questions.squad", 1)
 def squad(example: Example, *, closed_book: bool = False) -> list[dict[str, Any]]:
     """Ask for the first answer to a question about a context; `closed_book` leaves it out."""
     question, context = pad_punctuation(example["question"]), pad_punctuation(example["context"])
@@ -43,6 +46,7 @@ def squad(example: Example, *, closed_book: bool = False) -> list[dict[str, Any]
     ]
 
 
+@versioned("questions.squad_span", 1)
 def squad_span(example: Example) -> list[dict[str, Any]]:
     """Ask for the places of the answer's first and last word: "start: 3 end: 5".
 
@@ -65,6 +69,7 @@ def span_words(text: str) -> list[str]:
     return re.sub(r"\W", " ", text, flags=re.ASCII).split(" ")
 
 
+@versioned("questions.trivia_qa", 1)
 def trivia_qa(example: Example) -> list[dict[str, Any]]:
     """Ask a question about each text in which one of its answers occurs, answer by answer."""
     question = pad_punctuation(example["question"])

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from t5x_lite.data.code_identity import versioned
 from t5x_lite.data.sources.jsonl_and_tsv import STRICT, LineStats, MalformedLines, read_records
 from t5x_lite.errors import ConfigError
 from t5x_lite.io import files
@@ -27,6 +28,7 @@ class Source(Protocol):
         ...
 
 
+@versioned("json_lines_source", 1)
 @dataclass(frozen=True)
 class JsonLinesSource:
     """Files of lines as the source of seqio tasks (`records.read_records` tells what they may be).

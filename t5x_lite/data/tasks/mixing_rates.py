@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from t5x_lite.data.code_identity import versioned
 from t5x_lite.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def examples_proportional_rates(
     return {name: min(count, most) ** (1 / temperature) for name, count in num_examples.items()}
 
 
+@versioned("rates_by_examples", 1)
 @dataclass(frozen=True)
 class ExamplesProportionalRate:
     """A rate for seqio mixtures that follows from how many training examples a task has.
@@ -74,6 +76,7 @@ class ExamplesProportionalRate:
         return rates[task.name]
 
 
+@versioned("mixture", 1)
 @dataclass(frozen=True)
 class Mixture:
     """The declaration of a mixture of tasks or mixtures that other task_providers register.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from t5x_lite.data.code_identity import versioned
 from t5x_lite.data.stream.pair_trimming import PairTrimming, find_answer, single_row, window_start
 from t5x_lite.data.stream.trim_and_eos import EOS_ID, FEATURES, feature_widths, finish_features
 from t5x_lite.errors import ConfigError
@@ -58,6 +59,7 @@ def pair_steps(make_pair: Callable[[Document], Pair | None]) -> list[Callable]:
     ]
 
 
+@versioned("documents_to_pairs", 1)
 def documents_to_pairs(
     dataset: "tf.data.Dataset", make_pair: Callable[[Document], Pair | None]
 ) -> "tf.data.Dataset":

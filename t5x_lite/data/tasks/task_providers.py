@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from t5x_lite.data.code_identity import versioned
 from t5x_lite.data.sources import embedded_corpus
 from t5x_lite.data.sources.jsonl_and_tsv import STRICT, MalformedLines
 from t5x_lite.data.sources.seqio_sources import JsonLinesSource, Source
@@ -29,18 +30,29 @@ _MIN_BODY_CHARACTERS = 80
 
 
 class TaskProvider(Protocol):
-    """What a user lists in `Data.task_providers`: tasks and mixtures that can be registered."""
+    """What a user lists in `Data.task_providers`: tasks and mixtures that can be registered.
+
+    A plan of a run's data is made again when a provider changes: its class (by version or code, see
+    `data.code_identity`), its fields, or, if it has a property `contents`, what that returns, such
+    as tables that `register` reads.
+    """
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The tasks and mixtures that come into being."""
+        """Names of the tasks and mixtures that `register` adds."""
         ...
 
     def register(self, data_dir: str, report: Report) -> None:
-        """Make what is missing under `data_dir` and register with seqio, again if need be."""
+        """Register the tasks and mixtures with seqio, in place of any of the same names.
+
+        Args:
+            data_dir: Directory in which the provider creates the files it needs.
+            report: Called with a line of text before anything that takes long.
+        """
         ...
 
 
+@versioned("json_lines_text", 1)
 @dataclass(frozen=True)
 class JsonLinesText:
     """A declaration of one text task over the shards of a directory in C4's layout.
@@ -76,6 +88,7 @@ class JsonLinesText:
         add_task(self.name, source, steps, self.vocabulary)
 
 
+@versioned("embedded_corpus", 1)
 @dataclass(frozen=True)
 class EmbeddedCorpus:
     """The declaration of three tasks and their mixtures over the embedded corpus.
@@ -196,6 +209,7 @@ def add_task(
     seqio.TaskRegistry.add_provider(name, task)
 
 
+@versioned("embedded_corpus.summary_pair", 1)
 def summary_pair(document: Document) -> Pair | None:
     """Make a summarization pair of a docstring: its other paragraphs to its first line.
 
@@ -211,6 +225,7 @@ def summary_pair(document: Document) -> Pair | None:
     return f"summarize: {body}", headline
 
 
+@versioned("embedded_corpus.name_pair", 1)
 def name_pair(document: Document) -> Pair | None:
     """Make a naming pair of a docstring: its first line to the last part of the object's name.
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from t5x_lite.data.code_identity import versioned
 from t5x_lite.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ _EXAMPLES_PER_READ = 256
 _FEATURES: Mapping[str, Kind] = {"inputs": "text", "targets": "text"}
 
 
+@versioned("format_examples", 1)
 def format_examples(
     dataset: "tf.data.Dataset",
     make: MakeExamples,

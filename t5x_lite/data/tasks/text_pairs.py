@@ -2,8 +2,9 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from t5x_lite.data.code_identity import NOT_IDENTITY, versioned
 from t5x_lite.data.sources.jsonl_and_tsv import STRICT, MalformedLines
 from t5x_lite.data.sources.seqio_sources import JsonLinesSource
 from t5x_lite.data.tasks.task_providers import Report, add_task
@@ -11,6 +12,7 @@ from t5x_lite.metrics.task_metrics import TaskMetrics
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary
 
 
+@versioned("text_pairs", 1)
 @dataclass(frozen=True)
 class TextPairs:
     """The declaration of a task whose inputs and targets stand in two columns of files.
@@ -27,8 +29,8 @@ class TextPairs:
     validation: str | None = None
     inputs: str = "inputs"
     targets: str = "targets"
-    metrics: Sequence[Callable] = ()
-    postprocess: Callable | None = None
+    metrics: Sequence[Callable] = field(default=(), metadata=NOT_IDENTITY)
+    postprocess: Callable | None = field(default=None, metadata=NOT_IDENTITY)
     bad_lines: MalformedLines = STRICT
 
     @property

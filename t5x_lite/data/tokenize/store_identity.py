@@ -1,17 +1,17 @@
-"""What decides the content of a token store: vocabularies, steps, source files, versions."""
+"""What decides the content of a token store: vocabularies, steps, source files, versions.
 
-import functools
+A store's directory is named by a digest of this description, and its manifest contains it. Steps
+are described by versions or by code (`data.code_identity`), never by the names of modules.
+"""
+
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import os
-import re
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from t5x_lite.data.code_identity import describe
 from t5x_lite.data.data_config import Tokenizer
 from t5x_lite.data.store.token_store import FORMAT
 from t5x_lite.data.tokenize.tokenize_file import first_line, records_to_tokenize
@@ -22,22 +22,36 @@ from t5x_lite.io.urls import is_url
 if TYPE_CHECKING:
     import seqio
 
-
 TOKENIZING_PACKAGES = ("seqio", "sentencepiece", "tensorflow-text")
 
-
-_STRETCHES, _STRETCH_BYTES = 16, 1 << 16
+_SAMPLES, _SAMPLE_BYTES = 16, 1 << 16  # of a file, for its fingerprint
 
 
 def describe_store(
     task: "seqio.Task", split: str, tokenizer: Tokenizer = "seqio"
 ) -> dict[str, Any]:
-    """Return everything that decides a store's content, as JSON: what its manifest will say.
+    """Return all that decides a store's content, as JSON for its manifest.
 
-    The features' vocabularies, the steps before the cache placeholder with their arguments and a
-    hash of the module each is written in, the source's files with their sizes and fingerprints, and
-    what tokenizes, with the versions of its packages. A task that "sentencepiece" cannot run alone
-    is run by "seqio".
+        {"format": 1, "task": "embedded_name", "split": "train",
+         "vocabularies": {"inputs": {"size": 8100, "extra_ids": 100, "fingerprint": "5e0b"}, ...},
+         "preprocessors": [{"call": "documents_to_pairs (version 1)",
+                            "arguments": {"make_pair": "embedded_corpus.name_pair (version 1)"}},
+                           "seqio.preprocessors.tokenize (seqio 0.0.20)"],
+         "source": {"class": "json_lines_source (version 1)", "shards": [...], ...},
+         "tokenizer": "seqio", "versions": {"seqio": "0.0.20", ...}}
+
+    Args:
+        task: A seqio task. Only the steps before its cache placeholder count.
+        split: The split that is stored.
+        tokenizer: "seqio" or "sentencepiece". A task that "sentencepiece" cannot run alone is run,
+            and described, as "seqio".
+
+    Returns:
+        The description.
+
+    Raises:
+        ConfigError: If the task has no cache placeholder or no such split, if its source cannot be
+            found, or if a step has neither a version nor readable source code.
     """
     if not task.supports_caching:
         raise ConfigError(
@@ -61,7 +75,7 @@ def describe_store(
             for name, feature in task.output_features.items()
             if feature.dtype.is_integer and feature.rank == 1
         },
-        "preprocessors": [_describe_step(step) for step in steps[:cache_step]],
+        "preprocessors": [describe(step) for step in steps[:cache_step]],
         "source": _describe_source(task.source, split),
         "tokenizer": "seqio" if records_to_tokenize(task) is None else tokenizer,
         "versions": {name: importlib.metadata.version(name) for name in TOKENIZING_PACKAGES},
@@ -69,10 +83,16 @@ def describe_store(
 
 
 def changed_shards(manifest: Mapping[str, Any]) -> list[str]:
-    """Return the local files of a store's source that are no longer what they were.
+    """Return the local source files of a store that have changed since it was built.
 
-    A file that is not there any more is not meant: a store does without. Another size, or a later
-    change whose fingerprint differs, counts.
+    A file counts as changed if its size differs, or if it was modified later and its fingerprint
+    differs. A file that no longer exists does not count: the store does not need it.
+
+    Args:
+        manifest: The store's manifest.
+
+    Returns:
+        Paths.
     """
     source, modified = manifest["source"], manifest.get("modified", {})
     changed = []
@@ -89,16 +109,22 @@ def changed_shards(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def fingerprint(path: str) -> str:
-    """Return a hash of a file's size and of 16 stretches of it, evenly spread, of 64 KiB each.
+    """Return a hash of a file's size and of 16 evenly spaced samples of 64 KiB.
 
-    So it takes milliseconds however long the file is; up to 1 MiB it is all of the file.
+    It takes milliseconds for a file of any size, and covers all of a file of up to 1 MiB.
+
+    Args:
+        path: A local file.
+
+    Returns:
+        32 hexadecimal digits.
     """
     digest, size = hashlib.sha256(), os.path.getsize(path)
     digest.update(str(size).encode())
     with open(path, "rb") as file:
-        for number in range(_STRETCHES):
-            file.seek(max(size - _STRETCH_BYTES, 0) * number // (_STRETCHES - 1))
-            digest.update(file.read(_STRETCH_BYTES))
+        for number in range(_SAMPLES):
+            file.seek(max(size - _SAMPLE_BYTES, 0) * number // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:32]
 
 
@@ -110,7 +136,10 @@ def _is_placeholder(step: object) -> bool:
 
 def _describe_vocabulary(vocabulary: "seqio.Vocabulary") -> dict[str, Any]:
     model_file = getattr(vocabulary, "sentencepiece_model_file", None)
-    model = files.read_bytes(model_file) if model_file else _describe_value(vocabulary).encode()
+    # A vocabulary without a file, such as bytes, is described by its class and arguments.
+    model = (
+        files.read_bytes(model_file) if model_file else json.dumps(describe(vocabulary)).encode()
+    )
     return {
         "size": vocabulary.vocab_size,
         "extra_ids": vocabulary.extra_ids,
@@ -132,38 +161,18 @@ def _describe_source(source: Any, split: str) -> dict[str, Any]:
         ) from error
     sizes = {shard: size for shard in shards if (size := files.size(shard)) is not None}
     prints = {shard: fingerprint(shard) for shard in sizes if not is_url(shard)}
-    kind = type(source).__name__
-    return {"class": kind, "shards": shards, "sizes": sizes, "fingerprints": prints}
-
-
-def _describe_step(step: Any) -> dict[str, Any]:
-    """Describe a preprocessor: the function or class, its module's content, its arguments."""
-    arguments: dict[str, Any] = {}
-    while isinstance(step, functools.partial):
-        positional = {str(place): value for place, value in enumerate(step.args)}
-        arguments = {**positional, **step.keywords, **arguments}
-        step = step.func
-    if not hasattr(step, "__qualname__"):  # an instance with __call__
-        arguments["self"] = step
-        step = type(step)
     return {
-        "step": _describe_function(step),
-        "arguments": {name: _describe_value(value) for name, value in sorted(arguments.items())},
+        "class": _describe_reader(source),
+        "shards": shards,
+        "sizes": sizes,
+        "fingerprints": prints,
     }
 
 
-def _describe_value(value: Any) -> str:
-    """Return a text that is the same in every process: no memory addresses."""
-    if isinstance(value, functools.partial):
-        return json.dumps(_describe_step(value), sort_keys=True)
-    if callable(value) and hasattr(value, "__qualname__"):
-        return _describe_function(value)
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-
-
-def _describe_function(function: Any) -> str:
-    """Return the name of a function and a hash of the module it is written in."""
-    module = sys.modules.get(inspect.unwrap(function).__module__)
-    source = Path(file).read_bytes() if (file := getattr(module, "__file__", None)) else b""
-    digest = hashlib.sha256(source).hexdigest()[:16]
-    return f"{function.__module__}.{function.__qualname__} ({digest})"
+def _describe_reader(source: Any) -> Any:
+    """Describe how a source reads its files: our own by version, others by class and function."""
+    if (json_lines := getattr(source, "json_lines", None)) is not None:
+        return describe(type(json_lines))
+    # What seqio's FunctionDataSource and FileDataSource are given to read with.
+    functions = [getattr(source, name, None) for name in ("_dataset_fn", "_reader")]
+    return describe([type(source), *(function for function in functions if function is not None)])

@@ -105,13 +105,12 @@ def test_the_manifest_says_what_the_store_was_made_from(store, task, corpus):
         "extra_ids": 100,
         "fingerprint": Vocabulary(str(corpus / "unigram.model")).fingerprint,
     }
-    steps = [step["step"].split(" ")[0] for step in manifest["preprocessors"]]
-    assert steps == [
-        "t5x_lite.data.tasks.preprocessors.documents_to_pairs",
-        "seqio.preprocessors.tokenize",
+    make_pair = "embedded_corpus.summary_pair (version 1)"
+    assert manifest["preprocessors"] == [
+        {"call": "documents_to_pairs (version 1)", "arguments": {"make_pair": make_pair}},
+        f"seqio.preprocessors.tokenize (seqio {manifest['versions']['seqio']})",
     ]
-    make_pair = manifest["preprocessors"][0]["arguments"]["make_pair"]
-    assert make_pair.startswith("t5x_lite.data.tasks.task_providers.summary_pair (")
+    assert manifest["source"]["class"] == "json_lines_source (version 1)"
     assert list(manifest["source"]["sizes"].values()) == [
         path.stat().st_size for path in sorted((corpus / "shards").glob("c4-train*"))
     ]
@@ -263,3 +262,20 @@ def test_bound_arguments_are_part_of_a_description(register):
 
     assert described({"targets": "text"}) == described({"targets": "text"})
     assert described({"targets": "text"}) != described({"targets": "url"})
+
+
+def test_how_a_source_reads_is_part_of_a_description():
+    def described(dataset):
+        source = seqio.FunctionDataSource(dataset, ["train"])
+        feature = seqio.Feature(seqio.PassThroughVocabulary(9), add_eos=False)
+        steps = [seqio.CacheDatasetPlaceholder()]
+        task = seqio.Task("numbers", source, {"targets": feature}, preprocessors=steps)
+        return describe_store(task, "train")["source"]["class"]
+
+    def ones(split, shuffle_files):
+        return tf.data.Dataset.from_tensors({"targets": [1]})
+
+    def twos(split, shuffle_files):
+        return tf.data.Dataset.from_tensors({"targets": [2]})
+
+    assert described(ones) == described(ones) != described(twos)
