@@ -259,7 +259,7 @@ except ValueError as error:
 
 
 def test_nothing_declared_is_said():
-    with pytest.raises(ConfigError, match="nothing is declared"):
+    with pytest.raises(ConfigError, match="none are registered"):
         prepare(Data("c4", LENGTHS, "/nowhere"))
 
 
