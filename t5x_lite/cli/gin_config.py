@@ -256,7 +256,7 @@ def _register(text: str) -> None:
     from gin import config
 
     for binding in _read_text(text, [], str):
-        names = [part.name for part in _references(binding.value) if not part.macro]
+        names = [part.name for part in references(binding.value) if not part.macro]
         for name in [binding.name.rpartition(".")[0], *names]:
             selector = name.rpartition("/")[2]  # without gin's scope
             root = selector.partition(".")[0]
