@@ -1,4 +1,4 @@
-"""What is registered with seqio: the tasks of a mixture, their rates, and of what kind they are."""
+"""Tasks that are registered with seqio: those of a mixture, their rates and vocabulary."""
 
 import dataclasses
 import difflib
@@ -20,7 +20,21 @@ if TYPE_CHECKING:
 def registered_tasks(
     data: "Data", report: Callable[[str], None]
 ) -> list[tuple["seqio.Task", float]]:
-    """Let the user's modules and task_providers register; return the tasks asked for and rates."""
+    """Register all tasks of a run's data with seqio and look up those that it names.
+
+    Imports `data.modules` and calls `register` of `data.task_providers`.
+
+    Args:
+        data: The run's data.
+        report: Called with a line of text before anything that takes long.
+
+    Returns:
+        Tasks of the mixture with their rates; a single task has rate 1. If `data.vocabulary` is
+        set, the tasks have that vocabulary.
+
+    Raises:
+        ConfigError: If a module cannot be imported, or no task or mixture has the name.
+    """
     import seqio
 
     for module in data.module_names:
@@ -28,8 +42,8 @@ def registered_tasks(
             importlib.import_module(module)
         except ImportError as error:
             raise ConfigError(f"module {module!r}: {error}", "Data.modules") from error
-    for declaration in data.task_providers:
-        declaration.register(data.data_dir, report)
+    for task_provider in data.task_providers:
+        task_provider.register(data.data_dir, report)
     check_name(data, [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()])
     provider = seqio.get_mixture_or_task(data.mixture_or_task_name)
     if isinstance(provider, seqio.Mixture):
@@ -38,25 +52,44 @@ def registered_tasks(
         rates = [(provider, 1.0)]
     if data.vocabulary is None:
         return rates
-    pieces = data.vocabulary.to_seqio()
-    return [(_with_vocabulary(task, pieces), rate) for task, rate in rates]
+    vocabulary = data.vocabulary.to_seqio()
+    return [(_with_vocabulary(task, vocabulary), rate) for task, rate in rates]
 
 
 def check_name(data: "Data", names: Iterable[str]) -> None:
-    """Raise ConfigError with the nearest names where the mixture or task is none of `names`."""
-    wanted, names = data.mixture_or_task_name, sorted(names)
-    if wanted not in names:
-        nearest = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5) or names
+    """Check that the data's mixture or task is among the known ones.
+
+    Args:
+        data: The run's data.
+        names: Names of all tasks and mixtures.
+
+    Raises:
+        ConfigError: If it is not; the message lists the nearest names.
+    """
+    name, names = data.mixture_or_task_name, sorted(names)
+    if name not in names:
+        nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names
         raise ConfigError(
-            f"no task or mixture is named {wanted!r}: the nearest are {', '.join(nearest[:10])}"
+            f"no task or mixture is named {name!r}: the nearest are {', '.join(nearest[:10])}"
             if names
-            else f"no task or mixture is named {wanted!r}: nothing is declared",
+            else f"no task or mixture is named {name!r}: none are registered",
             "MIXTURE_OR_TASK_NAME",
         )
 
 
 def shared_vocabulary(data: "Data", tasks: Sequence["seqio.Task"]) -> AnyVocabulary:
-    """Return the vocabulary of all tasks; raises ConfigError if they have several."""
+    """Return the vocabulary that all features of all tasks share.
+
+    Args:
+        data: The run's data, for the error's text.
+        tasks: The tasks of its mixture.
+
+    Returns:
+        The vocabulary.
+
+    Raises:
+        ConfigError: If there are several, or one is neither SentencePiece nor bytes.
+    """
     vocabularies = {
         to_vocabulary(feature.vocabulary)
         for task in tasks
@@ -68,7 +101,8 @@ def shared_vocabulary(data: "Data", tasks: Sequence["seqio.Task"]) -> AnyVocabul
             + ", ".join(sorted(vocabulary.path for vocabulary in vocabularies)),
             "MIXTURE_OR_TASK_NAME",
         )
-    return min(vocabularies, key=lambda each: each.path)
+    # The same model may be at several paths: the choice must not depend on the order of a set.
+    return min(vocabularies, key=lambda vocabulary: vocabulary.path)
 
 
 def _with_vocabulary(task: "seqio.Task", vocabulary: "seqio.Vocabulary") -> "seqio.Task":
@@ -81,8 +115,11 @@ def _with_vocabulary(task: "seqio.Task", vocabulary: "seqio.Vocabulary") -> "seq
 
 
 def own_objectives(data: "Data") -> dict[str, Objective]:
-    """Return the objectives that tasks have of their own, as far as the task_providers tell."""
-    found: dict[str, Objective] = {}
-    for declaration in data.task_providers:
-        found |= getattr(declaration, "objectives", {})
-    return found
+    """Return the objectives of those tasks that do not use the run's, by task name.
+
+    Only task providers with a property `objectives` can state them without registering the tasks.
+    """
+    objectives: dict[str, Objective] = {}
+    for provider in data.task_providers:
+        objectives |= getattr(provider, "objectives", {})
+    return objectives

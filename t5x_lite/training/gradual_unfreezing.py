@@ -1,4 +1,4 @@
-"""Gradual unfreezing: the layers of a stack begin to be trained one after another, from the top."""
+"""Gradual unfreezing: training begins with the top layers and adds one more layer at a time."""
 
 import dataclasses
 
@@ -12,16 +12,19 @@ from t5x_lite.tree_paths import flat, nested
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GraduallyUnfrozen:
-    """An optimizer that trains one more layer of each stack every episode, from the top.
+    """An optimizer that trains one more layer of each stack in every episode, from the top.
 
-    In the first episode the last layers of encoder and decoder change, in the second the last two,
-    and so on; what is outside the layers (embeddings, head, final norms, tables of relative
-    positions) changes all the time. T5 (Raffel et al. 2020, section 3.5.1) has 12 layers and 12
-    episodes of 2^18 / 12 steps. Layers that wait keep their optimizer state too, and their
-    gradients count neither in norms nor in clipping. In a mixture of experts, whose layers come in
-    blocks, it goes by blocks.
+    In the first episode the last layer of the encoder and of the decoder change, in the second the
+    last two, and so on. All that is outside the layers (embeddings, head, final norms, tables of
+    relative positions) always changes. A layer that does not change yet keeps its optimizer state,
+    and its gradients count neither in norms nor in clipping. In a mixture of experts, a block of
+    layers counts as one. T5 (Raffel et al. 2020, arXiv:1910.10683, section 3.5.1) has 12 layers and
+    12 episodes of 2^18 / 12 steps.
 
-    step_offset: the step at which the first episode begins.
+    Args:
+        optimizer: The optimizer of the weights that change.
+        episode_steps: Steps of an episode.
+        step_offset: Step at which the first episode begins.
     """
 
     optimizer: OptimizerConfig
@@ -31,7 +34,7 @@ class GraduallyUnfrozen:
     def __post_init__(self):
         if self.episode_steps < 1:
             raise ConfigError(
-                f"episode_steps is {self.episode_steps}; wanted 1 or more",
+                f"episode_steps is {self.episode_steps}; expected 1 or more",
                 "GraduallyUnfrozen.episode_steps",
             )
 
@@ -48,6 +51,7 @@ class GraduallyUnfrozen:
                 return new
             episode = jnp.maximum(step - self.step_offset, 0) // self.episode_steps
             trained_n = jnp.arange(depths[owner]) >= depths[owner] - 1 - episode
+            # Align [layers] with the leading axis of an array of any rank.
             return jnp.where(trained_n.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
         def merged(step: jax.Array, new: Tree, old: Tree) -> Tree:

@@ -1,4 +1,4 @@
-"""Groups of weights by regular expressions: frozen, without decay, with rates of their own."""
+"""Groups of weights by regular expressions: frozen, without decay, with other learning rates."""
 
 import dataclasses
 import re
@@ -20,15 +20,19 @@ from t5x_lite.training.per_parameter import (
 class Grouped:
     """An optimizer that treats some weights differently.
 
-    Patterns are searched in paths such as "encoder/layers/mlp/wo/kernel" (`re.search`); one that
-    occurs in none is an error.
+    Patterns are regular expressions, searched (`re.search`) in paths such as
+    "encoder/layers/mlp/wo/kernel". A pattern that matches no weight is an error.
 
-    frozen: weights that stay as they are: they have no gradients and no optimizer state, and a run
-        that took them from another (`trainer.restore.InitFrom`) does not save them again.
-    without_decay: weights that do not decay.
-    without_parameter_scale: weights whose rate is not relative to their size (T5X's
-        multiply_by_parameter_scale map).
-    rate_multipliers: pattern -> factor of the learning rate; the first that occurs counts.
+    Args:
+        optimizer: The optimizer of all weights that are not frozen.
+        frozen: Weights that never change. They have no gradient and no optimizer state, and a run
+            that started from another run's weights (`trainer.restore.InitFrom`) does not save them
+            again.
+        without_decay: Weights without weight decay.
+        without_parameter_scale: Weights whose learning rate is not relative to their size (T5X's
+            multiply_by_parameter_scale map).
+        rate_multipliers: Pattern -> factor of the learning rate. The first pattern that matches is
+            used.
     """
 
     optimizer: WeightOptimizer
@@ -42,7 +46,7 @@ class Grouped:
             patterns = getattr(self, field)
             if isinstance(patterns, str):
                 raise ConfigError(
-                    f"{field} is the text {patterns!r}; wanted a tuple of patterns",
+                    f"{field} is the text {patterns!r}; expected a tuple of patterns",
                     f"Grouped.{field}",
                 )
             for pattern in patterns:
@@ -50,26 +54,30 @@ class Grouped:
                     re.compile(pattern)
                 except re.error as error:
                     raise ConfigError(
-                        f"{field} has {pattern!r}, which is no regular expression: {error}",
+                        f"{field} has {pattern!r}, which is not a regular expression: {error}",
                         f"Grouped.{field}",
                     ) from error
 
     def for_weights(self, shapes: Tree, axes: Tree) -> Optimizer:
-        """Bind to weights of these shapes and logical axes."""
+        """Bind to weights of these shapes and logical axes.
+
+        Raises:
+            ConfigError: If a pattern matches no weight, or all weights are frozen.
+        """
         paths = [path for path, _, _ in described(shapes, axes)]
         self._check_patterns(paths)
-        if all(_occurs(self.frozen, path) for path in paths):
+        if all(_matches(self.frozen, path) for path in paths):
             raise ConfigError(
-                f"frozen = {tuple(self.frozen)} leaves no weight to be trained", "Grouped.frozen"
+                f"frozen = {tuple(self.frozen)} leaves no weight to train", "Grouped.frozen"
             )
         return bind_rules(self._rule, shapes, axes)
 
     def _rule(self, path: str, shape: tuple[int, ...], axes: LogicalAxes) -> WeightRule | None:
-        if _occurs(self.frozen, path):
+        if _matches(self.frozen, path):
             return None
         optimizer = self.optimizer.without(
-            decay=_occurs(self.without_decay, path),
-            parameter_scale=_occurs(self.without_parameter_scale, path),
+            decay=_matches(self.without_decay, path),
+            parameter_scale=_matches(self.without_parameter_scale, path),
         )
         rule = optimizer.rule(path, shape, axes)
         factor = next((f for p, f in self.rate_multipliers.items() if re.search(p, path)), 1.0)
@@ -86,11 +94,11 @@ class Grouped:
             for pattern in getattr(self, field):
                 if not any(re.search(pattern, path) for path in paths):
                     raise ConfigError(
-                        f"{field} has {pattern!r}, which occurs in no weight's path; the paths "
+                        f"{field} has {pattern!r}, which matches no weight's path; the paths "
                         f"are {', '.join(sorted(paths))}",
                         f"Grouped.{field}",
                     )
 
 
-def _occurs(patterns: Sequence[str], path: str) -> bool:
+def _matches(patterns: Sequence[str], path: str) -> bool:
     return any(re.search(pattern, path) for pattern in patterns)

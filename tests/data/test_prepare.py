@@ -29,7 +29,7 @@ NAMES = ["embedded_name", "embedded_summarize", "embedded_text"]
 MODULE = """
 import functools, seqio
 from t5x_lite.data.sources.seqio_sources import JsonLinesSource
-from t5x_lite.data.stream.pair_trimming import PairEnding
+from t5x_lite.data.stream.pair_trimming import PairTrimming
 from t5x_lite.data.tasks import preprocessors as late, task_providers as tasks
 from t5x_lite.objectives.language_models import FullLM
 from t5x_lite.tokenizers.vocabularies import Vocabulary
@@ -42,7 +42,7 @@ tasks.add_task("eval_only", source, steps, vocabulary)
 tasks.add_task("half_size", source, steps, Vocabulary({other_model!r}))
 tasks.add_task("trimmed", source, [*steps, seqio.preprocessors.truncate_inputs_left], vocabulary)
 tasks.add_task("bare", source, steps[:2], vocabulary)
-tasks.add_task("ended", source, [*steps[:-1], late.EndPairs(PairEnding(keep_last=2))], vocabulary)
+tasks.add_task("ended", source, [*steps[:-1], late.TrimPairs(PairTrimming(keep_last=2))], vocabulary)
 tasks.add_task("own", source, late.text_steps(FullLM()), vocabulary)
 for name, rates in {{
     "mine_mix": [("mine", 3.0), ("eval_only", 0.0)],
@@ -259,7 +259,7 @@ except ValueError as error:
 
 
 def test_nothing_declared_is_said():
-    with pytest.raises(ConfigError, match="nothing is declared"):
+    with pytest.raises(ConfigError, match="none are registered"):
         prepare(Data("c4", LENGTHS, "/nowhere"))
 
 

@@ -178,10 +178,10 @@ def test_groups_change_decay_rates_and_scaling_of_what_they_name(weights, gradie
 @pytest.mark.parametrize(
     ("field", "patterns", "complaint"),
     [
-        ("frozen", ("matrix", "encodr"), "'encodr', which occurs in no weight's path"),
-        ("without_decay", ("(",), r"no regular expression"),
-        ("rate_multipliers", {"norm$": 2.0}, "'norm\\$', which occurs in no"),
-        ("frozen", "matrix", "wanted a tuple of patterns"),
+        ("frozen", ("matrix", "encodr"), "'encodr', which matches no weight's path"),
+        ("without_decay", ("(",), r"not a regular expression"),
+        ("rate_multipliers", {"norm$": 2.0}, "'norm\\$', which matches no"),
+        ("frozen", "matrix", "expected a tuple of patterns"),
     ],
 )
 def test_patterns_that_cannot_be_meant_are_named(field, patterns, complaint, weights):
