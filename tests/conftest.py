@@ -93,7 +93,7 @@ def random_params():
 
 @pytest.fixture(scope="session")
 def shipped():
-    """A function that reads a model file, shipped or of the tests: shipped("bert/tiny", remat="full")."""
+    """A function that reads a model file, of the tests too: shipped("bert/tiny", remat="full")."""
     import dataclasses
 
     import gin

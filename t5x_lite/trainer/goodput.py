@@ -178,6 +178,7 @@ class Goodput(Callback):
             self._ledger.spend("recomputed steps" if step <= self._reached else "steps")
 
     def after_step(self, moment: StepInfo) -> None:
+        """Record the step, and write the goodput file from time to time."""
         self._has_begun = True
         self._ledger.step = moment.step
         if time.monotonic() - self._written > _EVERY:
