@@ -35,6 +35,7 @@ class _Rules(NamedTuple):
         return ((5.0 + length) / 6.0) ** self.length_penalty
 
 
+@jax.named_scope("token_choice")
 def beam_search(
     next_token: NextToken,
     cache: Cache,

@@ -55,6 +55,7 @@ class _Loop(NamedTuple):
     cache: Cache
 
 
+@jax.named_scope("token_choice")
 def decode(
     next_token: NextToken,
     cache: Cache,

@@ -210,10 +210,12 @@ class Transformer(nnx.Module):
         """Scores of the vocabulary, float32 [batch, length, vocab]."""
         return self._predictions(hidden_ble).logits
 
+    @jax.named_scope("output_layer")
     def _predictions(self, hidden_ble: jax.Array, *others: Any) -> Predictions:
         output = self.head.output(self.token_embedder)
         return Predictions(self.head.transformed(hidden_ble), output, *others)
 
+    @jax.named_scope("output_layer")
     def _next_sentence(self, encoded_ble: jax.Array) -> jax.Array | None:
         if not self.config.next_sentence_head:
             return None

@@ -17,6 +17,7 @@ from t5x_lite.io import atomic
 from t5x_lite.io.safe_files import read_json
 
 MEMORY = ("argument", "output", "alias", "temp", "generated_code")
+_NAME = re.compile(r'loc\("([^"]+)"\(')  # in a lowered program; source files have no parenthesis
 
 
 class TooLarge(NamedTuple):
@@ -51,10 +52,12 @@ def compiled(
     """Compile `lowered` (of `jax.jit(...).lower`) with XLA options, or find it in `directory`.
 
     target: what else decides about the result: topology, order of devices, compiler's version. The
-    hash is over all of them and the program without its source locations.
+    hash is over all of them, the program and its JAX names (`jax.named_scope`), which the compiled
+    text repeats; source files and lines have no part in it.
     """
     target = f"{target} {sorted(options.items())}" if options else target
-    key = hashlib.sha256(f"{target}\n{lowered.as_text()}".encode()).hexdigest()[:24]
+    names = sorted(set(_NAME.findall(lowered.as_text(debug_info=True))))
+    key = hashlib.sha256(f"{target}\n{names}\n{lowered.as_text()}".encode()).hexdigest()[:24]
     text_file, facts_file = directory / f"{key}.hlo.gz", directory / f"{key}.json"
     if facts_file.exists():
         facts = read_json(facts_file)

@@ -13,16 +13,17 @@ from t5x_lite.planning.hlo import Computation, Instruction, Module, Shape, colle
 from t5x_lite.planning.matmul_flops import product_flops
 
 FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "conditional"}
-_PARTS = ("encoder", "decoder")
-_BY_FILE = {
-    "optimizers.py": "optimizer",
-    "losses.py": "loss",
-    "chunked_loss.py": "loss",
-    "metrics.py": "metrics",
-    "transformer.py": "loss",  # outside both stacks it is the output layer
-    "layers.py": "loss",
-    "sampling.py": "choice of tokens",
-    "beam.py": "choice of tokens",
+_PACKAGE = __name__.partition(".")[0]
+# The parts of a step by the `jax.named_scope` that its code is traced in. The first that an
+# instruction's name has counts: the decoder of a loop over tokens is the decoder.
+_SCOPES = {
+    "encoder": "encoder",
+    "decoder": "decoder",
+    "optimizer": "optimizer",
+    "metrics": "metrics",
+    "loss": "loss",
+    "output_layer": "loss",
+    "token_choice": "choice of tokens",
 }
 
 
@@ -91,17 +92,16 @@ def _cost(
     module: Module, instruction: Instruction, names: Mapping[str, Instruction], repeats: int
 ) -> Cost:
     frames = module.stack(instruction)
-    own = [frame for frame in frames if "/t5x_lite/" in frame.file]
+    own = [frame for frame in frames if f"/{_PACKAGE}/" in frame.file]
     # A dense layer says little about where one is: its caller does.
     is_dense = len(own) > 1 and own[0].function == "Dense.__call__"
     place = own[1] if is_dense else next(iter(own), None)
     module_name, line = "", ""
     if place is not None:
         module_name = place.function.replace(".<locals>", "") + (" > Dense" if is_dense else "")
-        line = f"{place.file.rpartition('/t5x_lite/')[2]}:{place.line}"
-    files = {frame.file.rpartition("/")[2] for frame in own}
+        line = f"{place.file.rpartition(f'/{_PACKAGE}/')[2]}:{place.line}"
     return Cost(
-        part=part_of(instruction.op_name, files),
+        part=part_of(instruction.op_name),
         direction=_direction(instruction.op_name),
         module=module_name,
         line=line,
@@ -114,12 +114,23 @@ def _cost(
     )
 
 
-def part_of(op_name: str, files: set[str]) -> str:
-    """The part of the step an instruction belongs to, by JAX's names and then by source files."""
-    for part in _PARTS:
-        if re.search(rf"[(/]{part}[)/]|params\[\\?'{part}", op_name):
+def part_of(op_name: str) -> str:
+    """Return the part of a step that an instruction belongs to.
+
+        jit(train_step)/transpose(jvp(decoder))/while/body/add    decoder
+        jit(train_step)/optimizer/vmap()/reduce_sum               optimizer
+        state.params['encoder']['layers']                         encoder
+
+    Args:
+        op_name: The path of JAX names in the instruction's metadata.
+
+    Returns:
+        A part, as `Cost.part` lists them.
+    """
+    for scope, part in _SCOPES.items():
+        if re.search(rf"[(/]{scope}[)/]|params\[\\?'{scope}", op_name):
             return part
-    return next((part for file, part in _BY_FILE.items() if file in files), "other")
+    return "other"
 
 
 def _direction(op_name: str) -> str:

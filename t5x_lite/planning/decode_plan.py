@@ -5,6 +5,7 @@ the prefill: encoder, keys and values of its output, or the prompt.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from t5x_lite.planning.roofline import Roofline, parts
 from t5x_lite.tree_paths import flat
 
 PREFILL, TOKEN = "prefill", "token"
-_LOOPS = ("decoding/sampling.py", "decoding/beam_search.py")  # the files with the loop over tokens
+_LOOP = re.compile(r"[(/]token_choice[)/]+while")  # the loop over tokens, by its named scope
 _ITEMSIZE = {"bfloat16": 2, "float32": 4}
 
 
@@ -130,7 +131,7 @@ def token_loop(module: Module) -> Instruction:
     """The loop over tokens; ValueError where the program has none."""
     loops = [i for i in module[module.entry].instructions if i.opcode == "while"]
     for loop in loops:
-        if any(frame.file.endswith(_LOOPS) for frame in module.stack(loop)[:3]):
+        if _LOOP.search(loop.op_name):
             return loop
     raise ValueError("the program has no loop over tokens")
 

@@ -28,6 +28,7 @@ class TokenLoss(NamedTuple):
     label_smoothing: float = 0.0
 
 
+@jax.named_scope("loss")
 def shares(
     weights_bl: jax.Array, segments_bl: jax.Array | None, normalizer: float | str | None
 ) -> jax.Array:

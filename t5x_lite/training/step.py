@@ -113,7 +113,8 @@ def make_train_step(
         before = state.opt_state
         if optimizer_memory is not None:
             before = jax.device_put(before, optimizer_memory)
-        params, opt_state = optimizer.update(grads, before, state.params, state.step, rate)
+        with jax.named_scope("optimizer"):  # `planning.costs` finds the parts by these names
+            params, opt_state = optimizer.update(grads, before, state.params, state.step, rate)
         skipped = state.skipped
         average = _moving_average(state.average, params, optimizer.frozen, update.ema_decay)
         if update.skip_nonfinite:
@@ -211,6 +212,7 @@ def _split_rows(x: jax.Array, parts: int) -> jax.Array:
     return shard(x, None, "batch", *("length",)[: x.ndim - 2], *(None,) * (x.ndim - 3))
 
 
+@jax.named_scope("loss")
 def _losses(
     predictions: Predictions, batch: Batch, loss: Loss, num_tasks: int = 0
 ) -> tuple[jax.Array, LossSums]:

@@ -71,6 +71,7 @@ def global_norm(tree: Any) -> jax.Array:
     return jnp.sqrt(_sum_of_squares(tree))
 
 
+@jax.named_scope("metrics")
 def norms(name: str, tree: Mapping[str, Any]) -> dict[str, jax.Array]:
     """The norm of all weights, and of each part of the model: name/encoder, name/decoder ..."""
     squares = {part: _sum_of_squares(below) for part, below in tree.items()}

@@ -1,31 +1,88 @@
 """Costs of instructions, and where in the model they are said to come from."""
 
+import jax
 import pytest
 
+from t5x_lite.decoding.generation import Generation
 from t5x_lite.hardware.chips import CHIPS
+from t5x_lite.models.config import TransformerConfig
 from t5x_lite.planning.costs import costs, part_of, summed
+from t5x_lite.planning.decode_plan import PREFILL, TOKEN, token_loop
 from t5x_lite.planning.hlo import Module, runs
+from t5x_lite.planning.lowering import Setting, trace
 from t5x_lite.planning.plan_report import draw, explanation
+from t5x_lite.training.optimizers import Adafactor
+from t5x_lite.training.schedules import Constant
+from t5x_lite.training.step import Loss, Update
 
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 V5E = next(chip for chip in CHIPS if chip.name == "v5e")
 
 
 @pytest.mark.parametrize(
-    ("op_name", "files", "part"),
+    ("op_name", "part"),
     [
-        ("jit(train_step)/jvp(encoder)/while/body/dot_general", {"attention.py"}, "encoder"),
-        ("jit(train_step)/transpose(jvp(decoder))/while/add", {"stack.py"}, "decoder"),
-        ("jit(train_step)/encoder/while/body/exp", {"attention.py"}, "encoder"),
-        ("state.params[\\'decoder\\'][\\'layers\\']", set(), "decoder"),
-        ("jit(train_step)/vmap()/reduce_sum", {"optimizers.py", "step.py"}, "optimizer"),
-        ("jit(train_step)/jvp(ble,ev->blv)/dot_general", {"layers.py", "step.py"}, "loss"),
-        ("jit(train_step)/jvp()/log", {"losses.py", "step.py"}, "loss"),
-        ("jit(train_step)/mul", {"step.py"}, "other"),
-        ("", set(), "other"),
+        ("jit(train_step)/jvp(encoder)/while/body/dot_general", "encoder"),
+        ("jit(train_step)/transpose(jvp(decoder))/while/add", "decoder"),
+        ("jit(train_step)/encoder/while/body/exp", "encoder"),
+        ("state.params[\\'decoder\\'][\\'layers\\']", "decoder"),
+        ("jit(train_step)/optimizer/vmap()/reduce_sum", "optimizer"),
+        ("jit(train_step)/jvp(loss)/ble,ev->blv/dot_general", "loss"),
+        ("jit(train_step)/transpose(jvp(output_layer))/mul", "loss"),
+        ("jit(generate)/token_choice/while/body/reduce_max", "choice of tokens"),
+        ("jit(generate)/token_choice/while/body/decoder/dot_general", "decoder"),
+        ("jit(train_step)/mul", "other"),
+        ("", "other"),
     ],
 )
-def test_parts_are_told_by_names_and_then_by_files(op_name, files, part):
-    assert part_of(op_name, files) == part
+def test_parts_are_found_by_named_scopes(op_name, part):
+    assert part_of(op_name) == part
+
+
+def compiled_text(mode, **changes):
+    """The text of a tiny program, compiled for the simulated devices."""
+    model = TransformerConfig(
+        **dict(vocab_size=64, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32),
+        **dict(num_encoder_layers=2, num_decoder_layers=2, dtype="float32"),
+    )
+    setting = Setting(
+        model=model,
+        optimizer=Adafactor(),
+        learning_rate=Constant(value=0.1),
+        loss=Loss(),
+        update=Update(clip_norm=1.0),
+        mesh={"data": 2, "fsdp": 2, "tensor": 2},
+        batch_size=8,
+        lengths={"inputs": 16, "targets": 8},
+        packed=True,
+        mode=mode,
+        compiler_options={},
+    )
+    lowered = trace(setting._replace(**changes), jax.devices()).lowered
+    return lowered.compile(compiler_options=QUICK).as_text()
+
+
+def test_the_step_of_training_has_instructions_of_every_part():
+    found = summed(costs(Module(compiled_text("train"))), lambda cost: (cost.part, cost.direction))
+    of_model = {(part, way) for part in ("encoder", "decoder") for way in ("forward", "backward")}
+    of_step = {("optimizer", "update"), ("metrics", "update"), ("loss", "forward")}
+    assert of_model | of_step <= set(found)
+    products = {key[0] for key, cost in found.items() if cost.flops}
+    assert {"encoder", "decoder", "loss"} <= products
+    without_part = sum(cost.flops for key, cost in found.items() if key[0] == "other")
+    assert without_part < 0.01 * sum(cost.flops for cost in found.values())
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_the_loop_over_tokens_and_its_parts_are_found(num_beams):
+    generation = Generation(max_length=5, num_beams=num_beams)
+    module = Module(compiled_text("decode", generation=generation))
+    loop = token_loop(module)
+    module.trips[loop.name] = 5
+    found = costs(module, phases={"": PREFILL, loop.name: TOKEN})
+    parts = {(cost.part, cost.direction) for cost in found}
+    assert {("encoder", PREFILL), ("decoder", TOKEN), ("choice of tokens", TOKEN)} <= parts
+    assert ("encoder", TOKEN) not in parts
 
 
 def test_the_backward_pass_executes_twice_the_products_of_the_forward(reference):
