@@ -226,7 +226,7 @@ def test_weights_that_no_checkpoint_of_the_run_holds_cannot_be_thawed(adapted):
 
 
 def test_something_must_be_left_to_train(adapt, tmp_path):
-    with pytest.raises(ConfigError, match="leaves no weight to be trained"):
+    with pytest.raises(ConfigError, match="leaves no weight to train"):
         adapt(tmp_path, steps=1, frozen=(".",))
 
 

@@ -42,7 +42,7 @@ tasks.add_task("eval_only", source, steps, vocabulary)
 tasks.add_task("half_size", source, steps, Vocabulary({other_model!r}))
 tasks.add_task("trimmed", source, [*steps, seqio.preprocessors.truncate_inputs_left], vocabulary)
 tasks.add_task("bare", source, steps[:2], vocabulary)
-trim = late.TrimPairs(PairTrimming(keep_last=2))
+trim = late.TrimPairs(PairTrimming(keep_last_tokens=2))
 tasks.add_task("ended", source, [*steps[:-1], trim], vocabulary)
 tasks.add_task("own", source, late.text_steps(FullLM()), vocabulary)
 for name, rates in {{

@@ -116,7 +116,7 @@ def test_what_an_encoder_predicts_is_shown(corpus, tmp_path, capsys):
     predicted = said.rpartition("predicted ")[2]
     assert 0 < len(predicted.replace(" ", "")) <= 6  # 15 % of 40 bytes
     assert "<extra_id_0>" in said
-    with pytest.raises(ConfigError, match="wanted pack = False"):
+    with pytest.raises(ConfigError, match="set pack = False"):
         inspect(data=dataclasses.replace(data, objective=Bert()), examples=1)
 
 

@@ -6,9 +6,9 @@ import subprocess
 import pytest
 
 from t5x_lite.sweep.cluster_jobs import hand_off_rows
-from t5x_lite.sweep.runner import Job
+from t5x_lite.sweep.runner import SweepJob
 
-JOBS = [Job("10 %", 0, []), Job("drop 'em, all", 1, [])]
+JOBS = [SweepJob("10 %", 0, []), SweepJob("drop 'em, all", 1, [])]
 
 
 @pytest.fixture

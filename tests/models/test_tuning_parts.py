@@ -98,5 +98,5 @@ def test_a_prompt_begins_as_words_spread_over_the_frequent_ones():
     ],
 )
 def test_impossible_parts_are_named(tiny_config, changes, name):
-    with pytest.raises(ConfigError, match=f"TransformerConfig.{name} is"):
+    with pytest.raises(ConfigError, match=f"TransformerConfig.{name} must be"):
         tiny_config(**changes)

@@ -191,7 +191,7 @@ def test_the_schema_notices_what_is_missing_or_of_the_wrong_type(tmp_path):
     ):
         broken = copy.deepcopy(made)
         break_it(broken)
-        with pytest.raises(ValueError, match=r"plan\b.*wanted"):
+        with pytest.raises(ValueError, match=r"plan\b.*expected"):
             check_schema(broken)
 
 

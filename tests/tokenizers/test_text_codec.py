@@ -171,10 +171,10 @@ def test_infer_goes_on_where_it_was_killed(run_directory, tmp_path):
         ('{"text": "a"}', {}, "line 1: no text field (not a JSON object with a string 'inputs')"),
         (
             '{"inputs": "a"}',
-            {"what": "score"},
+            {"mode": "score"},
             "line 1: no text field (not a JSON object with a string 'targets')",
         ),
-        ('{"inputs": "a"}', {"what": "guess"}, "what is 'guess'; wanted 'generate' or 'embed'"),
+        ('{"inputs": "a"}', {"mode": "guess"}, "mode is 'guess'; expected one of"),
         ('{"inputs": "a"}', {"gin.BATCH_SIZE": "0"}, "batch_size is 0; wanted 1 or more"),
         ('{"inputs": "a"}', {"outputs": "in.jsonl/out"}, "in.jsonl/out cannot be written"),
         ('{"inputs": "a"}', {"inputs": "gone"}, "gone cannot be read: No such file"),

@@ -267,6 +267,7 @@ def test_one_gin_line_chooses_the_optimizer(data_dir, tmp_path):
         "TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 16},
         "EmbeddedCorpus.vocab_size": 412,
         "EmbeddedCorpus.packages": ("gin", "beartype"),
+        "Cosine.warmup_steps": 1,
     }
     flags = [f"--gin.{name}={value!r}" for name, value in values.items()]
     command = [
@@ -277,4 +278,5 @@ def test_one_gin_line_chooses_the_optimizer(data_dir, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((model_dir / "results.json").read_text())
     assert (model_dir / "checkpoints" / "3").is_dir()
-    assert "transformation = @optax.sm3" in (model_dir / "config.gin").read_text()
+    [config] = model_dir.glob("launches/*/operative_config.gin")
+    assert "transformation = @optax.sm3" in config.read_text()

@@ -21,6 +21,7 @@ from t5x_lite.data.stream.stream import Stream, StreamTask
 from t5x_lite.data.tasks.task_providers import JsonLinesText
 from t5x_lite.data.tokenize import build_store
 from t5x_lite.errors import ConfigError
+from t5x_lite.io import atomic
 from t5x_lite.objectives.bert import Bert
 from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import SpanCorruption
@@ -78,7 +79,7 @@ class Source:
                     "tokens": len(tokens),
                     "filled": int(np.count_nonzero(lengths)),
                 }
-            build_store.write_json(path, {"features": features, "last": True, "left_out": None})
+            atomic.write_json(path, {"features": features, "last": True, "left_out": None})
             made.append()
             yield
         made.finish(lambda line: None)
