@@ -76,7 +76,7 @@ def test_a_stack_that_the_compiler_would_overflow_is_one_clear_line(monkeypatch)
     limits = {"soft": 8 * 2**20}
     monkeypatch.setattr(resource, "getrlimit", lambda which: (limits["soft"], -1))
     check_stack(topology("v5p:4x4x4"))
-    with pytest.raises(ConfigError, match="say `ulimit -s unlimited`"):
+    with pytest.raises(ConfigError, match="run `ulimit -s unlimited`"):
         check_stack(topology("tpu7x:4x4x4"))
     limits["soft"] = resource.RLIM_INFINITY
     check_stack(topology("tpu7x:4x4x4"))

@@ -105,7 +105,11 @@ def test_a_trained_run_is_exported_without_its_optimizer(command, shipped, plaus
 @pytest.mark.parametrize(
     ("name", "flags", "said"),
     [
-        ("import", dict(SOURCE="gone", MODEL_DIR="run"), "gone/config.json cannot be read"),
+        (
+            "import",
+            dict(SOURCE="gone", MODEL_DIR="run"),
+            "gone/config.json is not readable as JSON",
+        ),
         ("import", dict(MODEL_DIR="run"), "SOURCE must be set"),
         ("export", dict(MODEL_DIR="gone", DESTINATION="out"), "does not tell a run's model"),
     ],

@@ -240,10 +240,10 @@ def test_embeddings_are_means_over_real_tokens(model, one_device):
         (dict(max_length=0), "max_length", "1 or more"),
         (dict(min_length=9, max_length=8), "min_length", "from 0 to max_length = 8"),
         (dict(num_beams=2, num_returns=3), "num_returns", "at most num_beams = 2"),
-        (dict(num_beams=2, temperature=1.0), "temperature", "beams draw nothing"),
-        (dict(num_returns=2), "num_returns", "or a temperature above 0"),
+        (dict(num_beams=2, temperature=1.0), "temperature", "beam search does not sample"),
+        (dict(num_returns=2), "num_returns", "must be 1 where temperature is 0"),
         (dict(temperature=-1.0), "temperature", "0 or more"),
-        (dict(top_p=0.0), "top_p", r"a number in \(0, 1\]"),
+        (dict(top_p=0.0), "top_p", r"must be in \(0, 1\]"),
     ],
 )
 def test_settings_that_cannot_be_are_named(settings, name, wanted):

@@ -219,7 +219,7 @@ def test_a_tiny_step_is_compiled_for_a_tpu_and_found_again(tmp_path, capsys):
     assert {"decoder", "loss", "optimizer"} <= parts
     said = capsys.readouterr().out
     assert "compiling for v5e:2x2" in said
-    assert "found in the cache" in said
+    assert "read from the cache" in said
 
 
 @pytest.mark.usefixtures("needs_libtpu")

@@ -144,7 +144,7 @@ def test_a_run_goes_back_skips_the_data_and_a_restart_decides_the_same(
     train_small(tmp_path / "stopped", steps=8, guard=guard, **QUIET)
     for name, array in weights(tmp_path / "stopped").items():
         np.testing.assert_array_equal(array, weights(tmp_path / "run")[name], err_msg=name)
-    compare(run=str(tmp_path / "run"), other=str(tmp_path / "stopped"))
+    compare(run_a=str(tmp_path / "run"), run_b=str(tmp_path / "stopped"))
     assert "8 steps that both runs have are the same" in capsys.readouterr().out
 
 

@@ -17,7 +17,7 @@ def same(weights, capsys):
     """Assert that two runs have the same receipts and the same last state, to the bit."""
 
     def check(one, other):
-        compare(run=str(one), other=str(other))
+        compare(run_a=str(one), run_b=str(other))
         assert "steps that both runs have are the same" in capsys.readouterr().out
         first, second = weights(one), weights(other)
         assert first.keys() == second.keys()

@@ -39,7 +39,7 @@ def lines(directory):
 def compared(capsys, *runs, parted=False):
     capsys.readouterr()
     with pytest.raises(SystemExit, match="1") if parted else contextlib.nullcontext():
-        compare(run=str(runs[0]), other=str(runs[1]))
+        compare(run_a=str(runs[0]), run_b=str(runs[1]))
     return " ".join(capsys.readouterr().out.split())
 
 
@@ -111,4 +111,4 @@ def test_the_first_difference_is_found(changes, step, what, since):
 
 def test_a_directory_without_receipts_is_refused(tmp_path, six_steps):
     with pytest.raises(ConfigError, match=r"receipts\.jsonl is not there"):
-        compare(run=str(six_steps), other=str(tmp_path))
+        compare(run_a=str(six_steps), run_b=str(tmp_path))
