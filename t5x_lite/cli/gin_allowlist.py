@@ -1,4 +1,4 @@
-"""Holding gin files to packages: what they import, and whose functions they would have called."""
+"""Restrict gin files to packages: what they may import, and whose functions they may call."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +7,17 @@ from t5x_lite.errors import ConfigError
 
 
 def check_imports(files: Sequence[str], search: Sequence[str], allowed: Sequence[str]) -> None:
-    """Raise ConfigError if gin files import modules other than those of `allowed` packages.
+    """Check that gin files import only modules of allowed packages.
 
-    To be called before gin parses them, which imports.
+    Call it before gin parses the files, which imports the modules.
+
+    Args:
+        files: Paths of gin files; their includes are checked as well.
+        search: Directories in which the files are searched, in this order.
+        allowed: Names of packages.
+
+    Raises:
+        ConfigError: A file imports another module.
     """
     from gin import config_parser
 
@@ -36,21 +44,28 @@ def check_imports(files: Sequence[str], search: Sequence[str], allowed: Sequence
 
 
 def check_origins(allowed: Sequence[str]) -> None:
-    """Raise ConfigError if gin would call what was not written in one of the `allowed` packages.
+    """Check that gin calls only functions and classes that are defined in allowed packages.
 
-    A module of an allowed package imports others, and gin reaches what stands in those by dots. To
-    be called between gin's parsing and its first call.
+    A module of an allowed package imports other modules, and a gin file can name their functions by
+    dots: `@run_directory.subprocess.run()`. Call it after gin has parsed the files and before the
+    first call.
+
+    Args:
+        allowed: Names of packages.
+
+    Raises:
+        ConfigError: gin would call another function.
     """
     from gin import config
 
     for bound in config._CONFIG.values():
         for value in config._iterate_flattened_values(bound):
-            made = getattr(value, "configurable", None)
-            module = getattr(made and made.wrapped, "__module__", None) or ""
-            if made and not _is_of(module, (*allowed, "gin")):
+            called = getattr(value, "configurable", None)
+            module = getattr(called and called.wrapped, "__module__", None) or ""
+            if called and not _is_of(module, (*allowed, "gin")):
                 raise ConfigError(
-                    f"{made.selector} is written in {module or 'no module'}; --gin_imports allows "
-                    f"{', '.join(allowed)}"
+                    f"{called.selector} is written in {module or 'no module'}; "
+                    f"--gin_imports allows {', '.join(allowed)}"
                 )
 
 

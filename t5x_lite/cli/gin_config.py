@@ -1,9 +1,9 @@
-"""All that knows gin: reading its files as text, holding values against types, making the call.
+"""The interface to gin: read its files as text, check values against types, call the function.
 
-gin accepts much in silence: a misspelt macro, text where a number is wanted. So the files are read
-twice. First as text, without importing what they configure: a missing file, a misspelt macro or a
-value still to be set is found within the second. Then by gin itself, with imports; what it will
-pass is held against signatures and annotations before anything is called.
+gin accepts mistakes without an error: a misspelled macro, or text instead of a number. So the files
+are read twice. First as text, without importing what they configure: a missing file, a misspelled
+macro or a value that is not set is reported within a second. Then by gin itself, with imports; the
+values are checked against signatures and annotations before anything is called.
 """
 
 import ast
@@ -21,7 +21,13 @@ from t5x_lite.errors import ConfigError
 
 
 class Binding(NamedTuple):
-    """`name = value` somewhere in the configuration; `where` is "file.gin:12" or a flag."""
+    """A statement `name = value` of a gin file or a flag.
+
+    Args:
+        name: The macro ("BATCH_SIZE") or parameter ("train.train.seed"), as it is written.
+        value: The value, with a `Reference` for each macro and function.
+        where: Where it is written: "file.gin:12" or "flag --gin.BATCH_SIZE=8".
+    """
 
     name: str
     value: Any
@@ -30,7 +36,7 @@ class Binding(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """Stands for `%NAME` (a macro) or `@name` (a function) while gin files are read as text."""
+    """A macro (`%NAME`) or a function (`@name`) in a gin file that is read as text."""
 
     name: str
     macro: bool
@@ -43,7 +49,19 @@ REQUIRED = Reference("gin.REQUIRED", macro=True)
 
 
 def read(files: Sequence[str], flags: Sequence[str], search: Sequence[str]) -> list[Binding]:
-    """Every binding of the files (looked for in `search`) and then of the flags, in order."""
+    """Read gin files and flags as text, without importing anything that they configure.
+
+    Args:
+        files: Paths of gin files, in their order.
+        flags: Flags `--gin.NAME=VALUE`, which come after the files.
+        search: Directories in which the files and their includes are searched, in this order.
+
+    Returns:
+        All bindings in the order in which gin makes them.
+
+    Raises:
+        ConfigError: A file is not found or has a syntax error, or a flag has another form.
+    """
     texts = [flag_to_text(flag) for flag in flags]
     bindings: list[Binding] = []
     for name in files:
@@ -54,7 +72,9 @@ def read(files: Sequence[str], flags: Sequence[str], search: Sequence[str]) -> l
 
 
 def flag_to_text(flag: str) -> str:
-    """`--gin.A.b=VALUE` as a gin statement; a value that is no literal of Python becomes a string.
+    """Convert a flag `--gin.A.b=VALUE` to a gin statement.
+
+    A value that is not a Python literal becomes a string.
 
     >>> flag_to_text("--gin.MODEL_DIR=/tmp/run"), flag_to_text("--gin.BATCH_SIZE=8")
     ("MODEL_DIR = '/tmp/run'", 'BATCH_SIZE = 8')
@@ -158,20 +178,20 @@ def _unset(bindings: Sequence[Binding]) -> Iterator[Binding]:
 
 
 def where_set(names: Iterable[str], bindings: Sequence[Binding]) -> Iterator[str]:
-    """`NAME is set by ...` for configuration names, following a parameter to its macro."""
+    """Yield "NAME is set by WHERE" for names, following parameters to their macros."""
     final = {b.name: b for b in bindings}
-    said = set()
+    reported = set()
     for name in names:
         match = [b for key, b in final.items() if key == name or key.endswith(f".{name}")]
-        while match and match[-1].name not in said:
-            said.add(match[-1].name)
+        while match and match[-1].name not in reported:
+            reported.add(match[-1].name)
             yield f"{match[-1].name} is set by {match[-1].where}"
             macros = [r.name for r in references(match[-1].value) if r.macro]
             match = [final[m] for m in macros if m in final]
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`; did you mean A or B?` for the names most like this one, or nothing."""
+    """Return "; did you mean A or B?" with the most similar names, or "" without any."""
     close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
@@ -226,7 +246,16 @@ def references(value: Any) -> Iterator[Reference]:
 
 
 def parse(files: Sequence[str], flags: Sequence[str], search: Sequence[str]) -> None:
-    """Let gin read the files, importing what they name, and then the flags."""
+    """Let gin read the files, which imports the modules that they name, and then the flags.
+
+    Args:
+        files: Paths of gin files, in their order.
+        flags: Flags `--gin.NAME=VALUE`, which come after the files.
+        search: Directories in which the files and their includes are searched, in this order.
+
+    Raises:
+        ConfigError: gin refuses a statement: there is no such module, function or parameter.
+    """
     import gin
     from gin import config
 
@@ -269,16 +298,31 @@ def _register(text: str) -> None:
             context.get_configurable(selector)
 
 
-def call(function: Callable[..., Any], **also: Any) -> None:
-    """Check all that gin will pass to `function`, and call it with that and `also`."""
+def call(function: Callable[..., Any], *, builds_on: bool = False, **extra: Any) -> None:
+    """Check the values that gin passes to a function, and call it.
+
+    Args:
+        function: The function. Its parameter `describe_config` returns the configuration as text.
+        builds_on: The function uses settings of another command, which gin does not count among
+            those that are used; so the configuration is all that was read.
+        **extra: Arguments that do not come from gin.
+
+    Raises:
+        ConfigError: A value is missing or has the wrong type.
+    """
     import gin
 
-    check_values(function, given=also)
-    gin.get_configurable(function)(describe_config=gin.operative_config_str, **also)
+    check_values(function, given=extra)
+    describe_config = gin.config_str if builds_on else gin.operative_config_str
+    gin.get_configurable(function)(describe_config=describe_config, **extra)
 
 
 def arguments(function: Callable[..., Any]) -> dict[str, Any]:
-    """Check all that gin would pass to `function`, and make it without a call."""
+    """Return what gin would pass to a function, by parameter name, without calling it.
+
+    Raises:
+        ConfigError: A value is missing or has the wrong type.
+    """
     import gin
 
     check_values(function)
@@ -286,17 +330,21 @@ def arguments(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def clear() -> None:
-    """Forget every binding, before other files are parsed."""
+    """Remove all bindings, before other files are parsed."""
     import gin
 
     gin.clear_config()
 
 
 def check_values(function: Callable[..., Any], *, given: Iterable[str] = ()) -> None:
-    """Hold what gin will pass, from `function` down, against signatures and annotations.
+    """Check what gin will pass to a function, and to all that it builds, against annotations.
 
-    given: parameters of `function` that do not come from gin.
-    Raises ConfigError for a parameter that has neither value nor default, and for a wrong type.
+    Args:
+        function: The function that will be called.
+        given: Parameters of the function that do not come from gin.
+
+    Raises:
+        ConfigError: A parameter has neither a value nor a default, or a value of the wrong type.
     """
     import gin
     from gin import config
@@ -312,7 +360,7 @@ def check_values(function: Callable[..., Any], *, given: Iterable[str] = ()) -> 
         bound |= config._CONFIG.get((scope, configurable.selector), {})
         bound = {name: _resolve(value) for name, value in bound.items()}
         _check_parameters(configurable, bound, given if configurable.wrapped is function else ())
-        for value in _made(bound):
+        for value in _built(bound):
             todo.append(("/".join(value.scopes), value.configurable))
 
 
@@ -331,39 +379,39 @@ def _check_parameters(configurable: Any, bound: dict[str, Any], given: Iterable[
         hint = hints.get(parameter, Any)
         if not _fits(value, hint):
             raise ConfigError(
-                f"{name}.{parameter} is {value!r}; wanted {_said(hint)}", f"{name}.{parameter}"
+                f"{name}.{parameter} is {value!r}; wanted {_describe(hint)}", f"{name}.{parameter}"
             )
 
 
-def _said(hint: Any) -> str:
-    """An annotation for people: the values of a Literal, the name of a class."""
+def _describe(hint: Any) -> str:
+    """Describe an annotation: the values of a Literal, the name of a class."""
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return " or ".join(map(_said, typing.get_args(hint)))
+        return " or ".join(map(_describe, typing.get_args(hint)))
     if hint is types.NoneType:
         return "None"
     return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value, perhaps one that gin has yet to make, suits an annotation."""
+    """Whether a value, or what gin will build for a reference, fits an annotation."""
     from beartype import BeartypeConf
     from beartype.door import is_bearable
     from gin import config
 
     if isinstance(value, config.ConfigurableReference):
-        made = value.configurable and value.configurable.wrapped
-        if not value.evaluate or not isinstance(made, type) or not isinstance(hint, type):
+        built = value.configurable and value.configurable.wrapped
+        if not value.evaluate or not isinstance(built, type) or not isinstance(hint, type):
             return True
-        return getattr(hint, "_is_protocol", False) or issubclass(made, hint)
+        return getattr(hint, "_is_protocol", False) or issubclass(built, hint)
     if any(isinstance(p, config.ConfigurableReference) for p in _parts(value)):
         return True
     return is_bearable(value, hint, conf=BeartypeConf(is_pep484_tower=True))
 
 
-def _made(value: Any) -> Iterator[Any]:
-    """The references in a value that gin will call to make a part of it."""
+def _built(value: Any) -> Iterator[Any]:
+    """The references in a value that gin will call to build a part of it."""
     from gin import config
 
     for part in _parts(value):
@@ -378,7 +426,7 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 def _resolve(value: Any) -> Any:
-    """The value a macro stands for, wherever macros stand in it."""
+    """Replace the macros in a value by their values."""
     from gin import config
 
     if isinstance(value, config.ConfigurableReference):
@@ -394,20 +442,20 @@ def _resolve(value: Any) -> Any:
 
 
 def _explain(error: Exception, flag: str = "") -> NoReturn:
-    """Raise an error of gin's parser as one line that names the place and the nearest names."""
+    """Raise an error of gin's parser as one line with its file and line, and similar names."""
     from gin import config
 
     text = str(error)
-    place = re.search(r'In file "([^"]+)", line (\d+)', text)
-    where = f"flag {flag}" if flag else ":".join(place.groups()) if place else "the gin files"
-    if found := re.search(r"'(\S+)' doesn't have a parameter named '(\w+)'", text):
-        owner: Any = config._REGISTRY.get_match(found[1])
+    location = re.search(r'In file "([^"]+)", line (\d+)', text)
+    where = f"flag {flag}" if flag else ":".join(location.groups()) if location else "the gin files"
+    if match := re.search(r"'(\S+)' doesn't have a parameter named '(\w+)'", text):
+        owner: Any = config._REGISTRY.get_match(match[1])
         parameters = inspect.signature(owner.wrapped).parameters
-        message = f"{owner.name} has no parameter {found[2]!r}{nearest(found[2], parameters)}"
-    elif found := re.search(r"No configurable matching '@?([^'(]+)", text):
+        message = f"{owner.name} has no parameter {match[2]!r}{nearest(match[2], parameters)}"
+    elif match := re.search(r"No configurable matching '@?([^'(]+)", text):
         known = {selector.split(".")[-1] for selector, _ in config._REGISTRY.items()}
-        name = found[1].split(".")[-1]
-        message = f"nothing is called {found[1]!r} in the gin files read{nearest(name, known)}"
+        name = match[1].split(".")[-1]
+        message = f"nothing is called {match[1]!r} in the gin files read{nearest(name, known)}"
     elif isinstance(error, (ImportError, NameError, AttributeError, SyntaxError, ValueError)):
         message = text.strip().splitlines()[0]
     else:

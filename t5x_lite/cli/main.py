@@ -128,7 +128,7 @@ def _call(request: arguments.Request) -> None:
             search_arguments=request.search_arguments(),
             read=lambda name, text: read_command(name, text, request.search, request.packages),
         )
-    gin_config.call(called, **extra)
+    gin_config.call(called, builds_on=bool(command.builds_on), **extra)
 
 
 def _join_processes(request: arguments.Request) -> None:

@@ -94,7 +94,7 @@ def _replay(ready: PreparedRun, *, step: int, largest: float) -> None:
         raise ConfigError(f"{ready.directory} holds no run", "MODEL_DIR")
     with Checkpointer(ready.directory, report=note) as saved:
         start = _start(ready, saved, step)
-        note(f"going on after step {start.step:,} up to step {step:,}")
+        note(f"resuming after step {start.step:,} up to step {step:,}")
         state, batch, train_step = _forward(ready, start, anomaly_guard.read(ready.directory), step)
         with ready.console.waiting(f"looking into step {step:,}"):
             looked = _look(ready, state.params, batch, state.step)
@@ -104,7 +104,7 @@ def _replay(ready: PreparedRun, *, step: int, largest: float) -> None:
         note(line)
     norm = float(metrics["grad_norm"])
     note(f"step {step:,}: loss {looked.loss.low:.6g} in sum, norm of the gradient {norm:.6g}")
-    note(_held_against_receipt(ready, step, metrics))
+    note(_compare_with_receipt(ready, step, metrics))
     found = next(findings(looked, largest), None)
     if found is None:
         note(f"all weights, outputs and gradients are finite and at most {largest:g}")
@@ -206,18 +206,15 @@ def _table(rows: Sequence[ProbeRow]) -> Iterator[str]:
         yield "  ".join([name.ljust(width), *(text.rjust(17) for text in shown)])
 
 
-def _held_against_receipt(ready: PreparedRun, step: int, metrics: Any) -> str:
+def _compare_with_receipt(ready: PreparedRun, step: int, metrics: Any) -> str:
     """Whether the step is the one that the run took."""
     lines = read_json_lines(ready.directory / RECEIPTS)
     receipt = next((line for line in lines if line["step"] == step), None)
     if receipt is None or f"{BITS}batch" not in metrics:
-        return f"{RECEIPTS} does not tell of the step"
+        return f"{RECEIPTS} has no line of the step"
     same = [
         receipt["batch"] == as_text(metrics[f"{BITS}batch"]),
         receipt["loss"] == float(metrics["loss"]).hex(),
     ]
-    said = {True: "the same", False: "ANOTHER"}
-    return (
-        f"held against the run's receipt, the batch is {said[same[0]]} and the loss {said[same[1]]}"
-        " to the bit"
-    )
+    batch, loss = ("bit-exact" if equal else "DIFFERENT" for equal in same)
+    return f"compared with the run's receipt, the batch is {batch} and the loss {loss}"
