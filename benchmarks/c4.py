@@ -49,7 +49,7 @@ def build(directory, pages):
     before = resource.getrusage(resource.RUSAGE_SELF)
     began = sum(before[:2])
     job = BuildJob(recipe, (str(wet),), directory / f"c4.{pages}", 16)
-    counts = local.build(job, processes=1, report=lambda line: None)
+    counts = local.build(job, processes=1)
     after = resource.getrusage(resource.RUSAGE_SELF)
     seconds = sum(after[:2]) - began
     print(

@@ -52,7 +52,7 @@ def tokenize(directory: Path, megabytes: int) -> None:
     import_seqio()
     import seqio
 
-    JsonLinesText("memory", str(directory), Vocabulary(str(model))).register("", print)
+    JsonLinesText("memory", str(directory), Vocabulary(str(model))).register("")
     task = seqio.TaskRegistry.get("memory")
     before, cpu = held_mib(), time.process_time()
     build_token_store(task, "train", directory / "store", tokenizer="sentencepiece")

@@ -243,7 +243,7 @@ def measure_tokenizing(directory: Path, tokenizer: str) -> None:
     if not model.exists():
         texts = (document["text"] for document in embedded_corpus.read_documents(corpus, "train"))
         train_vocabulary(texts, model, vocab_size=8000, max_lines=50_000)
-    JsonLinesText("bench_text", str(corpus), Vocabulary(str(model))).register("", print)
+    JsonLinesText("bench_text", str(corpus), Vocabulary(str(model))).register("")
     task = seqio.TaskRegistry.get("bench_text")
     found = []
     for number in range(3):

@@ -154,7 +154,7 @@ def main() -> None:
         for name in ("cold", "warm"):
             command = train_command(folder / name, folder / "data", 1)
             _, said = cpu_seconds(command, environment)
-            line = re.search(r"the first step ended .*", said)
+            line = re.search(r"first step finished .*", said)
             print(f"compilation cache {name}: {line[0] if line else said}")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 
+from t5x_lite import log_setup
 from t5x_lite.hardware.chips import Chip
 from t5x_lite.hardware.topologies import topology
 from t5x_lite.models.config import TransformerConfig
@@ -75,11 +76,12 @@ def calibrate(planned: Planned, chip: Chip) -> dict[str, float]:
     }
 
 
+@log_setup.to_terminal()
 def main() -> None:
     """Print the comparison."""
     jax.config.update("jax_platforms", "cpu")
     wanted = topology("v5e:16x16")
-    planned = plan_step(SETTING, wanted, 1e12, CACHE, report=print)
+    planned = plan_step(SETTING, wanted, 1e12, CACHE)
     if not planned.costs:
         print(f"does not fit: {planned.plan['memory']}")
         return

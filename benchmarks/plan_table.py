@@ -23,6 +23,7 @@ from pathlib import Path
 import gin
 import jax
 
+from t5x_lite import log_setup
 from t5x_lite.cli import gin_config
 from t5x_lite.cli.main import GIN_CONFIGS
 from t5x_lite.hardware.topologies import Topology, topology
@@ -126,7 +127,7 @@ def compile_here(name: str, where: str, path: Path) -> None:
     """Plan a cell in this process and write it."""
     jax.config.update("jax_platforms", "cpu")
     wanted = topology(where)
-    planned = plan_step(setting_of(shipped(name), wanted), wanted, 2.0**35, CACHE, report=print)
+    planned = plan_step(setting_of(shipped(name), wanted), wanted, 2.0**35, CACHE)
     path.write_text(json.dumps(planned.plan))
 
 
@@ -154,6 +155,7 @@ def to_do(plan: dict | None) -> bool:
     return ENDED_BY in plan and plan["compiler"]["libtpu"] != version("libtpu")
 
 
+@log_setup.to_terminal()
 def main() -> None:
     """Compile what there is time for, and write the table."""
     parser = argparse.ArgumentParser()

@@ -1,6 +1,7 @@
 """Eight simulated CPU devices, and the tiny models that many tests share."""
 
 import importlib.util
+import logging
 import os
 import shutil
 import sys
@@ -32,6 +33,19 @@ def pytest_collection_finish(session):
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture
+def log_lines():
+    """What the package logs at level INFO and above during the test, a list of messages."""
+    logger, lines = logging.getLogger("t5x_lite"), []
+    handler, level = logging.Handler(), logger.level
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield lines
+    logger.removeHandler(handler)
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,10 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 FLOORS = (
     ("errors", "tree_paths", "command", "console"),
     ("partitioning", "io"),
-    ("distributed", "decoding", "objectives", "metrics", "hardware", "data.code_identity"),
+    (
+        *("log_setup", "distributed", "decoding", "objectives", "metrics", "hardware"),
+        "data.code_identity",
+    ),
     ("models.kernels", "tokenizers", "data.sources", "data.store"),
     ("models", "data.stream", "data.formats"),
     ("checkpoints", "convert", "data.tasks", "data.c4"),

@@ -10,7 +10,7 @@ Order in which a run looks for its start:
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -33,6 +33,7 @@ from t5x_lite.tree_paths import flat, joined, nested, without
 Json = dict[str, Any]
 State = TypeVar("State", bound=NamedTuple)  # its fields are trees of arrays
 COMPLETE = "commit_success.txt"  # orbax writes it last
+_LOG = logging.getLogger(__name__)
 
 
 class Checkpointer:
@@ -45,9 +46,9 @@ class Checkpointer:
     Once a step is complete, a thread writes its files' checksums into it. `find_corruption`
     compares a step's files with them, and `quarantine` moves a step out of `checkpoints/`.
 
-    A save that fails (a full disk, a store that is away) leaves the older steps as they are: it is
-    reported, and tried again at a later step; only after `policy.max_failures` in a row is it an
-    error, a ConfigError.
+    A save that fails (a full disk, a store that cannot be reached) leaves the older steps as they
+    are. It is logged as a warning and tried again at a later step; `policy.max_failures` failures
+    in a row raise ConfigError.
 
     A run that rests on another's checkpoint (`rest_on`) saves its weights without the frozen ones;
     whoever reads weights here is given all of them.
@@ -55,16 +56,9 @@ class Checkpointer:
     Without a policy it is for reading: nothing is saved, and what another process is saving stays.
     """
 
-    def __init__(
-        self,
-        model_dir: str | epath.PathLike,
-        policy: CheckpointPolicy | None = None,
-        *,
-        report: Callable[[str], None] = print,
-    ):
+    def __init__(self, model_dir: str | epath.PathLike, policy: CheckpointPolicy | None = None):
         self._for_reading = policy is None
         self._policy = policy or CheckpointPolicy(keep=None)
-        self._report = report
         self.model_dir = epath.Path(model_dir)
         check_reachable(self.model_dir)
         self.base = BaseCheckpoint.recorded(self.model_dir)
@@ -72,7 +66,7 @@ class Checkpointer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saving")
         self._pending: tuple[int, Future[None]] | None = None
         self._failures, self._retry_at = 0, 0.0
-        # What orbax logs of a failed save, some hundred lines, `_failed` says in one.
+        # orbax logs a failed save in some hundred lines; `_failed` logs it in one.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._checkpointer = ocp.training.Checkpointer(
             absolute(self.model_dir) / "checkpoints",
@@ -197,9 +191,9 @@ class Checkpointer:
         if jax.process_index() == 0 and not self._for_reading:
             base.record(self.model_dir)
             if (failure := base.pin(self.model_dir)) is not None:
-                self._report(
-                    f"{base.model_dir} was not told that this run rests on its step {base.step:,} "
-                    f"({failure}): keep that step"
+                _LOG.warning(
+                    f"cannot mark step {base.step:,} of {base.model_dir} as used by this run "
+                    f"({failure}); keep that checkpoint, it holds this run's frozen weights"
                 )
 
     def arrays(self, step: int) -> dict[str, np.ndarray]:
@@ -336,14 +330,17 @@ class Checkpointer:
             if jax.process_index() == 0 and left.exists() and not (left / COMPLETE).exists():
                 left.rmtree()
         self._checkpointer.reload()
-        newest = "none" if self.latest_step is None else f"of step {self.latest_step:,}"
-        said = (
-            f"step {step:,} could not be SAVED ({shortened(str(error))}); the newest checkpoint is "
-            f"{newest}; failure {self._failures} of {most} in a row"
+        newest = "there is no checkpoint yet"
+        if self.latest_step is not None:
+            newest = f"the newest checkpoint is that of step {self.latest_step:,}"
+        message = (
+            f"cannot save step {step:,} ({shortened(str(error))}); {newest}; failure "
+            f"{self._failures} of at most {most} in a row"
         )
         if self._failures >= most:
-            raise ConfigError(said, "MODEL_DIR", "CheckpointPolicy.max_failures") from error
-        self._report(said)
+            raise ConfigError(message, "MODEL_DIR", "CheckpointPolicy.max_failures") from error
+        if processes.is_first():
+            _LOG.warning(message)
 
 
 def chosen_step(saved: Checkpointer, step: int | None, *names: str) -> int:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from t5x_lite import log_setup
 from t5x_lite.cli import arguments, gin_allowlist, gin_config
 from t5x_lite.cli.command_table import commands, function_names, load_function
 from t5x_lite.cli.help_text import GIN_CONFIGS as GIN_CONFIGS
@@ -18,6 +19,7 @@ from t5x_lite.command import Invocation
 from t5x_lite.errors import ConfigError
 
 
+@log_setup.to_terminal()
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command line: the entry point of the console script.
 
@@ -142,6 +144,8 @@ def _join_processes(request: arguments.Request) -> None:
     # Ours comes first: it names the process that died, which jax's own does not.
     processes.initialize(config, heartbeat_seconds=round(2 * seconds) + 40)
     heartbeat.start(seconds)
+    if not processes.is_first():
+        log_setup.only_warnings()
 
 
 def _leave_processes(code: int, why: str | Exception = "") -> None:

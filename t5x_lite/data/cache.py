@@ -1,6 +1,7 @@
 """`t5x_lite cache`: tokenize a task or mixture once, before it is trained on."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Sequence
 
@@ -9,6 +10,8 @@ from t5x_lite.data.data_config import Data
 from t5x_lite.data.prepare import prepare
 from t5x_lite.data.tokenize.workers import Beam, Processes
 from t5x_lite.errors import ConfigError
+
+_LOG = logging.getLogger(__name__)
 
 
 def cache(
@@ -26,11 +29,10 @@ def cache(
     """
     if processes is not None and processes < 1:
         raise ConfigError(f"processes is {processes}; wanted 1 or more", "cache.processes")
-    console = Console()
     with Processes(processes) as workers:
         make_parts = workers.make_parts if beam_flags is None else Beam(beam_flags).make_parts
         before = dataclasses.replace(data, tokenization="before_training", use_cached=False)
-        plan = prepare(before, report=console.note, make_parts=make_parts)
+        plan = prepare(before, make_parts=make_parts)
     rows = [
         (
             task.name,
@@ -42,5 +44,6 @@ def cache(
         for task, split, store in plan.stores()
     ]
     columns = ("task", "split", "examples", "tokens", "tokenized by")
-    console.table(data.mixture_or_task_name, columns, rows)
-    console.note(f"token stores are in {os.path.join(data.store_dir or data.data_dir, 'stores')}")
+    Console().table(data.mixture_or_task_name, columns, rows)
+    stores = os.path.join(data.store_dir or data.data_dir, "stores")
+    _LOG.info(f"token stores are in {stores}")

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import re
 import shutil
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 _PLAN_FORMAT = 3
 # Given the data, a task's name and a split: who tokenizes the files of its source.
 PartMaker = Callable[["Data", str, str], MakeParts]
-Report = Callable[[str], None]
+_LOG = logging.getLogger(__name__)
 
 
 class Roots(Protocol):
@@ -95,17 +96,17 @@ def store_place(task: "seqio.Task", split: str, data: "Data") -> StoreLocation:
     return StoreLocation(os.path.join("stores", folder, f"{split}-{digest[:16]}"), description)
 
 
-def tell_differences(place: StoreLocation, data: "Data", report: Report) -> None:
-    """Say in what the stores that a split has already do not fit."""
+def log_differences(place: StoreLocation, data: "Data") -> None:
+    """Log why the stores that a split has already cannot be used."""
     directory = Path(data.data_dir, place.name)
     for other in sorted(directory.parent.glob(f"{place.description['split']}-*/manifest.json")):
         manifest = read_json(other)
         differing = differences(place.description, manifest)
-        report(f"{other.parent} does not fit: {'; '.join(differing)[:500]}")
+        _LOG.info(f"token store {other.parent} does not match: {'; '.join(differing)[:500]}")
 
 
-def quarantine_if_corrupt(place: StoreLocation, data: "Data", report: Report) -> None:
-    """Rename a corrupt store on disk, with a log line; it is then rebuilt to the same bytes."""
+def quarantine_if_corrupt(place: StoreLocation, data: "Data") -> None:
+    """Rename a corrupt store on disk, with a warning; it is then rebuilt to the same bytes."""
     directory = Path(data.data_dir, place.name)
     if not directory.exists():
         return
@@ -114,21 +115,20 @@ def quarantine_if_corrupt(place: StoreLocation, data: "Data", report: Report) ->
     except CorruptStoreError as error:
         target = directory.with_name(f"quarantine-{directory.name}.{time.time_ns()}")
         atomic.rename(directory, target)
-        report(f"token store {directory} is CORRUPT ({error.corruption}): moved to {target}")
+        _LOG.warning(f"token store {directory} is corrupt ({error.corruption}); moved to {target}")
 
 
 def make_store(
     task: "seqio.Task",
     place: StoreLocation,
     data: "Data",
-    report: Report,
     make_parts: PartMaker | None,
 ) -> None:
     """Build a split's store unless it is there, on disk and then, if need be, at an address."""
     split, directory = place.description["split"], Path(data.data_dir, place.name)
-    quarantine_if_corrupt(place, data, report)
+    quarantine_if_corrupt(place, data)
     if not store_exists(data, place.name) and not directory.exists():
-        tell_differences(place, data, report)
+        log_differences(place, data)
         if data.use_cached:
             raise ConfigError(
                 f"there is no token store of {task.name}/{split} at "
@@ -137,13 +137,11 @@ def make_store(
                 "USE_CACHED_TASKS to False to make it now",
                 "Data.use_cached",
             )
-        report(f"tokenizing {task.name}/{split} ...")
+        _LOG.info(f"tokenizing {task.name}/{split} ...")
         maker = make_parts and make_parts(data, task.name, split)
-        build_token_store(
-            task, split, directory, report, tokenizer=data.tokenizer, make_parts=maker
-        )
+        build_token_store(task, split, directory, tokenizer=data.tokenizer, make_parts=maker)
     if data.store_dir is not None and not store_exists(data, place.name):
-        upload(directory, store_location(data, place.name), report)
+        upload(directory, store_location(data, place.name))
         shutil.rmtree(directory)
     open_store(data, place.name, place.description)
 
@@ -297,42 +295,36 @@ def task_as_json(task: PlannedTask) -> dict[str, Any]:
     return content | {"own_objective": task.objective is not None}
 
 
-def prepare(
-    data: Data,
-    report: Report = lambda line: None,
-    *,
-    make_parts: PartMaker | None = None,
-) -> Plan:
+def prepare(data: Data, *, make_parts: PartMaker | None = None) -> Plan:
     """Return the plan of a run's data, making what is missing under `data.data_dir`.
 
-    `report` is told, a line at a time, what takes long. `make_parts` says for a task and a split
-    how the files of its source are tokenized (`data.tokenize.workers`); without it, here, one by
-    one. Raises
-    ConfigError for a name that nobody registers, for features too short for the objective, for a
-    corpus that cannot be read or is empty, and for tasks that a token store cannot serve.
+    Args:
+        data: of the run.
+        make_parts: returns, for a task and a split, what tokenizes the files of its source
+            (`data.tokenize.workers`). Without it they are tokenized here, one after the other.
+
+    Raises:
+        ConfigError: no task or mixture has that name, features are too short for the objective, a
+            corpus cannot be read or is empty, or a token store cannot serve a task.
     """
     data = dataclasses.replace(data, data_dir=os.path.abspath(data.data_dir))
     if not data.module_names:
         check_name(data, [name for declared in data.task_providers for name in declared.names])
     if (plan := ready(data)) is None:
-        plan = _make_plan(data, report, make_parts)
+        plan = _make_plan(data, make_parts)
         if not any(task.live for task in plan.tasks):  # which every start must register anew
             _write_plan(plan_path(data), plan)
     return plan
 
 
-def _make_plan(
-    data: Data,
-    report: Report,
-    make_parts: PartMaker | None,
-) -> Plan:
-    report("importing seqio and TensorFlow ...")
+def _make_plan(data: Data, make_parts: PartMaker | None) -> Plan:
+    _LOG.info("importing seqio and TensorFlow ...")
     import_seqio()
-    rates = registered_tasks(data, report)
+    rates = registered_tasks(data)
     vocabulary = shared_vocabulary(data, [task for task, _ in rates])
     late_steps, live = postcache_steps(task for task, _ in rates)
     for reason in live.values():
-        report(f"{reason}: it runs through seqio's own pipeline, on every host")
+        _LOG.info(f"{reason}: it runs through seqio's own pipeline, on every host")
     if data.use_cached and live:
         raise ConfigError(
             f"no token store can serve {', '.join(live)}, and USE_CACHED_TASKS is True; "
@@ -354,10 +346,10 @@ def _make_plan(
     for task, _ in storable:
         for split, place in places[task.name].items():
             if split == "train" and data.tokenization == "while_training":
-                quarantine_if_corrupt(place, data, report)
+                quarantine_if_corrupt(place, data)
                 later += [] if store_exists(data, place.name) else [task.name]
             else:
-                make_store(task, place, data, report, make_parts)
+                make_store(task, place, data, make_parts)
     tasks = tuple(
         PlannedTask(
             task.name,
@@ -379,7 +371,7 @@ def _make_plan(
         tasks=tasks,
         store_dir=data.store_dir,
         max_text_tokens=data.max_text_tokens,
-        builder=_builder({name: places[name]["train"] for name in later}, data, report),
+        builder=_builder({name: places[name]["train"] for name in later}, data),
     )
 
 
@@ -389,18 +381,16 @@ def _live_task(task: "seqio.Task", rate: float, data: Data, pieces: AnyVocabular
     return PlannedTask(task.name, rate, is_text=False, stores={}, live=live)
 
 
-def _builder(
-    places: Mapping[str, StoreLocation], data: Data, report: Report
-) -> BackgroundTokenizer | None:
-    """Begin to make the train stores of tasks, those of the smallest sources first."""
+def _builder(places: Mapping[str, StoreLocation], data: Data) -> BackgroundTokenizer | None:
+    """Start building the train stores of tasks, those of the smallest sources first."""
     if not places:
         return None
     for place in places.values():
-        tell_differences(place, data, report)
-    report(f"tokenizing {', '.join(places)} while training ...")
+        log_differences(place, data)
+    _LOG.info(f"tokenizing {', '.join(places)} while training ...")
     in_order = sorted(places, key=lambda name: places[name].size)
     directories = {name: os.path.join(data.data_dir, places[name].name) for name in in_order}
-    return BackgroundTokenizer(data, directories, report)
+    return BackgroundTokenizer(data, directories)
 
 
 def _splits(task: "seqio.Task", rate: float, data: Data) -> list[str]:

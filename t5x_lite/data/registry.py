@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from t5x_lite.data.tasks.preprocessors import to_vocabulary
@@ -17,16 +17,13 @@ if TYPE_CHECKING:
     from t5x_lite.data.data_config import Data
 
 
-def registered_tasks(
-    data: "Data", report: Callable[[str], None]
-) -> list[tuple["seqio.Task", float]]:
+def registered_tasks(data: "Data") -> list[tuple["seqio.Task", float]]:
     """Register all tasks of a run's data with seqio and look up those that it names.
 
     Imports `data.modules` and calls `register` of `data.task_providers`.
 
     Args:
         data: The run's data.
-        report: Called with a line of text before anything that takes long.
 
     Returns:
         Tasks of the mixture with their rates; a single task has rate 1. If `data.vocabulary` is
@@ -43,7 +40,7 @@ def registered_tasks(
         except ImportError as error:
             raise ConfigError(f"module {module!r}: {error}", "Data.modules") from error
     for task_provider in data.task_providers:
-        task_provider.register(data.data_dir, report)
+        task_provider.register(data.data_dir)
     check_name(data, [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()])
     provider = seqio.get_mixture_or_task(data.mixture_or_task_name)
     if isinstance(provider, seqio.Mixture):

@@ -1,13 +1,16 @@
 """`t5x_lite vocab`: train a SentencePiece vocabulary on a corpus."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 
-from t5x_lite.console import Console
+from t5x_lite.console import count, logged_wait
 from t5x_lite.data.sources.jsonl_and_tsv import STRICT, LineStats, MalformedLines
 from t5x_lite.data.sources.reservoir_sample import sample_lines
 from t5x_lite.errors import ConfigError
 from t5x_lite.tokenizers.vocabularies import Vocabulary, train_vocabulary
+
+_LOG = logging.getLogger(__name__)
 
 
 def vocab(
@@ -50,8 +53,8 @@ def vocab(
         raise ConfigError(
             f"{output} exists already: give another name", "VOCABULARY", "vocab.output"
         )
-    console, line_stats = Console(), LineStats()
-    with console.waiting("reading the corpus"):
+    line_stats = LineStats()
+    with logged_wait(_LOG, "reading the corpus"):
         lines = sample_lines(
             corpus,
             max_lines=max_lines,
@@ -61,8 +64,9 @@ def vocab(
             line_stats=line_stats,
         )
     if line_stats.bad:
-        console.note(line_stats.describe())
-    with console.waiting(f"training {vocab_size:,} pieces on {len(lines):,} lines"):
+        _LOG.warning(line_stats.describe())
+    what = f"training a vocabulary of {vocab_size:,} pieces on {count(len(lines), 'line')}"
+    with logged_wait(_LOG, what):
         train_vocabulary(
             lines,
             output,
@@ -75,8 +79,8 @@ def vocab(
     sample = lines[:1000]
     pieces = sum(len(made.encode(line)) for line in sample)
     words = sum(len(line.split()) for line in sample)
-    console.note(
-        f"{output}: {made.size:,} ids with {made.sentinels.count} sentinels, {made.padded_size:,} "
-        f"embedding rows; {pieces / max(words, 1):.2f} pieces per word; use it with "
-        f"VOCABULARY = {output!r} and EXTRA_IDS = {made.extra_ids}"
+    _LOG.info(
+        f"wrote {output}: {made.size:,} ids including {count(made.sentinels.count, 'sentinel')}, "
+        f"{count(made.padded_size, 'embedding row')}; {pieces / max(words, 1):.2f} pieces per "
+        f"word; use it with VOCABULARY = {output!r} and EXTRA_IDS = {made.extra_ids}"
     )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from t5x_lite.console import Console
+from t5x_lite.console import Console, count
 from t5x_lite.errors import ConfigError
 from t5x_lite.io.json_lines import read_json_lines
 from t5x_lite.trainer.step_hashes import RECEIPTS
@@ -47,13 +47,13 @@ def compare(*, run_a: str, run_b: str, describe_config: Callable[[], str] = str)
     console = Console()
     if parting is None:
         weights = [step for step in both if "params" in receipts[0][step]]
-        console.note(
-            f"{len(both):,} steps that both runs have are the same, {both[0]:,} to {both[-1]:,}; "
-            f"weights compared after {len(weights):,} of them"
+        console.print(
+            f"the runs are identical in {count(len(both), 'common step')}, {both[0]:,} to "
+            f"{both[-1]:,}; weights compared at {len(weights):,} of them"
         )
         return
-    since = "" if parting.since is None else f"; their weights were equal after {parting.since:,}"
-    console.note(f"the runs part at step {parting.step:,}: {parting.what} differ{since}")
+    since = "" if parting.since is None else f"; weights were equal at step {parting.since:,}"
+    console.print(f"the runs diverge at step {parting.step:,}: {parting.what} differ{since}")
     sys.exit(1)
 
 

@@ -1,6 +1,7 @@
 """`t5x_lite replay`: compute one step of a run again, module by module, and find bad numbers."""
 
 import inspect
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 
 from t5x_lite.checkpoints.checkpointer import Checkpointer
 from t5x_lite.checkpoints.run_directory import MODEL
+from t5x_lite.console import logged_wait
 from t5x_lite.data.stream.prefetch import process_rows, to_devices
 from t5x_lite.data.stream.stream import StreamPosition
 from t5x_lite.debugging.activation_probes import ProbeRow, Probes, Range, as_range, summary
@@ -28,6 +30,7 @@ from t5x_lite.training.step_metrics import BITS
 from t5x_lite.tree_paths import flat
 
 LARGEST = 65504.0  # of float16
+_LOG = logging.getLogger(__name__)
 _COLUMNS = ("weights", "output", "its gradient", "weights' gradient")
 
 
@@ -89,27 +92,27 @@ def replay(
 
 
 def _replay(ready: PreparedRun, *, step: int, largest: float) -> None:
-    note = ready.console.note
+    console = ready.console
     if not (ready.directory / MODEL).exists():
         raise ConfigError(f"{ready.directory} holds no run", "MODEL_DIR")
-    with Checkpointer(ready.directory, report=note) as saved:
+    with Checkpointer(ready.directory) as saved:
         start = _start(ready, saved, step)
-        note(f"resuming after step {start.step:,} up to step {step:,}")
+        _LOG.info(f"replaying from step {start.step:,} to step {step:,}")
         state, batch, train_step = _forward(ready, start, anomaly_guard.read(ready.directory), step)
-        with ready.console.waiting(f"looking into step {step:,}"):
+        with logged_wait(_LOG, f"measuring the values in step {step:,}"):
             looked = _look(ready, state.params, batch, state.step)
         _, metrics = train_step(state, batch)
         metrics = metrics.fetched()
     for line in _table(looked.rows):
-        note(line)
+        console.print(line)
     norm = float(metrics["grad_norm"])
-    note(f"step {step:,}: loss {looked.loss.low:.6g} in sum, norm of the gradient {norm:.6g}")
-    note(_compare_with_receipt(ready, step, metrics))
+    console.print(f"step {step:,}: sum of losses {looked.loss.low:.6g}, gradient norm {norm:.6g}")
+    console.print(_compare_with_receipt(ready, step, metrics))
     found = next(findings(looked, largest), None)
     if found is None:
-        note(f"all weights, outputs and gradients are finite and at most {largest:g}")
+        console.print(f"all weights, outputs and gradients are finite and at most {largest:g}")
         return
-    note(f"the first that is NOT: {found}")
+    console.print(f"first value that is not finite and at most {largest:g}: {found}")
     sys.exit(1)
 
 
@@ -119,7 +122,7 @@ def _start(ready: PreparedRun, saved: Checkpointer, step: int) -> Start:
     for found in reversed([each for each in saved.steps if each < step]):
         corruption = saved.find_corruption(found) if processes.is_first() else None
         if processes.broadcast(corruption) is not None:
-            ready.console.note(f"step {found:,} is CORRUPT ({corruption}): skipped")
+            _LOG.info(f"checkpoint of step {found:,} is corrupt ({corruption}); skipping it")
         elif not anomaly_guard.gave_up(taken, found, saved.progress(found)):
             return go_on(ready.program, saved, found)
     if ready.init_from is not None:
@@ -132,7 +135,7 @@ def _forward(
 ) -> tuple[Any, Any, Any]:
     """The state before a step, the step's batch, and the compiled step."""
     stream, sharding = ready.feed.stream, ready.program.batch_sharding
-    with ready.console.waiting("compiling the training step"):
+    with logged_wait(_LOG, "compiling the training step"):
         train_step = compiled_step(ready.program, stream)
     state, at, position, _, progress = start
     first: StreamPosition = stream.start() if position is None else position
@@ -207,11 +210,11 @@ def _table(rows: Sequence[ProbeRow]) -> Iterator[str]:
 
 
 def _compare_with_receipt(ready: PreparedRun, step: int, metrics: Any) -> str:
-    """Whether the step is the one that the run took."""
+    """Return whether the step's batch and loss have the bits that the run recorded."""
     lines = read_json_lines(ready.directory / RECEIPTS)
     receipt = next((line for line in lines if line["step"] == step), None)
     if receipt is None or f"{BITS}batch" not in metrics:
-        return f"{RECEIPTS} has no line of the step"
+        return f"{RECEIPTS} has no entry for step {step:,}"
     same = [
         receipt["batch"] == as_text(metrics[f"{BITS}batch"]),
         receipt["loss"] == float(metrics["loss"]).hex(),

@@ -7,15 +7,16 @@ reads it, holds the training loop of its process between two steps, and exchange
 how many steps were taken. The last step is the one after the largest number.
 """
 
+import logging
 import signal
 import threading
-from collections.abc import Callable
 from typing import NamedTuple, Self
 
 from t5x_lite.distributed import processes
 from t5x_lite.distributed.processes import START_AGAIN, MissingProcessError
 from t5x_lite.distributed.signals import SignalRequests
 
+_LOG = logging.getLogger(__name__)
 _AGREEMENT_SECONDS = 60.0  # for the processes to exchange how many steps they took
 _NOTICE_SECONDS = 1.0  # between two looks at whether the run has ended
 
@@ -46,13 +47,9 @@ class PreemptionHandler:
 
     A second signal ends the process at once. That loses no more than the steps since the last
     checkpoint: a checkpoint is complete or is ignored.
-
-    Args:
-        report: Called with a line of text when a signal arrives.
     """
 
-    def __init__(self, report: Callable[[str], None]):
-        self._report = report
+    def __init__(self):
         self._signals = SignalRequests(
             signal.SIGINT, signal.SIGTERM, on_signal=self._on_signal, exit_on_second=True
         )
@@ -91,7 +88,7 @@ class PreemptionHandler:
         if processes.count() > 1:
             processes.post("stop", [number, processes.index()])
         name = signal.Signals(number).name
-        self._report(f"{name}: stopping after a step; a second signal ends the process at once")
+        _LOG.info(f"{name}: saving and stopping after this step; a second signal ends at once")
 
     def _agree(self) -> None:
         while not self._closed.is_set():
@@ -101,7 +98,7 @@ class PreemptionHandler:
                 try:
                     counts = processes.gather(self._count, "stop", seconds=_AGREEMENT_SECONDS)
                 except MissingProcessError as error:
-                    self._report(f"the processes agreed on no last step: {error}")
+                    _LOG.warning(f"the processes did not agree on a last step: {error}")
                     return
                 self._last = (max(counts) + 1, StopRequest(*notice))
             return

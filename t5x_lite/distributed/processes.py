@@ -9,10 +9,10 @@ be made from different threads.
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import Counter
@@ -37,10 +37,11 @@ _VARIABLES = {
 _DEVICES = "JAX_NUM_CPU_DEVICES"  # of each process: jax's own variable
 _WAIT = 600.0  # seconds a process waits for the others, where nothing long is going on
 LONG = 30 * 24 * 3600.0  # where one works and the others wait: a dead one is noticed elsewhere
-_SLOW = 5.0  # seconds of waiting that are worth a word
+_SLOW = 5.0  # seconds of waiting that are logged
 _HERE = "t5x_lite"  # the folder of our keys and barriers
 
 Value = TypeVar("Value")
+_LOG = logging.getLogger(__name__)
 _rounds: Counter[str] = Counter()
 _hosts: list[str] = []
 _barriers: Counter[str] = Counter()
@@ -110,7 +111,7 @@ def initialize(
     if meeting.process_id:
         _wait_for_the_first(meeting, wait_seconds)
     before = signal.getsignal(signal.SIGTERM)
-    slow = threading.Timer(_SLOW, _say_who_waits, [meeting, wait_seconds])
+    slow = threading.Timer(_SLOW, _log_who_waits, [meeting, wait_seconds])
     slow.daemon = True
     slow.start()
     try:
@@ -314,10 +315,10 @@ def _wait_for_the_first(meeting: DistributedConfig, seconds: float) -> None:
         time.sleep(0.2)
 
 
-def _say_who_waits(meeting: DistributedConfig, seconds: float) -> None:
+def _log_who_waits(meeting: DistributedConfig, seconds: float) -> None:
     who = "a process" if meeting.process_id is None else f"process {meeting.process_id}"
     where = meeting.coordinator_address or "the address that the cluster tells"
-    print(f"{who} waits up to {seconds} s for the others at {where} ...", file=sys.stderr)
+    _LOG.info(f"{who} is waiting up to {seconds} s for the others at {where} ...")
 
 
 def cluster_tells(environment: Mapping[str, str]) -> bool:

@@ -94,8 +94,8 @@ def _check_batch(batch_size: int, mesh: jax.sharding.Mesh) -> None:
 
 def _tell(console: Console, findings: list[Diagnosis], seconds: float) -> None:
     for finding in findings:
-        console.note(f"{'WRONG' if finding.wrong else 'ok':<6}{finding.what}: {finding.seen}")
+        console.print(f"{'WRONG' if finding.wrong else 'ok':<6}{finding.what}: {finding.seen}")
         if finding.wrong:
-            console.note(f"      => {finding.cure}")
+            console.print(f"      => {finding.cure}")
     wrong = sum(finding.wrong for finding in findings)
-    console.note(f"{'fit to run' if not wrong else f'{wrong} wrong'}, {seconds:.1f} s")
+    console.print(f"{'ready to run' if not wrong else f'{wrong} wrong'}, {seconds:.1f} s")

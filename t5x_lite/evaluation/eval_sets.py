@@ -7,9 +7,10 @@ import neither seqio nor TensorFlow where the task_providers tell how their task
 
 import hashlib
 import json
+import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from t5x_lite.metrics.task_metrics import Case, TaskMetrics, labels_are_secret
 if TYPE_CHECKING:
     import seqio
 
+_LOG = logging.getLogger(__name__)
 _FORMAT = 1
 _KEPT = ("inputs", "targets")
 
@@ -65,7 +67,6 @@ class Splits:
 def evaluation_sets(
     data: Data,
     plan: Plan,
-    report: Callable[[str], None],
     *,
     splits: Splits = Splits(),
     without_metrics: bool = False,
@@ -76,7 +77,7 @@ def evaluation_sets(
     and targets are cut to `data.feature_lengths`, EOS included. Raises ConfigError where a task has
     a metric of a kind that nobody could call.
     """
-    reader = _Reader(data, plan, splits, report, without_metrics)
+    reader = _Reader(data, plan, splits, without_metrics)
     return [found for name in (task.name for task in plan.tasks) if (found := reader.read(name))]
 
 
@@ -88,10 +89,9 @@ class _Reader:
         data: Data,
         plan: Plan,
         splits: Splits,
-        report: Callable[[str], None],
         without_metrics: bool,
     ):
-        self._data, self._splits, self._report = data, splits, report
+        self._data, self._splits = data, splits
         self._without_metrics = without_metrics
         self._plan = {task.name: task for task in plan.tasks}
         self._registered: dict[str, seqio.Task] | None = None
@@ -110,7 +110,7 @@ class _Reader:
             task = self._task(name)
             if split not in task.splits:
                 return None
-            self._report(f"reading {name}/{split} for evaluation ...")
+            _LOG.info(f"reading the evaluation examples of {name}/{split} ...")
             examples = _examples(task, split, self._data)
             if path is None:
                 return _set(name, split, how, examples)
@@ -138,9 +138,9 @@ class _Reader:
     def _task(self, name: str) -> "seqio.Task":
         if self._registered is None:
             if "seqio" not in sys.modules:
-                self._report("importing seqio and TensorFlow ...")
+                _LOG.info("importing seqio and TensorFlow ...")
             import_seqio()
-            found = registered_tasks(self._data, self._report)
+            found = registered_tasks(self._data)
             self._registered = {task.name: task for task, _ in found}
         return self._registered[name]
 

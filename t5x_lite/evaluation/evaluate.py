@@ -1,6 +1,7 @@
 """`t5x_lite evaluate`: checkpoints of a run, held against the tasks of a mixture."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,7 +11,7 @@ from etils import epath
 
 from t5x_lite.checkpoints.checkpointer import Checkpointer, chosen_step
 from t5x_lite.checkpoints.run_directory import recorded_model
-from t5x_lite.console import Console
+from t5x_lite.console import Console, logged_wait
 from t5x_lite.data.data_config import Data
 from t5x_lite.data.prepare import Plan, plan_path, prepare
 from t5x_lite.decoding.generation import Generation
@@ -35,6 +36,7 @@ from t5x_lite.partitioning import check_divisible, make_mesh, named_sharding, sh
 from t5x_lite.training.inputs import batch_settings, check_tasks, check_vocabulary
 
 Steps = Literal["newest", "all"] | int | Sequence[int]
+_LOG = logging.getLogger(__name__)
 
 
 class _Wanted(NamedTuple):
@@ -89,7 +91,7 @@ def evaluate(
     Results stand in the run's directory: evaluations.jsonl, TensorBoard's events, predictions/.
     Raises ConfigError, before anything expensive, where there is nothing to evaluate.
     """
-    directory, console = epath.Path(model_dir), Console(silent=not processes.is_first())
+    directory = epath.Path(model_dir)
     _check(losses, metrics, max_examples, published, ensemble)
     splits = Splits.of(split)
     place = epath.Path(output_dir or model_dir)
@@ -100,26 +102,27 @@ def evaluate(
         chosen = _chosen(saved, steps)
         if not plan_path(data).exists():  # of a run that trains on it
             data = dataclasses.replace(data, splits=("validation",))
-        plan = prepare(data, report=console.note)
+        plan = prepare(data)
         check_vocabulary(plan, model)
         with jax.set_mesh(device_mesh):
             inference = Inference(model, generation, mesh=device_mesh, batch_size=batch_size)
             wanted = _Wanted(splits, losses, metrics, predictions, max_examples)
-            tools = _tools(model, data, plan, inference, wanted, console)
+            tools = _tools(model, data, plan, inference, wanted)
             figures: dict[int, dict[str, float]] = {}
             others = tuple(_newest(path, model, tools.weights) for path in ensemble)
             place.mkdir(parents=True, exist_ok=True)
             for step in chosen:
-                with console.waiting(f"evaluating step {step:,}"):
+                with logged_wait(_LOG, f"evaluating step {step:,}"):
                     params = saved.restore_weights(step, tools.weights)
                     params = (params, *others) if others else params
                     figures[step] = _evaluate(tools, params, place, wanted, step)
                     del params
+    console = Console(silent=not processes.is_first())
     show_evaluation(console, splits, figures, published)
     for benchmark, lacking in missing_tasks(figures[chosen[-1]], splits.default).items():
-        console.note(f"no {benchmark} average without {', '.join(lacking)}")
+        _LOG.info(f"no {benchmark} average: scores of {', '.join(lacking)} are missing")
     more = f" and {place / PREDICTIONS}" if predictions and metrics else ""
-    console.note(f"results: {place / EVALUATIONS}{more}")
+    _LOG.info(f"wrote {place / EVALUATIONS}{more}")
 
 
 def _check(
@@ -183,7 +186,6 @@ def _tools(
     plan: Plan,
     inference: Inference,
     wanted: _Wanted,
-    console: Console,
 ) -> _Tools:
     """Get ready what is asked for; ConfigError where no task has anything of it."""
     _check_splits(wanted.splits, data, plan)
@@ -192,7 +194,7 @@ def _tools(
     weights = jax.tree.map(
         lambda leaf, place: leaf.update(sharding=place), shapes, shardings(mesh, axes)
     )
-    judge = _make_judge(data, plan, inference, wanted, console)
+    judge = _make_judge(data, plan, inference, wanted)
     held_out = _make_held_out(model, data, plan, inference, wanted)
     if judge is None and held_out is None:
         raise ConfigError(
@@ -217,23 +219,21 @@ def _check_splits(splits: Splits, data: Data, plan: Plan) -> None:
 
 
 def _make_judge(
-    data: Data, plan: Plan, inference: Inference, wanted: _Wanted, console: Console
+    data: Data, plan: Plan, inference: Inference, wanted: _Wanted
 ) -> TaskEvaluator | None:
-    """What judges the tasks that have their split and metrics; says which have not."""
+    """Return what evaluates the tasks that have their split and metrics; log the others."""
     if not wanted.metrics or inference.config.encoder_only:
         return None
     splits = wanted.splits
     sets = processes.first_then_others(
-        lambda: evaluation_sets(
-            data, plan, console.note, splits=splits, without_metrics=wanted.predictions
-        )
+        lambda: evaluation_sets(data, plan, splits=splits, without_metrics=wanted.predictions)
     )
     named = {each.name for each in sets}
     if rest := [task.name for task in plan.tasks if task.name not in named]:
-        where = splits.default if not splits.named else "their split"
-        console.note(f"without metrics or without {where}: {', '.join(rest)}")
+        split = f"split {splits.default!r}" if not splits.named else "requested split"
+        _LOG.info(f"not evaluated, no metrics or no {split}: {', '.join(rest)}")
     if secret := [each.name for each in sets if not each.how.metrics or each.secret]:
-        console.note(f"predictions alone, without labels or metrics: {', '.join(secret)}")
+        _LOG.info(f"predictions only, no labels or no metrics: {', '.join(secret)}")
     if not sets:
         return None
     return TaskEvaluator(inference, sets, plan.vocabulary(), max_examples=wanted.limit)

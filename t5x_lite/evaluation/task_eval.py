@@ -1,6 +1,7 @@
 """Tasks judged by their metrics: every example said or scored once, by however many processes."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from t5x_lite.training.callbacks import Callback, Report
 
 KIND = "metrics"  # of the records: "metrics/glue_cola_v002" holds the task's scores
 AVERAGES = f"{KIND}/averages"
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,12 +131,11 @@ def make_task_evaluator(
     model: TransformerConfig,
     mesh: jax.sharding.Mesh,
     batch_size: int,
-    report: Callable[[str], None],
 ) -> TaskEvaluator | None:
-    """What a run's tasks are judged with; None, and a word, where none of them has metrics."""
-    sets = processes.first_then_others(lambda: evaluation_sets(data, plan, report))
+    """Return what evaluates a run's tasks; None, with a log line, where no task has metrics."""
+    sets = processes.first_then_others(lambda: evaluation_sets(data, plan))
     if not sets or model.encoder_only:
-        report("no task has metrics to be judged by")
+        _LOG.info("no task has metrics; only validation losses are computed")
         return None
     inference = Inference(model, wanted.generation, mesh=mesh, batch_size=batch_size)
     return TaskEvaluator(inference, sets, plan.vocabulary(), max_examples=wanted.max_examples)
@@ -143,8 +144,8 @@ def make_task_evaluator(
 class TaskEvalCallback(Callback):
     """Judges a run's tasks whenever it is evaluated; reports "metrics/TASK" and the averages."""
 
-    def __init__(self, judge: TaskEvaluator, say: Callable[[str], None]):
-        self._judge, self._say = judge, say
+    def __init__(self, judge: TaskEvaluator):
+        self._judge = judge
 
     def on_evaluate(self, step: int, state: Any, report: Report) -> None:
         """Report every task's scores."""
@@ -155,7 +156,7 @@ class TaskEvalCallback(Callback):
             report(AVERAGES, averages)
         for name, task in judged.items():
             shown = ", ".join(f"{metric} {value:.2f}" for metric, value in task.scores.items())
-            self._say(f"{name} after step {step:,}: {shown}")
+            _LOG.info(f"metrics of {name} at step {step:,}: {shown}")
 
 
 def flat_scores(judged: dict[str, TaskPredictions]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """`t5x_lite export`: the weights of a run become a Hugging Face directory."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +9,6 @@ import jax
 
 from t5x_lite.checkpoints.checkpointer import Checkpointer, chosen_step
 from t5x_lite.checkpoints.run_directory import recorded_model
-from t5x_lite.console import Console
 from t5x_lite.convert.huggingface import export_checkpoint
 from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
@@ -19,7 +19,8 @@ from t5x_lite.models import transformer
 from t5x_lite.tokenizers.text_codec import TextRecord, read_text_record
 from t5x_lite.tokenizers.tokenizer_files import write_tokenizer
 
-# How a model is exported that generates by itself, and what to say of it.
+_LOG = logging.getLogger(__name__)
+# How a model that generates by itself is exported, and how to run it.
 _PROGRAMS = {
     "stablehlo": (export_program, "python {destination}/run.py TEXT"),
     "saved_model": (export_saved_model, 'tf.saved_model.load("{destination}").signatures'),
@@ -62,9 +63,9 @@ def export_weights(
             step=step,
         )
         run = how_to_run.format(destination=destination)
-        Console().note(f"{model_dir} generates in {destination}: {run}")
+        _LOG.info(f"exported {model_dir} to {destination}; run it with: {run}")
     elif form == "huggingface":
-        told = _export_huggingface(
+        _export_huggingface(
             Path(model_dir),
             destination,
             step,
@@ -72,14 +73,13 @@ def export_weights(
             encoder_only=encoder_only,
             vocab_size=vocab_size,
         )
-        Console().note(told)
     else:
         forms = ", ".join(map(repr, ["huggingface", *_PROGRAMS]))
         raise ConfigError(f"form is {form!r}; wanted one of {forms}", "export_weights.form", "FORM")
 
 
-def _export_huggingface(directory: Path, destination: str, step: int | None, **family: Any) -> str:
-    """Write weights and tokenizer; return what was done."""
+def _export_huggingface(directory: Path, destination: str, step: int | None, **family: Any) -> None:
+    """Write weights and tokenizer."""
     config = recorded_model(directory)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
@@ -90,19 +90,19 @@ def _export_huggingface(directory: Path, destination: str, step: int | None, **f
         step = chosen_step(saved, step, "MODEL_DIR", "export_weights.step")
         params = saved.restore_weights(step, abstract)
     written = export_checkpoint(destination, config, params, **family)
-    told = _write_text_files(Path(destination), record)
-    return (
-        f"step {step:,} of {directory} is {destination}, a {written} of transformers {told}; read "
-        f"again, it gives the same logits"
+    tokenizer = _write_text_files(Path(destination), record)
+    _LOG.info(
+        f"exported step {step:,} of {directory} to {destination} as {written} {tokenizer}; "
+        f"loaded again, it gives the same logits"
     )
 
 
 def _write_text_files(directory: Path, record: TextRecord) -> str:
-    """Write tokenizer and special tokens as transformers reads them; return what was written."""
+    """Write tokenizer and special tokens as transformers reads them; return which, in words."""
     start, end = record.special
     special = {"decoder_start_token_id": start, "bos_token_id": start, "eos_token_id": end}
     atomic.write_json(directory / "generation_config.json", {**special, "pad_token_id": 0})
     if record.vocabulary is None:
-        return "without a tokenizer, which the run does not know"
+        return "without a tokenizer, as the run has not recorded one"
     write_tokenizer(directory, record.vocabulary)
     return "with its tokenizer"

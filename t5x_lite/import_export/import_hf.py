@@ -1,6 +1,7 @@
 """`t5x_lite import`: a Hugging Face directory becomes a run directory."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,6 @@ import numpy as np
 from t5x_lite.checkpoints.checkpointer import Checkpointer
 from t5x_lite.checkpoints.policy import CheckpointPolicy
 from t5x_lite.checkpoints.run_directory import check_model_dir, write_launch
-from t5x_lite.console import Console
 from t5x_lite.convert.huggingface import import_checkpoint
 from t5x_lite.errors import ConfigError
 from t5x_lite.io import atomic
@@ -18,6 +18,7 @@ from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
 from t5x_lite.models.transformer import num_parameters
 from t5x_lite.tokenizers.text_codec import read_text_record, write_text_record
 
+_LOG = logging.getLogger(__name__)
 MODEL_GIN = "model.gin"
 
 
@@ -62,9 +63,9 @@ def import_weights(
     write_launch(directory, config, start_step=step, describe_config=describe_config)
     write_text_record(directory, read_text_record(source))
     atomic.write_text(directory / MODEL_GIN, model_gin(config, source))
-    Console().note(
-        f"{num_parameters(config):,} parameters from {source} are step {step:,} of {directory}; "
-        f"the model file is {directory / MODEL_GIN}"
+    _LOG.info(
+        f"imported {num_parameters(config):,} parameters from {source} as step {step:,} of "
+        f"{directory}; the model's gin file is {directory / MODEL_GIN}"
     )
 
 

@@ -2,14 +2,16 @@
 
 import dataclasses
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from t5x_lite import log_setup
 from t5x_lite.checkpoints.checkpointer import Checkpointer, chosen_step
 from t5x_lite.checkpoints.run_directory import MODEL
-from t5x_lite.console import Console, duration
+from t5x_lite.console import Console, count, duration, logged_wait
 from t5x_lite.decoding.generation import Generation
 from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError
@@ -17,6 +19,7 @@ from t5x_lite.inference.jsonl_io import STANDARD, Format, InputLines, OutputLine
 from t5x_lite.inference.text_model import TextModel, check_batch_size, load
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary
 
+_LOG = logging.getLogger(__name__)
 Mode = Literal["generate", "embed", "fill", "score"]
 _NEEDED = {
     "generate": ("inputs",),
@@ -55,6 +58,8 @@ def infer(
     "summarize: ". inputs, outputs: a path, or "-" for standard input and output. Other arguments
     are those of `text_model.load`. JSON lines keep the fields that they came with.
     """
+    if outputs == STANDARD:
+        log_setup.use_stderr()
     console = Console(stderr=outputs == STANDARD, silent=not processes.is_first())
     _check(mode, inputs, batch_size)
     lines = InputLines(inputs, input_format, _NEEDED[mode])
@@ -79,9 +84,9 @@ def infer(
     block = batch_size * _BLOCK_BATCHES
     written = OutputLines(outputs, settings, block=block)
     if written.complete:
-        console.note(f"{outputs} is complete: {lines.count:,} lines")
+        _LOG.info(f"nothing to do: {outputs} is complete, {count(lines.count, 'line')}")
         return
-    with console.waiting(f"loading {model_dir}"):
+    with logged_wait(_LOG, f"loading {model_dir}"):
         model = load(model_dir, vocabulary=vocabulary, mesh=mesh, **reading)
     _write_all(lines, written, InferenceWork(model, mode, generation, prefix), block, console)
 
@@ -167,10 +172,10 @@ class InferenceWork:
 def _write_all(
     lines: InputLines, written: OutputLines, work: InferenceWork, block: int, console: Console
 ) -> None:
-    """Write what is missing; say how far it is, and at the end how many inputs were cut."""
+    """Write what is missing; show the progress, and at the end how many inputs were truncated."""
     with written, console.line():
         if written.done:
-            console.note(f"{written.done:,} of {lines.count:,} lines are there already")
+            _LOG.info(f"resuming after {written.done:,} of {count(lines.count, 'line')}")
         began, first = time.perf_counter(), written.done
         for records in _blocks(lines, first, block):
             written.write(work.results(records, first=written.done))
@@ -181,11 +186,11 @@ def _write_all(
             )
         written.finish()
     where = "standard output" if written.path == STANDARD else written.path
-    console.note(f"{lines.count:,} lines in {where}")
+    _LOG.info(f"wrote {count(lines.count, 'line')} to {where}")
     if work.truncated:
-        console.note(
-            f"WARNING: {work.truncated:,} inputs of this start were longer than "
-            f"{work.room} tokens and lost their end (MAX_INPUT_LENGTH)"
+        _LOG.warning(
+            f"truncated {count(work.truncated, 'input')} longer than {work.room:,} tokens "
+            f"(MAX_INPUT_LENGTH)"
         )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from t5x_lite.console import Console
+from t5x_lite.console import logged_wait
 from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
 from t5x_lite.inference.text_model import TextModel, load
@@ -20,6 +21,7 @@ from t5x_lite.models.transformer import num_parameters
 from t5x_lite.reporting.results import RESULTS
 from t5x_lite.tokenizers.text_codec import SENTINEL
 
+_LOG = logging.getLogger(__name__)
 PAGE = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
@@ -61,8 +63,7 @@ def serve(
 
     Other hosts than 127.0.0.1 show the model to whoever reaches this machine: there is no login.
     """
-    console = Console()
-    with console.waiting(f"loading {model_dir}"):
+    with logged_wait(_LOG, f"loading {model_dir}"):
         model = load(
             model_dir,
             step=step,
@@ -72,9 +73,9 @@ def serve(
             max_input_length=max_input_length,
         )
     with make_server(Service(model, Path(model_dir)), host, port) as server:
-        console.note(f"http://{host}:{server.server_port}/ shows {model_dir}; Ctrl-C ends it")
+        _LOG.info(f"serving {model_dir} at http://{host}:{server.server_port}/ (Ctrl-C to stop)")
         if host not in ("127.0.0.1", "localhost", "::1"):
-            console.note(f"WARNING: whoever reaches {host} can use it; there is no login")
+            _LOG.warning(f"anyone who can reach {host} can use the model; there is no login")
         server.serve_forever()
 
 

@@ -1,9 +1,9 @@
 """Files that grow by appending, whose content survives a full disk; in buckets as well."""
 
 import contextlib
+import logging
 import os
 import time
-from collections.abc import Callable
 from typing import BinaryIO
 
 from etils import epath
@@ -12,22 +12,23 @@ from t5x_lite.io import atomic
 from t5x_lite.io.urls import is_url
 
 UPLOAD_SECONDS = 60.0
+_LOG = logging.getLogger(__name__)
 
 
 class AppendFile:
     """Appends to a file; content that cannot be written now is kept and written with the next.
 
-    A failure is reported once, until a write succeeds again; it never ends the run. An object store
+    A failure is logged once, until a write succeeds again; it never ends the run. An object store
     such as gs:// cannot append: there the whole file is uploaded, at most once a minute
     (`UPLOAD_SECONDS`) and by `flush` and `close`.
 
     Args:
-        path: A local path or a URL. Its directory must exist.
-        report: Receives a line for the first of several failures in a row.
+        path: A local path or a URL. Content is kept as long as its directory does not exist.
+        silent: Do not log failures.
     """
 
-    def __init__(self, path: epath.PathLike, report: Callable[[str], None] = print):
-        self._path, self._report = epath.Path(path), report
+    def __init__(self, path: epath.PathLike, *, silent: bool = False):
+        self._path, self._silent = epath.Path(path), silent
         self._pending, self._failing = b"", False
         self._written_at = 0.0
         self._file: BinaryIO | None = None
@@ -50,8 +51,8 @@ class AppendFile:
             elif self._pending:
                 self._append()
         except OSError as error:
-            if not self._failing:
-                self._report(f"{self._path} could not be WRITTEN ({error}): kept for later")
+            if not self._failing and not self._silent:
+                _LOG.warning(f"cannot write {self._path} ({error}); its content is kept in memory")
             self._failing = True
             return
         self._pending, self._failing, self._written_at = b"", False, time.monotonic()

@@ -2,23 +2,25 @@
 
 import contextlib
 import fcntl
+import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+_LOG = logging.getLogger(__name__)
+
 
 @contextlib.contextmanager
-def file_lock(path: Path, report: Callable[[str], None]) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """Hold the lock of a path; wait while another process or thread holds it.
 
     The lock ends with the context or with the process, however it ends. On a file system without
-    locks a line says so and the context is entered without one.
+    locks a warning is logged and the context is entered without one.
 
     Args:
         path: The lock's file, which is created, and removed at the end. By convention its name is
             that of what it protects, as in ".train.lock" for "train".
-        report: Receives a line when this call has to wait.
 
     Yields:
         None, while the lock is held.
@@ -27,7 +29,7 @@ def file_lock(path: Path, report: Callable[[str], None]) -> Iterator[None]:
         with open(path, "w") as file:
             # The previous holder removed this file before it released the lock. Another process may
             # have created and locked a new file at the path: then this lock protects nothing.
-            if not _acquire(file, path, report) or _is_current(file, path):
+            if not _acquire(file, path) or _is_current(file, path):
                 try:
                     yield
                 finally:
@@ -35,15 +37,15 @@ def file_lock(path: Path, report: Callable[[str], None]) -> Iterator[None]:
                 return
 
 
-def _acquire(file: TextIO, path: Path, report: Callable[[str], None]) -> bool:
+def _acquire(file: TextIO, path: Path) -> bool:
     """Lock a file; return False on a file system without locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        report(f"waiting for the process that holds {path} ...")
+        _LOG.info(f"waiting for the process that holds {path} ...")
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
-        report(f"{path} cannot be locked ({error}): continuing without the lock")
+        _LOG.warning(f"{path} cannot be locked ({error}); continuing without the lock")
         return False
     return True
 

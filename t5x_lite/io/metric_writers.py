@@ -5,7 +5,7 @@ that every step occurs once.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -27,7 +27,6 @@ class MetricWriters:
     Args:
         model_dir: The run's directory, a local path or a URL.
         start_step: The step from which the run starts or resumes; records after it are dropped.
-        report: Receives a line when a file cannot be written.
         silent: Write nothing, as in all processes but the first.
     """
 
@@ -36,7 +35,6 @@ class MetricWriters:
         model_dir: epath.PathLike,
         *,
         start_step: int,
-        report: Callable[[str], None] = print,
         silent: bool = False,
     ):
         self._silent = silent
@@ -44,7 +42,7 @@ class MetricWriters:
             return
         path = epath.Path(model_dir) / METRICS
         drop_steps_after(path, start_step)
-        self._lines = AppendFile(path, report)
+        self._lines = AppendFile(path)
         self._events = SummaryWriter(
             f"{_SCHEME}:{epath.Path(model_dir) / EVENTS}",
             purge_step=start_step + 1 if start_step else None,
@@ -86,7 +84,7 @@ class _AppendFiles:
     """How tensorboardX opens files: its own writer's thread would end at the first failure."""
 
     def open(self, path: str) -> AppendFile:
-        return AppendFile(path.removeprefix(f"{_SCHEME}:"), lambda _: None)
+        return AppendFile(path.removeprefix(f"{_SCHEME}:"), silent=True)
 
     def directory_check(self, path: str) -> None:
         epath.Path(path.removeprefix(f"{_SCHEME}:")).mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """`t5x_lite plan`: what a step would need on a machine that nobody has rented yet."""
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.step import Loss, Update
 
+_LOG = logging.getLogger(__name__)
 _T5_TOKENS = 2.0**35  # T5's pretraining: 524,288 steps of 65,536 tokens
 
 
@@ -80,7 +82,6 @@ def plan(
         generation,
     )
     _check(setting, wanted, price=price, search=search)
-    report = Console().note
     compiled, found = Path(cache).expanduser(), ""
     if search:
         found, best = search_settings(
@@ -89,12 +90,11 @@ def plan(
             training_tokens,
             compiled,
             compile_best=search_compiles,
-            report=report,
         )
         setting = best.setting
-    planned = plan_step(setting, wanted, training_tokens, compiled, report=report)
+    planned = plan_step(setting, wanted, training_tokens, compiled)
     _complete(planned.plan, wanted, training_steps, price)
-    _write(planned, wanted, Path(output), found, explain=explain, report=report)
+    _write(planned, wanted, Path(output), found, explain=explain)
 
 
 def _check(setting: Setting, wanted: Topology, *, price: float | None, search: bool) -> None:
@@ -131,9 +131,8 @@ def _write(
     found: str,
     *,
     explain: bool,
-    report: Callable[[str], None],
 ) -> None:
-    """Leave plan.json, plan.md and the picture behind, and say the same. found: by the search."""
+    """Write plan.json, plan.md and the picture, and print the plan. found: by the search."""
     directory.mkdir(parents=True, exist_ok=True)
     atomic.write_json(directory / "plan.json", planned.plan, indent=1)
     text = markdown(planned.plan)
@@ -141,8 +140,8 @@ def _write(
         text += f"\n{_explained(planned, wanted, directory / 'plan.png')}"
     text = f"{text}\n{found}" if found else text
     atomic.write_text(directory / "plan.md", text)
-    report(text)
-    report(f"written to {directory}: {', '.join(sorted(p.name for p in directory.iterdir()))}")
+    Console().print(text)
+    _LOG.info(f"wrote {', '.join(sorted(p.name for p in directory.iterdir()))} to {directory}")
 
 
 def _explained(planned: Planned, wanted: Topology, picture: Path) -> str:

@@ -2,13 +2,15 @@
 
 import contextlib
 import importlib.metadata
+import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from t5x_lite.console import duration, logged_wait
 from t5x_lite.errors import ConfigError
 from t5x_lite.hardware.topologies import Topology, check_stack, tpu_devices
 from t5x_lite.partitioning import MESH_AXES, resolve_mesh_shape
@@ -25,9 +27,10 @@ from t5x_lite.planning.estimate import (
     unread_memory,
 )
 from t5x_lite.planning.lowering import KINDS, Setting, layout_of, trace
-from t5x_lite.planning.plan_report import duration
 from t5x_lite.planning.plan_schema import VERSION, check_schema
 from t5x_lite.tree_paths import flat
+
+_LOG = logging.getLogger(__name__)
 
 
 class Planned(NamedTuple):
@@ -37,19 +40,12 @@ class Planned(NamedTuple):
     costs: Sequence[Cost]
 
 
-def plan_step(
-    setting: Setting,
-    wanted: Topology,
-    training_tokens: float,
-    cache: Path,
-    *,
-    report: Callable[[str], None],
-) -> Planned:
+def plan_step(setting: Setting, wanted: Topology, training_tokens: float, cache: Path) -> Planned:
     """Plan one setting on one topology; ConfigError where the two do not go together."""
     shape = fitting_mesh(setting.mesh, wanted)
     said = arithmetic(setting, wanted, shape)
     if wanted.chip.torus:
-        found = _compile(setting, wanted, said, cache, report)
+        found = _compile(setting, wanted, said, cache)
     else:
         found = Analysis([], without_compiler(said, wanted), None)
     made = {
@@ -111,19 +107,13 @@ def fitting_mesh(mesh: Mapping[str, int], wanted: Topology) -> dict[str, int]:
 # ---------------------------------------------------------------------------- with the compiler
 
 
-def _compile(
-    setting: Setting,
-    wanted: Topology,
-    said: Arithmetic,
-    cache: Path,
-    report: Callable[[str], None],
-) -> Analysis:
+def _compile(setting: Setting, wanted: Topology, said: Arithmetic, cache: Path) -> Analysis:
     devices = tpu_devices(wanted)
     check_stack(wanted)
     traced = trace(setting, devices)
     order = ",".join(str(device.id) for device in traced.mesh.devices.flat)
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
-    with _progress(f"compiling for {wanted.name}", report):
+    with _logged_progress(f"compiling for {wanted.name}"):
         made = compiled(
             traced.lowered,
             target=f"{wanted.name} {order} {versions}",
@@ -182,20 +172,19 @@ def _notes(parts: Mapping[str, Any], made: Compiled) -> list[str]:
 
 
 @contextlib.contextmanager
-def _progress(what: str, report: Callable[[str], None]) -> Iterator[None]:
-    """Say what is going on, and every half minute for how long already."""
-    report(f"{what} ...")
+def _logged_progress(what: str) -> Iterator[None]:
+    """Log what is running, and every half minute for how long it has been."""
     began, done = time.perf_counter(), threading.Event()
 
-    def speak() -> None:
+    def repeat() -> None:
         while not done.wait(30.0):
-            report(f"{what} ... {duration(time.perf_counter() - began)}")
+            _LOG.info(f"{what} ... {duration(time.perf_counter() - began)}")
 
-    thread = threading.Thread(target=speak, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-    report(f"{what}: {duration(time.perf_counter() - began)}")
+    with logged_wait(_LOG, what):
+        thread = threading.Thread(target=repeat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()

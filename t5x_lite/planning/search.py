@@ -1,11 +1,13 @@
 """Which mesh, remat policy and batch suit a machine: arithmetic prunes, the compiler decides."""
 
 import dataclasses
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from t5x_lite.console import count
 from t5x_lite.errors import ConfigError
 from t5x_lite.hardware.topologies import Topology
 from t5x_lite.models.config import REMAT_POLICIES, TransformerConfig
@@ -15,6 +17,7 @@ from t5x_lite.planning.lowering import Setting, batch_shapes, summed_loss
 from t5x_lite.planning.plan_report import table
 from t5x_lite.planning.plan_step import Planned, plan_step
 
+_LOG = logging.getLogger(__name__)
 _MOST_TENSOR = 8  # beyond it a T5's sub-layers are thinner than a chip's matrix unit is wide
 # Forward passes of a step: what each policy computes again besides the three.
 _PASSES = {"none": 3.0, "minimal": 3.1, "full": 4.0}
@@ -45,7 +48,6 @@ def search(
     cache: Path,
     *,
     compile_best: int,
-    report: Callable[[str], None],
 ) -> tuple[str, Candidate]:
     """Try meshes, remat policies and half, once and twice the batch; a table and the winner.
 
@@ -55,14 +57,14 @@ def search(
     limit = wanted.chip.hbm / wanted.chip.devices
     every = list(_candidates(setting, wanted))
     fitting = sorted((c for c in every if c.bytes <= limit), key=lambda c: -c.rate(wanted))
-    report(
-        f"{len(every)} candidates, {len(fitting)} of which arithmetic lets pass; compiling the "
-        f"first {min(compile_best, len(fitting))}"
+    _LOG.info(
+        f"{count(len(every), 'candidate')}, {len(fitting):,} of them fit by arithmetic; compiling "
+        f"the fastest {min(compile_best, len(fitting))}"
     )
     tried = []
     for number, candidate in enumerate(fitting):
         if number < compile_best:
-            planned = plan_step(candidate.setting, wanted, training_tokens, cache, report=report)
+            planned = plan_step(candidate.setting, wanted, training_tokens, cache)
             candidate = candidate._replace(planned=planned)
         tried.append(candidate)
     ordered = sorted(tried, key=lambda c: (c.planned is None, -c.rate(wanted)))

@@ -58,7 +58,7 @@ def inspect(
         )
     console = Console()
     if optimizer is not None:
-        console.note(f"optimizer: {optimizer}")
+        console.print(f"optimizer: {optimizer}")
     if learning_rate is not None:
         show_schedule(console, learning_rate, steps, Path(output))
     if data is not None:
@@ -67,7 +67,7 @@ def inspect(
 
 def _show_data(console: Console, data: Data, examples: int) -> None:
     before = dataclasses.replace(data, tokenization="before_training")
-    plan = prepare(before, report=console.note)
+    plan = prepare(before)
     vocabulary = plan.vocabulary()
     settings = {
         "feature_lengths": data.feature_lengths,
@@ -87,7 +87,7 @@ def _show_data(console: Console, data: Data, examples: int) -> None:
         _show_padding(console, trained, settings, packed=data.pack)
     for task, held in zip(shown, opened, strict=True):
         for number in range(min(examples, held.size)):
-            console.note(f"\n{task.name}, example {number + 1:,} of {held.size:,}")
+            console.print(f"\n{task.name}, example {number + 1:,} of {held.size:,}")
             raw = _raw_text(task, held, number, vocabulary)
             console.marked("text", raw, _SENTINEL)
             rows = held.features(np.zeros(1, np.int64), np.array([number]))
@@ -95,7 +95,7 @@ def _show_data(console: Console, data: Data, examples: int) -> None:
                 length, room = int(rows[feature].lengths[0]), data.feature_lengths[feature]
                 tokens = rows[feature].tokens[0, :length].tolist()
                 console.marked(feature, _readable(tokens, vocabulary), _SENTINEL)
-                console.note(
+                console.print(
                     f"  {'':<11}{length:,} of {room:,} tokens, {1 - length / room:.0%} free"
                 )
             if "weights" in rows:  # of an encoder, which predicts some tokens where they stand
@@ -125,7 +125,7 @@ def _show_padding(
     stream = Stream(tasks, **settings, batch_size=_ROWS, pack=packed)
     batch, _ = next(iter(stream.batches(stream.start())))
     shares = [1 - float(np.mean(batch[name] > 0)) for name in _SEGMENTS]
-    console.note(
+    console.print(
         f"padding of {_ROWS} rows {'with' if packed else 'without'} packing: inputs "
         f"{shares[0]:.1%}, targets {shares[1]:.1%}"
     )

@@ -1,9 +1,10 @@
 """`t5x_lite report`: runs beside each other, or studies, as a page that anyone can open."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from t5x_lite.console import Console
+from t5x_lite.console import count
 from t5x_lite.errors import ConfigError
 from t5x_lite.io import atomic
 from t5x_lite.io.metric_writers import METRICS
@@ -15,6 +16,7 @@ from t5x_lite.reporting.studies import StudyRecord, read_studies
 from t5x_lite.reporting.study_comparison import study_tables
 from t5x_lite.reporting.summaries import tables, tables_of_rows
 
+_LOG = logging.getLogger(__name__)
 PAGE = "report.html"
 DOCUMENT = "report.md"
 
@@ -56,7 +58,10 @@ def report(
         atomic.write_text(directory / f"table_{number}.csv", table.csv())
     for figure in [*scores, *curves]:
         atomic.write_bytes(directory / figure.name, figure.png)
-    Console().note(f"{directory / PAGE}: {len(told)} tables and {len(scores) + len(curves)} curves")
+    _LOG.info(
+        f"wrote {directory / PAGE}: {count(len(told), 'table')} and "
+        f"{count(len(scores) + len(curves), 'figure')}"
+    )
 
 
 def _runs_of_rows(studies: Sequence[StudyRecord]) -> list[RunRecord]:

@@ -1,6 +1,7 @@
 """How a run ended: held-out losses beside their baselines, samples, and the loss curves."""
 
 import io
+import logging
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
@@ -11,6 +12,7 @@ from t5x_lite.io import atomic
 from t5x_lite.io.metric_writers import read_metrics
 from t5x_lite.io.safe_files import read_json_if_exists
 
+_LOG = logging.getLogger(__name__)
 RESULTS = "results.json"
 CURVES = "loss_curves.png"
 
@@ -59,7 +61,7 @@ def show_results(console: Console, model_dir: epath.Path, results: Results) -> N
     """Print the samples and the table of held-out losses."""
     if results["samples"]:
         entries = [{name: str(text) for name, text in s.items()} for s in results["samples"]]
-        console.entries("Held-out examples, decoded greedily", entries)
+        console.entries("Validation examples, decoded greedily", entries)
     rows = [
         (
             *(name, f"{task['loss']:.3f}", f"{task['unigram']:.3f}", f"{task['uniform']:.3f}"),
@@ -68,11 +70,11 @@ def show_results(console: Console, model_dir: epath.Path, results: Results) -> N
         for name, task in results["tasks"].items()
     ]
     console.table(
-        f"Held-out loss after {results['step']:,} steps (nats per target token)",
+        f"Validation loss at step {results['step']:,} (nats per target token)",
         ("task", "model", "unigram baseline", "uniform baseline", "accuracy", "target tokens"),
         rows,
     )
-    console.note(f"loss curves: {model_dir / CURVES}")
+    _LOG.info(f"loss curves are in {model_dir / CURVES}")
 
 
 def draw_curves(model_dir: epath.Path, unigram: Mapping[str, float]) -> None:

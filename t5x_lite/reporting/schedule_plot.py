@@ -1,5 +1,6 @@
 """A learning rate over the steps of a run, as a table and as a picture."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from t5x_lite.console import Console
 from t5x_lite.training.schedules import Schedule
 
+_LOG = logging.getLogger(__name__)
 PICTURE = "learning_rate.png"
 _SHARES = (0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1)  # of the steps, for the table
 _POINTS = 2_000  # of the curve
@@ -20,7 +22,7 @@ def show_schedule(console: Console, schedule: Schedule, steps: int, output: Path
     console.table(f"Learning rate over {steps:,} steps", ("step", "rate"), rows)
     output.mkdir(parents=True, exist_ok=True)
     _draw(schedule, steps, output / PICTURE)
-    console.note(f"learning rate: {output / PICTURE}")
+    _LOG.info(f"wrote {output / PICTURE}")
 
 
 def _rates(schedule: Schedule, step_n: np.ndarray) -> np.ndarray:

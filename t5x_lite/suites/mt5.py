@@ -14,7 +14,6 @@ from typing import Any
 from t5x_lite.data.code_identity import versioned
 from t5x_lite.data.formats import multilingual as formats
 from t5x_lite.data.tasks.mixing_rates import ExamplesProportionalRate
-from t5x_lite.data.tasks.task_providers import Report
 from t5x_lite.metrics import metrics, postprocessors, qa
 from t5x_lite.metrics.task_metrics import TaskMetrics
 from t5x_lite.suites.languages import (
@@ -234,7 +233,7 @@ class Multilingual:
         """The tables of tasks and mixtures, which decide together with the fields what is made."""
         return self._tasks(), self.mixtures()
 
-    def register(self, data_dir: str, report: Report) -> None:
+    def register(self, data_dir: str) -> None:
         """Register all tasks and mixtures; none of their data sets is looked for."""
         for task in self._tasks():
             task.register(self.vocabulary, self.tfds_data_dir)

@@ -7,7 +7,6 @@ from typing import Any
 
 from t5x_lite.data.code_identity import versioned
 from t5x_lite.data.formats import coreference, glue
-from t5x_lite.data.tasks.task_providers import Report
 from t5x_lite.data.tasks.text_formats import MakeExamples
 from t5x_lite.metrics import metrics, postprocessors
 from t5x_lite.metrics.task_metrics import TaskMetrics
@@ -105,7 +104,7 @@ class StudyOptions:
         """The tables of tasks, which decide together with the fields what is made."""
         return self._mixtures()
 
-    def register(self, data_dir: str, report: Report) -> None:
+    def register(self, data_dir: str) -> None:
         """Register all tasks and mixtures; none of their data sets is looked for."""
         for name, tasks in self._mixtures().items():
             for task in tasks:

@@ -6,7 +6,6 @@ from typing import Any
 
 from t5x_lite.data.code_identity import versioned
 from t5x_lite.data.tasks.mixing_rates import ExamplesProportionalRate
-from t5x_lite.data.tasks.task_providers import Report
 from t5x_lite.metrics.task_metrics import TaskMetrics
 from t5x_lite.objectives.span_corruption import Objective
 from t5x_lite.suites import glue_superglue, text_generation
@@ -119,7 +118,7 @@ class Study:
         """The tables of tasks and mixtures, which decide together with the fields what is made."""
         return TASKS, self.mixtures()
 
-    def register(self, data_dir: str, report: Report) -> None:
+    def register(self, data_dir: str) -> None:
         """Register all tasks and mixtures; none of their data sets is looked for."""
         for task in TASKS:
             if isinstance(task, TextTask) and task.tfds.startswith("c4/"):

@@ -1,14 +1,17 @@
 """The rows of a study as commands for an engine that runs them elsewhere."""
 
+import logging
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from t5x_lite.console import count
 from t5x_lite.io import atomic
 from t5x_lite.sweep.runner import SweepJob
 from t5x_lite.sweep.spec import slug
 
+_LOG = logging.getLogger(__name__)
 _OWN = ("--write_jobs", "--only", "--seed", "--jobs", "--budget")
 
 
@@ -17,9 +20,8 @@ def hand_off_rows(
     path: Path,
     arguments: Sequence[str],
     jobs: Sequence[SweepJob],
-    say: Callable[[str], None],
 ) -> None:
-    """Write one command for each row and seed, and say how the engine is given them.
+    """Write one command for each row and seed, and log how to submit them to the engine.
 
     arguments: of the command that hands off; each row's is the same with --only and --seed. Any
     worker can do any row, and do it again: what is done in the shared output is not done twice.
@@ -33,8 +35,10 @@ def hand_off_rows(
     if engine == "slurm":
         file = path.with_suffix(".rows")
         atomic.write_text(file, "".join(f"{shlex.join(words)}\n" for words in commands.values()))
-        say(f"{len(commands)} commands in {file}; as an array of jobs:")
-        say(f"sbatch --array=1-{len(commands)} launch/slurm/rows.sbatch {file}")
+        _LOG.info(
+            f"wrote {count(len(commands), 'command')} to {file}; submit them as an array of jobs:"
+        )
+        _LOG.info(f"sbatch --array=1-{len(commands)} launch/slurm/rows.sbatch {file}")
         return
     file = path.with_suffix(".sh")
     lines = []
@@ -46,9 +50,11 @@ def hand_off_rows(
             manifest = f'launch/gke.py render {name} "$@" -- {shlex.join(words)}'
             lines.append(f"{manifest} | kubectl apply -f -")
     atomic.write_text(file, "\n".join(["#!/usr/bin/env bash", "set -euo pipefail", *lines]) + "\n")
-    say(f"{len(commands)} commands in {file}; as a JobSet each, in a checkout:")
+    _LOG.info(
+        f"wrote {count(len(commands), 'command')} to {file}; submit a JobSet each, in a checkout:"
+    )
     more = " --cluster=C" if engine == "xpk" else ""
-    say(f"bash {file} --image=IMAGE --accelerator=v5e:2x4{more}")
+    _LOG.info(f"bash {file} --image=IMAGE --accelerator=v5e:2x4{more}")
 
 
 def _label(name: str) -> str:

@@ -1,5 +1,6 @@
 """`t5x_lite explore`: the rows of a study, trained and judged alike, and what came of them."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from t5x_lite.command import Invocation
-from t5x_lite.console import Console
+from t5x_lite.console import count, logged_wait
 from t5x_lite.distributed.processes import START_AGAIN
 from t5x_lite.errors import ConfigError
 from t5x_lite.io import atomic
@@ -17,6 +18,7 @@ from t5x_lite.sweep.grid import PlannedRow, Planner
 from t5x_lite.sweep.runner import DONE, RUNS, Runs, SweepJob, column_score, outcome_of, state_of
 from t5x_lite.sweep.spec import Scale, Sweep, at_scale
 
+_LOG = logging.getLogger(__name__)
 HandOff = Literal["slurm", "jobset", "xpk"]
 
 
@@ -62,10 +64,10 @@ def explore(
     """
     until = None if budget is None else time.monotonic() + 60 * budget
     _check(study, scales, scale, seeds, jobs, only, seed)
-    console, directory = Console(), Path(output) / scale
+    directory = Path(output) / scale
     directory.mkdir(parents=True, exist_ok=True)
     planner = Planner(study, scales[scale], scale, invocation.read, everywhere=everywhere)
-    with console.waiting(f"reading {len(study.rows)} rows of {study.name}"):
+    with logged_wait(_LOG, f"reading {count(len(study.rows), 'row')} of {study.name}"):
         planned = planner.rows(range(seeds))
     chosen = [
         SweepJob(row.row.name, number, row.stages[number])
@@ -74,12 +76,10 @@ def explore(
         if only in (None, row.row.name) and seed in (None, number)
     ]
     if write_jobs is not None:
-        hand_off_rows(
-            write_jobs, directory / study.name, invocation.arguments, chosen, console.note
-        )
+        hand_off_rows(write_jobs, directory / study.name, invocation.arguments, chosen)
         return
     flags = invocation.search_arguments
-    runs = Runs(directory, console.note, flags=flags, everywhere=everywhere, until=until)
+    runs = Runs(directory, flags=flags, everywhere=everywhere, until=until)
 
     def write() -> None:
         atomic.write_json(
@@ -91,12 +91,12 @@ def explore(
     write()
     left = [job for job in chosen if not _done(job, runs)]
     failed = [job for job in left if any(_state(s, runs) == "failed" for s in job.stages)]
-    console.note(
-        f"{len(chosen) - len(left)} of {len(chosen)} done, {len(failed)} failed; see "
-        f"t5x_lite report {directory}"
+    _LOG.info(
+        f"{len(chosen) - len(left)} of {count(len(chosen), 'job')} done, {len(failed)} failed; "
+        f"make a page of the results with: t5x_lite report {directory}"
     )
     if len(left) > len(failed):
-        console.note("the same command goes on with the rest")
+        _LOG.info("the same command runs the remaining jobs")
         sys.exit(START_AGAIN)
     if failed:
         sys.exit(1)

@@ -1,6 +1,7 @@
 """Runs of a study, one after another or a few at once, each in a process of its own."""
 
 import contextlib
+import logging
 import os
 import queue
 import re
@@ -25,8 +26,10 @@ from t5x_lite.io.safe_files import read_json
 from t5x_lite.metrics.glue_average import benchmark_averages
 from t5x_lite.sweep.stages import Stage
 
-DONE, FAILED, CONFIG, LOG = "done.json", "failed.json", "run.gin", "log.txt"
+DONE, FAILED, CONFIG = "done.json", "failed.json", "run.gin"
+OUTPUT = "output.txt"  # of a stage's process; its own log is beside it
 RUNS = "runs"
+_LOG = logging.getLogger(__name__)
 _GRACE = 300.0  # seconds that a run is given to save when all is to stop
 _LOOK = 0.2
 
@@ -56,14 +59,13 @@ class Runs:
     def __init__(
         self,
         directory: Path,
-        say: Callable[[str], None],
         *,
         flags: Sequence[str] = (),
         everywhere: Sequence[str] = (),
         until: float | None = None,
         command: Sequence[str] = (sys.executable, "-m", "t5x_lite"),
     ):
-        self._directory, self._say = directory, say
+        self._directory = directory
         self._flags, self._everywhere, self._until = flags, everywhere, until
         self._command = command
         self.stop = threading.Event()
@@ -112,14 +114,14 @@ class Runs:
             if ended.state == "stopped":
                 return False
             if ended.state == "failed":
-                self._say(f"{job.row}, seed {job.seed}: FAILED in {stage.name}: {ended.reason}")
+                _LOG.error(f"{job.row}, seed {job.seed}: {stage.name} failed: {ended.reason}")
                 return True
-        self._say(f"{job.row}, seed {job.seed}: {duration(time.monotonic() - began)}")
+        _LOG.info(f"{job.row}, seed {job.seed}: done in {duration(time.monotonic() - began)}")
         return True
 
     def _stage(self, stage: Stage, cores: Sequence[int] | None) -> Ended:
         (self._directory / RUNS).mkdir(parents=True, exist_ok=True)
-        with file_lock(self._directory / RUNS / f".{stage.key}.lock", self._say):
+        with file_lock(self._directory / RUNS / f".{stage.key}.lock"):
             folder = self.folder(stage)
             if (folder / DONE).is_file():
                 return Ended("done")
@@ -130,7 +132,7 @@ class Runs:
             config = stage.text(self._folders(stage), self._everywhere)
             atomic.write_text(folder / CONFIG, config)
             began = time.monotonic()
-            code = self._run([stage.kind, f"--gin_file={folder / CONFIG}"], folder / LOG, cores)
+            code = self._run([stage.kind, f"--gin_file={folder / CONFIG}"], folder / OUTPUT, cores)
             if code == 0:
                 seconds = time.monotonic() - began
                 record = {"name": stage.name, "seconds": seconds, "figures": figures(folder)}
@@ -138,7 +140,7 @@ class Runs:
                 return Ended("done")
             if self._over() or code == START_AGAIN:
                 return Ended("stopped")
-            reason = f"exit code {code}: {_reason(folder / LOG)}"
+            reason = f"exit code {code}: {_reason(folder / OUTPUT)}"
             atomic.write_json(folder / FAILED, {"reason": reason})
             return Ended("failed", reason)
 

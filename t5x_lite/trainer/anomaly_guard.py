@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import statistics
 from collections import deque
@@ -19,6 +20,7 @@ from t5x_lite.training.callbacks import Callback, Report, StepInfo
 from t5x_lite.training.step_metrics import Packed, fetch
 
 DECISIONS = "decisions.jsonl"
+_LOG = logging.getLogger(__name__)
 
 
 class Decision(NamedTuple):
@@ -175,10 +177,9 @@ class AnomalyGuardCallback(Callback):
         stream: Stream,
         seed: int,
         steps_saved: Callable[[], list[int]],
-        report: Callable[[str], None],
     ):
         self._guard, self._directory, self._stream = guard, epath.Path(directory), stream
-        self._seed, self._steps_saved, self._say = seed, steps_saved, report
+        self._seed, self._steps_saved = seed, steps_saved
         self._open: list[tuple[int, Packed, StreamPosition]] = []
         self._position: Any = None
         self.judge = AnomalyDetector(guard)
@@ -217,9 +218,12 @@ class AnomalyGuardCallback(Callback):
 
     def _note(self, seen: Seen, before: StreamPosition) -> None:
         """Record a step whose numbers are not finite: its examples, and the key of its dropout."""
-        self._say(f"step {seen.step:,} is NOT FINITE: its examples are in {ANOMALIES}")
         if not processes.is_first():
             return
+        _LOG.warning(
+            f"step {seen.step:,} is not finite (loss {seen.loss:g}, gradient norm "
+            f"{seen.grad_norm:g}); its examples are listed in {ANOMALIES}"
+        )
         record = {
             **{name: repr(value) for name, value in seen._asdict().items() if name != "step"},
             "step": seen.step,
@@ -227,7 +231,7 @@ class AnomalyGuardCallback(Callback):
             "position": before,
             "examples": named(next(self._stream.example_ids(before))),
         }
-        lines = AppendFile(self._directory / ANOMALIES, self._say)
+        lines = AppendFile(self._directory / ANOMALIES)
         lines.write((json.dumps(record) + "\n").encode())
         lines.close()
 
@@ -235,8 +239,8 @@ class AnomalyGuardCallback(Callback):
         before = read(self._directory)
         if len(before) >= self._guard.max_rollbacks:
             raise ConfigError(
-                f"{why} at step {step:,}, after {len(before)} rollbacks: {ANOMALIES} and "
-                f"{DECISIONS} in {self._directory} tell of them",
+                f"{why} at step {step:,}, after {len(before)} rollbacks; see {ANOMALIES} and "
+                f"{DECISIONS} in {self._directory}",
                 "AnomalyGuard.max_rollbacks",
             )
         good = [saved for saved in self._steps_saved() if saved < first_bad]
@@ -244,10 +248,11 @@ class AnomalyGuardCallback(Callback):
         back_to = max(early) if early else min(good, default=0)
         decision = Decision(step, why, back_to, self._position)
         write(self._directory, [*before, decision])
-        self._say(
-            f"GOING BACK from step {step:,} to step {back_to:,}: {why}, first at step "
-            f"{first_bad:,}; the data read since then is skipped ({DECISIONS})"
-        )
+        if processes.is_first():
+            _LOG.warning(
+                f"rolling back from step {step:,} to step {back_to:,}: {why}, first at step "
+                f"{first_bad:,}; the data read since then is skipped ({DECISIONS})"
+            )
         raise Rollback
 
 

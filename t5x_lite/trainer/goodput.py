@@ -98,7 +98,7 @@ class TimeLedger:
 _IMPORTED = time.perf_counter()
 _PURPOSES = {
     "weights": "restoring",
-    "compiling beyond that": "compiling",
+    "rest of compiling": "compiling",
     "first step": "compiling",
 }
 
@@ -129,9 +129,9 @@ class StartupTimer:
         return {**self._laps, "total": self._last - self._began}
 
     def line(self) -> str:
-        """Say the sum and the laps in words."""
+        """Return the time to the first step and its laps as a log line."""
         laps = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self._laps.items())
-        return f"the first step ended {duration(self.seconds['total'])} after the start ({laps})"
+        return f"first step finished {duration(self.seconds['total'])} after the start ({laps})"
 
 
 def _age_of_process() -> float:
@@ -207,14 +207,14 @@ class Goodput(Callback):
         return {name: each / whole for name, each in seconds.items()}
 
     def line(self) -> str:
-        """Say it in words, the largest losses first."""
+        """Return the goodput and where the other time went, the largest amounts first."""
         seconds, shares = self.seconds(), self.shares()
         lost = sorted(set(seconds) - {"steps"}, key=lambda name: -seconds[name])
         losses = ", ".join(f"{name} {duration(seconds[name])}" for name in lost if seconds[name])
         launches = len(self._before) + 1
         return (
-            f"goodput {shares['steps']:.1%}: {duration(seconds['steps'])} of steps in "
-            f"{duration(sum(seconds.values()))} of {launches} launch{'es' * (launches > 1)} "
+            f"goodput {shares['steps']:.1%}: {duration(seconds['steps'])} of training steps in "
+            f"{duration(sum(seconds.values()))} over {launches} launch{'es' * (launches > 1)} "
             f"({losses})"
         )
 

@@ -1,6 +1,7 @@
 """A run under way: the loop around the step, and what happens beside it."""
 
 import contextlib
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ import jax
 from etils import epath
 
 from t5x_lite.checkpoints.checkpointer import Checkpointer, Json
-from t5x_lite.console import Console, training_line
+from t5x_lite.console import Console, logged_wait, training_line
 from t5x_lite.data.stream.prefetch import Prefetch, process_rows, to_devices
 from t5x_lite.data.stream.stream import Batch, Stream, StreamPosition
 from t5x_lite.distributed import processes
@@ -27,6 +28,8 @@ from t5x_lite.trainer.throughput import StepWork, ThroughputMeter
 from t5x_lite.training.callbacks import Callback, StepInfo
 from t5x_lite.training.inputs import in_order
 from t5x_lite.training.setup import TrainSetup
+
+_LOG = logging.getLogger(__name__)
 
 
 class TrainingLoop:
@@ -64,17 +67,17 @@ class TrainingLoop:
             self._startup.lap("weights")
             self._step = compiled and compiled.result()
             processes.barrier("compiled", seconds=processes.LONG)  # before they talk in a step
-            self._startup.lap("compiling beyond that")
+            self._startup.lap("rest of compiling")
         if self.step >= steps:
-            self._console.note(f"the run is finished: {self.step:,} of {steps:,} steps are done")
+            _LOG.info(f"the run is finished: step {self.step:,} of {steps:,}")
         elif self.step:
             epochs = ", ".join(
                 f"{name} {value:.2f}"
                 for name, value in self._stream.epochs_seen(self._position).items()
             )
-            self._console.note(
-                f"going on after step {self.step:,} of {steps:,}, with the next example "
-                f"(epochs seen: {epochs})"
+            _LOG.info(
+                f"resuming from step {self.step:,} of {steps:,}, at the next example of each task "
+                f"(epochs so far: {epochs})"
             )
 
     def train(
@@ -91,8 +94,8 @@ class TrainingLoop:
         record: what every checkpoint says for a person, such as the configuration.
         """
         self._observers, self._record = observers, record
-        self._work, note = work, self._console.note
-        with PreemptionHandler(note) as stopping, self._console.line():
+        self._work = work
+        with PreemptionHandler() as stopping, self._console.line():
             while True:
                 try:
                     stop = self._train(steps, evaluate_every, log_every, stopping)
@@ -100,7 +103,9 @@ class TrainingLoop:
                 except Rollback:
                     self._take_up_again()
         if stop is not None:
-            note(f"stopped after step {self.step:,} ({stop}); the same command goes on from here")
+            _LOG.info(
+                f"stopped after step {self.step:,} ({stop}); the same command resumes the run"
+            )
             sys.exit(stop.exit_code)
 
     def results(
@@ -112,7 +117,7 @@ class TrainingLoop:
         return {**found, "goodput": goodput()}
 
     def _results(self, baselines: Mapping[str, Any]) -> Results:
-        with self._console.waiting("decoding held-out examples"):
+        with logged_wait(_LOG, "decoding validation examples"):
             samples = self._held_out.samples(self._state.evaluated)
         tasks = {
             name: TaskResult(
@@ -133,7 +138,7 @@ class TrainingLoop:
 
     def _take_up(self) -> None:
         """Take up where the checkpoints and decisions say, at a start and when going back."""
-        self._start = start(self._program, self._saved, self._init_from, self._console)
+        self._start = start(self._program, self._saved, self._init_from)
         self._state, self.step, position, self._seconds, progress = self._start
         taken, known = anomaly_guard.read(self._directory), progress.get("decisions", 0)
         self._jumps = anomaly_guard.jumps(taken, self.step, known)
@@ -148,12 +153,11 @@ class TrainingLoop:
         stopping: PreemptionHandler,
     ) -> StopRequest | None:
         stop = None
-        note, entered = self._console.note, contextlib.ExitStack()
+        entered = contextlib.ExitStack()
         with (
             MetricWriters(
                 self._directory,
                 start_step=self.step,
-                report=note,
                 silent=not processes.is_first(),
             ) as self._writers,
             self._batches() as batches,
@@ -177,26 +181,26 @@ class TrainingLoop:
                 if last:
                     break
             else:
-                note(f"the data ends after step {self.step:,} of {steps:,}")
+                _LOG.info(f"the data ends after step {self.step:,} of {steps:,}")
                 self._evaluate()
                 self._save(force=True)
             with (
                 self._ledger.spending("saving"),
-                self._console.waiting(f"saving step {self.step:,}"),
+                logged_wait(_LOG, f"finishing the checkpoint at step {self.step:,}"),
             ):
                 self._saved.save_surely(self.step, self._state, **self._beside_state())
         return stop
 
     def _compile(self) -> Any:
         """The step for this run's shapes; safe in a thread."""
-        with self._console.waiting("compiling the training step"):
+        with logged_wait(_LOG, "compiling the training step"):
             return compiled_step(self._program, self._stream)
 
     def _first_step_done(self, metrics: Any) -> None:
         jax.block_until_ready(metrics)
         self._startup.lap("first step")
         self._startup.open = False
-        self._console.note(self._startup.line())
+        _LOG.info(self._startup.line())
 
     def _batches(self):
         size = self._stream.batch_size
@@ -234,8 +238,8 @@ class TrainingLoop:
 
     def _log(self, steps: int) -> None:
         numbers = self._meter.read()
-        if not math.isfinite(numbers["loss"]):
-            self._console.note(f"the loss is {numbers['loss']} near step {self.step:,}")
+        if not math.isfinite(numbers["loss"]) and processes.is_first():
+            _LOG.warning(f"training loss is {numbers['loss']} in the steps up to {self.step:,}")
         eta = (steps - self.step) * numbers["seconds_per_step"]
         self._console.update(training_line(self.step, steps, numbers, eta))
         self._report("train", numbers)
@@ -253,7 +257,7 @@ class TrainingLoop:
             for name, numbers in losses.items():
                 self._report(f"validation/{name}", numbers)
             shown = ", ".join(f"{name} {numbers['loss']:.3f}" for name, numbers in losses.items())
-            self._console.note(f"held-out loss after step {self.step:,}: {shown}")
+            _LOG.info(f"validation loss at step {self.step:,}: {shown}")
             for observer in self._observers:
                 observer.on_evaluate(self.step, self._state, self._report)
 
@@ -267,7 +271,7 @@ class TrainingLoop:
             saving = self._saved.save(self.step, self._state, force=True, **self._beside_state())
         if saving:
             blocked = self._saved.blocked_seconds
-            self._console.note(f"saving step {self.step:,} (the run waited {blocked * 1e3:.0f} ms)")
+            _LOG.info(f"saving checkpoint at step {self.step:,} (blocked {blocked * 1e3:,.0f} ms)")
             self._report("checkpoint", {"blocked_seconds": blocked})
 
     def _beside_state(self) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """A run before its first step: mesh, program and data, from which `train` and `replay` start."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import NamedTuple
 
 import jax
 from etils import epath
 
+from t5x_lite import log_setup
 from t5x_lite.checkpoints.run_directory import check_model_dir
 from t5x_lite.console import Console
 from t5x_lite.data.data_config import Data
@@ -73,10 +74,12 @@ def prepare_run(
     deterministic: bool = False,
     cpu_devices: int | None = None,
     describe_config: Callable[[], str] = str,
+    write_log: bool = False,
 ) -> Iterator[PreparedRun]:
     """Set up a run; inside the context the mesh is set and the data is open.
 
-    The parameters are those of `trainer.train.train`. Nothing in the run's directory is written.
+    The parameters are those of `trainer.train.train`, and `write_log`: whether the first process
+    appends its log lines to the run's directory once that exists. Nothing else is written there.
 
     Yields:
         The prepared run.
@@ -107,11 +110,13 @@ def prepare_run(
     processes.check_same("their configuration", describe_config().splitlines())
     console = Console(silent=not processes.is_first())
     startup.lap("import")
-    feed = make_inputs(
-        data, model, batch_size=batch_size, loss_on_inputs=loss_on_inputs, report=console.note
-    )
-    startup.lap("data")
-    with jax.set_mesh(program.mesh), closing(feed.plan):
+    with ExitStack() as stack:
+        if write_log and processes.is_first():
+            stack.enter_context(log_setup.to_run_directory(directory))
+        feed = make_inputs(data, model, batch_size=batch_size, loss_on_inputs=loss_on_inputs)
+        startup.lap("data")
+        stack.enter_context(jax.set_mesh(program.mesh))
+        stack.enter_context(closing(feed.plan))
         yield PreparedRun(
             directory,
             model,

@@ -1,16 +1,18 @@
 """Traces of some steps for TensorBoard's profile plugin, by configuration or by signal."""
 
 import dataclasses
+import logging
 import signal
 from typing import Any
 
 import jax
 from etils import epath
 
-from t5x_lite.console import Console
 from t5x_lite.distributed.signals import SignalRequests
 from t5x_lite.errors import require_field
 from t5x_lite.training.callbacks import Callback, StepInfo
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,8 +35,8 @@ class Profile:
 class Profiler(Callback):
     """Starts and ends traces between steps; a context manager, for the main thread."""
 
-    def __init__(self, profile: Profile, directory: epath.PathLike, console: Console):
-        self._profile, self._directory, self._console = profile, epath.Path(directory), console
+    def __init__(self, profile: Profile, directory: epath.PathLike):
+        self._profile, self._directory = profile, epath.Path(directory)
         self._requests = SignalRequests(signal.SIGUSR1)
         self._until: int | None = None  # the last step of the trace under way
 
@@ -66,4 +68,4 @@ class Profiler(Callback):
     def _end(self) -> None:
         self._until = None
         jax.profiler.stop_trace()
-        self._console.note(f"a trace is in {self._directory}: tensorboard --logdir shows it")
+        _LOG.info(f"wrote a trace; view it with: tensorboard --logdir {self._directory}")

@@ -1,6 +1,7 @@
 """Where a run begins: at its own newest checkpoint, with another run's weights, or from scratch."""
 
 import dataclasses
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from etils import epath
 from t5x_lite.checkpoints.checkpointer import Checkpointer, absolute, chosen_step, shortened
 from t5x_lite.checkpoints.frozen_base import BaseCheckpoint
 from t5x_lite.checkpoints.run_directory import launch_steps
-from t5x_lite.console import Console
+from t5x_lite.console import logged_wait
 from t5x_lite.data.stream.stream import StreamPosition
 from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError
@@ -20,6 +21,8 @@ from t5x_lite.trainer import anomaly_guard
 from t5x_lite.training.setup import TrainSetup
 from t5x_lite.training.state import TrainState
 from t5x_lite.tree_paths import flat, joined, nested
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,26 +65,26 @@ class Start(NamedTuple):
     progress: Mapping[str, Any] = {}
 
 
-def start(
-    program: TrainSetup, saved: Checkpointer, init_from: InitFrom | None, console: Console
-) -> Start:
-    """The newest checkpoint of `saved`, else the weights of `init_from`, else fresh weights.
+def start(program: TrainSetup, saved: Checkpointer, init_from: InitFrom | None) -> Start:
+    """Return the newest checkpoint of `saved`, else the weights of `init_from`, else fresh weights.
 
-    An imported directory's own checkpoint holds weights alone: the optimizer and the stream begin.
-    Corrupt checkpoints are moved to `quarantine/`, and the run resumes from the newest intact one.
-    Checkpoints that a rollback discarded are moved to `rolled_back/`.
+    The checkpoint of an imported directory holds weights only: the optimizer and the stream start
+    from the beginning. Corrupt checkpoints are moved to `quarantine/`, and the run resumes from the
+    newest intact one. Checkpoints that a rollback discarded are moved to `rolled_back/`.
     """
     _find_base(program, saved, init_from)
     taken = anomaly_guard.read(saved.model_dir)
     while (latest := processes.broadcast(saved.latest_step)) is not None:
         if (corruption := _find_corruption(saved, latest)) is None:
-            with console.waiting(f"restoring step {latest:,}"):
+            with logged_wait(_LOG, f"restoring step {latest:,}"):
                 found, corruption = _tried(program, saved, latest)
             if found is not None and not anomaly_guard.gave_up(taken, latest, found.progress):
                 return found
             if found is not None:
                 target = saved.quarantine(latest, "rolled_back")
-                console.note(f"step {latest:,} was discarded by a rollback: moved to {target}")
+                _LOG.info(
+                    f"checkpoint of step {latest:,} was discarded by a rollback; moved to {target}"
+                )
                 continue
         if len(saved.steps) == 1:
             raise ConfigError(
@@ -90,11 +93,14 @@ def start(
                 "MODEL_DIR",
             )
         target = saved.quarantine(latest)
-        console.note(f"step {latest:,} is CORRUPT ({corruption}): moved to {target}")
+        if processes.is_first():
+            _LOG.warning(
+                f"checkpoint of step {latest:,} is corrupt ({corruption}); moved to {target}"
+            )
     if init_from is None:
-        with console.waiting("initializing weights"):
+        with logged_wait(_LOG, "initializing weights"):
             return Start(jax.block_until_ready(program.initial()), 0, None, 0.0)
-    with console.waiting(f"reading weights from {init_from.model_dir}"):
+    with logged_wait(_LOG, f"reading weights from {init_from.model_dir}"):
         return from_weights(program, saved, init_from)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,14 +45,8 @@ class StepHashes:
 class StepHashWriter(Callback):
     """Writes receipts whenever a line is due and before every checkpoint."""
 
-    def __init__(
-        self,
-        receipts: StepHashes,
-        directory: epath.PathLike,
-        stream: Stream,
-        report: Callable[[str], None],
-    ):
-        self._receipts, self._stream, self._report = receipts, stream, report
+    def __init__(self, receipts: StepHashes, directory: epath.PathLike, stream: Stream):
+        self._receipts, self._stream = receipts, stream
         self._path = epath.Path(directory) / RECEIPTS
         self._identities: Iterator[ExampleIds] = iter(())
         self._expected: Any = None  # the position that `_identities` goes on from
@@ -64,7 +58,7 @@ class StepHashWriter(Callback):
         self._open = []
         if self._receipts.steps and processes.is_first():
             drop_steps_after(self._path, step)
-            self._lines = AppendFile(self._path, self._report)
+            self._lines = AppendFile(self._path)
 
     def __exit__(self, *_: object) -> None:
         if self._lines is not None:

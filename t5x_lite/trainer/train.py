@@ -1,5 +1,6 @@
 """`t5x_lite train`: set up a run, restore it, train it to its end and show its results."""
 
+import logging
 import resource
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from etils import epath
 from t5x_lite.checkpoints.checkpointer import Checkpointer
 from t5x_lite.checkpoints.policy import CheckpointPolicy
 from t5x_lite.checkpoints.run_directory import write_launch
-from t5x_lite.console import Console, duration
+from t5x_lite.console import Console, count, duration
 from t5x_lite.data.data_config import Data
 from t5x_lite.decoding.generation import Generation, SpecialTokens
 from t5x_lite.distributed import processes
@@ -42,6 +43,8 @@ from t5x_lite.training.inputs import TrainInputs
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.step import Loss, Update
+
+_LOG = logging.getLogger(__name__)
 
 
 def train(
@@ -128,6 +131,7 @@ def train(
         deterministic=deterministic,
         cpu_devices=cpu_devices,
         describe_config=describe_config,
+        write_log=True,
     ) as prepared:
         task_evaluator = task_evaluation and make_task_evaluator(
             task_evaluation,
@@ -136,7 +140,6 @@ def train(
             model,
             prepared.program.mesh,
             batch_size,
-            prepared.console.note,
         )
         _train(
             prepared,
@@ -167,7 +170,7 @@ def _train(
     directory, console, steps = prepared.directory, prepared.console, prepared.steps
     validator = _validator(prepared, evaluation)
     directory.mkdir(parents=True, exist_ok=True)
-    with Checkpointer(directory, checkpoints, report=console.note) as saved:
+    with Checkpointer(directory, checkpoints) as saved:
         run = TrainingLoop(
             prepared.program,
             prepared.feed.stream,
@@ -177,7 +180,7 @@ def _train(
             directory,
             prepared.startup,
         )
-        _introduce(prepared)
+        _log_model(prepared)
         with Watchdog(patience, prepared.startup.ledger):
             run.begin(prepared.init_from, steps)
             goodput = Goodput(directory, prepared.startup.ledger)
@@ -207,19 +210,17 @@ class CallbackSettings(NamedTuple):
         describe_config: Callable[[], str],
     ) -> list[Callback]:
         """Make the callbacks, in the order in which the loop calls them."""
-        directory, stream, note = prepared.directory, prepared.feed.stream, prepared.console.note
+        directory, stream = prepared.directory, prepared.feed.stream
         callbacks: list[Callback] = [
-            Profiler(self.profile, directory / EVENTS, prepared.console),
+            Profiler(self.profile, directory / EVENTS),
             goodput,
-            StepHashWriter(self.receipts, directory, stream, note),
-            AnomalyGuardCallback(
-                self.guard, directory, stream, prepared.seed, lambda: saved.steps, note
-            ),
+            StepHashWriter(self.receipts, directory, stream),
+            AnomalyGuardCallback(self.guard, directory, stream, prepared.seed, lambda: saved.steps),
         ]
         if self.tracker is not None:
             callbacks.append(Tracker(self.tracker, directory, describe_config))
         if task_evaluator is not None:
-            callbacks.append(TaskEvalCallback(task_evaluator, note))
+            callbacks.append(TaskEvalCallback(task_evaluator))
         return callbacks
 
 
@@ -239,11 +240,13 @@ def _record(
     return record
 
 
-def _introduce(prepared: PreparedRun) -> None:
-    sizes = prepared.program.mesh.shape.items()
-    mesh = ", ".join(f"{name} {size}" for name, size in sizes if size > 1)
-    parameters = transformer.num_parameters(prepared.model)
-    prepared.console.note(f"model: {parameters:,} parameters in {prepared.directory}; mesh: {mesh}")
+def _log_model(prepared: PreparedRun) -> None:
+    mesh, parameters = prepared.program.mesh, transformer.num_parameters(prepared.model)
+    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+    _LOG.info(
+        f"model: {parameters:,} parameters; mesh: {axes or count(mesh.size, 'device')}; "
+        f"model directory: {prepared.directory}"
+    )
 
 
 def finish(
@@ -258,15 +261,15 @@ def finish(
     results = processes.broadcast(read_results(directory))
     if results is None or results["step"] != run.step:
         results = run.results(feed.baselines(evaluation.max_examples), goodput.seconds)
-        console.note(goodput.line())
+        _LOG.info(goodput.line())
         if processes.is_first():
             write_results(directory, results)
     if not processes.is_first():
         return
     show_results(console, directory, results)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    console.note(
-        f"{run.step:,} steps, {duration(results['seconds'])} of training; "
+    _LOG.info(
+        f"done: {count(run.step, 'step')}, {duration(results['seconds'])} of training; "
         f"peak memory of this process {peak:.2f} GiB"
     )
 

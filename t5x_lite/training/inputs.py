@@ -1,6 +1,6 @@
 """What a run reads: its data as stores, a stream of batches, and checks that a model suits them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -51,7 +51,6 @@ def make_inputs(
     *,
     batch_size: int,
     loss_on_inputs: bool,
-    report: Callable[[str], None],
 ) -> TrainInputs:
     """Get the stores ready, tokenizing what is missing, and open the stream.
 
@@ -64,7 +63,7 @@ def make_inputs(
             "Data.pack",
             "TransformerConfig.prompt_length",
         )
-    plan = processes.first_then_others(partial(prepare, data, report=report))
+    plan = processes.first_then_others(partial(prepare, data))
     if processes.count() > 1:
         processes.check_same("their data", _identity(plan))
     check_vocabulary(plan, model)

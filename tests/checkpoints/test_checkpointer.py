@@ -418,20 +418,21 @@ def full_disk(tmp_path):
 
 # At the first failure orbax closes the event loop that TensorStore still tells of the others.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_full_disk_leaves_the_step_before_and_a_later_save_makes_up_for_it(full_disk, small):
+def test_a_full_disk_leaves_the_step_before_and_a_later_save_makes_up_for_it(
+    full_disk, small, log_lines
+):
     place, fill = full_disk
-    said = []
     policy = CheckpointPolicy(period=2, keep=1, retry_seconds=0)
-    with Checkpointer(place / "run", policy, report=said.append) as saved:
+    with Checkpointer(place / "run", policy) as saved:
         saved.save(2, small, {"step": 2})
         saved.wait()
         fill(True)
         saved.save(4, small, {"step": 4})
         saved.wait()
         assert saved.steps == [2]
-        assert "step 4 could not be SAVED" in said[0]
-        assert "RESOURCE_EXHAUSTED" in said[0]
-        assert "newest checkpoint is of step 2; failure 1 of 10" in said[0]
+        assert "cannot save step 4" in log_lines[0]
+        assert "RESOURCE_EXHAUSTED" in log_lines[0]
+        assert "newest checkpoint is that of step 2; failure 1 of at most 10" in log_lines[0]
         assert [path.name for path in (place / "run" / "checkpoints").iterdir()] == ["2"]
         fill(False)
         assert saved.save(5, small, {"step": 5})  # before the policy's next step
@@ -439,7 +440,7 @@ def test_a_full_disk_leaves_the_step_before_and_a_later_save_makes_up_for_it(ful
         assert not saved.save(7, small, {"step": 7})
         assert saved.steps == [5]
         assert saved.find_corruption(5) is None
-    assert len(said) == 1
+    assert len(log_lines) == 1
 
 
 @pytest.fixture
@@ -466,11 +467,10 @@ def failing_store(monkeypatch):
 
 
 def test_a_store_that_is_away_ends_the_run_only_after_so_many_failures(
-    tmp_path, small, failing_store
+    tmp_path, small, failing_store, log_lines
 ):
-    said = []
     policy = CheckpointPolicy(period=1, retry_seconds=0, max_failures=3)
-    with Checkpointer(tmp_path, policy, report=said.append) as saved:
+    with Checkpointer(tmp_path, policy) as saved:
         saved.save(1, small, PROGRESS)
         saved.wait()
         failing_store(["at once", "background"])
@@ -479,33 +479,37 @@ def test_a_store_that_is_away_ends_the_run_only_after_so_many_failures(
             saved.wait()
         assert saved.steps == [1, 4]
         failing_store(["background", "at once", "at once"])
-        with pytest.raises(ConfigError, match=r"store is away.*of step 4; failure 3 of 3") as error:
+        with pytest.raises(
+            ConfigError, match=r"store is away.*of step 4; failure 3 of at most 3"
+        ) as error:
             saved.save_surely(5, small, PROGRESS)
         assert "CheckpointPolicy.max_failures" in error.value.names
-    assert len(said) == 4
+    assert len(log_lines) == 4
 
 
-def test_what_another_process_could_not_save_none_has_saved(tmp_path, small, monkeypatch):
+def test_what_another_process_could_not_save_none_has_saved(
+    tmp_path, small, monkeypatch, log_lines
+):
     """The failure is counted in all of them, at the next save, so that they try again together."""
-    others, said = ["no room", None], []
+    others = ["no room", None]
     monkeypatch.setattr("t5x_lite.distributed.processes.count", lambda: 2)
     monkeypatch.setattr(
         "t5x_lite.distributed.processes.gather", lambda mine, *_, **__: [mine, others.pop(0)]
     )
-    with Checkpointer(tmp_path, EVERY_STEP, report=said.append) as saved:
+    with Checkpointer(tmp_path, EVERY_STEP) as saved:
         saved.save(1, small, PROGRESS)
         assert not saved.due(1)  # nobody is asked between two saves
-        assert said == []
+        assert log_lines == []
         saved.save(2, small, PROGRESS)
-        (line,) = said
-        assert line.startswith("step 1 could not be SAVED (no room)")
+        (line,) = log_lines
+        assert line.startswith("cannot save step 1 (no room)")
         saved.wait()
         assert others == []
-    assert len(said) == 1
+    assert len(log_lines) == 1
 
 
 def test_a_last_save_is_tried_until_it_is_there(tmp_path, small, failing_store):
-    with Checkpointer(tmp_path, CheckpointPolicy(retry_seconds=0), report=str) as saved:
+    with Checkpointer(tmp_path, CheckpointPolicy(retry_seconds=0)) as saved:
         failing_store(["at once", "background", "at once"])
         saved.save_surely(5, small, PROGRESS)
         assert saved.steps == [5]

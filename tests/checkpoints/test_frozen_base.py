@@ -13,7 +13,6 @@ from orbax.checkpoint import v1 as ocp
 from t5x_lite.checkpoints.checkpointer import Checkpointer
 from t5x_lite.checkpoints.frozen_base import RECORD, fingerprints
 from t5x_lite.checkpoints.run_directory import recorded_model
-from t5x_lite.console import Console
 from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation.validation_loss import Evaluation
 from t5x_lite.import_export.export_hf import export_weights
@@ -222,7 +221,7 @@ def test_a_base_that_is_not_what_it_was_is_refused(change, said, adapted, tmp_pa
 def test_weights_that_no_checkpoint_of_the_run_holds_cannot_be_thawed(adapted):
     program = SimpleNamespace(frozen=frozenset([WO]))
     with Checkpointer(adapted) as saved, pytest.raises(ConfigError, match="now to be trained"):
-        start(program, saved, None, Console(silent=True))
+        start(program, saved, None)
 
 
 def test_something_must_be_left_to_train(adapt, tmp_path):

@@ -61,7 +61,7 @@ def test_a_store_in_a_bucket_gives_the_batches_of_the_one_on_disk(bucket, tmp_pa
             tokenizer="sentencepiece",
             store_dir=store_dir,
         )
-        found.append(prepare(data, lambda line: None).train_tasks()[0])
+        found.append(prepare(data).train_tasks()[0])
     assert isinstance(found[1].store, RemoteStore)
     for (wanted, where), (batch, position) in zip(*map(batches, found), strict=True):
         assert position == where

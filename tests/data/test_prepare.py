@@ -74,7 +74,7 @@ def own_copy(data_dir, tmp_path):
 def my_module(data_dir, tmp_path_factory):
     """The name of a module of a user's own, which registers tasks when it is imported."""
     other = EmbeddedCorpus(vocab_size=400, packages=("optax",))
-    other.register(data_dir, lambda line: None)
+    other.register(data_dir)
     folder = tmp_path_factory.mktemp("modules")
     embedded_dir = Path(data_dir, "embedded")
     source = MODULE.format(
@@ -109,7 +109,7 @@ def test_a_plan_opens_every_store_of_the_mixture(data_dir):
     assert plan.vocabulary() == Vocabulary(f"{data_dir}/embedded/unigram.500.model", 100)
 
 
-def test_a_task_keeps_an_objective_of_its_own_at_every_start(data_dir):
+def test_a_task_keeps_an_objective_of_its_own_at_every_start(data_dir, log_lines):
     corpus, model = f"{data_dir}/embedded/corpus", f"{data_dir}/embedded/unigram.500.model"
     of_run, own = (
         JsonLinesText(name, corpus, Vocabulary(model), objective=objective)
@@ -119,45 +119,42 @@ def test_a_task_keeps_an_objective_of_its_own_at_every_start(data_dir):
     data = embedded(
         data_dir, mixture_or_task_name="two_objectives", task_providers=(of_run, own, mixture)
     )
-    lines = []
     for _ in range(2):
-        objectives = {
-            task.name: task.objective for task in prepare(data, lines.append).train_tasks()
-        }
+        objectives = {task.name: task.objective for task in prepare(data).train_tasks()}
         assert objectives == {"of_run": SpanCorruption(), "of_its_own": LMAdaptation()}
-    assert lines.count("importing seqio and TensorFlow ...") == 1
+    assert log_lines.count("importing seqio and TensorFlow ...") == 1
     another = dataclasses.replace(own, objective=FullLM())
     changed = dataclasses.replace(data, task_providers=(of_run, another, mixture))
     objectives = {task.name: task.objective for task in prepare(changed).train_tasks()}
     assert objectives["of_its_own"] == FullLM()
 
 
-def test_what_a_users_module_says_of_its_tasks_survives_a_second_start(data_dir, my_module):
+def test_what_a_users_module_says_of_its_tasks_survives_a_second_start(
+    data_dir, my_module, log_lines
+):
     """An objective is not written down: the module, which knows it, is then asked again."""
-    starts = []
     for _ in range(2):
-        [ended] = prepare(mine(data_dir, my_module, "ended"), starts.append).train_tasks()
+        [ended] = prepare(mine(data_dir, my_module, "ended")).train_tasks()
         assert (ended.objective, ended.trimming) == (None, PairTrimming(keep_last_tokens=2))
-    assert starts.count("importing seqio and TensorFlow ...") == 1
+    assert log_lines.count("importing seqio and TensorFlow ...") == 1
     for _ in range(2):
-        [own] = prepare(mine(data_dir, my_module, "own"), starts.append).train_tasks()
+        [own] = prepare(mine(data_dir, my_module, "own")).train_tasks()
         assert (own.objective, own.trimming) == (FullLM(), None)
-    assert starts.count("importing seqio and TensorFlow ...") == 3
+    assert log_lines.count("importing seqio and TensorFlow ...") == 3
 
 
-def test_what_takes_long_is_reported_and_nothing_is_printed(tmp_path, capfd):
-    lines = []
+def test_what_takes_long_is_logged_and_nothing_is_printed(tmp_path, capfd, log_lines):
     data = embedded(str(tmp_path), mixture_or_task_name="embedded_name")
-    prepare(data, lines.append)
-    assert lines == [
+    prepare(data)
+    assert log_lines == [
         "importing seqio and TensorFlow ...",
         "collecting the embedded corpus from installed packages ...",
         "training a vocabulary of 500 pieces ...",
         "tokenizing embedded_name/train ...",
         "tokenizing embedded_name/validation ...",
     ]
-    prepare(data, lines.append)
-    assert len(lines) == 5
+    prepare(data)
+    assert len(log_lines) == 5
     assert capfd.readouterr() == ("", "")
 
 
@@ -190,13 +187,12 @@ def test_what_was_deleted_is_made_again(own_copy, what):
     assert [task.store.num_examples for task in again.train_tasks()] == counts
 
 
-def test_settings_of_the_stream_do_not_make_another_plan(data_dir):
+def test_settings_of_the_stream_do_not_make_another_plan(data_dir, log_lines):
     objective = SpanCorruption(noise_density=0.25)
     longer = {"inputs": 64, "targets": 32}
     other = embedded(data_dir, objective=objective, seed=5, pack=False)
-    lines = []
-    plan = prepare(dataclasses.replace(other, feature_lengths=longer), lines.append)
-    assert lines == []
+    plan = prepare(dataclasses.replace(other, feature_lengths=longer))
+    assert log_lines == []
     assert plan.train_tasks()[2].objective == objective
 
 
@@ -224,11 +220,10 @@ def test_a_changed_declaration_makes_another_plan(own_copy):
     assert rates[1.0] == pytest.approx([rate**2 for rate in rates[2.0]])
 
 
-def test_a_prepared_directory_can_be_moved(own_copy, tmp_path):
+def test_a_prepared_directory_can_be_moved(own_copy, tmp_path, log_lines):
     moved = shutil.move(own_copy, tmp_path / "moved")
-    lines = []
-    plan = prepare(embedded(str(moved)), lines.append)
-    assert lines == []
+    plan = prepare(embedded(str(moved)))
+    assert log_lines == []
     assert plan.vocabulary().path == f"{moved}/embedded/unigram.500.model"
     assert all(task.store.directory.is_relative_to(moved) for task in plan.train_tasks())
 
@@ -264,14 +259,11 @@ def test_nothing_declared_is_said():
         prepare(Data("c4", LENGTHS, "/nowhere"))
 
 
-def test_features_too_short_are_refused_before_anything_is_tokenized(tmp_path, data_dir):
-    lines = []
+def test_features_too_short_are_refused_before_anything_is_tokenized(tmp_path, data_dir, log_lines):
     data = embedded(str(tmp_path), mixture_or_task_name="embedded_text")
     with pytest.raises(ConfigError, match="targets of 8 tokens are too short"):
-        prepare(
-            dataclasses.replace(data, feature_lengths={"inputs": 64, "targets": 8}), lines.append
-        )
-    assert not [line for line in lines if "tokenizing" in line]
+        prepare(dataclasses.replace(data, feature_lengths={"inputs": 64, "targets": 8}))
+    assert not [line for line in log_lines if "tokenizing" in line]
 
 
 def test_pairs_may_have_any_lengths(data_dir):
@@ -316,10 +308,11 @@ def test_a_module_that_is_not_there_is_named(data_dir):
         ("bare", r"task 'bare' has no seqio\.CacheDatasetPlaceholder"),
     ],
 )
-def test_why_no_store_can_serve_a_task_is_said_once(data_dir, my_module, name, complaint):
-    lines = []
-    plan = prepare(mine(data_dir, my_module, name), lines.append)
-    [said] = [line for line in lines if "seqio's own pipeline" in line]
+def test_why_no_store_can_serve_a_task_is_said_once(
+    data_dir, my_module, name, complaint, log_lines
+):
+    plan = prepare(mine(data_dir, my_module, name))
+    [said] = [line for line in log_lines if "seqio's own pipeline" in line]
     assert re.search(complaint, said)
     assert not plan.stores()
     assert {type(task.store) for task in plan.train_tasks()} == {SeqioPipeline}
@@ -386,18 +379,18 @@ def _flip(path):
     ids=["flipped", "deleted"],
 )
 def test_a_corrupt_store_is_quarantined_with_a_log_line_and_rebuilt_to_the_same_bytes(
-    name, spoil, tmp_path
+    name, spoil, tmp_path, log_lines
 ):
-    data, said = embedded(str(tmp_path), mixture_or_task_name="embedded_name"), []
+    data = embedded(str(tmp_path), mixture_or_task_name="embedded_name")
     (task,) = prepare(data).tasks
     store = tmp_path / task.stores["train"]
     before = {path.name: path.read_bytes() for path in store.iterdir()}
     spoil(store / name)
-    (again,) = prepare(data, said.append).tasks
+    (again,) = prepare(data).tasks
     assert again.stores == task.stores
     assert {path.name: path.read_bytes() for path in store.iterdir()} == before
     assert len(list(store.parent.glob(f"quarantine-{store.name}.*"))) == 1
-    assert [line for line in said if re.search(rf"{store.name} is CORRUPT \({name}", line)]
-    said.clear()
-    prepare(data, said.append)
-    assert said == []
+    assert [line for line in log_lines if re.search(rf"{store.name} is corrupt \({name}", line)]
+    log_lines.clear()
+    prepare(data)
+    assert log_lines == []

@@ -31,12 +31,11 @@ def corpus(tmp_path_factory):
     return directory
 
 
-def test_a_vocabulary_is_trained_to_the_same_bytes_each_time(corpus, tmp_path, capsys):
+def test_a_vocabulary_is_trained_to_the_same_bytes_each_time(corpus, tmp_path, log_lines):
     settings = dict(corpus={f"{corpus}/c4-train*": 1.0}, vocab_size=40, max_lines=300)
     vocab(**settings, output=str(tmp_path / "one.model"))
-    said = capsys.readouterr().out
-    assert "training 40 pieces on 300 lines" in said
-    assert "140 ids with 100 sentinels, 256 embedding rows" in said
+    assert "training a vocabulary of 40 pieces on 300 lines ..." in log_lines
+    assert "140 ids including 100 sentinels, 256 embedding rows" in log_lines[-1]
     vocab(**settings, output=str(tmp_path / "two.model"))
     assert (tmp_path / "one.model").read_bytes() == (tmp_path / "two.model").read_bytes()
     vocab(**settings, output=str(tmp_path / "other.model"), seed=1)

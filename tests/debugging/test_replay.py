@@ -33,18 +33,19 @@ def run(directory, train_small):
 
 
 @pytest.fixture
-def replayed(train_settings, capsys):
-    """Replay a step: replayed(run, step=4) -> the exit code and what was said."""
+def replayed(train_settings, capsys, log_lines):
+    """Replay a step: replayed(run, step=4) -> the exit code and what was logged and printed."""
 
     def call(directory, *, step, largest=65504.0, **changes):
         capsys.readouterr()
+        log_lines.clear()
         code = 0
         try:
             settings = train_settings(directory, steps=5, **{**QUIET, **changes})
             replay(step=step, largest=largest, settings=settings)
         except SystemExit as ended:
             code = ended.code
-        return code, capsys.readouterr().out
+        return code, "\n".join(log_lines) + capsys.readouterr().out
 
     return call
 
@@ -65,7 +66,7 @@ def test_a_step_comes_out_as_its_receipt_says_and_nothing_is_written(step, after
     before = files(run)
     code, said = replayed(run, step=step)
     assert code == 0
-    assert f"resuming after step {after} up to step {step}" in said
+    assert f"replaying from step {after} to step {step}" in said
     assert "the batch is bit-exact and the loss bit-exact" in said
     assert "all weights, outputs and gradients are finite" in said
     assert files(run) == before
@@ -115,7 +116,7 @@ def test_the_first_module_with_a_bad_weight_is_named(
     planted(path, value, layer)
     code, said = replayed(run, step=5)
     assert code == 1
-    assert f"the first that is NOT: {named}" in said
+    assert f"first value that is not finite and at most 65504: {named}" in said
 
 
 @pytest.mark.slow
@@ -125,7 +126,7 @@ def test_the_first_module_whose_output_is_out_of_range_is_named(run, replayed, p
     code, said = replayed(run, step=5, largest=21.0)
     assert code == 1
     name = "decoder/layers/0/cross/norm"
-    assert f"the first that is NOT: {name}: its output: up to" in said
+    assert f"first value that is not finite and at most 21: {name}: its output: up to" in said
 
 
 def test_a_batch_that_is_not_finite_is_named_before_the_gradients_it_spoils(

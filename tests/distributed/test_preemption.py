@@ -7,11 +7,15 @@ import sys
 from t5x_lite.distributed.preemption import PreemptionHandler, StopRequest
 
 TWICE = """
-import os, signal, sys, threading
+import logging, os, signal, sys, threading
 from t5x_lite.distributed.preemption import PreemptionHandler
 
 heard = threading.Event()
-with PreemptionHandler(lambda text: heard.set()):
+handler = logging.Handler()
+handler.emit = lambda record: heard.set()
+logging.getLogger("t5x_lite").addHandler(handler)
+logging.getLogger("t5x_lite").setLevel(logging.INFO)
+with PreemptionHandler():
     os.kill(os.getpid(), signal.SIGTERM)
     heard.wait()
     os.kill(os.getpid(), {second})
@@ -21,7 +25,7 @@ with PreemptionHandler(lambda text: heard.set()):
 
 def test_the_first_signal_requests_a_stop_and_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with PreemptionHandler(lambda text: None) as stopping:
+    with PreemptionHandler() as stopping:
         assert stopping.reached() is None
         signal.raise_signal(signal.SIGTERM)
         assert stopping.reached() == StopRequest(signal.SIGTERM, 0)

@@ -52,7 +52,7 @@ def test_a_machine_that_is_fit_is_told_so_in_one_line_for_each_thing(examine, ca
     examine(devices=8)
     lines = capsys.readouterr().out.splitlines()
     assert all(line.startswith("ok ") for line in lines[:-1])
-    assert lines[-1].startswith("fit to run, ")
+    assert lines[-1].startswith("ready to run, ")
     assert "ok    devices: 8" in lines
     assert list((tmp_path / "run").iterdir()) == []
 

@@ -43,8 +43,8 @@ def test_what_is_imported_and_exported_is_the_same_file(family, command, tmp_pat
     command("import", SOURCE=source, MODEL_DIR="run", **{"import_weights.step": 1000})
     command("export", MODEL_DIR="run", DESTINATION="out")
     said = capsys.readouterr().out
-    assert "are step 1,000 of run; the model file is run/model.gin" in said
-    assert "again, it gives the same logits" in said
+    assert "as step 1,000 of run; the model's gin file is run/model.gin" in said
+    assert "loaded again, it gives the same logits" in said
     ours, theirs = (Path(d, "model.safetensors").read_bytes() for d in ("out", source))
     assert ours == theirs
 

@@ -12,14 +12,15 @@ from t5x_lite.io.file_lock import file_lock
 # Prints a line when it waits, when it holds the lock and when it has released it; it holds the lock
 # until it reads a line.
 HOLDER = """
+import logging
 import sys
 from pathlib import Path
 from t5x_lite.io.file_lock import file_lock
 
-def report(line):
-    print(line.split()[0], flush=True)
-
-with file_lock(Path(sys.argv[1]), report):
+handler = logging.Handler()
+handler.emit = lambda record: print(record.getMessage().split()[0], flush=True)
+logging.basicConfig(level=logging.INFO, handlers=[handler])
+with file_lock(Path(sys.argv[1])):
     print("holds", flush=True)
     sys.stdin.readline()
 """
@@ -82,18 +83,17 @@ def test_the_lock_is_exclusive_although_its_file_is_removed_and_created_again(tm
 
 
 def test_a_lock_ends_with_an_error(tmp_path):
-    with pytest.raises(KeyError), file_lock(tmp_path / ".thing.lock", print):
+    with pytest.raises(KeyError), file_lock(tmp_path / ".thing.lock"):
         raise KeyError
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_system_without_locks_is_reported_and_used_without(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_logged_and_used_without(tmp_path, monkeypatch, log_lines):
     def refuse(file, kind):
         raise OSError("no locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    lines = []
-    with file_lock(tmp_path / ".thing.lock", lines.append):
+    with file_lock(tmp_path / ".thing.lock"):
         pass
-    assert "no locks available" in lines[0]
+    assert "no locks available" in log_lines[0]
     assert list(tmp_path.iterdir()) == []

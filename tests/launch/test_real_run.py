@@ -103,7 +103,7 @@ def test_a_preempted_tpu_pod_ends_with_the_weights_of_an_undisturbed_one(real, u
     assert ended.code == 0, ended.text[-5000:]
     assert "preempted (" in ended.text
     assert len(real.commands("create", "demo")) == 2
-    assert ended.text.count("fit to run") == 2
+    assert ended.text.count("ready to run") == 2
     assert "ok    devices: 16, 4 on each host" in ended.text
     assert real.resources() == []
     assert weights(real.model_dir) == undisturbed
@@ -121,7 +121,7 @@ def test_a_preempted_jobset_ends_with_the_weights_of_an_undisturbed_one(real, un
     ended = real.launch("gke.py", "run", "demo", *flags, "--", *trains(real), *TRAIN)
     assert ended.code == 0, ended.text[-5000:]
     assert "all are started again, for the 1. time" in ended.text
-    assert ended.text.count("fit to run") == 2
+    assert ended.text.count("ready to run") == 2
     assert "demo: Completed" in ended.text
     assert real.commands("delete") == [["delete", "jobset", "demo"]]
     assert weights(real.model_dir) == undisturbed
@@ -144,7 +144,7 @@ def test_a_preempted_job_of_slurm_ends_with_the_weights_of_an_undisturbed_one(re
     assert done.returncode == 0, done.stdout[-5000:]
     assert "back into the queue" in done.stdout
     assert "start 2 of job 4711" in done.stdout
-    assert done.stdout.count("fit to run") == 2
+    assert done.stdout.count("ready to run") == 2
     assert "ok    devices: 16, 4 on each host" in done.stdout
     assert weights(real.model_dir) == undisturbed
 

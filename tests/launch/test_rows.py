@@ -12,14 +12,13 @@ JOBS = [SweepJob("10 %", 0, []), SweepJob("drop 'em, all", 1, [])]
 
 
 @pytest.fixture
-def write_jobs(cloud):
+def write_jobs(cloud, log_lines):
     """Hand the rows to an engine and run the command that is told; returns what was said."""
 
     def run(engine, options=()):
         words = [f"--gin.MODEL_DIR={cloud.model_dir}", "--gin.E=$HOME", "--jobs=2", "--seeds=2"]
-        said = []
-        hand_off_rows(engine, cloud.folder / "study", words, JOBS, said.append)
-        command = said[-1].split(" --image")[0].split()
+        hand_off_rows(engine, cloud.folder / "study", words, JOBS)
+        command = log_lines[-1].split(" --image")[0].split()
         done = subprocess.run(
             [*command, *options],
             cwd=cloud.checkout,

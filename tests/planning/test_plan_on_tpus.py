@@ -51,7 +51,7 @@ def compute(cache):
             mode="train",
             compiler_options={},
         )
-        plan = plan_step(setting, topology(name), 1e9, cache, report=str).plan
+        plan = plan_step(setting, topology(name), 1e9, cache).plan
         parts = plan["compute"]["parts"]
         return sum(part["seconds"] for part in parts if part["part"] == "decoder")
 
@@ -95,7 +95,7 @@ def test_a_cell_of_the_published_table_still_compiles_to_what_it_says(cache):
     kept = json.loads(bench.RESULTS.read_text())
     name, where = "t5_1_1/base", "v5e:16x16"
     setting = bench.setting_of(bench.shipped(name), topology(where))
-    plan = plan_step(setting, topology(where), 2.0**35, cache, report=str).plan
+    plan = plan_step(setting, topology(where), 2.0**35, cache).plan
     published = kept[f"{name} {where}"]
     assert plan["mesh"] == published["mesh"]
     assert plan["memory"]["total"] == pytest.approx(published["memory"]["total"], rel=0.1)
@@ -107,7 +107,7 @@ def test_a_cell_of_the_published_table_still_compiles_to_what_it_says(cache):
 
 def test_the_published_run_is_estimated_as_the_documents_say(cache):
     bench = _benchmark("plan_calibration")
-    planned = plan_step(bench.SETTING, topology("v5e:16x16"), 1e12, cache, report=str)
+    planned = plan_step(bench.SETTING, topology("v5e:16x16"), 1e12, cache)
     core = sum(cost.flops for cost in planned.costs if bench.in_attention_core(cost))
     product = 2 * 2048**2 * 8192 * 32  # scores or weighted sums of a row, in all layers
     assert core == 8 * product  # two forward, two recomputed, four backward

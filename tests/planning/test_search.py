@@ -59,7 +59,7 @@ def compiler(monkeypatch):
     """A compiler that finds the step of a mesh faster the more of it is data parallel."""
     asked = []
 
-    def plan_step(setting, wanted, tokens, cache, *, report):
+    def plan_step(setting, wanted, tokens, cache):
         asked.append(setting)
         fits = setting.mesh.get("tensor", 1) == 1
         seconds = 1.0 / setting.mesh.get("data", 1)
@@ -73,11 +73,10 @@ def compiler(monkeypatch):
     return asked
 
 
-def test_only_the_most_promising_are_compiled_and_the_fastest_of_them_wins(compiler, tmp_path):
-    notes = []
-    text, best = search(
-        _setting(), topology("v5e:4x4"), 1e9, tmp_path, compile_best=12, report=notes.append
-    )
+def test_only_the_most_promising_are_compiled_and_the_fastest_of_them_wins(
+    compiler, tmp_path, log_lines
+):
+    text, best = search(_setting(), topology("v5e:4x4"), 1e9, tmp_path, compile_best=12)
     assert len(compiler) == 12
     rates = [
         setting.batch_size * setting.mesh.get("data", 1)
@@ -89,11 +88,11 @@ def test_only_the_most_promising_are_compiled_and_the_fastest_of_them_wins(compi
     assert f"BATCH_SIZE = {best.setting.batch_size}" in text
     assert f"TransformerConfig.remat = '{best.setting.model.remat}'" in text
     assert "does not fit" in text
-    assert "arithmetic lets pass; compiling the first 12" in notes[0]
+    assert "of them fit by arithmetic; compiling the fastest 12" in log_lines[0]
 
 
 def test_where_nothing_fits_the_search_says_so(compiler, tmp_path, shipped):
     setting = _setting(model=shipped("t5_1_1/xxl"), lengths={"inputs": 64, "targets": 32})
     with pytest.raises(ConfigError, match="no mesh, remat policy or batch that was tried fits"):
-        search(setting, topology("v5e:2x2"), 1e9, tmp_path, compile_best=2, report=str)
+        search(setting, topology("v5e:2x2"), 1e9, tmp_path, compile_best=2)
     assert compiler == []

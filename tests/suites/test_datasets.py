@@ -17,8 +17,8 @@ LENGTHS = {"inputs": 400, "targets": 100}
 
 @pytest.fixture(scope="module", autouse=True)
 def _registered(tfds_data_dir):
-    Study(vocabulary=BYTES, tfds_data_dir=tfds_data_dir).register("", print)
-    Multilingual(vocabulary=BYTES, tfds_data_dir=tfds_data_dir).register("", print)
+    Study(vocabulary=BYTES, tfds_data_dir=tfds_data_dir).register("")
+    Multilingual(vocabulary=BYTES, tfds_data_dir=tfds_data_dir).register("")
 
 
 def read(name, split="train"):
@@ -146,9 +146,7 @@ def test_text_is_stored_for_the_objective(tfds_data_dir, tmp_path):
 
 
 def test_rates_by_examples_count_what_tfds_holds(tfds_data_dir):
-    Study(vocabulary=BYTES, tfds_data_dir=tfds_data_dir, limit=3, temperature=2.0).register(
-        "", print
-    )
+    Study(vocabulary=BYTES, tfds_data_dir=tfds_data_dir, limit=3, temperature=2.0).register("")
     mixture = seqio.MixtureRegistry.get("en_mix")
     rates = {
         name: mixture.get_rate(seqio.TaskRegistry.get(name))

@@ -209,7 +209,7 @@ def test_super_glues_scores_are_those_of_scikit_learn_on_the_same_words(
 
 
 def test_test_sets_give_predictions_and_no_scores_where_labels_are_secret(
-    look, saying, model_dir, monkeypatch, capsys
+    look, saying, model_dir, monkeypatch, capsys, log_lines
 ):
     monkeypatch.setattr(Inference, "generate", saying(answer))
     look(split="test")
@@ -224,7 +224,7 @@ def test_test_sets_give_predictions_and_no_scores_where_labels_are_secret(
         assert [x["text"] for x in lines] == [answer(x["inputs"]) for x in lines]
     assert "super_glue_axb_v102" in by_task
     assert predictions(model_dir, "test", "super_glue_boolq_v102")[4]["prediction"] == -1
-    told = next(text for text in said.splitlines() if "predictions alone" in text)
+    told = next(line for line in log_lines if "predictions only" in line)
     assert "super_glue_boolq_v102" in told
     assert "dpr_v001_simple" not in told
     assert "dpr_v001_simple/accuracy" in said

@@ -140,8 +140,8 @@ def test_registering_opens_no_connection_and_no_data_set(monkeypatch):
 
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setattr(seqio.utils.LazyTfdsLoader, "_get_builder", refuse)
-    Study().register("", print)  # the vocabulary is that of T5, on gs://
-    Multilingual().register("", print)
+    Study().register("")  # the vocabulary is that of T5, on gs://
+    Multilingual().register("")
     assert {*Study().names, *Multilingual().names} <= {
         *seqio.TaskRegistry.names(),
         *seqio.MixtureRegistry.names(),
@@ -152,7 +152,7 @@ def test_registering_opens_no_connection_and_no_data_set(monkeypatch):
 
 def test_every_mt5_mixture_draws_its_training_tasks_at_one_rate():
     seqio = pytest.importorskip("seqio")
-    Multilingual(vocabulary=ByteVocabulary()).register("", print)
+    Multilingual(vocabulary=ByteVocabulary()).register("")
     for name in MIXTURES:
         mixture = seqio.MixtureRegistry.get(name)
         rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
@@ -171,8 +171,6 @@ def test_mc4_has_a_task_for_each_of_101_languages_six_scripts_and_the_rest():
 def test_a_languages_rate_can_be_given():
     seqio = pytest.importorskip("seqio")
     rates = {"de": 3.0, "sw": 1.0}
-    Multilingual(vocabulary=ByteVocabulary(), languages=("de", "sw"), rates=rates).register(
-        "", print
-    )
+    Multilingual(vocabulary=ByteVocabulary(), languages=("de", "sw"), rates=rates).register("")
     mc4 = seqio.MixtureRegistry.get("mc4")
     assert {task.name: mc4.get_rate(task) for task in mc4.tasks} == {"mc4.de": 3.0, "mc4.sw": 1.0}

@@ -59,14 +59,12 @@ GRID = [chain(row, seed) for seed in (0, 1) for row in ("a", "b")]
 
 @pytest.fixture
 def runs(tmp_path):
-    """A function that gives new `Runs` over a directory, and what they say."""
+    """A function that gives new `Runs` over a directory."""
     script = tmp_path / "trainer.py"
     script.write_text(TRAINER)
 
     def make(name, **changes):
-        said = []
-        made = Runs(tmp_path / name, said.append, command=[sys.executable, str(script)], **changes)
-        return made, said
+        return Runs(tmp_path / name, command=[sys.executable, str(script)], **changes)
 
     return make
 
@@ -80,7 +78,7 @@ def table(made):
 
 
 def test_a_grid_is_done_once_and_what_rows_share_is_shared(runs, tmp_path):
-    made, _ = runs("grid", flags=["--gin_imports=x"])
+    made = runs("grid", flags=["--gin_imports=x"])
     ended = []
     made.carry_out(GRID, at_once=2, done=ended.append)
     assert sorted(ended) == sorted(GRID)
@@ -88,18 +86,18 @@ def test_a_grid_is_done_once_and_what_rows_share_is_shared(runs, tmp_path):
     assert len(starts) == 6  # two pretrainings, four fine-tunings
     assert all(start.endswith("['--gin_imports=x']") for start in starts)
     assert table(made)["a", 1] == [{5: {"t/loss": 6.0}}, {3: {"t/loss": 9.0}}]
-    again, _ = runs("grid")
+    again = runs("grid")
     again.carry_out(GRID, at_once=1, done=ended.append)
     assert len((tmp_path / "grid" / "starts").read_text().splitlines()) == 6
 
 
-def test_a_row_that_fails_stops_no_other_and_is_tried_again(runs):
-    made, said = runs("grid")
+def test_a_row_that_fails_stops_no_other_and_is_tried_again(runs, log_lines):
+    made = runs("grid")
     broken = chain("c", 0, "FAIL = 1")
     made.carry_out([broken, *GRID], at_once=1, done=lambda job: None)
     ended = state_of(made.folder(broken.stages[1]))
     assert ended == ("failed", "exit code 1: ValueError: there is no such thing")
-    assert "c, seed 0: FAILED in c.s0.tuned: exit code 1" in said[0]
+    assert "c, seed 0: c.s0.tuned failed: exit code 1" in log_lines[0]
     assert len(table(made)) == 4
     second = dataclasses.replace(broken.stages[1], lines=("STEPS = 3",))
     mended = SweepJob("c", 0, [broken.stages[0], second])
@@ -109,11 +107,11 @@ def test_a_row_that_fails_stops_no_other_and_is_tried_again(runs):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_grid_stopped_at_random_ends_as_if_undisturbed(runs, seed):
-    undisturbed, _ = runs("undisturbed")
+    undisturbed = runs("undisturbed")
     undisturbed.carry_out(GRID, at_once=2, done=lambda job: None)
     chance, stops = random.Random(seed), 0
     while True:
-        made, _ = runs("stopped")
+        made = runs("stopped")
         timer = threading.Timer(chance.uniform(0.05, 0.4), made.stop.set)
         timer.start()
         made.carry_out(GRID, at_once=chance.choice((1, 2)), done=lambda job: None)
@@ -125,14 +123,14 @@ def test_a_grid_stopped_at_random_ends_as_if_undisturbed(runs, seed):
     assert table(made) == table(undisturbed)
 
 
-def test_a_budget_that_is_spent_stops_in_good_order(runs):
-    made, said = runs("grid", until=time.monotonic())
+def test_a_budget_that_is_spent_stops_in_good_order(runs, log_lines):
+    made = runs("grid", until=time.monotonic())
     made.carry_out(GRID, at_once=1, done=lambda job: pytest.fail("nothing was to be done"))
-    assert not said
+    assert not log_lines
 
 
 def test_the_configuration_of_a_run_can_be_given_to_the_command_again(runs):
-    made, _ = runs("grid", everywhere=["DATA_DIR = 'd'"])
+    made = runs("grid", everywhere=["DATA_DIR = 'd'"])
     made.carry_out(GRID[:1], at_once=1, done=lambda job: None)
     text = (made.folder(GRID[0].stages[1]) / "run.gin").read_text()
     assert text.index("STEPS = 3") < text.index("DATA_DIR") < text.index("MODEL_DIR")

@@ -38,9 +38,7 @@ def losses(planned, read_call, tmp_path_factory):
             splits=("train",),
         )
         model = dataclasses.replace(given["model"], vocab_size=512)
-        feed = make_inputs(
-            data, model, batch_size=ROWS, loss_on_inputs=given["loss_on_inputs"], report=print
-        )
+        feed = make_inputs(data, model, batch_size=ROWS, loss_on_inputs=given["loss_on_inputs"])
         # One device: to compile for eight takes several times as long.
         program = build(
             model,

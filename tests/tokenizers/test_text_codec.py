@@ -83,7 +83,7 @@ def test_infer_keeps_lines_and_their_order(run_directory, command, capsys):
     command("infer", *flags, "--inputs=in.txt", "--outputs=out.jsonl", "--gin.MAX_INPUT_LENGTH=8")
     said = capsys.readouterr().out
     assert "5/5 lines" in said
-    assert "1 inputs of this start were longer than 8 tokens and lost their end" in said
+    assert "truncated 1 input longer than 8 tokens (MAX_INPUT_LENGTH)" in said
     records = read("out.jsonl")
     assert [record["inputs"] for record in records] == texts
     assert [record.get("truncated", False) for record in records] == [0, 0, 1, 0, 0]

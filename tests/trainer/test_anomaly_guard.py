@@ -105,11 +105,11 @@ def lines(path):
 
 
 def test_a_step_that_is_not_finite_is_noted_with_its_examples_and_key(
-    tmp_path, train_small, poisoned, capsys
+    tmp_path, train_small, poisoned, log_lines
 ):
     poisoned(3)
     train_small(tmp_path, steps=4, seed=7, **QUIET)
-    assert "step 3 is NOT FINITE" in capsys.readouterr().out
+    assert "step 3 is not finite" in "\n".join(log_lines)
     (noted,) = lines(tmp_path / "anomalies.jsonl")
     assert noted["step"] == 3
     assert noted["key"] == {"seed": 7, "fold_in": 2}
@@ -124,16 +124,14 @@ def test_a_step_that_is_not_finite_is_noted_with_its_examples_and_key(
 
 
 def test_a_run_goes_back_skips_the_data_and_a_restart_decides_the_same(
-    tmp_path, train_small, weights, poisoned, capsys
+    tmp_path, train_small, weights, poisoned, capsys, log_lines
 ):
     """Batches 5 and 6 are bad: back to step 4, and on with batch 7."""
     guard = AnomalyGuard(nonfinite_steps=2)
     poisoned(5, 6)
     train_small(tmp_path / "run", steps=8, guard=guard, **QUIET)
-    said = capsys.readouterr().out
-    assert (
-        "GOING BACK from step 6 to step 4: 2 of 100 steps were not finite, first at step 5" in said
-    )
+    reason = "2 of 100 steps were not finite, first at step 5"
+    assert f"rolling back from step 6 to step 4: {reason}" in "\n".join(log_lines)
     (decision,) = lines(tmp_path / "run" / "decisions.jsonl")
     assert (decision["step"], decision["back_to"]) == (6, 4)
     steps = [line["step"] for line in lines(tmp_path / "run" / "receipts.jsonl")]
@@ -145,7 +143,7 @@ def test_a_run_goes_back_skips_the_data_and_a_restart_decides_the_same(
     for name, array in weights(tmp_path / "stopped").items():
         np.testing.assert_array_equal(array, weights(tmp_path / "run")[name], err_msg=name)
     compare(run_a=str(tmp_path / "run"), run_b=str(tmp_path / "stopped"))
-    assert "8 steps that both runs have are the same" in capsys.readouterr().out
+    assert "the runs are identical in 8 common steps" in capsys.readouterr().out
 
 
 def test_a_run_killed_while_going_back_ends_as_one_that_was_not(

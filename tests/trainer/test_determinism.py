@@ -18,7 +18,7 @@ def same(weights, capsys):
 
     def check(one, other):
         compare(run_a=str(one), run_b=str(other))
-        assert "steps that both runs have are the same" in capsys.readouterr().out
+        assert "the runs are identical in" in capsys.readouterr().out
         first, second = weights(one), weights(other)
         assert first.keys() == second.keys()
         for name, array in first.items():

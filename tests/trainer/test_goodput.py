@@ -76,7 +76,9 @@ def test_steps_that_were_lost_and_the_time_between_launches_are_losses(clock, tm
     # The first step of a launch is part of its start-up.
     assert spent == {"steps": 29 + 10, "recomputed steps": 9, "start-up": 2, "down": 100}
     assert second.shares()["steps"] == pytest.approx(39 / 150)
-    assert second.line().startswith("goodput 26.0%: 39.0 s of steps in 2 min 30 s of 2 launches")
+    assert second.line().startswith(
+        "goodput 26.0%: 39.0 s of training steps in 2 min 30 s over 2 launches"
+    )
 
 
 def test_a_killed_launch_has_left_its_last_seconds_to_a_few(clock, tmp_path):

@@ -5,7 +5,6 @@ import signal
 
 import pytest
 
-from t5x_lite.console import Console
 from t5x_lite.errors import ConfigError
 from t5x_lite.trainer.profiler import Profile, Profiler
 from t5x_lite.training.callbacks import StepInfo
@@ -22,7 +21,7 @@ def traced(monkeypatch, tmp_path):
         happened = []
         monkeypatch.setattr(jax.profiler, "start_trace", lambda _: happened.append(("start", step)))
         monkeypatch.setattr(jax.profiler, "stop_trace", lambda: happened.append(("end", step)))
-        with Profiler(profile, tmp_path, Console()) as profiler:
+        with Profiler(profile, tmp_path) as profiler:
             for step in range(1, steps + 1):
                 if step == signal_at:
                     os.kill(os.getpid(), signal.SIGUSR1)
@@ -56,9 +55,9 @@ def test_impossible_steps_are_refused(changes):
     assert error.value.names == tuple(f"Profile.{name}" for name in changes)
 
 
-def test_a_run_leaves_a_trace_that_tensorboard_reads(train_small, tmp_path, capsys):
+def test_a_run_leaves_a_trace_that_tensorboard_reads(train_small, tmp_path, log_lines):
     train_small(tmp_path, steps=3, profile=Profile(first_step=2, steps=1))
     traces = list((tmp_path / "tensorboard" / "plugins" / "profile").glob("*/*.xplane.pb"))
     assert len(traces) == 1
     assert traces[0].stat().st_size > 1000
-    assert "a trace is in" in capsys.readouterr().out
+    assert [line for line in log_lines if line.startswith("wrote a trace")]

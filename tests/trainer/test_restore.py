@@ -63,14 +63,14 @@ def test_a_run_may_count_on_from_where_its_weights_come_from(
 
 
 def test_relative_steps_count_from_where_the_weights_come_from_at_every_start(
-    tmp_path, source, train_small, weights, capsys
+    tmp_path, source, train_small, weights, log_lines
 ):
     """Three steps after the four: killed after one of them, the run still ends at seven."""
     init_from = InitFrom(model_dir=str(source), keep_step=True, relative_steps=True)
     train_small(tmp_path / "new", steps=1, init_from=init_from, **STILL)
     assert weights(tmp_path / "new")["['step']"] == 5
     train_small(tmp_path / "new", steps=3, init_from=init_from, **STILL)
-    assert "going on after step 5 of 7" in capsys.readouterr().out
+    assert "resuming from step 5 of 7" in "\n".join(log_lines)
     assert weights(tmp_path / "new")["['step']"] == 7
 
 
@@ -144,17 +144,17 @@ def harm(checkpoint):
 
 
 def test_a_corrupt_checkpoint_is_quarantined_and_the_one_before_it_restored(
-    tmp_path, train_small, weights, capsys
+    tmp_path, train_small, weights, log_lines
 ):
     every_step = {**UNSEEN, "checkpoints": CheckpointPolicy(period=1, keep=None)}
     train_small(tmp_path / "undisturbed", steps=4, **every_step)
     train_small(tmp_path / "run", steps=3, **every_step)
     harm(tmp_path / "run" / "checkpoints" / "3")
-    capsys.readouterr()
+    log_lines.clear()
     train_small(tmp_path / "run", steps=4, **every_step)
-    said = capsys.readouterr().out
-    assert "step 3 is CORRUPT" in said
-    assert "going on after step 2 of 4" in said
+    logged = "\n".join(log_lines)
+    assert "checkpoint of step 3 is corrupt" in logged
+    assert "resuming from step 2 of 4" in logged
     assert len(list((tmp_path / "run" / "quarantine").glob("3.*"))) == 1
     assert_equal(weights(tmp_path / "run"), weights(tmp_path / "undisturbed"))
 

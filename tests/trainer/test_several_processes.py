@@ -139,8 +139,8 @@ def test_a_signal_to_one_of_two_stops_both_and_one_alone_goes_on_to_the_bit(pod,
     assert "[1] step" not in stopped.said
     going_on = pod("run", processes=1, devices=8)
     assert going_on.end() == 0, going_on.said
-    assert f"going on after step {after[1]} of 12" in going_on.said
-    assert re.search(r"goodput \d+\.\d%: .* of 2 launches", going_on.said)
+    assert f"resuming from step {after[1]} of 12" in going_on.said
+    assert re.search(r"goodput \d+\.\d%: .* over 2 launches", going_on.said)
     assert read_results(tmp_path / "run")["goodput"]["steps"] > 0
     undisturbed = pod("undisturbed", processes=1, devices=8)
     assert undisturbed.end() == 0, undisturbed.said
@@ -170,7 +170,7 @@ def test_when_one_is_killed_the_others_end_and_all_start_again_to_the_same_end(
     if victim == 1:  # without process 0 jax ends the others itself
         assert re.search(r"\[0\] t5x_lite: process 1 on .*: not heard of for 8 s", run.said)
     assert "restarting all processes (1 of 1)" in run.said
-    assert "going on after step 4 of 12" in run.said
+    assert "resuming from step 4 of 12" in run.said
     undisturbed = pod("undisturbed", processes=2, devices=4)
     assert undisturbed.end() == 0, undisturbed.said
     assert_same(weights, tmp_path / "run", tmp_path / "undisturbed")
@@ -209,7 +209,7 @@ def test_all_killed_at_once_go_on_from_the_last_checkpoint(pod, tmp_path, weight
     run.end()
     again = pod("run", processes=4, devices=2)
     assert again.end() == 0, again.said
-    assert "going on after step 8 of 12" in again.said
+    assert "resuming from step 8 of 12" in again.said
     undisturbed = pod("undisturbed", processes=2, devices=4)
     assert undisturbed.end() == 0, undisturbed.said
     assert_same(weights, tmp_path / "run", tmp_path / "undisturbed")

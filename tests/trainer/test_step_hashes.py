@@ -65,7 +65,7 @@ def test_a_stopped_run_on_another_mesh_has_the_receipts_of_its_data(
 def test_runs_that_are_the_same_are_said_to_be(six_steps, tmp_path, train_small, capsys):
     train_small(tmp_path, steps=1, **QUIET)
     train_small(tmp_path, steps=6, **QUIET)
-    assert "6 steps that both runs have are the same, 1 to 6" in compared(
+    assert "the runs are identical in 6 common steps, 1 to 6" in compared(
         capsys, six_steps, tmp_path
     )
 
@@ -73,8 +73,8 @@ def test_runs_that_are_the_same_are_said_to_be(six_steps, tmp_path, train_small,
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (dict(data={"seed": 5}), "part at step 1: which examples the batch holds differ"),
-        (dict(seed=5), "part at step 1: not the batch but the loss differ"),
+        (dict(data={"seed": 5}), "diverge at step 1: which examples the batch holds differ"),
+        (dict(seed=5), "diverge at step 1: not the batch but the loss differ"),
     ],
     ids=["other data", "other weights"],
 )

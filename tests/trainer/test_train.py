@@ -37,21 +37,21 @@ def _assert_same_run(weights, one, other):
 
 @pytest.mark.parametrize("stops", [(1,), (4,), (7,), (2, 3, 8)], ids=str)
 def test_a_stopped_and_continued_run_equals_one_never_stopped_to_the_bit(
-    stops, train_small, weights, undisturbed, tmp_path, capsys
+    stops, train_small, weights, undisturbed, tmp_path, log_lines
 ):
     if not (undisturbed / "results.json").exists():
         train_small(undisturbed, steps=STEPS, model=DROPOUT)
     for stop in stops:
         train_small(tmp_path, steps=stop, model=DROPOUT)
-    capsys.readouterr()
+    log_lines.clear()
     train_small(tmp_path, steps=STEPS, model=DROPOUT)
-    assert f"going on after step {stops[-1]} of {STEPS}" in capsys.readouterr().out
+    assert f"resuming from step {stops[-1]} of {STEPS}" in "\n".join(log_lines)
     _assert_same_run(weights, undisturbed, tmp_path)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_step_at_hand_and_the_same_command_goes_on_from_it(
-    number, code, train_small, weights, undisturbed, tmp_path, monkeypatch, capsys
+    number, code, train_small, weights, undisturbed, tmp_path, monkeypatch, log_lines
 ):
     if not (undisturbed / "results.json").exists():
         train_small(undisturbed, steps=STEPS, model=DROPOUT)
@@ -67,9 +67,9 @@ def test_a_signal_saves_the_step_at_hand_and_the_same_command_goes_on_from_it(
         with pytest.raises(SystemExit) as stopped:
             train_small(tmp_path, steps=STEPS, model=DROPOUT)
     assert stopped.value.code == code
-    assert "stopped after step 6" in capsys.readouterr().out
+    assert "stopped after step 6" in "\n".join(log_lines)
     train_small(tmp_path, steps=STEPS, model=DROPOUT)
-    assert "going on after step 6" in capsys.readouterr().out
+    assert "resuming from step 6" in "\n".join(log_lines)
     _assert_same_run(weights, undisturbed, tmp_path)
 
 
@@ -86,19 +86,20 @@ def test_a_checkpoint_written_while_training_went_on_holds_its_own_step(
 
 
 def test_a_finished_run_says_so_trains_no_further_and_shows_the_same_result(
-    train_small, weights, tmp_path, capsys
+    train_small, weights, tmp_path, capsys, log_lines
 ):
     train_small(tmp_path, steps=2)
     before, results = weights(tmp_path), (tmp_path / "results.json").read_text()
     first = capsys.readouterr().out
+    log_lines.clear()
     train_small(tmp_path, steps=2)
     second = capsys.readouterr().out
-    assert "the run is finished: 2 of 2 steps are done" in second
-    assert "compiling the training step" not in second
+    assert "the run is finished: step 2 of 2" in log_lines
+    assert not [line for line in log_lines if "compiling the training step" in line]
     assert (tmp_path / "results.json").read_text() == results
     for name, array in weights(tmp_path).items():
         np.testing.assert_array_equal(array, before[name])
-    table = first[first.index("Held-out loss") :].splitlines()[:6]
+    table = first[first.index("Validation loss") :].splitlines()[:6]
     assert "\n".join(table) in second
 
 
@@ -230,10 +231,10 @@ def test_settings_that_cannot_work_are_refused_with_their_names(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_ends_with_its_data_and_says_so(train_small, tmp_path, capsys):
+def test_a_run_ends_with_its_data_and_says_so(train_small, tmp_path, capsys, log_lines):
     ending = {"mixture_or_task_name": "embedded_name", "on_task_exhausted": "stop"}
     for _ in range(2):  # the second start finds nothing left
         train_small(tmp_path, steps=10_000, data=ending, batch_size=64)
-        said = capsys.readouterr().out
-        assert "the data ends after step " in said
-    assert "Held-out loss after" in said
+        assert "the data ends after step " in "\n".join(log_lines)
+        log_lines.clear()
+    assert "Validation loss at step" in capsys.readouterr().out

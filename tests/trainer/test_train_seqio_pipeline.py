@@ -46,7 +46,7 @@ def odd_tasks(tmp_path, monkeypatch):
 
 @pytest.mark.slow  # as the tests of tests/data/test_live.py say the same of the stream alone
 def test_a_stopped_run_over_a_live_task_continues_to_the_bit(
-    odd_tasks, train_small, weights, tmp_path, capsys
+    odd_tasks, train_small, weights, tmp_path, log_lines
 ):
     corpus = EmbeddedCorpus(vocab_size=412, packages=("gin", "beartype"))
     mixture = Mixture("odd_mix", {"odd_numbers": 2.0, "embedded_name": 1.0})
@@ -57,8 +57,8 @@ def test_a_stopped_run_over_a_live_task_continues_to_the_bit(
         "vocabulary": ByteVocabulary(100),
     }
     train_small(tmp_path / "undisturbed", steps=6, data=data)
-    said = "".join(capsys.readouterr().out.split())
-    assert said.count("itrunsthroughseqio'sownpipeline,oneveryhost") == 1
+    logged = "\n".join(log_lines)
+    assert logged.count("it runs through seqio's own pipeline, on every host") == 1
     for steps in (3, 6):
         train_small(tmp_path / "stopped", steps=steps, data=data)
     first, second = weights(tmp_path / "undisturbed"), weights(tmp_path / "stopped")

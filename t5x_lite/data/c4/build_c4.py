@@ -1,11 +1,12 @@
 """`t5x_lite c4`: C4, or a variant of it, from Common Crawl's WET files."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from t5x_lite.console import Console
+from t5x_lite.console import Console, logged_wait
 from t5x_lite.data.c4 import beam, local
 from t5x_lite.data.c4.build_stages import BuildJob
 from t5x_lite.data.c4.recipe import C4Recipe
@@ -14,6 +15,8 @@ from t5x_lite.data.sources.jsonl_and_tsv import STRICT, MalformedLines
 from t5x_lite.errors import ConfigError
 from t5x_lite.io import atomic, files
 from t5x_lite.io.urls import is_url
+
+_LOG = logging.getLogger(__name__)
 
 
 def c4(
@@ -43,10 +46,9 @@ def c4(
     for name, number in (("processes", processes), ("buckets", buckets)):
         if number is not None and number < 1:
             raise ConfigError(f"{name} is {number}; wanted 1 or more", f"c4.{name}")
-    console = Console()
     recipe.check()
     if runner == "beam":
-        with console.waiting("running Beam"):
+        with logged_wait(_LOG, "running Beam"):
             counts = beam.build_with_beam(
                 recipe, wet, out, train_shards=buckets, bad_pages=bad_pages, options=beam_options
             )
@@ -57,8 +59,8 @@ def c4(
         if not found:
             raise ConfigError(f"no file matches {wet}", "WET")
         job = BuildJob(recipe, tuple(found), Path(out), buckets or max(len(found), 16), bad_pages)
-        counts = local.build(job, processes=processes or os.cpu_count() or 1, report=console.note)
-    show(console, recipe, counts)
+        counts = local.build(job, processes=processes or os.cpu_count() or 1)
+    show(Console(), recipe, counts)
 
 
 def show(console: Console, recipe: C4Recipe, counts: Counts) -> None:

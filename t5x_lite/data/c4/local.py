@@ -5,12 +5,14 @@ shards
 in C4's layout, c4-train.00000-of-00064.json.gz and so on, none of them empty, and statistics.json.
 """
 
+import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from t5x_lite.console import count
 from t5x_lite.data.c4 import build_stages, spill
 from t5x_lite.data.c4.build_stages import BuildJob
 from t5x_lite.data.c4.wet import Counts
@@ -19,12 +21,12 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.io import atomic
 from t5x_lite.io.safe_files import read_json
 
-Report = Callable[[str], None]
+_LOG = logging.getLogger(__name__)
 STATISTICS = "statistics.json"
 _VALIDATION_SHARDS = 8
 
 
-def build(job: BuildJob, *, processes: int, report: Report) -> Counts:
+def build(job: BuildJob, *, processes: int) -> Counts:
     """Build C4 into `job.out` and return what every rule took and left out.
 
     The result does not depend on `processes`, nor on how often it was begun. Raises ConfigError for
@@ -32,33 +34,33 @@ def build(job: BuildJob, *, processes: int, report: Report) -> Counts:
     nothing is left.
     """
     try:
-        return _build(job, processes, report)
+        return _build(job, processes)
     except (OSError, WorkerKilledError) as error:
         raise ConfigError(
             f"{error}: what is done is kept, and the same command goes on from there", "WET", "OUT"
         ) from None
 
 
-def _build(job: BuildJob, processes: int, report: Report) -> Counts:
+def _build(job: BuildJob, processes: int) -> Counts:
     if job.finished.exists():  # killed when all was done but this
         shutil.rmtree(job.finished)
         return spill.read_counts(job.out / STATISTICS)
     _begin(job)
     every_bucket = range(job.buckets)
     order = [
-        ("reading WET files", build_stages.read, range(len(job.wet))),
-        ("cleaning pages", build_stages.clean, every_bucket),
+        ("reading pages", "WET file", build_stages.read, range(len(job.wet))),
+        ("cleaning pages", "bucket", build_stages.clean, every_bucket),
         *(
-            [("comparing lines", build_stages.choose, every_bucket)]
+            [("finding duplicate lines", "bucket", build_stages.choose, every_bucket)]
             if job.recipe.is_cleaned
             else []
         ),
-        ("telling languages", build_stages.finish, every_bucket),
+        ("detecting languages", "bucket", build_stages.finish, every_bucket),
     ]
     total = Counts()
     with Pool(processes) as pool:
-        for what, function, numbers in order:
-            report(f"{what}: {len(numbers):,} parts ...")
+        for what, unit, function, numbers in order:
+            _LOG.info(f"{what}, {count(len(numbers), unit)} ...")
             for counts in pool.map(partial(function, job), numbers):
                 total += counts or Counts()
     _complete(job, total)

@@ -1,7 +1,7 @@
-"""Lines of data files as records, and what becomes of the lines that are none.
+"""Lines of data files as records; malformed lines are counted, logged, or an error.
 
-Nothing is skipped in silence. What cannot be used is named by file and line in a warning of the
-logger "t5x_lite.data" and counted, and past an agreed share of its file it is an error.
+Nothing is skipped silently. A warning names the file and line of what cannot be used. Beyond the
+allowed share of a file (`MalformedLines.max_fraction`) it is an error.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from t5x_lite.io import files
 
 NOT_JSON, NO_FIELD, NOT_UTF8 = "no JSON", "no text field", "not UTF-8"
 TOO_LONG, CUT_SHORT, EMPTY = "too long", "cut short", "empty file"
-_LOGGER = logging.getLogger("t5x_lite.data")
+_LOG = logging.getLogger(__name__)
 _WARNINGS_PER_FILE = 20
 
 
@@ -56,11 +56,11 @@ class LineStats:
     first: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
-        """Return it as "3 of 1,200 lines left out (2 no JSON, 1 too long), the first ..."."""
-        kinds = ", ".join(f"{count:,} {reason}" for reason, count in self.bad.most_common())
+        """Return it as "skipped 3 of 1,200 lines (2 no JSON, 1 too long); the first: ..."."""
+        kinds = ", ".join(f"{number:,} {reason}" for reason, number in self.bad.most_common())
         return (
-            f"{self.bad.total():,} of {self.lines:,} lines left out ({kinds}), the first "
-            f"{self.first[0]}"
+            f"skipped {self.bad.total():,} of {self.lines:,} line{'s' * (self.lines != 1)} "
+            f"({kinds}); the first: {self.first[0]}"
         )
 
 
@@ -116,7 +116,7 @@ def read_records(
             if bad_lines.max_fraction == 0:
                 raise ConfigError(message, "DATA_DIR", "MalformedLines.max_fraction") from None
             if bad <= _WARNINGS_PER_FILE:
-                _LOGGER.warning("left out: %s", message)
+                _LOG.warning(f"skipped {message}")
     if bad > bad_lines.max_fraction * number and not is_empty:
         raise ConfigError(
             f"{path}: {bad:,} of {number:,} lines cannot be used, allowed is a share of "
@@ -136,7 +136,7 @@ def check_line_stats(line_stats: LineStats, path: str, bad_lines: MalformedLines
             "MalformedLines.max_fraction",
         )
     for message in line_stats.first:
-        _LOGGER.warning("left out: %s", message)
+        _LOG.warning(f"skipped {message}")
 
 
 def _lines(path: str, max_bytes: int) -> Iterator[bytes | MalformedLineError]:

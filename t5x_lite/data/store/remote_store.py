@@ -11,8 +11,9 @@ asks for the stretches of tokens that it holds, all at once.
 
 import contextlib
 import json
+import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ _OBJECT_BYTES = 1 << 26
 _HEADER_BYTES = 128  # of NumPy's file, as `data.tokenize.build_store` writes it
 _BLOCK_ITEMS = 1 << 16  # that are read together where items are asked for one by one
 _BLOCKS_KEPT = 256
+_LOG = logging.getLogger(__name__)
 
 
 class ObjectStore:
@@ -172,13 +174,13 @@ class RemoteStore:
         return self._arrays.setdefault(file, made)
 
 
-def upload(directory: Path, address: str, report: Callable[[str], None]) -> None:
-    """Copy a finished store to an address; what is there already, after a kill, is left alone."""
+def upload(directory: Path, address: str) -> None:
+    """Copy a finished store to an address, without what an interrupted call has copied before."""
     TokenStore.open(directory)
     objects = ObjectStore(address)
     files = sorted(path for path in directory.iterdir() if path.name != "manifest.json")
     for path in files:
-        report(f"copying {path.name} to {address} ...")
+        _LOG.info(f"copying {path.name} to {address} ...")
         there = objects.names(f"{path.name}/")  # written as a whole, so not written again
         with open(path, "rb") as file:
             number = 0

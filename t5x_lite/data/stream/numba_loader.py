@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TypeVar
 
 Item = TypeVar("Item")
-_LOGGER = logging.getLogger("t5x_lite.data")
+_LOG = logging.getLogger(__name__)
 
 # Per thread: whether work on the first batch should avoid the import of numba (about a second).
 _thread = threading.local()
@@ -67,7 +67,7 @@ def load_kernels() -> ModuleType | None:
     try:
         return importlib.import_module(".numba_kernels", __package__)
     except Exception as error:  # numba rejects an unknown NumPy version or an unwritable cache
-        _LOGGER.warning("numba is installed but cannot be used; NumPy is used instead: %s", error)
+        _LOG.warning(f"numba is installed but cannot be used ({error}); using NumPy instead")
         return None
 
 

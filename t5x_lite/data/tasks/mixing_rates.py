@@ -101,7 +101,7 @@ class Mixture:
         """The name of the mixture."""
         return (self.name,)
 
-    def register(self, data_dir: str, report: object) -> None:
+    def register(self, data_dir: str) -> None:
         """Register the mixture; raises ConfigError where a part of it is not registered."""
         import seqio
 

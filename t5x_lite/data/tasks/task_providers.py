@@ -5,6 +5,7 @@ TensorFlow are imported then, not before: a run that finds its token stores read
 """
 
 import functools
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from t5x_lite.metrics.task_metrics import TaskMetrics
 from t5x_lite.objectives.span_corruption import Objective
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary, Vocabulary, train_vocabulary
 
-Report = Callable[[str], None]
+_LOG = logging.getLogger(__name__)
 
 _EMBEDDED_TASKS = ("embedded_text", "embedded_summarize", "embedded_name")
 _MIN_HEADLINE_WORDS = 3
@@ -43,12 +44,13 @@ class TaskProvider(Protocol):
         """Names of the tasks and mixtures that `register` adds."""
         ...
 
-    def register(self, data_dir: str, report: Report) -> None:
+    def register(self, data_dir: str) -> None:
         """Register the tasks and mixtures with seqio, in place of any of the same names.
+
+        What takes long is logged before it begins.
 
         Args:
             data_dir: Directory in which the provider creates the files it needs.
-            report: Called with a line of text before anything that takes long.
         """
         ...
 
@@ -80,7 +82,7 @@ class JsonLinesText:
         """The task's own objective, if it has one."""
         return {} if self.objective is None else {self.name: self.objective}
 
-    def register(self, data_dir: str, report: Report) -> None:
+    def register(self, data_dir: str) -> None:
         """Register the task."""
         source = JsonLinesSource(
             self.directory, self.patterns, fields=(self.text_field,), bad_lines=self.bad_lines
@@ -127,15 +129,15 @@ class EmbeddedCorpus:
             "embedded_name": TaskMetrics(None, (metrics.sequence_accuracy,)),
         }
 
-    def register(self, data_dir: str, report: Report) -> None:
+    def register(self, data_dir: str) -> None:
         """Write the corpus, train the vocabulary, count examples and register with seqio."""
         directory = os.path.join(data_dir, "embedded", "corpus")
         if not os.path.exists(directory):
-            report("collecting the embedded corpus from installed packages ...")
+            _LOG.info("collecting the embedded corpus from installed packages ...")
         summary = embedded_corpus.write_embedded_corpus(directory, self.packages)
         model = os.path.join(data_dir, "embedded", f"unigram.{self.vocab_size}.model")
         if not os.path.exists(model):
-            report(f"training a vocabulary of {self.vocab_size:,} pieces ...")
+            _LOG.info(f"training a vocabulary of {self.vocab_size:,} pieces ...")
             texts = (
                 document["text"] for document in embedded_corpus.read_documents(directory, "train")
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from t5x_lite.data.code_identity import NOT_IDENTITY, versioned
 from t5x_lite.data.sources.jsonl_and_tsv import STRICT, MalformedLines
 from t5x_lite.data.sources.seqio_sources import JsonLinesSource
-from t5x_lite.data.tasks.task_providers import Report, add_task
+from t5x_lite.data.tasks.task_providers import add_task
 from t5x_lite.metrics.task_metrics import TaskMetrics
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary
 
@@ -43,7 +43,7 @@ class TextPairs:
         """How the task is judged."""
         return {self.name: TaskMetrics(self.postprocess, self.metrics)}
 
-    def register(self, data_dir: str, report: Report) -> None:
+    def register(self, data_dir: str) -> None:
         """Register the task; raises ConfigError where no file matches."""
         import seqio
 

@@ -2,6 +2,8 @@
 
 import atexit
 import contextlib
+import logging
+import logging.handlers
 import os
 import pickle
 import threading
@@ -19,7 +21,7 @@ from t5x_lite.errors import ConfigError
 if TYPE_CHECKING:
     from t5x_lite.data.data_config import Data
 
-Report = Callable[[str], None]
+_PACKAGE = logging.getLogger("t5x_lite")
 _STORES_AT_ONCE = 8
 
 
@@ -27,22 +29,22 @@ class BackgroundTokenizer:
     """Makes the train stores of some tasks in a process of its own, which ends with this one.
 
     Where several hosts share a disk, one of them makes each store. The others wait, to take over if
-    it ends.
+    it ends. What that process logs is logged here again, from a thread.
 
     Args:
         data: The data of the run, of which each worker registers the tasks again.
         directories: The directory of each store to make, by the name of its task.
-        report: Called with lines of progress, from a thread.
     """
 
-    def __init__(self, data: "Data", directories: Mapping[str, str], report: Report):
+    def __init__(self, data: "Data", directories: Mapping[str, str]):
         receiver, sender = SPAWN.Pipe(duplex=False)
-        self._process = start_function(_build, data, directories, sender, name="tokenizing")
+        level = _PACKAGE.getEffectiveLevel()
+        self._process = start_function(_build, data, directories, sender, level, name="tokenizing")
         sender.close()
         self._error: ConfigError | RuntimeError | None = None
         self._is_done = False
         self._ended = threading.Event()
-        self._listener = threading.Thread(target=self._listen, args=(receiver, report), daemon=True)
+        self._listener = threading.Thread(target=self._listen, args=(receiver,), daemon=True)
         self._listener.start()
         atexit.register(self.stop)
 
@@ -65,12 +67,12 @@ class BackgroundTokenizer:
         self._process.join()
         self._listener.join()
 
-    def _listen(self, receiver: Connection, report: Report) -> None:
+    def _listen(self, receiver: Connection) -> None:
         with contextlib.suppress(EOFError, OSError):
             while True:
                 kind, *content = receiver.recv()
-                if kind == "line":
-                    report(content[0])
+                if kind == "log":
+                    logging.getLogger(content[0].name).handle(content[0])
                 elif kind == "invalid":
                     self._error = ConfigError(content[0], *content[1])
                 elif kind == "failed":
@@ -80,7 +82,20 @@ class BackgroundTokenizer:
         self._ended.set()
 
 
-def _build(data: "Data", directories: Mapping[str, str], sender: Connection) -> None:
+class _PipeHandler(logging.handlers.QueueHandler):
+    """Sends log records to the process that started this one."""
+
+    def __init__(self, send: Callable[[str, logging.LogRecord], None]):
+        super().__init__(queue=None)  # pyright: ignore  (`enqueue` is all that uses it)
+        self._send = send
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self._send("log", record)
+
+
+def _build(
+    data: "Data", directories: Mapping[str, str], sender: Connection, log_level: int
+) -> None:
     """Make all stores, some at a time, in the order of `directories`."""
     sending = threading.Lock()
 
@@ -88,6 +103,9 @@ def _build(data: "Data", directories: Mapping[str, str], sender: Connection) -> 
         with sending:
             sender.send(message)
 
+    _PACKAGE.addHandler(_PipeHandler(send))
+    _PACKAGE.setLevel(log_level)
+    _PACKAGE.propagate = False  # the parent prints them
     try:
         tasks = tasks_of(pickle.dumps(data))
         with Processes(data.processes) as workers, ThreadPoolExecutor(_STORES_AT_ONCE) as threads:
@@ -97,7 +115,6 @@ def _build(data: "Data", directories: Mapping[str, str], sender: Connection) -> 
                     tasks[name],
                     "train",
                     directory,
-                    lambda line: send("line", line),
                     tokenizer=data.tokenizer,
                     make_parts=workers.make_parts(data, name, "train"),
                 )

@@ -16,6 +16,7 @@ whatever moment, the next goes on to the same bytes.
 import contextlib
 import errno
 import io
+import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -159,7 +160,7 @@ def space_on(directory: Path) -> Iterator[None]:
         ) from error
 
 
-Report = Callable[[str], None]
+_LOG = logging.getLogger(__name__)
 # Makes the parts of the files of the given numbers in a directory; yields whenever there may be
 # another part.
 MakeParts = Callable[[Sequence[int], Path], Iterable[object]]
@@ -167,30 +168,29 @@ MakeParts = Callable[[Sequence[int], Path], Iterable[object]]
 _KINDS = ("tokens.bin", "offsets.npy", "groups.npy")
 _BYTES_PER_COPY = 1 << 24
 _LENGTHS_PER_READ = 1 << 20
-_TOLD = 20  # lines about the files that are done, some more where they do not divide
+_PROGRESS_LINES = 20  # about the files that are done; some more if the count does not divide
 
 
 def build_token_store(
     task: "seqio.Task",
     split: str,
     directory: str | os.PathLike,
-    report: Report = lambda line: None,
     *,
     tokenizer: Tokenizer = "seqio",
     make_parts: MakeParts | None = None,
 ) -> None:
-    """Tokenization a split of a task, up to its cache placeholder, into a new directory.
+    """Tokenize a split of a task, up to its cache placeholder, into a new directory.
 
-    `report` is told of files some of whose lines were left out, and the manifest says so too.
-    `make_parts` calls `write_parts` for numbers, in any order and process; without it they are made
-    here, one after the other. What an earlier call has finished is not done again, and while
-    another process makes the same store this one waits for it. Raises ConfigError where the task
-    cannot be cached, its source cannot be read or yields nothing, or the disk is full.
+    A file some of whose lines were skipped is logged, and the manifest names it. `make_parts` calls
+    `write_parts` for numbers, in any order and process; without it they are made here, one after
+    the other. What an earlier call has finished is not done again, and while another process makes
+    the same store this one waits for it. Raises ConfigError where the task cannot be cached, its
+    source cannot be read or yields nothing, or the disk is full.
     """
     description, directory = describe_store(task, split, tokenizer), Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_directory(directory)
-    with file_lock(directory.with_name(f".{directory.name}.lock"), report), space_on(partial):
+    with file_lock(directory.with_name(f".{directory.name}.lock")), space_on(partial):
         if not directory.exists():
             if differences(description, read_json_if_exists(partial / "manifest.json") or {}):
                 growing = GrowingFiles(partial, description)
@@ -198,8 +198,8 @@ def build_token_store(
                     growing.append()
                     for _ in (make_parts or _in_turn(task, split))(growing.missing(), partial):
                         growing.append()
-                        growing.tell(report)
-                    growing.finish(report)
+                        growing.log_progress()
+                    growing.finish()
                 except ConfigError:
                     growing.forget_if_empty()
                     raise
@@ -219,7 +219,7 @@ class GrowingFiles:
             atomic.write_json(partial / "description.json", description)
         self._number = self._place = 0  # of the part that comes next: its file, its place there
         self._complete: set[int] = set()  # files whose last part is there
-        self._told = 0
+        self._logged = 0
         self._left_out: dict[str, str] = {}
         self._features: dict[str, dict[str, int]] = {}
 
@@ -230,15 +230,16 @@ class GrowingFiles:
                 self._complete.add(number)
         return [n for n in range(len(self._shards)) if n not in self._complete]
 
-    def tell(self, report: Report) -> None:
-        """Say, some twenty times in all, how many files are done; not where there are few."""
-        count, step = len(self._shards), len(self._shards) // _TOLD
-        if count < _TOLD:
+    def log_progress(self) -> None:
+        """Log, about twenty times in all, how many files are done; never for few files."""
+        count, step = len(self._shards), len(self._shards) // _PROGRESS_LINES
+        if count < _PROGRESS_LINES:
             return
         done = count - len(self.missing())
-        if done - done % step > self._told:
-            self._told = done - done % step
-            report(f"  {self._told:,} of {count:,} files")
+        if done - done % step > self._logged:
+            self._logged = done - done % step
+            store = f"{self._description['task']}/{self._description['split']}"
+            _LOG.info(f"tokenized {self._logged:,} of {count:,} files of {store}")
 
     def append(self) -> None:
         """Append the parts that come next, as far as they are finished."""
@@ -259,7 +260,7 @@ class GrowingFiles:
                 self._number, self._place = self._number + 1, 0
             atomic.write_json(self._partial / PROGRESS, self._progress())
 
-    def finish(self, report: Report) -> None:
+    def finish(self) -> None:
         """Complete the files."""
         if not any(each["examples"] for each in self._features.values()):
             raise ConfigError(
@@ -268,7 +269,7 @@ class GrowingFiles:
                 "DATA_DIR",
             )
         for shard, what in self._left_out.items():
-            report(f"{shard}: {what}")
+            _LOG.warning(f"{shard}: {what}")
         for name, each in self._features.items():
             for kind, shape in (
                 ("offsets.npy", (each["examples"] + 1,)),

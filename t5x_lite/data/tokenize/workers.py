@@ -92,5 +92,5 @@ def _parts_of_file(
 def tasks_of(pickled: bytes) -> dict:
     """Return the tasks of a run's data by name; the bytes are a pickle of it."""
     import_seqio()
-    tasks = registered_tasks(pickle.loads(pickled), lambda line: None)
+    tasks = registered_tasks(pickle.loads(pickled))
     return {task.name: task for task, _ in tasks}

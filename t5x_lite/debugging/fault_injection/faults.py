@@ -13,6 +13,7 @@ from pathlib import Path
 from t5x_lite.debugging.fault_injection.subprocess_run import STEP, TrainProcess
 
 LONG = 600.0  # seconds that nothing takes unless it hangs
+_SAVING = "saving checkpoint at step"  # in the log line of a save that has begun
 
 
 @dataclass
@@ -121,7 +122,7 @@ _NAMED = re.compile(r"process \d+ on .*: (not heard of|no answer) for \d+ s")
 def _terminate(scene: FaultContext) -> tuple[int, ...]:
     if scene.trains():
         scene.run.send(signal.SIGTERM)
-        scene.expected.append("going on after step")
+        scene.expected.append("resuming from step")
     return (75, 143, 0)
 
 
@@ -143,7 +144,7 @@ def _corrupt_checkpoint(how: Callable[[Path], None]) -> Callable[[FaultContext],
             files = [path for path in scene.newest.rglob("*") if path.is_file()]
             named = [path for path in files if path.name not in _SPARED and path.stat().st_size]
             how(scene.random.choice(sorted(named)))
-            scene.expected.append("CORRUPT")
+            scene.expected.append("is corrupt")
         return (-9, 0)
 
     return corrupt
@@ -163,7 +164,7 @@ def _corrupt_store(how: Callable[[Path], None]) -> Callable[[FaultContext], tupl
             stores = (scene.data_dir / "stores").glob("*/train-*/*")
             shards = [p for p in stores if p.suffix in (".bin", ".npy") and p.stat().st_size]
             how(scene.random.choice(sorted(shards)))
-            scene.expected.append("is CORRUPT")
+            scene.expected.append("is corrupt")
         return (-9, 0)
 
     return corrupt
@@ -187,14 +188,12 @@ def _fill_disk(scene: FaultContext) -> tuple[int, ...]:
     limits = {pid: resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in scene.run.pids}
     for pid, (_, hard) in limits.items():
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (2048, hard))
-    failed = scene.run.wait_for(lambda line: "could not be SAVED" in line, LONG)
+    failed = scene.run.wait_for(lambda line: "cannot save step" in line, LONG)
     for pid, limit in limits.items() if scene.run.alive else ():
         resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
     if failed is None:
         return (0,)
-    after = scene.run.wait_for(
-        lambda line: "saving step" in line and "waited" in line, LONG, since=failed
-    )
+    after = scene.run.wait_for(lambda line: _SAVING in line, LONG, since=failed)
     assert after is not None or not scene.run.alive, "nothing was saved after the disk had room"
     scene.run.send(signal.SIGKILL)
     return (-9, 0)
@@ -208,7 +207,7 @@ FAULTS = (
         "while it imports, compiles or restores: as if never started",
         at_start=True,
     ),
-    Fault("kill in a save", _kill_at("(the run waited"), "the half-written step is passed over"),
+    Fault("kill in a save", _kill_at(_SAVING), "the half-written step is passed over"),
     Fault(
         "kill in a restore",
         _kill_at("restoring step", from_start=True),

@@ -14,7 +14,7 @@ from t5x_lite.distributed import local_launcher
 from t5x_lite.distributed.child_process import ChildProcess
 
 STEP = re.compile(r"^(?:\[0\] )?step ([\d,]+)/")
-FIRST = re.compile(r"the first step ended .* after the start \((.*)\)")
+FIRST = re.compile(r"first step finished .* after the start \((.*)\)")
 
 
 class TrainProcess:

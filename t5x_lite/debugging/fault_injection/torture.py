@@ -1,5 +1,6 @@
 """`t5x_lite torture`: a real run under faults, held against the same run that nothing disturbed."""
 
+import logging
 import random
 import re
 import shutil
@@ -14,7 +15,7 @@ import numpy as np
 
 from t5x_lite.checkpoints.checkpointer import Checkpointer
 from t5x_lite.command import Invocation
-from t5x_lite.console import Console, duration
+from t5x_lite.console import Console, count, duration, logged_wait
 from t5x_lite.debugging.compare import first_difference, receipts_of
 from t5x_lite.debugging.fault_injection.faults import FAULTS, LONG, Fault, FaultContext
 from t5x_lite.debugging.fault_injection.subprocess_run import FIRST, STEP, TrainProcess
@@ -22,6 +23,7 @@ from t5x_lite.errors import ConfigError
 
 DATA = "data"  # where the corpus and the stores of torture's own lie
 LAP = re.compile(r"([a-z][a-z ]*[a-z]) (?:(\d+) min )?([\d.]+) s")  # of `startup.StartupTimer.line`
+_LOG = logging.getLogger(__name__)
 CHILD = (
     "--gin.CheckpointPolicy.retry_seconds=0.5",
     "--gin.CheckpointPolicy.save_timeout_seconds=30",
@@ -81,7 +83,7 @@ def torture(
         ConfigError: Wrong settings.
         AssertionError: An outcome is not the expected one.
     """
-    root, console = Path(model_dir), Console()
+    root = Path(model_dir)
     table = [fault for fault in FAULTS if fault.processes <= processes]
     if unknown := set(faults or ()) - {fault.name for fault in table}:
         raise ConfigError(
@@ -98,7 +100,7 @@ def torture(
         f"--gin.Data.data_dir={root / DATA}",
         f"--gin.train.log_every_steps={log_every_steps}",
     )
-    with console.waiting(f"running {steps:,} steps that nothing disturbs"):
+    with logged_wait(_LOG, f"running {count(steps, 'step')} without faults"):
         _to_the_end(here.launch(train, root / "undisturbed"))
     outcomes, until, runs = [], time.monotonic() + minutes * 60, 0
     queue: list[Fault] = []
@@ -117,18 +119,18 @@ def torture(
                 queue.insert(0, fault)  # it comes in a later run
                 break
             outcomes.append(outcome)
-            console.note(_line(len(outcomes), outcome))
+            _LOG.info(_line(len(outcomes), outcome))
         _to_the_end(run)
         _assert_same(root / "undisturbed", directory, steps)
-        console.note(f"run {runs} under faults has the weights and receipts of the undisturbed one")
-    _show(console, outcomes, steps, runs)
+        _LOG.info(f"run {runs} with faults: weights and step hashes equal those without faults")
+    _show(Console(), outcomes, steps, runs)
     if elsewhere_bound is not None:
         other = here.unlike()
         found = _elsewhere(here, other, train, root, chance, steps)
         assert found <= elsewhere_bound, f"the last weights are {found:.2e} of their norm apart"
-        console.note(
-            f"killed, and gone on with on {other}: the same batches; the last weights are "
-            f"{found:.1e} of their norm from the undisturbed run's (bound: {elsewhere_bound:g})"
+        _LOG.info(
+            f"killed and resumed on {other}: same batches; the last weights differ from those "
+            f"without faults by {found:.1e} of their norm (bound: {elsewhere_bound:g})"
         )
 
 
@@ -261,8 +263,8 @@ def _show(console: Console, outcomes: Sequence[Outcome], steps: int, runs: int) 
             median = duration(float(np.median(took))) if took else "-"
             rows.append((fault.name, fault.expected, f"{len(own)}", median))
     console.table(
-        f"faults: {len(outcomes)}, runs: {runs}, steps of each: {steps:,}; every outcome as "
-        "expected, all ends equal to the undisturbed run's to the bit",
+        f"{count(len(outcomes), 'fault')} in {count(runs, 'run')} of {count(steps, 'step')}; every "
+        "outcome as expected, all last states bit-exact to that without faults",
         ("fault", "expected", "times", "to the next step"),
         rows,
     )
@@ -271,7 +273,7 @@ def _show(console: Console, outcomes: Sequence[Outcome], steps: int, runs: int) 
         for name, minutes, seconds in LAP.findall(outcome.parts):
             laps.setdefault(name, []).append(60 * float(minutes or 0) + float(seconds))
     console.table(
-        "Where the time of the starts after them went",
+        "Time to the first step after a fault",
         ("part", "median", "longest"),
         [
             (name, duration(float(np.median(each))), duration(max(each)))

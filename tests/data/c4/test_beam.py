@@ -43,9 +43,7 @@ def test_beam_and_one_machine_build_the_same(unit, options, wet_files, tmp_path)
     pytest.importorskip("apache_beam")
     recipe = C4Recipe(unit=unit, bad_words=str(wet_files / "bad_words.txt"))
     wet = tuple(sorted(map(str, wet_files.glob("*.gz"))))
-    expected = local.build(
-        BuildJob(recipe, wet, tmp_path / "local", 2), processes=1, report=lambda line: None
-    )
+    expected = local.build(BuildJob(recipe, wet, tmp_path / "local", 2), processes=1)
     found = beam.build_with_beam(
         recipe, str(wet_files / "*.gz"), str(tmp_path / "beam"), train_shards=2, options=options
     )

@@ -29,7 +29,7 @@ recipe, wet = C4Recipe(bad_words=sys.argv[3]), tuple(sys.argv[4:])
 WATCHED = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
 
 def build(name):
-    local.build(BuildJob(recipe, wet, root / name, 3), processes=1, report=lambda line: None)
+    local.build(BuildJob(recipe, wet, root / name, 3), processes=1)
 
 def files(name):
     return {path.name: path.read_bytes() for path in (root / name).iterdir()}
@@ -68,10 +68,6 @@ for moment in range(1, moments + 1):
     assert files(name) == wanted, (operation, count)
 print(count)
 """
-
-
-def silent(line):
-    pass
 
 
 @pytest.fixture
@@ -150,7 +146,7 @@ def all_at_once(wet, recipe):
 )
 def test_the_passes_over_the_disk_equal_the_rules_in_memory(changes, job):
     built = job(**changes)
-    counts = local.build(built, processes=1, report=silent)
+    counts = local.build(built, processes=1)
     found = written(built.out)
     assert found == all_at_once(built.wet, built.recipe)
     assert len(found) > 20
@@ -161,7 +157,7 @@ def test_the_passes_over_the_disk_equal_the_rules_in_memory(changes, job):
 
 def test_every_rule_leaves_out_what_it_should(job):
     built = job()
-    counts = local.build(built, processes=1, report=silent)
+    counts = local.build(built, processes=1)
     texts = {url: text for url, (_, text) in written(built.out).items()}
     edges = {url.rsplit("/", 1)[-1]: text for url, text in texts.items() if "edge" in url}
     assert set(edges) == {
@@ -198,18 +194,18 @@ def test_every_rule_leaves_out_what_it_should(job):
 
 def test_neither_processes_nor_buckets_nor_the_order_of_files_change_what_is_written(job):
     one, other = job("one"), job("other", buckets=7, wet=job().wet[::-1])
-    local.build(one, processes=1, report=silent)
-    local.build(other, processes=1, report=silent)
+    local.build(one, processes=1)
+    local.build(other, processes=1)
     assert written(one.out) == written(other.out)
     again = job("again")
-    local.build(again, processes=2, report=silent)
+    local.build(again, processes=2)
     for path in one.out.iterdir():
         assert path.read_bytes() == (again.out / path.name).read_bytes()
 
 
 def test_a_build_that_was_killed_goes_on_to_the_same_bytes(job, monkeypatch):
     whole = job("whole")
-    local.build(whole, processes=1, report=silent)
+    local.build(whole, processes=1)
     wanted = {path.name: path.read_bytes() for path in whole.out.iterdir()}
 
     class Killed(BaseException):
@@ -228,8 +224,8 @@ def test_a_build_that_was_killed_goes_on_to_the_same_bytes(job, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(atomic, "write_json", write)
             with pytest.raises(Killed):
-                local.build(cut, processes=1, report=silent)
-        local.build(cut, processes=1, report=silent)
+                local.build(cut, processes=1)
+        local.build(cut, processes=1)
         assert {path.name: path.read_bytes() for path in cut.out.iterdir()} == wanted
 
 
@@ -246,12 +242,12 @@ def test_news_and_listed_pages_make_variants(job, tmp_path):
     (tmp_path / "news.json").write_text(json.dumps({"example.org": ["docs"]}))
     (tmp_path / "urls.txt").write_text("https://edge.invalid/marks\nhttp://edge.invalid/words/\n")
     news = job("news", variant="realnewslike", news_domains=str(tmp_path / "news.json"))
-    local.build(news, processes=1, report=silent)
+    local.build(news, processes=1)
     found = written(news.out)
     assert found
     assert all(url.startswith("https://docs.example.org/") for url in found)
     web = job("web", variant="webtextlike", web_addresses=str(tmp_path / "urls*"))
-    counts = local.build(web, processes=1, report=silent)
+    counts = local.build(web, processes=1)
     assert {url.rsplit("/", 1)[-1] for url in written(web.out)} == {"marks", "words"}
     assert counts["addresses: page that is not listed"] > 40
 
@@ -262,11 +258,11 @@ def test_bad_files_stop_a_build_unless_they_are_allowed(job, tmp_path, caplog):
     with open(whole, "rb") as file:
         content = file.read()
     cut.write_bytes(content[: len(content) - 40])
-    with pytest.raises(ConfigError, match=r"cut\.warc\.wet\.gz: 1 of \d+ lines left out"):
-        local.build(job("strict", wet=(str(cut),)), processes=1, report=silent)
+    with pytest.raises(ConfigError, match=r"cut\.warc\.wet\.gz: skipped 1 of \d+ lines"):
+        local.build(job("strict", wet=(str(cut),)), processes=1)
     lenient = job("lenient", wet=(str(cut),))
     lenient = BuildJob(lenient.recipe, lenient.wet, lenient.out, 3, MalformedLines(0.2))
-    counts = local.build(lenient, processes=1, report=silent)
+    counts = local.build(lenient, processes=1)
     assert counts["read: cut short"] == 1
     assert "cut.warc.wet.gz, page" in caplog.text
 
@@ -279,28 +275,28 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(job, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(spill, "write_array", full)
         with pytest.raises(ConfigError, match="No space left on device: what is done is kept"):
-            local.build(built, processes=1, report=silent)
-    local.build(built, processes=1, report=silent)
+            local.build(built, processes=1)
+    local.build(built, processes=1)
     assert written(built.out)
 
 
 def test_another_build_in_the_directory_is_refused(job, tmp_path):
     done = job()
-    local.build(done, processes=1, report=silent)
+    local.build(done, processes=1)
     with pytest.raises(ConfigError, match="exists and is not empty"):
-        local.build(done, processes=1, report=silent)
+        local.build(done, processes=1)
     begun = job("begun")
     begun.work.mkdir(parents=True)
     (begun.work / "job.json").write_text('{"recipe": "another"}')
     with pytest.raises(ConfigError, match="holds the beginning of another build"):
-        local.build(begun, processes=1, report=silent)
+        local.build(begun, processes=1)
 
 
 def test_nothing_left_is_an_error_and_leaves_no_shards(job, tmp_path, wet_record):
     path = tmp_path / "short.wet.gz"
     path.write_bytes(gzip.compress(wet_record("https://a.invalid", ["Two words."]).encode()))
     with pytest.raises(ConfigError, match="no page passed all rules"):
-        local.build(job(wet=(str(path),)), processes=1, report=silent)
+        local.build(job(wet=(str(path),)), processes=1)
 
 
 def test_a_spill_gives_back_its_buckets_and_appears_when_complete(tmp_path):
@@ -325,7 +321,7 @@ def test_a_spill_gives_back_its_buckets_and_appears_when_complete(tmp_path):
 
 def test_shards_without_a_page_are_not_written(job):
     built = job(buckets=60, variant="en.noclean", bad_words=None)
-    local.build(built, processes=1, report=silent)
+    local.build(built, processes=1)
     shards = sorted(built.out.glob("c4-train.*"))
     assert shards[-1].name == f"c4-train.{len(shards) - 1:05d}-of-{len(shards):05d}.json.gz"
     assert len(shards) < 60

@@ -46,9 +46,10 @@ def test_a_bad_line_is_counted_and_named_and_the_others_are_read(
         texts = [record["text"] for record in read_records(path, ("text",), HALF, line_stats)]
     assert texts == ["line 0", "line 1"]
     assert (line_stats.lines, dict(line_stats.bad)) == (3, {reason: 1})
-    assert line_stats.describe().startswith(f"1 of 3 lines left out (1 {reason}), the first {path}")
+    expected = f"skipped 1 of 3 lines (1 {reason}); the first: {path}"
+    assert line_stats.describe().startswith(expected)
     [message] = [entry.getMessage() for entry in caplog.records]
-    assert message.startswith(f"left out: {path}, line 2: {reason} (")
+    assert message.startswith(f"skipped {path}, line 2: {reason} (")
     assert detail in message
 
 

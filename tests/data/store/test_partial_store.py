@@ -82,7 +82,7 @@ class Source:
             atomic.write_json(path, {"features": features, "last": True, "left_out": None})
             made.append()
             yield
-        made.finish(lambda line: None)
+        made.finish()
         build_store._settle(partial, directory)
 
     def growing(self, directory):
@@ -240,12 +240,13 @@ def contents(directory):
     return {path.name: path.read_bytes() for path in store.iterdir()}
 
 
-def test_another_process_makes_the_store_that_this_one_reads(data, tmp_path, monkeypatch):
+def test_another_process_makes_the_store_that_this_one_reads(
+    data, tmp_path, monkeypatch, log_lines
+):
     pytest.importorskip("seqio")
     before = prepare(data("before", tokenization="before_training"))
-    lines = []
-    plan = prepare(data("while"), lines.append)
-    assert lines[-1] == "tokenizing growing_text while training ..."
+    plan = prepare(data("while"))
+    assert log_lines[-1] == "tokenizing growing_text while training ..."
     _assert_trains_alike(plan, before, monkeypatch)
     assert contents(tmp_path / "while") == contents(tmp_path / "before")
 

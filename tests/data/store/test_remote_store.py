@@ -53,14 +53,14 @@ def stores(tmp_path_factory):
     )
     pairs = [{"inputs": "in" * random.integers(1, 30), "targets": "out"} for _ in range(300)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    JsonLinesText("remote_text", str(folder), ByteVocabulary(100)).register("", print)
-    TextPairs("remote_pairs", f"{folder}/pairs.jsonl", ByteVocabulary(100)).register("", print)
+    JsonLinesText("remote_text", str(folder), ByteVocabulary(100)).register("")
+    TextPairs("remote_pairs", f"{folder}/pairs.jsonl", ByteVocabulary(100)).register("")
     found = {}
     for name in ("remote_text", "remote_pairs"):
         task = seqio.TaskRegistry.get(name)
         build_token_store(task, "train", folder / name, tokenizer="sentencepiece")
         address = f"file://{folder}/bucket/{name}"
-        upload(folder / name, address, lambda line: None)
+        upload(folder / name, address)
         found[name] = TokenStore.open(folder / name), RemoteStore.open(address)
     return found
 
@@ -133,21 +133,23 @@ def test_a_copy_that_was_killed_is_gone_on_with(stores, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ObjectStore, "write", killed)
         with pytest.raises(KeyboardInterrupt):
-            upload(local.directory, address, lambda line: None)
+            upload(local.directory, address)
     with pytest.raises(ConfigError, match="there is no token store in") as caught:
         RemoteStore.open(address)
     assert caught.value.names == ("Data.store_dir",)
     monkeypatch.setattr(
         ObjectStore, "write", lambda self, *part: written.append(part[0]) or write(self, *part)
     )
-    upload(local.directory, address, lambda line: None)
+    upload(local.directory, address)
     assert len(set(written)) == len(written)
     names = ObjectStore(address).names("")
     assert names == whole.objects.names("")
     assert all(ObjectStore(address).read(name) == whole.objects.read(name) for name in names)
 
 
-def test_a_plan_moves_its_stores_to_the_address_and_finds_them_from_another_machine(tmp_path):
+def test_a_plan_moves_its_stores_to_the_address_and_finds_them_from_another_machine(
+    tmp_path, log_lines
+):
     (tmp_path / "c4-train.00000-of-00001.json").write_text('{"text": "Trees grow."}\n' * 9)
     declared = JsonLinesText("moved_text", str(tmp_path), ByteVocabulary(100))
     data = Data(
@@ -158,21 +160,21 @@ def test_a_plan_moves_its_stores_to_the_address_and_finds_them_from_another_mach
         tokenizer="sentencepiece",
         store_dir=f"file://{tmp_path}/bucket",
     )
-    lines = []
-    [task] = prepare(data, lines.append).train_tasks()
+    [task] = prepare(data).train_tasks()
     assert isinstance(task.store, RemoteStore)
     assert task.store.num_examples == 9
-    assert "tokenizing moved_text/train ..." in lines
+    assert "tokenizing moved_text/train ..." in log_lines
     assert not list((tmp_path / "data" / "stores" / "moved_text").iterdir())
-    lines.clear()
-    prepare(data, lines.append)
-    assert lines == []
+    log_lines.clear()
+    prepare(data)
+    assert log_lines == []
     elsewhere = dataclasses.replace(data, data_dir=str(tmp_path / "elsewhere"))
-    prepare(elsewhere, lines.append)
-    assert lines == ["importing seqio and TensorFlow ..."]
+    log_lines.clear()
+    prepare(elsewhere)
+    assert log_lines == ["importing seqio and TensorFlow ..."]
     shutil.rmtree(tmp_path / "bucket")
-    prepare(data, lines.append)
-    assert "tokenizing moved_text/train ..." in lines
+    prepare(data)
+    assert "tokenizing moved_text/train ..." in log_lines
 
 
 @pytest.mark.parametrize(

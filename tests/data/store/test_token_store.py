@@ -187,7 +187,7 @@ def test_a_source_without_examples_is_refused(tmp_path):
 def test_a_broken_shard_is_named_by_file_and_line(corpus, tmp_path):
     (tmp_path / "c4-train.00000-of-00001.json").write_text('{"text": "good"}\n{"text": 3}\n')
     vocabulary = Vocabulary(str(corpus / "unigram.model"))
-    task_providers.JsonLinesText("store_broken", str(tmp_path), vocabulary).register("", print)
+    task_providers.JsonLinesText("store_broken", str(tmp_path), vocabulary).register("")
     task = seqio.TaskRegistry.get("store_broken")
     with pytest.raises(ConfigError) as caught:
         build_token_store(task, "train", tmp_path / "stores" / "train")

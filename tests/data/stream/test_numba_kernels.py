@@ -174,4 +174,4 @@ def test_a_numba_that_cannot_run_is_reported_and_replaced(caplog):
     ):
         assert numba_loader.describe() == "NumPy"
     numba_loader.load_kernels.cache_clear()
-    assert "numba is installed but cannot be used; NumPy is used instead: NumPy 9" in caplog.text
+    assert "installed but cannot be used (NumPy 9); using NumPy instead" in caplog.text

@@ -31,7 +31,7 @@ def data_dir(tmp_path_factory):
 def vocabulary(data_dir):
     """The vocabulary of a small embedded corpus, whose tasks are registered."""
     declared = EmbeddedCorpus(vocab_size=500, limit=100, packages=("optax",))
-    declared.register(data_dir, lambda line: None)
+    declared.register(data_dir)
     return Vocabulary(f"{data_dir}/embedded/unigram.500.model")
 
 
@@ -146,7 +146,7 @@ def test_the_mixture_has_examples_proportional_rates(vocabulary, data_dir):
     }
     assert counts["embedded_summarize"] > 100
     assert rates == dict.fromkeys(rates, 10.0)  # all above the limit of 100
-    EmbeddedCorpus(vocab_size=500, temperature=1.0, packages=("optax",)).register(data_dir, print)
+    EmbeddedCorpus(vocab_size=500, temperature=1.0, packages=("optax",)).register(data_dir)
     mixture = seqio.get_mixture_or_task("embedded_mix")
     rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
     text_characters = sum(
@@ -159,7 +159,7 @@ def test_the_mixture_has_examples_proportional_rates(vocabulary, data_dir):
 
 def test_other_mixtures_leave_out_a_task_or_draw_all_alike(vocabulary, data_dir):
     declared = EmbeddedCorpus(vocab_size=500, temperature=1.0, packages=("optax",))
-    declared.register(data_dir, print)
+    declared.register(data_dir)
     rates = {}
     for name in declared.names[3:]:
         mixture = seqio.get_mixture_or_task(name)
@@ -179,19 +179,17 @@ def test_mixing_that_cannot_work_is_refused_when_it_is_declared():
     assert caught.value.names[0] == "EmbeddedCorpus.limit"
 
 
-def test_registering_again_takes_the_place_of_the_first(vocabulary, data_dir, capsys):
+def test_registering_again_takes_the_place_of_the_first(vocabulary, data_dir, capsys, log_lines):
     before = seqio.TaskRegistry.get("embedded_text")
-    lines = []
-    EmbeddedCorpus(vocab_size=500, packages=("optax",)).register(data_dir, lines.append)
+    EmbeddedCorpus(vocab_size=500, packages=("optax",)).register(data_dir)
     assert seqio.TaskRegistry.get("embedded_text") is not before
-    assert lines == []  # nothing had to be made
+    assert log_lines == []  # nothing had to be made
     assert capsys.readouterr().out == ""
 
 
-def test_what_is_made_is_reported(tmp_path):
-    lines = []
-    EmbeddedCorpus(vocab_size=300, packages=("gin",)).register(str(tmp_path), lines.append)
-    assert lines == [
+def test_what_is_made_is_logged(tmp_path, log_lines):
+    EmbeddedCorpus(vocab_size=300, packages=("gin",)).register(str(tmp_path))
+    assert log_lines == [
         "collecting the embedded corpus from installed packages ...",
         "training a vocabulary of 300 pieces ...",
     ]
@@ -206,7 +204,7 @@ def test_a_source_without_shards_is_named_by_its_pattern(tmp_path):
 
 def test_a_corpus_without_validation_shards_has_one_split(vocabulary, tmp_path):
     (tmp_path / "c4-train.00000-of-00001.json").write_text('{"text": "Trees grow slowly."}\n')
-    JsonLinesText("tasks_plain", str(tmp_path), vocabulary).register("", print)
+    JsonLinesText("tasks_plain", str(tmp_path), vocabulary).register("")
     task = seqio.TaskRegistry.get("tasks_plain")
     assert list(task.splits) == ["train"]
     [example] = task.get_dataset(LENGTHS, "train", shuffle=False).as_numpy_iterator()

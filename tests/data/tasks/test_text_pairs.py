@@ -54,7 +54,7 @@ def test_a_pattern_that_matches_nothing_is_named(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"inputs": "a", "targets": "b"}\n')
     declared = TextPairs("mine", f"{tmp_path}/train.jsonl", BYTES, f"{tmp_path}/dev.jsonl")
     with pytest.raises(ConfigError, match=r"no file matches .*/dev\.jsonl"):
-        declared.register("", print)
+        declared.register("")
 
 
 def test_plain_text_becomes_a_task_for_the_objective(tmp_path):
@@ -66,7 +66,7 @@ def test_plain_text_becomes_a_task_for_the_objective(tmp_path):
     assert task.store.num_examples == 30
 
 
-def test_lines_left_out_are_reported_and_stand_in_the_manifest(tmp_path):
+def test_skipped_lines_are_logged_and_stand_in_the_manifest(tmp_path, log_lines):
     good = '{"body": "Trees grow slowly."}\n'
     (tmp_path / "a.json").write_text(good * 9 + "{\n")
     declared = JsonLinesText(
@@ -77,12 +77,12 @@ def test_lines_left_out_are_reported_and_stand_in_the_manifest(tmp_path):
         text_field="body",
         bad_lines=MalformedLines(max_fraction=0.1),
     )
-    lines = []
     data = Data("some_left_out", LENGTHS, str(tmp_path / "data"), task_providers=(declared,))
-    plan = prepare(data, lines.append)
+    plan = prepare(data)
     path = f"{tmp_path}/a.json"
-    assert f"{path}: 1 of 10 lines left out (1 no JSON), the first {path}, line 10: no JSON" in (
-        "\n".join(lines)
+    [line] = [line for line in log_lines if "skipped 1 of" in line]
+    assert line.startswith(
+        f"{path}: skipped 1 of 10 lines (1 no JSON); the first: {path}, line 10: no JSON"
     )
     [task] = plan.train_tasks()
     assert task.store.num_examples == 9
@@ -92,7 +92,7 @@ def test_lines_left_out_are_reported_and_stand_in_the_manifest(tmp_path):
         prepare(data)
 
 
-def test_a_vocabulary_under_an_address_is_found_again(tmp_path):
+def test_a_vocabulary_under_an_address_is_found_again(tmp_path, log_lines):
     import tensorflow as tf
 
     train_vocabulary(["trees grow slowly"] * 9, tmp_path / "a.model", vocab_size=15)
@@ -101,13 +101,12 @@ def test_a_vocabulary_under_an_address_is_found_again(tmp_path):
     vocabulary = Vocabulary("ram://bucket/vocab/a.model")
     declared = TextPairs("far_vocabulary", f"{tmp_path}/train.tsv", vocabulary)
     data = Data("far_vocabulary", LENGTHS, str(tmp_path / "data"), task_providers=(declared,))
-    lines = []
-    plan = prepare(data, lines.append)
-    assert lines
+    plan = prepare(data)
+    assert log_lines
     assert plan.vocabulary() == vocabulary
-    again = []
-    assert prepare(data, again.append) == plan
-    assert again == []
+    log_lines.clear()
+    assert prepare(data) == plan
+    assert log_lines == []
     with pytest.raises(ConfigError, match=r"'ram://bucket/gone\.model' cannot be read"):
         Vocabulary("ram://bucket/gone.model").fingerprint  # noqa: B018
 

@@ -121,7 +121,7 @@ def declared(corpus):
 
 @pytest.fixture
 def task(declared):
-    declared.register("", print)
+    declared.register("")
     return seqio.TaskRegistry.get("cached_text")
 
 
@@ -161,7 +161,7 @@ def test_beam_writes_the_bytes_of_one_process(tmp_path):
         text = json.dumps({"text": f"text number {number}"}) + "\n"
         (tmp_path / f"c4-train.{number:05d}-of-00003.json").write_text(text * 5)
     declared = JsonLinesText("beam_text", str(tmp_path), ByteVocabulary())
-    declared.register("", print)
+    declared.register("")
     data = Data("beam_text", {}, str(tmp_path), task_providers=(declared,))
     make_parts = Beam(["--runner=DirectRunner"]).make_parts(data, "beam_text", "train")
     task = seqio.TaskRegistry.get("beam_text")
@@ -203,13 +203,12 @@ def test_what_is_done_is_not_done_again(task, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-def test_of_many_files_it_is_said_how_many_are_done(tmp_path):
+def test_of_many_files_it_is_logged_how_many_are_done(tmp_path, log_lines):
     for number in range(40):
         (tmp_path / f"c4-train.{number:05d}-of-00040.json").write_text('{"text": "a"}\n')
-    JsonLinesText("many_files", str(tmp_path), ByteVocabulary()).register("", print)
-    lines = []
-    build(seqio.TaskRegistry.get("many_files"), tmp_path / "store", report=lines.append)
-    assert lines == [f"  {n} of 40 files" for n in range(2, 41, 2)]
+    JsonLinesText("many_files", str(tmp_path), ByteVocabulary()).register("")
+    build(seqio.TaskRegistry.get("many_files"), tmp_path / "store")
+    assert log_lines == [f"tokenized {n} of 40 files of many_files/train" for n in range(2, 41, 2)]
 
 
 def test_parts_of_another_description_are_not_gone_on_with(task, declared, corpus, tmp_path):
@@ -303,10 +302,11 @@ def test_a_change_of_a_file_is_seen_and_a_mere_touch_is_not(task, corpus, tmp_pa
 
 def test_of_two_at_once_the_second_waits_and_uses_what_the_first_made(task, tmp_path):
     program = f"""
-import sys
+import logging, sys
 from pathlib import Path
 from t5x_lite.io.file_lock import file_lock
-with file_lock(Path({str(tmp_path)!r}, ".store.lock"), lambda line: print(line, flush=True)):
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+with file_lock(Path({str(tmp_path)!r}, ".store.lock")):
     sys.exit(0 if Path({str(tmp_path)!r}, "store").exists() else 3)
 """
     second = None
@@ -358,7 +358,7 @@ def test_the_table_of_groups_says_what_all_offsets_say(tmp_path, documents):
         path = tmp_path / f"c4-train.{number:05d}-of-00004.json"
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     name = f"grouped_{documents}"
-    JsonLinesText(name, str(tmp_path), ByteVocabulary()).register("", print)
+    JsonLinesText(name, str(tmp_path), ByteVocabulary()).register("")
     build(seqio.TaskRegistry.get(name), tmp_path / "store")
     store = TokenStore.open(tmp_path / "store")
     first, starts = document_groups.group_documents(store, "targets", documents)
