@@ -57,20 +57,19 @@ def test_in_a_bucket_the_whole_file_is_uploaded_with_what_it_held(bucket):
     assert bucket() == ["lines"]
 
 
-def test_a_bucket_that_fails_is_reported_once_and_loses_nothing(bucket, monkeypatch):
+def test_a_bucket_that_fails_is_logged_once_and_loses_nothing(bucket, monkeypatch, log_lines):
     class StoreError(Exception):
         """An error that is no OSError, as those of TensorFlow and gcsfs."""
 
     def fail(path, content):
         raise StoreError("503")
 
-    reports = []
-    appender = AppendFile("gs://runs/lines", reports.append)
+    appender = AppendFile("gs://runs/lines")
     with monkeypatch.context() as patch:
         patch.setattr(type(epath.Path("gs://runs/lines")), "write_bytes", fail)
         for text in (b"one\n", b"two\n"):
             appender.write(text)
-    assert len(reports) == 1
-    assert "503" in reports[0]
+    assert len(log_lines) == 1
+    assert "503" in log_lines[0]
     appender.close()
     assert epath.Path("gs://runs/lines").read_bytes() == b"one\ntwo\n"

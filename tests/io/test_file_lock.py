@@ -73,7 +73,7 @@ def test_the_lock_is_exclusive_although_its_file_is_removed_and_created_again(tm
     counter.write_text("0")
 
     def increment(_):
-        with file_lock(tmp_path / ".counter.lock", lambda line: None):
+        with file_lock(tmp_path / ".counter.lock"):
             counter.write_text(str(int(counter.read_text()) + 1))
 
     with ThreadPoolExecutor(8) as pool:
