@@ -1,12 +1,12 @@
 """A user's own files of inputs and targets as a task, by a few gin lines."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from t5x_lite.data.code_identity import NOT_IDENTITY, versioned
 from t5x_lite.data.sources.jsonl_and_tsv import STRICT, MalformedLines
 from t5x_lite.data.sources.seqio_sources import JsonLinesSource
+from t5x_lite.data.tasks.preprocessors import RenameFields, Tokenize
 from t5x_lite.data.tasks.task_providers import Report, add_task
 from t5x_lite.metrics.task_metrics import TaskMetrics
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary
@@ -55,8 +55,8 @@ class TextPairs:
             "", patterns, fields=tuple(columns.values()), optional=(), bad_lines=self.bad_lines
         )
         steps = [
-            functools.partial(seqio.preprocessors.rekey, key_map=columns),
-            seqio.preprocessors.tokenize,
+            RenameFields(columns),
+            Tokenize(),
             seqio.CacheDatasetPlaceholder(),
             seqio.preprocessors.append_eos_after_trim,
         ]
