@@ -262,7 +262,7 @@ def test_bad_files_stop_a_build_unless_they_are_allowed(job, tmp_path, caplog):
     with open(whole, "rb") as file:
         content = file.read()
     cut.write_bytes(content[: len(content) - 40])
-    with pytest.raises(ConfigError, match=r"cut\.warc\.wet\.gz: 1 of \d+ lines left out"):
+    with pytest.raises(ConfigError, match=r"cut\.warc\.wet\.gz: 1 of \d+ lines skipped"):
         local.build(job("strict", wet=(str(cut),)), processes=1, report=silent)
     lenient = job("lenient", wet=(str(cut),))
     lenient = BuildJob(lenient.recipe, lenient.wet, lenient.out, 3, MalformedLines(0.2))

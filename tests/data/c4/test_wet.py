@@ -68,7 +68,7 @@ def test_what_is_no_wet_file_is_said(content, reason):
     found, _, line_stats = pages_of(content)
     assert found == []
     assert line_stats.bad == {reason: 1}
-    with pytest.raises(ConfigError, match=f"1 of 1 lines left out .*{reason}"):
+    with pytest.raises(ConfigError, match=f"1 of 1 lines skipped .*{reason}"):
         check_line_stats(line_stats, "x.wet.gz", MalformedLines(0.5))
 
 
@@ -87,5 +87,5 @@ def test_a_page_that_is_not_utf8_or_too_long_is_left_out_alone(wet_record, monke
     assert "page 2: not UTF-8" in line_stats.first[0]
     check_line_stats(line_stats, "x.wet.gz", MalformedLines(0.5))
     assert "page 3: too long" in caplog.text
-    with pytest.raises(ConfigError, match="2 of 4 lines left out"):
+    with pytest.raises(ConfigError, match="2 of 4 lines skipped"):
         check_line_stats(line_stats, "x.wet.gz", MalformedLines(0.4))

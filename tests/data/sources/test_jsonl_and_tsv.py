@@ -46,9 +46,9 @@ def test_a_bad_line_is_counted_and_named_and_the_others_are_read(
         texts = [record["text"] for record in read_records(path, ("text",), HALF, line_stats)]
     assert texts == ["line 0", "line 1"]
     assert (line_stats.lines, dict(line_stats.bad)) == (3, {reason: 1})
-    assert line_stats.describe().startswith(f"1 of 3 lines left out (1 {reason}), the first {path}")
+    assert line_stats.describe().startswith(f"1 of 3 lines skipped (1 {reason}), the first {path}")
     [message] = [entry.getMessage() for entry in caplog.records]
-    assert message.startswith(f"left out: {path}, line 2: {reason} (")
+    assert message.startswith(f"skipped: {path}, line 2: {reason} (")
     assert detail in message
 
 
@@ -132,7 +132,7 @@ def test_columns_of_tab_separated_files_are_found_by_their_names(tmp_path):
     line_stats = LineStats()
     found = list(read_records(path, ("inputs", "targets"), HALF, line_stats))
     assert found == [{"inputs": '"yes" it is', "targets": "ja"}]
-    assert "line 3: no text field (2 columns in place of 3)" in line_stats.first[0]
+    assert "line 3: no text field (2 columns instead of 3)" in line_stats.first[0]
     with pytest.raises(ConfigError, match=r"no column is called 'text': .* has 'id', 'targets'"):
         list(read_records(path, ("text",)))
 

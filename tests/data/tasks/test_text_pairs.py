@@ -81,14 +81,16 @@ def test_lines_left_out_are_reported_and_stand_in_the_manifest(tmp_path):
     data = Data("some_left_out", LENGTHS, str(tmp_path / "data"), task_providers=(declared,))
     plan = prepare(data, lines.append)
     path = f"{tmp_path}/a.json"
-    assert f"{path}: 1 of 10 lines left out (1 no JSON), the first {path}, line 10: no JSON" in (
+    assert f"{path}: 1 of 10 lines skipped (1 no JSON), the first {path}, line 10: no JSON" in (
         "\n".join(lines)
     )
     [task] = plan.train_tasks()
     assert task.store.num_examples == 9
     assert list(task.store.manifest["left_out"]) == [path]
     (tmp_path / "a.json").write_text(good * 8 + "{\n[]\n")
-    with pytest.raises(ConfigError, match=r"2 of 10 lines cannot be used, allowed is a share of"):
+    with pytest.raises(
+        ConfigError, match=r"2 of 10 lines are malformed; the tolerance is a fraction of"
+    ):
         prepare(data)
 
 
