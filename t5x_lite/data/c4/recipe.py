@@ -45,12 +45,12 @@ class C4Recipe:
         """Check the variant and that the files it needs are given."""
         if self.variant not in VARIANTS:
             raise ConfigError(
-                f"the variant is {self.variant!r}; wanted one of {', '.join(VARIANTS)}",
+                f"the variant is {self.variant!r}; expected one of {', '.join(VARIANTS)}",
                 "C4Recipe.variant",
             )
         if self.unit not in ("lines", "three_sentences"):
             raise ConfigError(
-                f"the unit is {self.unit!r}; wanted 'lines' or 'three_sentences'", "C4Recipe.unit"
+                f"the unit is {self.unit!r}; expected 'lines' or 'three_sentences'", "C4Recipe.unit"
             )
         needed = {
             "bad_words": not self.variant.startswith("en.no"),

@@ -36,7 +36,7 @@ class PageSpill:
 
     @property
     def table(self) -> NDArray[Any]:
-        """For every page its bucket, where its record begins and how long it is."""
+        """The bucket, the start and the length of each record: [pages]."""
         return np.array(self._table, TABLE)
 
 

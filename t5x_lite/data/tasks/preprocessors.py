@@ -1,7 +1,7 @@
 """seqio preprocessors of text tasks and pair tasks, and which of them the fast data path knows.
 
 A task's preprocessors up to its `seqio.CacheDatasetPlaceholder` run once, when its token store is
-built. What follows is done for every batch, by the data stream itself if it knows the step (EOS,
+built. What follows is done for each batch, by the data stream itself if it knows the step (EOS,
 `Denoise`, `TrimPairs`), otherwise by seqio's own pipeline.
 """
 
@@ -73,7 +73,7 @@ class Tokenize:
     output_features: Mapping[str, Any] | None = field(default=None, metadata=NOT_IDENTITY)
 
     def __call__(self, dataset: "tf.data.Dataset") -> "tf.data.Dataset":
-        """Return the dataset with token ids in place of the features' text."""
+        """Return the dataset with token ids instead of the features' text."""
         import seqio
 
         return seqio.preprocessors.tokenize(dataset, dict(self.output_features or {}))
@@ -389,7 +389,7 @@ def to_vocabulary(vocabulary: "seqio.Vocabulary") -> AnyVocabulary:
     if model_file is None:
         raise ConfigError(
             f"{type(vocabulary).__name__} is neither a SentencePiece nor a byte vocabulary; "
-            f"wanted one of these, which Data.vocabulary can give to every task of the mixture",
+            f"expected one of these, which Data.vocabulary can give to every task of the mixture",
             "MIXTURE_OR_TASK_NAME",
             "Data.vocabulary",
         )
