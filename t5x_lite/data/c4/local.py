@@ -54,7 +54,7 @@ def _build(job: BuildJob, processes: int, report: Report) -> Counts:
             if job.recipe.is_cleaned
             else []
         ),
-        ("telling languages", build_stages.finish, every_bucket),
+        ("detecting languages", build_stages.finish, every_bucket),
     ]
     total = Counts()
     with Pool(processes) as pool:

@@ -105,7 +105,7 @@ def test_more_than_the_allowed_share_is_an_error_at_the_end_of_the_file(tmp_path
     read = []
     lines = read_records(path, ("text",), MalformedLines(max_fraction=share))
     if is_error:
-        with pytest.raises(ConfigError, match=r"2 of 20 lines cannot be used.*line 10: no JSON"):
+        with pytest.raises(ConfigError, match=r"2 of 20 lines are malformed.*line 10: no JSON"):
             read.extend(lines)
     else:
         read.extend(lines)
