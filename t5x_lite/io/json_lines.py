@@ -18,7 +18,7 @@ from etils import epath
 from t5x_lite.errors import ConfigError
 from t5x_lite.io import atomic
 
-_LOGGER = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 
 def read_json_lines(path: epath.PathLike, *, strict: bool = False) -> Iterator[dict[str, Any]]:
@@ -97,6 +97,6 @@ def _read(path: epath.Path, strict: bool = False) -> Iterator[tuple[bytes, dict[
                 if strict:
                     raise ConfigError(message) from None
                 if line.endswith(b"\n"):  # else it is the last line, torn
-                    _LOGGER.warning("%s; it is skipped", message)
+                    _LOG.warning("%s; it is skipped", message)
                 continue
             yield line, record

@@ -1,7 +1,7 @@
-"""What a directory says about texts: the vocabulary of its model, and how its texts begin and end.
+"""Convert between text and the token ids of a model, as its directory specifies.
 
-A run directory has text.json, with a copy of the SentencePiece model or of a Hugging Face tokenizer
-beside it; of a Hugging Face directory, config.json and the tokenizer's files tell.
+A run directory has text.json, beside a copy of the SentencePiece model or Hugging Face tokenizer. A
+Hugging Face directory has config.json and the files of its tokenizer.
 """
 
 import re
@@ -26,17 +26,30 @@ Tokenizer = AnyVocabulary | HFTokenizer
 
 
 class Encoded(NamedTuple):
-    """A text as token ids, and whether its end was cut off."""
+    """A text as token ids.
+
+    Attributes:
+        ids: The token ids.
+        truncated: Whether the end of the text was cut.
+    """
 
     ids: list[int]
     truncated: bool
 
 
 class TextCodec:
-    """Between texts and the ids of a model whose texts begin and end as `special` says.
+    """Converts between text and the token ids of a model.
 
-    end_inputs: whether inputs get an EOS; None: for an encoder. What a Hugging Face tokenizer puts
-    around a text by itself (BERT's [CLS] and [SEP], LLaMA's <s>) stays.
+        codec.encode("ban <extra_id_0> gum", 5)   ->   ids of "ban", sentinel 0, "gum", EOS
+
+    The special tokens that a Hugging Face tokenizer puts around a text (BERT's [CLS] and [SEP],
+    LLaMA's <s>) are kept.
+
+    Args:
+        tokenizer: Of the model.
+        special: The ids that start and end a text.
+        decoder_only: Whether the model has no encoder.
+        end_inputs: Whether inputs end with EOS; None: if the model has an encoder.
     """
 
     def __init__(
@@ -48,68 +61,88 @@ class TextCodec:
         end_inputs: bool | None = None,
     ):
         self._tokenizer, self._special = tokenizer, special
-        self._decoder_only, self._asked = decoder_only, end_inputs
+        self._decoder_only, self._configured_end = decoder_only, end_inputs
         self.end_inputs = not decoder_only if end_inputs is None else end_inputs
 
-    def encode(self, text: str, room: int) -> Encoded:
-        """An input's ids, at most `room` of them, EOS included."""
+    def encode(self, text: str, max_length: int) -> Encoded:
+        """Return the ids of an input; "<extra_id_0>" and so on become sentinels.
+
+        Args:
+            text: The input.
+            max_length: The number of ids at most, EOS included.
+        """
         if isinstance(self._tokenizer, HFTokenizer):
-            return self._encode_whole(self._tokenizer, text, room)
+            return self._encode_with_special_tokens(self._tokenizer, text, max_length)
         ids, last, sentinels = [], 0, self._tokenizer.sentinels
-        for found in SENTINEL.finditer(text):
-            number = int(found[1])
+        for match in SENTINEL.finditer(text):
+            number = int(match[1])
             if number >= sentinels.count:
-                break  # no such sentinel: text like any other
-            ids += [*self._tokenizer.encode(text[last : found.start()]), sentinels.first - number]
-            last = found.end()
+                break  # the vocabulary has no such sentinel: this is ordinary text
+            ids += [*self._tokenizer.encode(text[last : match.start()]), sentinels.first - number]
+            last = match.end()
         ids += self._tokenizer.encode(text[last:])
-        room -= self.end_inputs
-        return Encoded(ids[:room] + [self._special.end] * self.end_inputs, len(ids) > room)
+        max_length -= self.end_inputs
+        end = [self._special.end] * self.end_inputs
+        return Encoded(ids[:max_length] + end, len(ids) > max_length)
 
     def encode_target(self, text: str) -> list[int]:
-        """A target's ids, with the EOS of a text."""
+        """Return the ids of a target, with EOS."""
         if isinstance(self._tokenizer, HFTokenizer) and not self._decoder_only:
-            return self._tokenizer.encode_whole(text)
+            return self._tokenizer.encode_with_special_tokens(text)
         return [*self._tokenizer.encode(text), self._special.end]
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of some ids up to their EOS."""
+        """Return the text of ids up to EOS; padding is omitted."""
         ids = self.until_end(tokens)
         if isinstance(self._tokenizer, HFTokenizer):
-            return self._tokenizer.decode(ids)  # in which 0 may be a token like others
+            return self._tokenizer.decode(ids)  # 0 may be an ordinary token
         return self._tokenizer.decode([token for token in ids if token])
 
     def until_end(self, tokens: Iterable[int]) -> list[int]:
-        """Ids up to their EOS."""
+        """Return the ids before the first EOS."""
         ids = [int(token) for token in tokens]
         return ids[: ids.index(self._special.end)] if self._special.end in ids else ids
 
-    def _encode_whole(self, tokenizer: HFTokenizer, text: str, room: int) -> Encoded:
+    def _encode_with_special_tokens(
+        self, tokenizer: HFTokenizer, text: str, max_length: int
+    ) -> Encoded:
+        """Encode as the tokenizer does; add or remove its EOS only if `end_inputs` is set."""
         end = [self._special.end]
-        whole = tokenizer.encode_whole(text)
-        if self._asked is False and whole[-1:] == end:
-            whole = whole[:-1]
-        more = end if self._asked and whole[-1:] != end else []
-        if len(whole) + len(more) <= room:
-            return Encoded(whole + more, False)
-        cut = tokenizer.encode_whole(text, room - len(more))
-        return Encoded(cut + more, True)
+        ids = tokenizer.encode_with_special_tokens(text)
+        if self._configured_end is False and ids[-1:] == end:
+            ids = ids[:-1]
+        added = end if self._configured_end and ids[-1:] != end else []
+        if len(ids) + len(added) <= max_length:
+            return Encoded(ids + added, False)
+        # The tokenizer cuts the text, so that special tokens at the end are kept.
+        truncated = tokenizer.encode_with_special_tokens(text, max_length - len(added))
+        return Encoded(truncated + added, True)
 
 
 TEXT = "text.json"
-PIECES = "vocabulary.model"  # a run's copy
-TOKENIZER = "tokenizer"  # the folder of another's
+PIECES = "vocabulary.model"  # the copy of a SentencePiece model
+TOKENIZER = "tokenizer"  # the folder with the copy of a Hugging Face tokenizer
 
 
 class TextRecord(NamedTuple):
-    """The vocabulary, if it is known, and the special tokens."""
+    """What a directory says about text.
+
+    Attributes:
+        vocabulary: The tokenizer of the model; None if it is not known.
+        special: The ids that start and end a text.
+    """
 
     vocabulary: Tokenizer | None
     special: SpecialTokens
 
 
 def write_text_record(model_dir: epath.PathLike, record: TextRecord) -> None:
-    """Write text.json and the copy of the vocabulary; only the first process does."""
+    """Write text.json and a copy of the vocabulary, from the first process only.
+
+    Args:
+        model_dir: The run directory.
+        record: What to write.
+    """
     if not processes.is_first():
         return
     directory, vocabulary = epath.Path(model_dir), record.vocabulary
@@ -126,7 +159,14 @@ def write_text_record(model_dir: epath.PathLike, record: TextRecord) -> None:
 
 
 def read_text_record(directory: epath.PathLike) -> TextRecord:
-    """What a run directory or a Hugging Face directory says, which may be nothing."""
+    """Return what a run directory or a Hugging Face directory says about text.
+
+    Args:
+        directory: Of the model. One that says nothing gives no vocabulary and T5's special tokens.
+
+    Raises:
+        ConfigError: If a file is invalid.
+    """
     directory = epath.Path(directory)
     if (directory / TEXT).exists():
         about = read_json_object(directory / TEXT, "MODEL_DIR")
@@ -139,7 +179,7 @@ def read_text_record(directory: epath.PathLike) -> TextRecord:
             vocabulary = Vocabulary(str(directory / about["vocabulary"]), about["extra_ids"])
         return TextRecord(vocabulary, SpecialTokens(about["start"], about["end"]))
     if (directory / CONFIG).exists():
-        return _foreign(directory, read_json_object(directory / CONFIG, "MODEL_DIR"))
+        return _huggingface_record(directory, read_json_object(directory / CONFIG, "MODEL_DIR"))
     return TextRecord(None, SpecialTokens())
 
 
@@ -151,13 +191,14 @@ def _name(vocabulary: Tokenizer) -> str:
 
 def _copy_tokenizer(tokenizer: HFTokenizer, directory: epath.Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as written:
-        tokenizer.save(written)
-        for path in Path(written).iterdir():
+    with tempfile.TemporaryDirectory() as local:  # transformers writes to local paths only
+        tokenizer.save(local)
+        for path in Path(local).iterdir():
             atomic.write_bytes(directory / path.name, path.read_bytes())
 
 
-def _foreign(directory: epath.Path, fields: dict[str, Any]) -> TextRecord:
+def _huggingface_record(directory: epath.Path, fields: dict[str, Any]) -> TextRecord:
+    """Return the tokenizer and special tokens of a Hugging Face model with this config.json."""
     end = fields.get("eos_token_id")
     end = end[0] if isinstance(end, list) else end
     decoder_only = not fields.get("is_encoder_decoder", "decoder_start_token_id" in fields)

@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face directory: SentencePiece in T5's layout, bytes, or another."""
+"""Read and write the tokenizer files of Hugging Face model directories."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +21,15 @@ _SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
 def read_tokenizer(directory: str | Path) -> AnyVocabulary | HFTokenizer | None:
-    """The vocabulary of a directory; None where there is none.
+    """Return the tokenizer of a model directory, None if it has none.
 
-    T5's own need nothing but sentencepiece, all others transformers.
+    Tokenizers of T5 and ByT5 need sentencepiece only, all others the package transformers.
+
+    Args:
+        directory: Of a Hugging Face model.
+
+    Raises:
+        ConfigError: If a file is invalid, or transformers is needed and not installed.
     """
     directory = Path(directory)
     settings = read_json_object(directory / SETTINGS) if (directory / SETTINGS).exists() else {}
@@ -40,15 +46,19 @@ def read_tokenizer(directory: str | Path) -> AnyVocabulary | HFTokenizer | None:
 
 
 def _is_t5(directory: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether there is a SentencePiece file of T5's kind: other families have such files too."""
+    """Return whether there is a SentencePiece file of T5: other families have such files too."""
     kind = str(settings.get("tokenizer_class", "T5Tokenizer"))
     return (directory / PIECES).exists() and "T5" in kind
 
 
 def write_tokenizer(directory: str | Path, vocabulary: AnyVocabulary | HFTokenizer) -> None:
-    """Write what transformers' T5Tokenizer, ByT5Tokenizer or another's own is loaded from.
+    """Write the files that transformers loads a tokenizer from.
 
-    transformers adds the sentinels itself, so a file that has them is written without.
+    transformers adds T5's sentinels itself, so the SentencePiece file is written without them.
+
+    Args:
+        directory: Of the model.
+        vocabulary: The tokenizer to write.
     """
     directory = Path(directory)
     if isinstance(vocabulary, HFTokenizer):

@@ -1,9 +1,9 @@
-"""SentencePiece vocabularies in T5's layout: pad 0, eos 1, unk 2, sentinels at the top.
+"""SentencePiece and byte vocabularies in T5's layout: pad 0, eos 1, unk 2, sentinels at the top.
 
     id        0    1    2     3 ... 7,999     8,000 ... 8,099                   8,100 ... 8,191
     piece     pad  eos  unk   the model's     <extra_id_99> ... <extra_id_0>    rows without a piece
 
-Ids and texts are those of `seqio.SentencePieceVocabulary`, without TensorFlow.
+Ids and text are those of `seqio.SentencePieceVocabulary`, without TensorFlow.
 """
 
 import functools
@@ -28,20 +28,24 @@ if TYPE_CHECKING:
     import seqio
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
-BYTES = "bytes"  # in the place of a model file's path
+BYTES = "bytes"  # instead of the path of a model file
 _FIRST_BYTE_ID = 3
 _BYTES_IN_NO_TEXT = 11  # 245 ... 255
-_ROWS_MULTIPLE = 128  # of embedding rows, so that they divide among devices and fill TPU lanes
+_ROWS_MULTIPLE = 128  # of embedding rows: they then divide over devices and fill TPU lanes
 _ModelProto = getattr(sentencepiece_model_pb2, "ModelProto")  # noqa: B009  # made at run time
-_TRAINING_THREADS = 2  # sums are added in the order of the threads: part of what fixes the bytes
+_TRAINING_THREADS = 2  # the order of floating-point sums, and so the bytes, depend on it
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A SentencePiece model file and how many sentinels are added above its own pieces.
+    """A SentencePiece vocabulary with sentinels.
 
-    A model that has the sentinels among its pieces (T5's "cc_all.32000.100extra") is used with
-    `extra_ids` 0. Raises ConfigError where the file is missing or has another layout.
+    Its properties and methods raise ConfigError if the file is missing or has another layout.
+
+    Args:
+        path: A SentencePiece model file, a path or a URL, with pad 0, eos 1 and unk 2.
+        extra_ids: How many sentinels are added above its pieces. 100 is T5's number. Use 0 for a
+            file that has the sentinels among its pieces, such as T5's "cc_all.32000.100extra".
     """
 
     path: str
@@ -49,12 +53,12 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """How many ids have a meaning: pieces and extra ids."""
+        """The number of ids: pieces and extra ids."""
         return self._processor.get_piece_size()
 
     @property
     def padded_size(self) -> int:
-        """How many embedding rows to use: the size, rounded up to a multiple of 128."""
+        """The number of embedding rows: the size, rounded up to a multiple of 128."""
         return -(-self.size // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
 
     @functools.cached_property
@@ -79,7 +83,7 @@ class Vocabulary:
         return self._processor.encode(list(texts), num_threads=1)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of some ids up to the first EOS; ids without a piece are unknown."""
+        """Return the text of ids up to the first EOS; an id beyond the vocabulary is unknown."""
         ids = [int(token) if token < self.size else UNK_ID for token in ids]
         return self._processor.decode(ids[: ids.index(EOS_ID)] if EOS_ID in ids else ids)
 
@@ -87,7 +91,7 @@ class Vocabulary:
         return self._processor.id_to_piece(token).removeprefix("▁")
 
     def to_seqio(self) -> "seqio.SentencePieceVocabulary":
-        """Return seqio's form of it, which reads the file when it is first used."""
+        """Return the vocabulary as seqio's class, which reads the file when it is used."""
         import seqio
 
         return seqio.SentencePieceVocabulary(self.path, self.extra_ids)
@@ -130,37 +134,38 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class ByteVocabulary:
-    """Bytes of UTF-8 as ids from 3 on, as in ByT5 (Xue et al. 2022).
+    """A vocabulary of UTF-8 bytes with ids from 3, as in ByT5 (Xue et al. 2022).
 
-    Sentinels are taken from the last id downwards. Without `extra_ids` these are the ids of bytes:
-    the first 11 are of bytes that no UTF-8 text has.
+    Args:
+        extra_ids: How many sentinels are added. With 0, as in ByT5, the last 11 ids serve as
+            sentinels: they are bytes that occur in no UTF-8 text.
     """
 
     extra_ids: int = 0
 
     @property
     def path(self) -> str:
-        """A name in the place of a file's: "bytes"."""
+        """The name "bytes" instead of a file."""
         return BYTES
 
     @property
     def size(self) -> int:
-        """How many ids have a meaning: 3 special ones, 256 bytes, extra ids."""
+        """The number of ids: 3 special ones, 256 bytes, and the extra ids."""
         return _FIRST_BYTE_ID + 256 + self.extra_ids
 
     @property
     def padded_size(self) -> int:
-        """How many embedding rows to use: the size, rounded up to a multiple of 128."""
+        """The number of embedding rows: the size, rounded up to a multiple of 128."""
         return -(-self.size // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
 
     @property
     def sentinels(self) -> Sentinels:
-        """The extra ids from the last downwards; without any, what no text has: 258 ... 248."""
+        """The extra ids, descending from the last; without any, the ids 258 ... 248."""
         return Sentinels(self.size - 1, self.extra_ids or _BYTES_IN_NO_TEXT)
 
     @property
     def fingerprint(self) -> str:
-        """What stands for a model file's hash."""
+        """A hash that identifies the vocabulary, like that of a model file."""
         return hashlib.sha256(f"{BYTES}.{self.extra_ids}".encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
@@ -172,14 +177,14 @@ class ByteVocabulary:
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of some ids up to the first EOS; what is no byte of UTF-8 is left out."""
+        """Return the text of ids up to the first EOS; invalid UTF-8 is omitted."""
         ids = [int(token) for token in ids]
         ids = ids[: ids.index(EOS_ID)] if EOS_ID in ids else ids
-        found = (token - _FIRST_BYTE_ID for token in ids)
-        return bytes(byte for byte in found if 0 <= byte < 256).decode(errors="ignore")
+        values = (token - _FIRST_BYTE_ID for token in ids)
+        return bytes(value for value in values if 0 <= value < 256).decode(errors="ignore")
 
     def to_seqio(self) -> "seqio.ByteVocabulary":
-        """Return seqio's form of it."""
+        """Return the vocabulary as seqio's class."""
         import seqio
 
         return seqio.ByteVocabulary(extra_ids=self.extra_ids)
@@ -199,17 +204,22 @@ def open_vocabulary(path: str, extra_ids: int) -> AnyVocabulary:
 
 
 def sentencepiece_bytes(vocabulary: Vocabulary, *, sentinels: bool) -> bytes:
-    """Return a SentencePiece file of the vocabulary, with its sentinels or without any."""
+    """Return the content of a SentencePiece model file of a vocabulary.
+
+    Args:
+        vocabulary: The vocabulary.
+        sentinels: Whether its sentinels are among the pieces of the file.
+    """
     model = _ModelProto.FromString(files.read_bytes(vocabulary.path))
     if sentinels:
         return _with_extra_ids(model, vocabulary.extra_ids)
-    inside = vocabulary.sentinels.count - vocabulary.extra_ids
-    del model.pieces[len(model.pieces) - inside :]
+    stored = vocabulary.sentinels.count - vocabulary.extra_ids  # those already in the file
+    del model.pieces[len(model.pieces) - stored :]
     return model.SerializeToString()
 
 
 def _with_extra_ids(model: Any, extra_ids: int) -> bytes:
-    """Return a model's file with sentinels after its pieces, <extra_id_0> the last."""
+    """Return the content of a model file with sentinels after its pieces, <extra_id_0> last."""
     for extra_id in reversed(range(extra_ids)):
         piece = model.pieces.add(piece=f"▁<extra_id_{extra_id}>", score=0.0)
         piece.type = piece.USER_DEFINED
@@ -225,11 +235,21 @@ def train_vocabulary(
     character_coverage: float = 0.9995,
     extra_ids: int = 0,
 ) -> None:
-    """Train a unigram model on the first lines of some texts and write it to a file.
+    """Train a unigram SentencePiece model and write it to a file.
 
-    `extra_ids` sentinels are stored in the file above the pieces; it is then used with none to add.
-    The same texts give the same bytes. The file appears only when it is complete. Raises
-    ConfigError where the texts are too few for the size.
+    The same texts give the same bytes. The file appears when it is complete.
+
+    Args:
+        texts: The texts to train on.
+        path: The file to write.
+        vocab_size: The number of pieces, without the sentinels.
+        max_lines: How many lines are used, from the first.
+        character_coverage: The fraction of the characters that get a piece of their own.
+        extra_ids: How many sentinels are stored above the pieces; the file is then used with
+            `Vocabulary.extra_ids` 0.
+
+    Raises:
+        ConfigError: If there is too little text for the size.
     """
     model = io.BytesIO()
     try:

@@ -1,8 +1,8 @@
-"""C4 on Apache Beam, for more than one machine: the same rules, between Beam's shuffles.
+"""Build C4 with Apache Beam on many machines, by the same rules as on one.
 
-Beam's own options choose the runner: none is the one on this machine, and Dataflow, Flink or Spark
-take `--runner=...` and what else they ask for; their workers need this package and its extras
-`beam` and `c4` as well.
+Beam's own options choose the runner. Without any, it runs on this machine. Dataflow, Flink and
+Spark take `--runner=...` and their own options; their workers need this package with the extras
+`beam` and `c4`.
 """
 
 import functools
@@ -28,9 +28,22 @@ def build_with_beam(
     bad_pages: MalformedLines = STRICT,
     options: Sequence[str] = (),
 ) -> Counts:
-    """Build C4 from the WET files of a pattern into a directory or an address of Beam's.
+    """Build C4 from WET files.
 
-    Shards of None are as many as the runner likes. Returns what every rule took and left out.
+    Args:
+        recipe: The variant.
+        wet: A pattern of WET files that Beam can read.
+        out: A directory or URL that Beam can write.
+        train_shards: The number of files of the train split; None: the runner decides.
+        validation_shards: The number of files of the validation split; None: the runner decides.
+        bad_pages: The tolerance for malformed pages.
+        options: Beam's pipeline options, such as "--runner=DataflowRunner".
+
+    Returns:
+        How many pages and lines each rule kept and dropped.
+
+    Raises:
+        ConfigError: If Beam is not installed, or a file has too many malformed pages.
     """
     beam = _beam()
     settings = beam.options.pipeline_options.PipelineOptions(list(options))
@@ -44,11 +57,11 @@ def build_with_beam(
     result = pipeline.run()
     result.wait_until_finish()
     counters = result.metrics().query()["counters"]
-    return Counts({found.key.metric.name: found.committed for found in counters})
+    return Counts({counter.key.metric.name: counter.committed for counter in counters})
 
 
 def pages_of_c4(pages: Any, recipe: C4Recipe) -> Any:
-    """Return the collection of C4's pages from that of all pages that passed the first checks."""
+    """Return the pages of C4 from all pages that passed the first checks, as Beam collections."""
     beam = _beam()
     pages = (
         pages
@@ -61,7 +74,7 @@ def pages_of_c4(pages: Any, recipe: C4Recipe) -> Any:
             pages
             | "hashes" >> beam.FlatMap(functools.partial(_keys, recipe=recipe))
             | "one page a hash" >> beam.CombinePerKey(min)
-            | "to its page" >> beam.Map(lambda found: (found[1], found[0]))
+            | "to its page" >> beam.Map(lambda key_and_owner: key_and_owner[::-1])
         )
         by_owner = pages | "by owner" >> beam.Map(lambda p: (duplicates.hashed(p.url), p))
         pages = (
@@ -109,9 +122,9 @@ def _read(
 
 
 def _clean(
-    found: tuple[str, Iterable[Page]], counts: Counts, *, recipe: C4Recipe
+    pages_of_url: tuple[str, Iterable[Page]], counts: Counts, *, recipe: C4Recipe
 ) -> Iterator[Page]:
-    page = rules.newest(found[1], counts)
+    page = rules.newest(pages_of_url[1], counts)
     if passes(page, recipe.middle_checks(), counts):
         cleaned = recipe.cleaned(page, counts)
         if cleaned is not None:
@@ -125,13 +138,13 @@ def _keys(page: Page, *, recipe: C4Recipe) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _without_duplicates(
-    found: tuple[bytes, Mapping[str, Iterable[Any]]], counts: Counts, *, recipe: C4Recipe
+    owned: tuple[bytes, Mapping[str, Iterable[Any]]], counts: Counts, *, recipe: C4Recipe
 ) -> Iterator[Page]:
-    kept = set(found[1]["kept"])
-    for page in found[1]["pages"]:
-        left = duplicates.without_duplicates(page, kept, recipe.unit, counts)
-        if left is not None:
-            yield left
+    kept = set(owned[1]["kept"])
+    for page in owned[1]["pages"]:
+        reduced = duplicates.without_duplicates(page, kept, recipe.unit, counts)
+        if reduced is not None:
+            yield reduced
 
 
 def _last(page: Page, counts: Counts, *, recipe: C4Recipe) -> Iterator[Page]:
@@ -146,7 +159,7 @@ def _is_of(page: Page, split: str) -> bool:
 
 
 def _counting(function: Callable[..., Iterator[Page]]) -> Callable[[Any], Iterator[Page]]:
-    """Return the function of one argument whose counts become Beam's counters."""
+    """Return a function of one argument that reports its counts to Beam's counters."""
 
     def run(argument: Any) -> Iterator[Page]:
         counts = Counts()

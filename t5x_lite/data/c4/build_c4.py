@@ -1,4 +1,4 @@
-"""`t5x_lite c4`: C4, or a variant of it, from Common Crawl's WET files."""
+"""`t5x_lite c4`: build C4, or a variant of it, from Common Crawl's WET files."""
 
 import logging
 import os
@@ -31,21 +31,29 @@ def c4(
     beam_options: Sequence[str] = (),
     describe_config: Callable[[], str] = str,
 ) -> None:
-    """Build C4 from the WET files of a pattern into a directory, in C4's layout of JSON lines.
+    """Build C4 from WET files, in C4's layout of JSON lines.
 
-    runner: "local" is this machine, and goes on where it was killed; "beam" is what `beam_options`
-    say. processes: of the local runner; None is one for each core. buckets: into how many parts its
-    passes cut the pages, which is also the most shards of the training split; None is one for every
-    WET file, 16 at least: a part then takes some hundred megabytes. bad_pages: what may be
-    unusable of a file.
+    Args:
+        wet: A pattern of WET files.
+        out: The directory to write; for Beam also a URL.
+        recipe: The variant of C4.
+        runner: "local" uses this machine and resumes an interrupted build; "beam" uses Apache Beam.
+        processes: Of the local runner; None: one per core.
+        buckets: Into how many parts the local runner divides the pages, and at most how many files
+            the train split has. None: one per WET file and at least 16, so that a part takes a few
+            hundred megabytes. For Beam, the number of files of the train split.
+        bad_pages: The tolerance for malformed pages.
+        beam_options: Beam's pipeline options, which choose its runner.
+        describe_config: Not used.
 
-    Raises ConfigError for files, lists and packages that are missing before any page is read.
+    Raises:
+        ConfigError: For missing files, lists and packages, before any page is read.
     """
     if runner not in ("local", "beam"):
-        raise ConfigError(f"the runner is {runner!r}; wanted 'local' or 'beam'", "c4.runner")
+        raise ConfigError(f"the runner is {runner!r}; expected 'local' or 'beam'", "c4.runner")
     for name, number in (("processes", processes), ("buckets", buckets)):
         if number is not None and number < 1:
-            raise ConfigError(f"{name} is {number}; wanted 1 or more", f"c4.{name}")
+            raise ConfigError(f"{name} is {number}; expected 1 or more", f"c4.{name}")
     recipe.check()
     if runner == "beam":
         with logged_wait(_LOG, "running Beam"):
@@ -55,16 +63,16 @@ def c4(
         if not is_url(out):
             atomic.write_json(Path(out, local.STATISTICS), dict(sorted(counts.items())))
     else:
-        found = files.matching(wet)
-        if not found:
+        paths = files.matching(wet)
+        if not paths:
             raise ConfigError(f"no file matches {wet}", "WET")
-        job = BuildJob(recipe, tuple(found), Path(out), buckets or max(len(found), 16), bad_pages)
+        job = BuildJob(recipe, tuple(paths), Path(out), buckets or max(len(paths), 16), bad_pages)
         counts = local.build(job, processes=processes or os.cpu_count() or 1)
     show(Console(), recipe, counts)
 
 
 def show(console: Console, recipe: C4Recipe, counts: Counts) -> None:
-    """Print what every rule took and left out, in the order of the rules."""
+    """Print how many pages and lines each rule kept and dropped, in the order of the rules."""
     stages = (
         *("read", "length", "news", "address", "addresses", "clean", "duplicates"),
         *("language", "words", "written"),

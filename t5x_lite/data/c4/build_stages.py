@@ -1,12 +1,12 @@
-"""The four passes of a build on one machine, each over one part; `local` runs them in processes.
+"""The four passes of a C4 build on one machine, each over one part; `local` runs them in order.
 
     read       WET file   -> pages, in buckets by address
     clean      bucket     -> the newest page of each address, cleaned; hashes of its lines
     choose     hashes     -> which page keeps each line
     finish     bucket     -> pages without duplicates, in English ..., as a shard
 
-A part is a file that appears complete or not at all, and what is there is not made again. Memory
-holds the table of one bucket, not the corpus.
+A part is a file that appears when it is complete, and existing parts are not computed again. Memory
+contains the table of one bucket, not the corpus.
 """
 
 import contextlib
@@ -29,13 +29,21 @@ from t5x_lite.data.c4.wet import Counts, Page, read_pages
 from t5x_lite.data.sources.jsonl_and_tsv import STRICT, LineStats, MalformedLines, check_line_stats
 from t5x_lite.io import atomic, files
 
-# Of a line, and of the address whose page might keep it: two halves of an MD5 each; and its bucket.
+# The MD5 of a line and of the URL of a page with it, in two halves each; and the page's bucket.
 KEY = np.dtype([(name, "u8") for name in ("line_0", "line_1", "page_0", "page_1", "bucket")])
 
 
 @dataclass(frozen=True)
 class BuildJob:
-    """What is built, from what, in which directory."""
+    """A build of C4 on one machine.
+
+    Attributes:
+        recipe: The variant.
+        wet: The WET files.
+        out: The directory to write.
+        buckets: Into how many parts the pages are divided, by URL.
+        bad_pages: The tolerance for malformed pages.
+    """
 
     recipe: C4Recipe
     wet: tuple[str, ...]
@@ -45,17 +53,17 @@ class BuildJob:
 
     @property
     def work(self) -> Path:
-        """Where the passes leave their files."""
+        """The directory with the files of the passes."""
         return self.out / ".work"
 
     @property
     def finished(self) -> Path:
-        """Where those files go when the build is complete and only they are left to be removed."""
+        """The name of that directory when the build is complete and it is to be removed."""
         digest = hashlib.sha256(json.dumps(self.described()).encode()).hexdigest()
         return self.out / f".finished-{digest[:16]}"
 
     def described(self) -> dict[str, Any]:
-        """Return what decides the result, as JSON has it."""
+        """Return what decides the result, as JSON."""
         described = {
             "recipe": dataclasses.asdict(self.recipe),
             "wet": [[path, files.size(path)] for path in self.wet],
@@ -76,7 +84,7 @@ class BuildJob:
         return self.work / f"keys.{bucket:05d}.npy"
 
     def kept(self, bucket: int) -> Path:
-        """Return which lines, of those whose hash is in a bucket, are kept by which page."""
+        """Return which page keeps each line whose hash is in a bucket."""
         return self.work / f"kept.{bucket:05d}.npy"
 
     def shard(self, bucket: int, split: str) -> Path:
@@ -84,7 +92,7 @@ class BuildJob:
         return self.work / f"{split}.{bucket:05d}.json.gz"
 
     def counts(self, done: Path) -> Path:
-        """Return where the counts of a pass stand; it is what is written last."""
+        """Return the file with the counts of a pass, which is written last."""
         return done.with_name(f"{done.name}.counts.json")
 
 
@@ -118,8 +126,8 @@ def clean(job: BuildJob, bucket: int) -> Counts:
                 written.write(cleaned)
                 if job.recipe.is_cleaned:
                     owner = _halves(duplicates.hashed(page.url))
-                    found = duplicates.keys(cleaned, job.recipe.unit)
-                    keys += [(*_halves(key), *owner, bucket) for key in found]
+                    hashes = duplicates.keys(cleaned, job.recipe.unit)
+                    keys += [(*_halves(key), *owner, bucket) for key in hashes]
         table = np.array(keys, KEY)
         spill.write_array(job.keys(bucket), table[np.argsort(_bucket_of(table, job.buckets))])
 
@@ -127,15 +135,15 @@ def clean(job: BuildJob, bucket: int) -> Counts:
 
 
 def _newest_pages(job: BuildJob, bucket: int, counts: Counts) -> Iterator[Page]:
-    """Yield the newest page of each address of a bucket, in the order of the first of each.
+    """Yield the newest page of each URL of a bucket.
 
-    Read twice: dates first, so that memory holds addresses and not pages.
+    The bucket is read twice, for dates and for pages, so that memory contains URLs and not pages.
     """
     best: dict[str, tuple[tuple[str, bytes], int]] = {}
     number = -1
     for number, page in enumerate(_bucket_pages(job, bucket)):
-        address, found = rules.normalized_url(page.url), (rules.age(page), number)
-        best[address] = max(best.get(address, found), found)
+        url, candidate = rules.normalized_url(page.url), (rules.age(page), number)
+        best[url] = max(best.get(url, candidate), candidate)
     chosen = {number for _, number in best.values()}
     counts["address: page kept"] += len(chosen)
     counts["address: older page of one address"] += number + 1 - len(chosen)
@@ -159,6 +167,7 @@ def choose(job: BuildJob, bucket: int) -> Counts:
             first, last = np.searchsorted(_bucket_of(table, job.buckets), [bucket, bucket + 1])
             parts.append(np.array(table[first:last]))
         table = np.concatenate(parts)
+        # Sort by line, then by page: of the pages with the same line, the first keeps it.
         order = np.lexsort([table[name] for name in ("page_1", "page_0", "line_1", "line_0")])
         table = table[order]
         is_first = np.ones(len(table), np.bool_)
@@ -174,7 +183,7 @@ def choose(job: BuildJob, bucket: int) -> Counts:
 
 
 def finish(job: BuildJob, bucket: int) -> Counts:
-    """Take duplicates out of a bucket's pages, ask for their language, and write them."""
+    """Remove duplicates from the pages of a bucket, check their language, and write them."""
 
     def work(counts: Counts) -> None:
         kept, recipe = _kept_lines(job, bucket), job.recipe
@@ -185,8 +194,8 @@ def finish(job: BuildJob, bucket: int) -> Counts:
         ):
             for page in spill.read_spill(job.cleaned(bucket)):
                 if recipe.is_cleaned:
-                    own = _own_lines(kept, page)
-                    page = duplicates.without_duplicates(page, own, recipe.unit, counts)
+                    of_page = _lines_of_page(kept, page)
+                    page = duplicates.without_duplicates(page, of_page, recipe.unit, counts)
                 if page is None or not passes(page, checks, counts):
                     continue
                 is_validation = rules.is_validation(page)
@@ -202,7 +211,7 @@ def as_line(page: Page) -> str:
 
 
 def _once(done: Path, work: Callable[[Counts], None]) -> Counts:
-    """Do a part of a pass unless its counts say that it is done; return them."""
+    """Run a part of a pass unless its counts exist, and return its counts."""
     if not done.exists():
         counts = Counts()
         work(counts)
@@ -215,7 +224,7 @@ def _bucket(address: str, buckets: int) -> int:
 
 
 def _bucket_of(keys: NDArray[Any], buckets: int) -> NDArray[np.uint64]:
-    """Return in which bucket lines are compared: by their hash."""
+    """Return the bucket in which each line is compared, by its hash."""
     return keys["line_1"] % np.uint64(buckets)
 
 
@@ -236,14 +245,14 @@ def _kept_lines(job: BuildJob, bucket: int) -> NDArray[Any]:
     return table[np.argsort(table["page_0"], kind="stable")]
 
 
-def _own_lines(kept: NDArray[Any], page: Page) -> set[bytes]:
-    """Return the hashes that a page was chosen to keep."""
+def _lines_of_page(kept: NDArray[Any], page: Page) -> set[bytes]:
+    """Return the hashes of the lines that a page keeps."""
     page_0, page_1 = _halves(duplicates.hashed(page.url))
     first = np.searchsorted(kept["page_0"], np.uint64(page_0))
     last = np.searchsorted(kept["page_0"], np.uint64(page_0), side="right")
-    own = kept[first:last]
-    own = own[own["page_1"] == np.uint64(page_1)]
-    return {int(row["line_0"]).to_bytes(8) + int(row["line_1"]).to_bytes(8) for row in own}
+    of_page = kept[first:last]
+    of_page = of_page[of_page["page_1"] == np.uint64(page_1)]
+    return {int(row["line_0"]).to_bytes(8) + int(row["line_1"]).to_bytes(8) for row in of_page}
 
 
 @contextlib.contextmanager

@@ -1,11 +1,12 @@
-"""What stands on several pages stays on one: single lines, or three sentences in a row.
+"""Remove duplicates across pages: lines, or spans of three sentences, stay on one page only.
 
-Two halves, between which all pages of the corpus meet: what may be a duplicate on a page, by hash,
-and a page without what another one was chosen to keep. Of the pages that share something the one
-whose address has the smallest MD5 keeps it, so that no domain is favored.
+It takes two functions, between which the hashes of all pages are compared: `keys` returns hashes of
+what may be a duplicate on a page, and `without_duplicates` removes what another page keeps. Of the
+pages that share a line, the one whose URL has the smallest MD5 keeps it, so that no domain is
+favored.
 
-C4's public builder compares single lines, and so do the released data; the paper speaks of spans of
-three sentences (Raffel et al. 2020, section 2.2), which are the other choice here.
+C4's public builder and the released data compare lines. The paper describes spans of three
+sentences (Raffel et al. 2020, section 2.2), which are the other choice here.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from t5x_lite.data.c4 import rules
 from t5x_lite.data.c4.wet import Counts, Page
 
 Unit = Literal["lines", "three_sentences"]
-SPAN = 3
+SPAN = 3  # sentences
 
 
 def hashed(text: str) -> bytes:
@@ -25,21 +26,30 @@ def hashed(text: str) -> bytes:
 
 
 def keys(page: Page, unit: Unit) -> list[bytes]:
-    """Return the hashes of what may be a duplicate on a page, each once, in order."""
-    found = (
+    """Return the hashes of the lines or spans of a page, each once, in order.
+
+    Args:
+        page: The page.
+        unit: "lines" or "three_sentences".
+    """
+    hashes = (
         (_line_key(line) for line in page.text.split("\n"))
         if unit == "lines"
         else _span_keys([sentence for _, sentence in _sentences(page)])
     )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(hashes))
 
 
 def without_duplicates(
     page: Page, kept: Collection[bytes], unit: Unit, counts: Counts
 ) -> Page | None:
-    """Return a page with what it was chosen to keep, once; None if under three sentences are left.
+    """Return a page without duplicates, or None if fewer than three sentences remain.
 
-    kept: those of its `keys` for which it was chosen.
+    Args:
+        page: The page.
+        kept: Those of its `keys` that this page keeps.
+        unit: "lines" or "three_sentences".
+        counts: Counts lines, sentences and pages by what happened to them.
     """
     remove = _without_lines if unit == "lines" else _without_spans
     text = remove(page, kept, counts)
@@ -65,18 +75,18 @@ def _without_lines(page: Page, kept: Collection[bytes], counts: Counts) -> str:
 
 
 def _without_spans(page: Page, kept: Collection[bytes], counts: Counts) -> str:
-    """Take out the sentences of every span that another page keeps or that this one has before."""
+    """Remove the sentences of every span that another page keeps, or that is repeated here."""
     sentences = _sentences(page)
-    is_gone, seen = [False] * len(sentences), set()
+    is_removed, seen = [False] * len(sentences), set()
     for first, key in enumerate(_span_keys([sentence for _, sentence in sentences])):
         if key not in kept or key in seen:
-            is_gone[first : first + SPAN] = [True] * SPAN
+            is_removed[first : first + SPAN] = [True] * SPAN
         seen.add(key)
-    counts["duplicates: sentence removed"] += sum(is_gone)
-    counts["duplicates: sentence kept"] += len(is_gone) - sum(is_gone)
+    counts["duplicates: sentence removed"] += sum(is_removed)
+    counts["duplicates: sentence kept"] += len(is_removed) - sum(is_removed)
     lines: dict[int, list[str]] = {}
-    for (number, sentence), gone in zip(sentences, is_gone, strict=True):
-        if not gone:
+    for (number, sentence), removed in zip(sentences, is_removed, strict=True):
+        if not removed:
             lines.setdefault(number, []).append(sentence)
     return "\n".join(" ".join(parts) for parts in lines.values())
 
@@ -91,9 +101,9 @@ def _sentences(page: Page) -> list[tuple[int, str]]:
 
 
 def _span_keys(sentences: list[str]) -> Iterator[bytes]:
-    normal = [" ".join(sentence.lower().split()) for sentence in sentences]
-    for first in range(len(normal) - SPAN + 1):
-        yield hashed("\n".join(normal[first : first + SPAN]))
+    normalized = [" ".join(sentence.lower().split()) for sentence in sentences]
+    for first in range(len(normalized) - SPAN + 1):
+        yield hashed("\n".join(normalized[first : first + SPAN]))
 
 
 def _line_key(line: str) -> bytes:

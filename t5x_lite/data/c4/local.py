@@ -1,8 +1,7 @@
-"""C4 on one machine, in several processes, that a kill only delays.
+"""Run a C4 build on one machine in several processes, and resume it after an interruption.
 
-The work is that of `build_stages`, part by part; here is the order, and what becomes of the parts:
-shards
-in C4's layout, c4-train.00000-of-00064.json.gz and so on, none of them empty, and statistics.json.
+`build_stages` computes the parts. This module runs them in order and joins the results: non-empty
+files in C4's layout, such as c4-train.00000-of-00064.json.gz, and statistics.json.
 """
 
 import logging
@@ -27,22 +26,24 @@ _VALIDATION_SHARDS = 8
 
 
 def build(job: BuildJob, *, processes: int) -> Counts:
-    """Build C4 into `job.out` and return what every rule took and left out.
+    """Build C4 into `job.out`; return how many pages and lines each rule kept and dropped.
 
-    The result does not depend on `processes`, nor on how often it was begun. Raises ConfigError for
-    a directory that holds something else, for files that cannot be read or written, and where
-    nothing is left.
+    The result does not depend on the number of processes, nor on interruptions.
+
+    Raises:
+        ConfigError: If the directory contains something else, a file cannot be read or written, or
+            no page remains.
     """
     try:
         return _build(job, processes)
     except (OSError, WorkerKilledError) as error:
         raise ConfigError(
-            f"{error}: what is done is kept, and the same command goes on from there", "WET", "OUT"
+            f"{error}: finished parts are kept, and the same command resumes there", "WET", "OUT"
         ) from None
 
 
 def _build(job: BuildJob, processes: int) -> Counts:
-    if job.finished.exists():  # killed when all was done but this
+    if job.finished.exists():  # interrupted when only this was left to do
         shutil.rmtree(job.finished)
         return spill.read_counts(job.out / STATISTICS)
     _begin(job)
@@ -68,13 +69,13 @@ def _build(job: BuildJob, processes: int) -> Counts:
 
 
 def _begin(job: BuildJob) -> None:
-    """Make the directory, or see that what is there is this job, begun before."""
+    """Create the directory, or check that it contains a part of the same build."""
     described = job.described()
     path = job.work / "job.json"
     if path.exists():
         if read_json(path) != described:
             raise ConfigError(
-                f"{job.out} holds the beginning of another build: delete it or go on with the same "
+                f"{job.out} contains a part of another build: delete it, or resume with the same "
                 "WET files, recipe and buckets",
                 "OUT",
             )
@@ -87,7 +88,7 @@ def _begin(job: BuildJob) -> None:
 
 
 def _complete(job: BuildJob, total: Counts) -> None:
-    """Give the parts their names and remove all else; raises ConfigError where nothing is left."""
+    """Join the parts under their final names and remove all other files."""
     if not total["written: train page"]:
         raise ConfigError("no page passed all rules: nothing is written", "WET", "C4Recipe.variant")
     atomic.remove_temporaries(job.out)  # of a start that was killed here
@@ -107,14 +108,14 @@ def _complete(job: BuildJob, total: Counts) -> None:
 
 
 def _holds(path: Path) -> bool:
-    """Tell whether a gzipped file holds anything: its last four bytes are how much."""
+    """Return whether a gzipped file has content: its last four bytes are the length."""
     with open(path, "rb") as file:
         file.seek(-4, os.SEEK_END)
         return file.read() != b"\0\0\0\0"
 
 
 def _join(parts: Sequence[Path], path: Path) -> None:
-    """Write gzipped files one after another into one, which is a gzipped file too."""
+    """Concatenate gzipped files, which gives a gzipped file."""
     with atomic.open_binary(path) as joined:
         for part in parts:
             with open(part, "rb") as file:

@@ -1,4 +1,4 @@
-"""Which rules make which variant of C4."""
+"""Choose the rules of a variant of C4 (en, noclean, noblocklist, realnewslike, webtextlike)."""
 
 import functools
 import json
@@ -18,15 +18,21 @@ Check = Callable[[Page, Counts], bool]
 
 @dataclass(frozen=True)
 class C4Recipe:
-    """A variant of C4 and what its rules read.
+    """A variant of C4 and the files that its rules read.
 
-    variant: "en" (all rules); "en.noclean" (addresses and language alone); "en.noblocklist";
-    "realnewslike" (of news domains); "webtextlike" (of listed addresses).
-    unit: of what stands on several pages: "lines", as in the builder, or the paper's
-    "three_sentences".
-    bad_words: a file with a word a line (the builder's: LDNOOBW's list, which is not shipped here).
-    news_domains: RealNews's JSON of domains and their subdomains. web_addresses: a pattern of files
-    with an address a line.
+    Args:
+        variant: "en" (all rules), "en.noclean" (only URLs and language), "en.noblocklist" (without
+            the list of words), "realnewslike" (only news domains), or "webtextlike" (only listed
+            URLs).
+        unit: What is compared to find duplicates: "lines", as in the builder, or the paper's
+            "three_sentences".
+        bad_words: A file with one word on each line. The builder uses LDNOOBW's list, which is not
+            shipped here.
+        news_domains: RealNews's JSON of domains and their subdomains.
+        web_addresses: A pattern of files with one URL on each line.
+
+    Raises:
+        ConfigError: For an unknown variant or unit, or a variant without the file it needs.
     """
 
     variant: Variant = "en"
@@ -36,15 +42,15 @@ class C4Recipe:
     web_addresses: str | None = None
 
     def __post_init__(self):
-        """Refuse a variant that is none, or whose list is not given."""
+        """Check the variant and that the files it needs are given."""
         if self.variant not in VARIANTS:
             raise ConfigError(
-                f"the variant is {self.variant!r}; wanted one of {', '.join(VARIANTS)}",
+                f"the variant is {self.variant!r}; expected one of {', '.join(VARIANTS)}",
                 "C4Recipe.variant",
             )
         if self.unit not in ("lines", "three_sentences"):
             raise ConfigError(
-                f"the unit is {self.unit!r}; wanted 'lines' or 'three_sentences'", "C4Recipe.unit"
+                f"the unit is {self.unit!r}; expected 'lines' or 'three_sentences'", "C4Recipe.unit"
             )
         needed = {
             "bad_words": not self.variant.startswith("en.no"),
@@ -57,33 +63,33 @@ class C4Recipe:
 
     @property
     def is_cleaned(self) -> bool:
-        """Whether lines and pages are judged, and duplicates removed."""
+        """Whether lines and pages are cleaned, and duplicates removed."""
         return self.variant != "en.noclean"
 
     def first_checks(self) -> list[Check]:
-        """Return what a page must pass before pages of one address meet."""
+        """Return the checks before pages with the same URL are compared."""
         if self.variant != "realnewslike":
             return [rules.is_short_enough]
         return [rules.is_short_enough, _news(self.news_domains or "").allow]
 
     def last_checks(self) -> list[Check]:
-        """Return what a page must pass at the end."""
+        """Return the checks after duplicates are removed."""
         if self.variant.startswith("en.no"):
             return [rules.is_english]
         return [rules.is_english, _words(self.bad_words or "").allow]
 
     def cleaned(self, page: Page, counts: Counts) -> Page | None:
-        """Return a page as the line rules leave it."""
+        """Return a page after the rules for lines, None if it is dropped."""
         return rules.clean(page, counts) if self.is_cleaned else page
 
     def middle_checks(self) -> list[Check]:
-        """Return what a page must pass when it is the only one of its address."""
+        """Return the checks of the newest page of each URL, before it is cleaned."""
         if self.variant != "webtextlike":
             return []
         return [_addresses(self.web_addresses or "").allow]
 
     def check(self) -> None:
-        """Raise ConfigError for files and packages that are missing."""
+        """Raise ConfigError for missing files and packages."""
         if self.is_cleaned:
             rules.sentences("")
         rules.is_english(Page("", "This is a sentence in English.", ""), Counts())
@@ -92,7 +98,7 @@ class C4Recipe:
 
 
 def passes(page: Page, checks: list[Check], counts: Counts) -> bool:
-    """Tell whether a page passes all checks; what the first that it fails says is counted."""
+    """Return whether a page passes all checks; the first that fails counts the reason."""
     return all(check(page, counts) for check in checks)
 
 
@@ -101,7 +107,7 @@ def _news(path: str) -> rules.NewsDomains:
     try:
         return rules.NewsDomains(json.loads(_content(path, "news_domains")))
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is no JSON: {error}", "C4Recipe.news_domains") from None
+        raise ConfigError(f"{path} is not JSON: {error}", "C4Recipe.news_domains") from None
 
 
 @functools.cache

@@ -1,7 +1,7 @@
-"""C4's rules, page by page (Raffel et al. 2020, section 2.2), as its public builder applies them.
+"""The rules by which C4 cleans and filters pages (Raffel et al. 2020, section 2.2).
 
-The builder is `tensorflow_datasets.text.c4` 3.1.0; where the paper says otherwise, the builder
-counts. Each rule says in `counts` what it took and what it left out.
+They are those of the public builder, `tensorflow_datasets.text.c4` 3.1.0, also where the paper
+differs. Each rule counts in `counts` what it kept and what it dropped.
 """
 
 import functools
@@ -37,26 +37,26 @@ _POLICIES = (
 
 
 def normalized_url(url: str) -> str:
-    """Return what two addresses of one page have in common.
+    """Return a URL without the parts that differ between URLs of the same page.
 
-    "https://www.example.org/a/?utm_source=b" -> "example.org/a"
+    "https://www.example.org/a/?utm_source=b"   ->   "example.org/a"
     """
     url = re.sub(r"https?:\/\/(www\.)?", "", url)
     return re.sub(r"\?(utm_|ref|feed).*", "", url).rstrip("/")
 
 
 def is_short_enough(page: Page, counts: Counts) -> bool:
-    """Tell whether a page has at most 190,000 characters."""
+    """Return whether a page has at most 190,000 characters."""
     return _counted(len(page.text) <= MAX_CHARACTERS, counts, "length: page", "longer than 190,000")
 
 
 def age(page: Page) -> tuple[str, bytes]:
-    """Return what is greatest for the newest page; of pages of one date a hash decides."""
+    """Return a key that is greatest for the newest page; a hash decides between equal dates."""
     return page.timestamp, hashlib.md5(f"{page.url} {page.text}".encode()).digest()
 
 
 def newest(pages: Iterable[Page], counts: Counts) -> Page:
-    """Return the newest of the pages of one address."""
+    """Return the newest of several pages with the same URL."""
     first, *others = pages
     counts["address: page kept"] += 1
     counts["address: older page of one address"] += len(others)
@@ -64,12 +64,19 @@ def newest(pages: Iterable[Page], counts: Counts) -> Page:
 
 
 def clean(page: Page, counts: Counts) -> Page | None:
-    """Return a page with those of its lines that are sentences, None where few are or it is code.
+    """Return a page with only those of its lines that are sentences, or None to drop the page.
 
-    A line goes if a word in it has more than 1,000 characters; if, without marks of citations, it
-    ends in no `. ? ! "`, or in an ellipsis; if it has fewer than five words, or speaks of
-    JavaScript or of policies. A page goes at a line with "lorem ipsum" or a brace that has come
-    that far, and if fewer than three sentences are left.
+    A line is dropped if a word has more than 1,000 characters; if, without citation marks, it does
+    not end in `. ? ! "`, or ends in an ellipsis; if it has fewer than five words; or if it mentions
+    JavaScript or a policy. The page is dropped if a line has "lorem ipsum" or a brace and no
+    earlier rule applied to it, or if fewer than three sentences remain.
+
+    Args:
+        page: The page.
+        counts: Counts lines and pages by what happened to them.
+
+    Raises:
+        ConfigError: If the extra `c4` is not installed.
     """
     lines, number = [], 0
     for line in page.text.splitlines():
@@ -79,8 +86,8 @@ def clean(page: Page, counts: Counts) -> Page | None:
             reason = "with a word of more than 1,000 characters"
         else:
             line = _CITATION.sub("", line)
-            reason = _fault(line)
-        if reason in _OF_PAGES:
+            reason = _reason_to_drop(line)
+        if reason in _DROPS_PAGE:
             counts[f"clean: page {reason}"] += 1
             return None
         counts[f"clean: line {reason or 'kept'}"] += 1
@@ -93,9 +100,9 @@ def clean(page: Page, counts: Counts) -> Page | None:
 
 
 def is_english(page: Page, counts: Counts) -> bool:
-    """Tell whether langdetect is 99 % sure that a page is English; needs the extra `c4`."""
+    """Return whether langdetect gives English at least 99 %; needs the extra `c4`."""
     langdetect = _langdetect()
-    with _ONE_AT_A_TIME:  # langdetect draws from a generator that all threads share
+    with _ONE_AT_A_TIME:  # langdetect uses a random generator that all threads share
         try:
             best = next(iter(langdetect.detect_langs(page.text)), None)
         except langdetect.lang_detect_exception.LangDetectException:
@@ -108,40 +115,49 @@ def is_english(page: Page, counts: Counts) -> bool:
 
 
 class BadWords:
-    """Pages with a word of a list go: in any case of letters, with no letter or digit beside it."""
+    """Drops pages with a word of a list, in upper or lower case, between non-word characters.
+
+    Args:
+        words: The list.
+    """
 
     def __init__(self, words: Iterable[str]):
         escaped = "|".join(re.escape(word) for word in words)
         self._pattern = re.compile(rf"(?:\W|^)({escaped})(?:\W|$)")
 
     def allow(self, page: Page, counts: Counts) -> bool:
-        """Tell whether a page has none of the words."""
-        found = self._pattern.search(page.text.lower())
-        return _counted(found is None, counts, "words: page", "with a word of the block list")
+        """Return whether a page has none of the words."""
+        match = self._pattern.search(page.text.lower())
+        return _counted(match is None, counts, "words: page", "with a word of the block list")
 
 
 class NewsDomains:
-    """Pages of news: their domain, and where it says so their subdomain, is on RealNews's list.
+    """Keeps pages of news: those of domains, or of their subdomains, on RealNews's list.
 
-    domains: by domain, the subdomains that count, or anything else for all of them.
+    Args:
+        domains: By domain, a list of its subdomains, or anything else for all of them.
     """
 
     def __init__(self, domains: Mapping[str, Collection[str] | bool]):
         self._domains = domains
 
     def allow(self, page: Page, counts: Counts) -> bool:
-        """Tell whether a page is of a domain on the list; needs the extra `c4`."""
-        found = _domain_parser()(normalized_url(page.url))
-        domain = f"{found.domain}.{found.suffix}"
+        """Return whether a page is of a domain on the list; needs the extra `c4`."""
+        parsed = _domain_parser()(normalized_url(page.url))
+        domain = f"{parsed.domain}.{parsed.suffix}"
         allowed = self._domains.get(domain, ())
         is_allowed = domain in self._domains and (
-            not isinstance(allowed, list | tuple) or found.subdomain in allowed
+            not isinstance(allowed, list | tuple) or parsed.subdomain in allowed
         )
         return _counted(is_allowed, counts, "news: page", "of another domain")
 
 
 class Addresses:
-    """Pages of listed addresses, of which memory holds eight bytes each."""
+    """Keeps pages whose URLs are listed; 8 bytes of memory for each URL.
+
+    Args:
+        addresses: The URLs.
+    """
 
     def __init__(self, addresses: Iterable[str]):
         hashes = (_short_hash(normalized_url(address)) for address in addresses)
@@ -151,15 +167,15 @@ class Addresses:
         return len(self._hashes)
 
     def allow(self, page: Page, counts: Counts) -> bool:
-        """Tell whether a page is listed."""
-        wanted = np.uint64(_short_hash(normalized_url(page.url)))
-        place = int(np.searchsorted(self._hashes, wanted))
-        is_listed = place < len(self._hashes) and self._hashes[place] == wanted
+        """Return whether the URL of a page is listed."""
+        key = np.uint64(_short_hash(normalized_url(page.url)))
+        index = int(np.searchsorted(self._hashes, key))
+        is_listed = index < len(self._hashes) and self._hashes[index] == key
         return _counted(bool(is_listed), counts, "addresses: page", "that is not listed")
 
 
 def is_validation(page: Page) -> bool:
-    """Tell whether a page is of the validation split: one in a thousand, by its address."""
+    """Return whether a page belongs to the validation split: one in a thousand, by its URL."""
     digest = hashlib.md5(normalized_url(page.url).encode()).digest()
     return int.from_bytes(digest) % VALIDATION_EVERY == 0
 
@@ -180,7 +196,7 @@ def _punkt() -> Callable[[str], list[str]]:
     except LookupError:
         raise ConfigError(
             "NLTK does not find its English model of sentences: fetch it once by `python -m "
-            "nltk.downloader punkt_tab` (the environment's NLTK_DATA tells where it lies)"
+            "nltk.downloader punkt_tab` (NLTK_DATA sets where it is)"
         ) from None
 
 
@@ -189,8 +205,8 @@ def _langdetect() -> Any:
     try:
         import langdetect
     except ImportError as error:
-        raise ConfigError(f"telling languages needs the extra 'c4': {error}") from None
-    langdetect.DetectorFactory.seed = 0  # or it draws its samples anew each time
+        raise ConfigError(f"detecting languages needs the extra 'c4': {error}") from None
+    langdetect.DetectorFactory.seed = 0  # otherwise results are random
     return langdetect
 
 
@@ -199,16 +215,16 @@ def _domain_parser() -> Callable[[str], Any]:
     try:
         import tldextract
     except ImportError as error:
-        raise ConfigError(f"telling domains needs the extra 'c4': {error}") from None
-    return tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)  # the list that it carries
+        raise ConfigError(f"parsing domains needs the extra 'c4': {error}") from None
+    return tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)  # use the bundled list
 
 
 def _short_hash(text: str) -> int:
     return int.from_bytes(hashlib.md5(text.encode()).digest()[:8])
 
 
-def _fault(line: str) -> str | None:
-    """Return what speaks against a line or, if one of `_OF_PAGES`, against its page."""
+def _reason_to_drop(line: str) -> str | None:
+    """Return why a line or, for one of `_DROPS_PAGE`, its page is dropped; None if it is kept."""
     lowered = line.lower()
     if not line.endswith(_END_MARKS) or line.endswith("..."):
         return "without an end mark"
@@ -225,9 +241,10 @@ def _fault(line: str) -> str | None:
     return None
 
 
-_OF_PAGES = ("with lorem ipsum", "with a brace")
+_DROPS_PAGE = ("with lorem ipsum", "with a brace")
 
 
 def _counted(kept: bool, counts: Counts, what: str, otherwise: str) -> bool:
+    """Count a decision and return it."""
     counts[f"{what} {'kept' if kept else otherwise}"] += 1
     return kept

@@ -1,7 +1,7 @@
-"""Records on disk, written once in any order and read back bucket by bucket.
+"""Spill pages to disk: written in any order, read bucket by bucket.
 
-A spill is one file of compressed records and a table of which bucket each belongs to, where it
-begins and how long it is; it appears under its name when it is complete.
+A spill is one file of compressed records, and a table with the bucket, the start and the length of
+each record. It appears under its name when it is complete.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class PageSpill:
 
     @property
     def table(self) -> NDArray[Any]:
-        """For every page its bucket, where its record begins and how long it is."""
+        """The bucket, the start and the length of each record: [pages]."""
         return np.array(self._table, TABLE)
 
 
@@ -50,7 +50,12 @@ def open_spill(path: Path) -> Iterator[PageSpill]:
 
 
 def read_spill(path: Path, bucket: int = 0) -> Iterator[Page]:
-    """Yield the pages of a bucket, in the order in which they were written."""
+    """Yield the pages of a bucket, in the order in which they were written.
+
+    Args:
+        path: Of the spill.
+        bucket: The number of the bucket.
+    """
     table = np.load(_table_of(path), mmap_mode="r")
     with open(path, "rb") as file:
         for _, start, length in table[table["bucket"] == bucket]:

@@ -1,4 +1,4 @@
-"""Common Crawl's WET files: pages as text under a WARC header each, gzipped one after another.
+"""Read Common Crawl's WET files: pages as text, each under a WARC header, gzipped.
 
     WARC/1.0
     WARC-Type: conversion
@@ -10,8 +10,8 @@
     The first line.
     The second.
 
-What is taken is what C4's builder takes: lines without their white space, none empty, and none that
-begin as header lines do, wherever they stand.
+The result is that of C4's builder: stripped lines, without empty ones and without lines that start
+like header lines, wherever they are.
 """
 
 import gzip
@@ -35,12 +35,20 @@ _FIELDS = {
     "Content-Length:": "content_length",
 }
 _LINE_END = re.compile("\r\n|\r|\n")
-_MAX_BYTES = 10_000_000  # of a page; one of more than 190,000 characters is dropped in any case
-_NAMED = 20  # of the bad ones
+_MAX_BYTES = 10_000_000  # of a page; the rules drop pages above 190,000 characters anyway
+_MESSAGES_KEPT = 20  # about malformed pages
 
 
 class Page(NamedTuple):
-    """A page of the web: its lines joined by newlines, and what its header says."""
+    """A web page.
+
+    Attributes:
+        url: Its address.
+        text: Its lines, joined by newlines.
+        timestamp: When it was crawled.
+        content_type: As its header says.
+        content_length: As its header says.
+    """
 
     url: str
     text: str
@@ -50,11 +58,17 @@ class Page(NamedTuple):
 
 
 def read_pages(file: IO[bytes], name: str, counts: Counts, line_stats: LineStats) -> Iterator[Page]:
-    """Yield the pages of a gzipped WET file; memory holds one.
+    """Yield the pages of a gzipped WET file, with one page in memory.
 
-    Pages that lack an address, a date or text are counted, as in C4's builder. What cannot be read
-    (a file that is cut short or no WET file, a page that is not UTF-8 or has ten million bytes) is
-    left out and goes into `line_stats`, a page being a line of it.
+    Pages without a URL, a date or text are counted and skipped, as in C4's builder. What cannot be
+    read (a truncated file, another kind of file, a page that is not UTF-8 or above ten million
+    bytes) is malformed.
+
+    Args:
+        file: The file, open in binary mode.
+        name: Of the file, for messages.
+        counts: Counts pages by what happened to them.
+        line_stats: Counts malformed pages; a page is a line of it.
     """
     reader = _PageReader(name, counts, line_stats)
     try:
@@ -65,7 +79,7 @@ def read_pages(file: IO[bytes], name: str, counts: Counts, line_stats: LineStats
                 if not reader.take(line):
                     return
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        reader.bad(CUT_SHORT, f"nothing can be read from here on: {error}")
+        reader.bad(CUT_SHORT, f"the rest cannot be read: {error}")
         return
     if not reader.number:
         reader.bad(EMPTY, "it holds no page")
@@ -77,16 +91,16 @@ class _PageReader:
     """The page that is being read, line by line; `number` counts the pages so far."""
 
     def __init__(self, name: str, counts: Counts, line_stats: LineStats):
-        self._name, self._counts, self._tally = name, counts, line_stats
+        self._name, self._counts, self._line_stats = name, counts, line_stats
         self.number, self._lines, self._bytes = 0, [], 0
 
     def take(self, line: bytes) -> bool:
-        """Take a line of the file; return whether it goes on."""
+        """Add a line of the file; return False if this is no WET file."""
         if (stripped := line.strip()) == _BEGIN:
             self.number, self._lines, self._bytes = self.number + 1, [], 0
             return True
         if not self.number and stripped:
-            self.bad(NO_HEADER, f"the file begins with {stripped[:40]!r} in place of {_BEGIN!r}")
+            self.bad(NO_HEADER, f"the file begins with {stripped[:40]!r} instead of {_BEGIN!r}")
             return False
         self._bytes += len(line)
         if self._bytes <= _MAX_BYTES:
@@ -94,10 +108,10 @@ class _PageReader:
         return True
 
     def finish(self) -> Page | None:
-        """Return the page that has been read, if it is one."""
+        """Return the page whose lines were added, None if there is none or it is malformed."""
         if not self.number:
             return None
-        self._tally.lines += 1
+        self._line_stats.lines += 1
         if self._bytes > _MAX_BYTES:
             return self.bad(TOO_LONG, f"it has {self._bytes:,} bytes")
         try:
@@ -113,21 +127,21 @@ class _PageReader:
         return page
 
     def bad(self, reason: str, detail: str) -> None:
-        """Count and name something that cannot be used."""
-        self._tally.lines += not self.number
-        self._tally.bad[reason] += 1
+        """Count something malformed and keep a message about it."""
+        self._line_stats.lines += not self.number
+        self._line_stats.bad[reason] += 1
         message = f"{self._name}, page {self.number}: {reason} ({detail})"
-        self._tally.first += [message][: _NAMED - len(self._tally.first)]
+        self._line_stats.first += [message][: _MESSAGES_KEPT - len(self._line_stats.first)]
 
 
 def _parse(record: str) -> Page:
     """Return the page of a record, header and text together."""
     fields = dict.fromkeys(_FIELDS.values(), "")
-    kept = []
+    lines = []
     for line in map(str.strip, _LINE_END.split(record)):
         for begin, field in _FIELDS.items():
             if line.startswith(begin):
                 fields[field] = line[len(begin) :].strip()
         if line and not line.startswith(_HEADER_LINES):
-            kept.append(line)
-    return Page(text="\n".join(kept), **fields)
+            lines.append(line)
+    return Page(text="\n".join(lines), **fields)

@@ -1,7 +1,7 @@
-"""Text formats: one example of a data set in, what a text-to-text model reads and writes out.
+"""Text formats: how an example of a data set becomes the text that a model reads and writes.
 
 Each function takes a flat mapping from field names (nested ones joined by "/") to text, numbers or
-lists of them, and returns the text examples made of it: mostly one, none where the example cannot
-be used, several where it has several answers. What stands beside "inputs" and "targets" is for
-evaluation. The formats are those of Raffel et al. 2020 (T5), appendix D, as its code has them.
+lists of them. It returns text examples: usually one, none if the example cannot be used, several if
+it has several answers. Fields beside "inputs" and "targets" are for evaluation. The formats are
+those of the T5 library (Raffel et al. 2020, appendix D).
 """

@@ -1,4 +1,4 @@
-"""Winograd schemas as text: the pronoun stands between asterisks, the target is whom it means.
+"""Format Winograd schemas: asterisks mark a pronoun, the target is what it refers to.
 
 wsc: Mitchell asked Tom if *he* could lend some money.   ->   Tom
 """
@@ -16,8 +16,8 @@ Example = Mapping[str, Any]
 PRONOUNS = frozenset(("he", "she", "they", "it", "her", "his", "their", "them", "him"))
 _ARTICLES = ("a", "an", "the")
 _MARKS = (".", ",", "?", "!")
-# Two texts of SuperGLUE's WSC whose word index misses the pronoun, by what tells them: the words
-# before it, what stands there, and the text to use.
+# Two texts of SuperGLUE's WSC whose word index is not that of the pronoun: by the text, what comes
+# before the pronoun and what comes after it.
 _CORRECTED = {
     "The boy continued to whip the pony , and eventually the pony threw him over. John laughed out "
     'quite loud. "Good for him," he said. ': (
@@ -37,10 +37,14 @@ _CORRECTED = {
 
 @versioned("coreference.wsc", 1)
 def wsc(example: Example, *, right_only: bool) -> list[dict[str, Any]]:
-    """Ask whom a pronoun means; the target is the candidate of the example, right or wrong.
+    """Ask what a pronoun refers to; the target is the candidate of the example, right or wrong.
 
-    `right_only` leaves out what must not be learned: the wrong candidates. Raises ValueError where
-    the pronoun is not where the example says it is.
+    Args:
+        example: An example of SuperGLUE's WSC.
+        right_only: Whether to omit examples with a wrong candidate, which must not be learned.
+
+    Raises:
+        ValueError: If the pronoun is not where the example says it is.
     """
     if right_only and not example["label"]:
         return []
@@ -58,7 +62,11 @@ def wsc(example: Example, *, right_only: bool) -> list[dict[str, Any]]:
 
 @versioned("coreference.definite_pronoun", 1)
 def definite_pronoun(example: Example) -> list[dict[str, Any]]:
-    """Ask whom the first pronoun of that form in a sentence means."""
+    """Ask what a pronoun refers to, marking the first of its form in the sentence.
+
+    Args:
+        example: An example of the Definite Pronoun Resolution data set.
+    """
     pronoun = re.escape(example["pronoun"])
     marked = re.sub(rf" ({pronoun})( |\.|,)", r" *\1*\2", example["sentence"], count=1)
     targets = example["candidates"][example["label"]]
@@ -67,14 +75,20 @@ def definite_pronoun(example: Example) -> list[dict[str, Any]]:
 
 @versioned("coreference.definite_pronoun_options", 1)
 def definite_pronoun_options(example: Example) -> list[dict[str, Any]]:
-    """Ask the same with each candidate as the target; a question is known by its text's CRC-32."""
-    (asked,) = definite_pronoun(example)
+    """Return one example for each candidate, for evaluation by rank classification.
+
+    The data set has no index: the CRC-32 of the inputs identifies the question.
+
+    Args:
+        example: An example of the Definite Pronoun Resolution data set.
+    """
+    (formatted,) = definite_pronoun(example)
     return [
         {
-            "inputs": asked["inputs"],
+            "inputs": formatted["inputs"],
             "targets": candidate,
             "is_correct": int(number == example["label"]),
-            "idx/question": zlib.crc32(asked["inputs"].encode()),
+            "idx/question": zlib.crc32(formatted["inputs"].encode()),
             "idx/option": number,
         }
         for number, candidate in enumerate(example["candidates"])
@@ -83,11 +97,14 @@ def definite_pronoun_options(example: Example) -> list[dict[str, Any]]:
 
 @versioned("coreference.wsc_marked", 1)
 def wsc_marked(example: Example) -> list[dict[str, Any]]:
-    """Ask whether a marked noun and a marked pronoun mean the same: T5's other format of WSC.
+    """Ask whether a marked pronoun refers to a marked noun: T5's other format of WSC.
 
-    wsc text: * Mitchell * asked Tom if # he # could lend some money.   ->   False
+        wsc text: * Mitchell * asked Tom if # he # could lend some money.   ->   False
 
-    Where the data set's place misses the words, they stay without marks, as in T5's code.
+    Words that are not at the index that the data set gives stay unmarked, as in T5's code.
+
+    Args:
+        example: An example of SuperGLUE's WSC.
     """
     noun, pronoun = int(example["span1_index"]), int(example["span2_index"])
     text = _marked(example["text"], example["span1_text"], noun, "*")
@@ -104,16 +121,19 @@ def wsc_marked(example: Example) -> list[dict[str, Any]]:
 
 @versioned("coreference.wnli", 1)
 def wnli(example: Example) -> list[dict[str, Any]]:
-    """Make a Winograd schema of a WNLI pair, for evaluation.
+    """Turn a WNLI pair into a Winograd schema, for evaluation.
 
-    The hypothesis repeats a part of the premise with the pronoun replaced: the pronoun is the one
-    in whose surroundings most words are shared, the candidate what stands there instead.
+    The hypothesis repeats a part of the premise with the pronoun replaced. The pronoun is the one
+    with the most shared words around it, the candidate what replaces it.
+
+    Args:
+        example: An example of WNLI.
     """
     premise, hypothesis = example["sentence1"], example["sentence2"]
     match = _best_match(_words(premise), _words(hypothesis))
     return [
         {
-            "inputs": f"wsc: {_mark(premise, match.place)}",
+            "inputs": f"wsc: {_mark(premise, match.index)}",
             "targets": _as_written(match.candidate, hypothesis),
             "premise": premise,
             "hypothesis": hypothesis,
@@ -123,55 +143,53 @@ def wnli(example: Example) -> list[dict[str, Any]]:
     ]
 
 
-def _marked(text: str, words: str, place: int, mark: str) -> str:
-    """Put marks around words that follow the first `place` words; the text as it is if they do not.
-
-    T5's code does the same by a regular expression.
-    """
-    pattern = rf"^((?:\S+\s){{{place}}})({re.escape(words)})"
-    return re.sub(pattern, lambda found: f"{found[1]}{mark} {found[2]} {mark}", text)
+def _marked(text: str, words: str, index: int, mark: str) -> str:
+    """Put marks around words that start at a word index; the text as it is if they do not."""
+    pattern = rf"^((?:\S+\s){{{index}}})({re.escape(words)})"
+    return re.sub(pattern, lambda match: f"{match[1]}{mark} {match[2]} {mark}", text)
 
 
 def _around(example: Example) -> tuple[str, str]:
-    words, place = example["text"].split(" "), example["span2_index"]
-    if not 0 < place < len(words) or words[place] != example["span2_text"]:
+    """Return the text before the pronoun and the text after it."""
+    words, index = example["text"].split(" "), example["span2_index"]
+    if not 0 < index < len(words) or words[index] != example["span2_text"]:
         raise ValueError(
-            f"word {place} of {example['text']!r} is not the pronoun {example['span2_text']!r}"
+            f"word {index} of {example['text']!r} is not the pronoun {example['span2_text']!r}"
         )
-    return " ".join([*words[:place], ""]), " ".join(["", *words[place + 1 :]])
+    return " ".join([*words[:index], ""]), " ".join(["", *words[index + 1 :]])
 
 
 class _Match(NamedTuple):
-    """How many words around a pronoun are shared, where it stands, what stands there instead."""
+    """How many words around a pronoun are shared, its word index, and what replaces it."""
 
     shared: int
-    place: int
+    index: int
     candidate: str
 
 
 def _best_match(premise: Sequence[str], hypothesis: Sequence[str]) -> _Match:
-    places = [place for place, word in enumerate(premise) if word in PRONOUNS]
-    return max((_match(premise, hypothesis, place) for place in places), key=lambda m: m.shared)
+    indices = [index for index, word in enumerate(premise) if word in PRONOUNS]
+    return max((_match(premise, hypothesis, index) for index in indices), key=lambda m: m.shared)
 
 
-def _match(premise: Sequence[str], hypothesis: Sequence[str], place: int) -> _Match:
-    before, after = premise[:place], premise[place + 1 :]
+def _match(premise: Sequence[str], hypothesis: Sequence[str], index: int) -> _Match:
+    before, after = premise[:index], premise[index + 1 :]
     shared_before = _shared_start(before[::-1], hypothesis[::-1])
     shared_after = _shared_start(after, hypothesis)
     shared = shared_before + shared_after
     if not shared:
-        return _Match(0, place, "")
+        return _Match(0, index, "")
     left = before[-shared_before or len(before) :]
     right = after[:shared_after]
     text = " ".join(hypothesis)
     for pattern in ([*left, "(.+)", *right], ["^(.+)", *right], [*left, "(.+)$"]):
-        if found := re.search(" ".join(pattern), text):
-            return _Match(shared, place, found[1])
-    return _Match(shared, place, "")
+        if match := re.search(" ".join(pattern), text):
+            return _Match(shared, index, match[1])
+    return _Match(shared, index, "")
 
 
 def _shared_start(words: Sequence[str], others: Sequence[str]) -> int:
-    """Count how many first words occur, as one stretch of text, among others."""
+    """Return how many of the first words occur together, in this order, among others."""
     text = " ".join(others)
     count = 0
     while count < len(words) and " ".join(words[: count + 1]) in text:
@@ -180,14 +198,14 @@ def _shared_start(words: Sequence[str], others: Sequence[str]) -> int:
 
 
 def _as_written(candidate: str, hypothesis: str) -> str:
-    """Return a candidate from its last article on as the hypothesis writes it, never possessive."""
+    """Return a candidate, from its last article, as the hypothesis writes it, never possessive."""
     words = candidate.split(" ")
     start = max((words.index(article) for article in _ARTICLES if article in words), default=0)
     pattern = " ".join(rf"{re.escape(word)}(?:\.|,|\?|!)?" for word in words[start:])
-    found = re.search(pattern, hypothesis, re.IGNORECASE)
-    if not found:
+    match = re.search(pattern, hypothesis, re.IGNORECASE)
+    if not match:
         raise ValueError(f"the hypothesis {hypothesis!r} does not hold {candidate!r}")
-    written = found[0][:-1] if found[0].endswith(_MARKS) else found[0]
+    written = match[0][:-1] if match[0].endswith(_MARKS) else match[0]
     return written.removesuffix("'") if written.endswith("'") else written.removesuffix("'s")
 
 
@@ -197,8 +215,8 @@ def _words(text: str) -> list[str]:
     return [word for word in stripped if word]
 
 
-def _mark(text: str, place: int) -> str:
+def _mark(text: str, index: int) -> str:
     words = text.split(" ")
-    word = words[place]
-    words[place] = f"*{word[:-1]}* {word[-1]}" if word.endswith(_MARKS) else f"*{word}*"
+    word = words[index]
+    words[index] = f"*{word[:-1]}* {word[-1]}" if word.endswith(_MARKS) else f"*{word}*"
     return " ".join(words)

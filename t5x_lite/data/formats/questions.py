@@ -1,8 +1,8 @@
-"""Questions about a text, or about nothing but the question: SQuAD and TriviaQA.
+"""Format question answering: SQuAD and TriviaQA, with a context or without.
 
-Punctuation is set apart with spaces in questions, contexts and answers alike:
+Punctuation gets spaces around it in questions, contexts and answers:
 
-    question: Who wrote "Emma" ?   is read as   question: Who wrote " Emma " ?
+    question: Who wrote "Emma"?   ->   question: Who wrote " Emma " ?
 """
 
 import re
@@ -26,7 +26,15 @@ def pad_punctuation(text: str) -> str:
 
 @versioned("questions.squad", 1)
 def squad(example: Example, *, closed_book: bool = False) -> list[dict[str, Any]]:
-    """Ask for the first answer to a question about a context; `closed_book` leaves it out."""
+    """Ask for the first answer to a question about a context.
+
+        inputs     question: Who wrote it ? context: Ada wrote it .
+        targets    Ada
+
+    Args:
+        example: An example of SQuAD.
+        closed_book: Whether to omit the context from the inputs.
+    """
     question, context = pad_punctuation(example["question"]), pad_punctuation(example["context"])
     answers = [pad_punctuation(answer) for answer in example["answers/text"]]
     inputs = (
@@ -48,44 +56,53 @@ def squad(example: Example, *, closed_book: bool = False) -> list[dict[str, Any]
 
 @versioned("questions.squad_span", 1)
 def squad_span(example: Example) -> list[dict[str, Any]]:
-    """Ask for the places of the answer's first and last word: "start: 3 end: 5".
+    """Ask for the indices of the answer's first and last word: "start: 3 end: 5".
 
-    Words are counted as `span_words` splits the context. An answer that is not found, or that ends
-    the context, makes no example.
+    Words are those of `span_words`. There is no example if the answer is not found, or if it ends
+    the context: the T5 library does not look there.
+
+    Args:
+        example: An example of SQuAD.
     """
-    [made] = squad(example)
-    words, answer = span_words(made["context"]), span_words(made["targets"])
+    [formatted] = squad(example)
+    words, answer = span_words(formatted["context"]), span_words(formatted["targets"])
     for start in range(len(words) - len(answer)):
         if words[start : start + len(answer)] == answer:
-            return [made | {"targets": f"start: {start} end: {start + len(answer) - 1}"}]
+            return [formatted | {"targets": f"start: {start} end: {start + len(answer) - 1}"}]
     return []
 
 
 def span_words(text: str) -> list[str]:
-    """Split at each space, once all that is no ASCII letter, digit or underscore is one.
+    """Split a text into words: runs of ASCII letters, digits and underscores.
 
-    Two neighboring spaces have an empty word between them, which counts.
+    Two neighboring separators have an empty word between them, which counts:
+
+        "a, b"   ->   "a", "", "b"
     """
     return re.sub(r"\W", " ", text, flags=re.ASCII).split(" ")
 
 
 @versioned("questions.trivia_qa", 1)
 def trivia_qa(example: Example) -> list[dict[str, Any]]:
-    """Ask a question about each text in which one of its answers occurs, answer by answer."""
+    """Ask a question about each text that contains one of its answers, once for each answer.
+
+    Args:
+        example: An example of TriviaQA.
+    """
     question = pad_punctuation(example["question"])
     answers = [pad_punctuation(answer) for answer in example["answer/normalized_aliases"]]
     texts: Sequence[str] = [
         *example["entity_pages/wiki_context"],
         *example["search_results/search_context"],
     ]
-    found = []
+    examples = []
     for text in texts:
         context = pad_punctuation(text)
         lowered = context.translate(_CAPITALS)
         inputs = _SPACE.sub(" ", f"question: {question} context: {context}")
-        found += [
+        examples += [
             {"inputs": inputs, "targets": answer}
             for answer in answers
             if answer.translate(_CAPITALS) in lowered
         ]
-    return found
+    return examples

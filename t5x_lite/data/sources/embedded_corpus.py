@@ -1,11 +1,11 @@
-"""Documents on disk in C4's layout, and a corpus of real English that every installation carries.
+"""Make a small corpus of English from the docstrings of installed packages, in C4's layout.
 
-A corpus is a directory of JSON-lines shards, gzipped or plain, whose lines hold at least `text`:
+It allows training without a download. A corpus is a directory of JSON lines, gzipped or not:
 
     c4-train.00000-of-00004.json.gz     {"text": "...", "url": "https://...", "timestamp": "..."}
 
-The embedded corpus is made of the docstrings of the standard library and of the packages that this
-one depends on, read from the source files without importing any, and of the language reference in
+The embedded corpus consists of the docstrings of the standard library and of the dependencies of
+this package, read from the source files without importing them, and of the language reference in
 `pydoc_data.topics`. The same installed versions give the same bytes.
 """
 
@@ -40,7 +40,9 @@ TRAIN_SHARDS, VALIDATION_SHARDS = 4, 1
 
 _VALIDATION_PERCENT = 2
 _MIN_CHARACTERS = 40
-_MIN_LETTERS = 0.65  # of what is not space: tables, formulae and listings fall below
+_MIN_LETTERS = (
+    0.65  # of the characters that are not space: tables, formulas and listings have fewer
+)
 _SKIPPED_FOLDERS = {"__pycache__", "dist-packages", "site-packages", "test", "tests", "testing"}
 _DEFINITIONS = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 _URL = "https://docs.invalid/"
@@ -49,7 +51,14 @@ _TIMESTAMP = "2026-01-01T00:00:00Z"
 
 @dataclass(frozen=True)
 class CorpusSummary:
-    """What a corpus holds: documents of either split, characters in both, and whose they are."""
+    """What a corpus contains.
+
+    Attributes:
+        train_documents: The number of documents of the train split.
+        validation_documents: The number of documents of the validation split.
+        characters: Of both splits.
+        packages: The packages that the documents come from.
+    """
 
     train_documents: int
     validation_documents: int
@@ -60,12 +69,18 @@ class CorpusSummary:
 def write_embedded_corpus(
     directory: str | os.PathLike, packages: Sequence[str] = PACKAGES
 ) -> CorpusSummary:
-    """Write the embedded corpus, or leave the one that is there, and say what it holds.
+    """Write the embedded corpus unless it exists, and return what it contains.
 
-    Documents are ordered by a hash of their names, so that neighbors are unrelated, and 2 % of the
-    names, chosen by the same hash, are the validation split. The directory appears only when
-    everything in it is complete. A corpus once written is kept although packages were updated: what
-    was learned from it must stay repeatable. Raises ConfigError where it is that of other packages.
+    Documents are ordered by a hash of their names, so that neighbors are unrelated. 2 % of them,
+    chosen by the same hash, are the validation split. The directory appears when it is complete. An
+    existing corpus is kept even if packages were updated, so that runs stay repeatable.
+
+    Args:
+        directory: Where the corpus is or will be.
+        packages: The packages whose docstrings make the corpus.
+
+    Raises:
+        ConfigError: If the directory has the corpus of other packages.
     """
     directory = Path(directory)
     if not (directory / "corpus.json").exists():
@@ -81,8 +96,8 @@ def write_embedded_corpus(
     summary = CorpusSummary(**{**content, "packages": tuple(content["packages"])})
     if summary.packages != tuple(packages):
         raise ConfigError(
-            f"{directory} holds the corpus of the packages {', '.join(summary.packages)}, asked "
-            f"for are {', '.join(packages)}: use another directory",
+            f"{directory} holds the corpus of the packages {', '.join(summary.packages)}, expected "
+            f"{', '.join(packages)}: use another directory",
             "EmbeddedCorpus.packages",
             "DATA_DIR",
         )
@@ -92,11 +107,11 @@ def write_embedded_corpus(
 def embedded_documents(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Return the texts of the embedded corpus by name, such as "numpy.linalg._linalg.svd".
 
-    A package that is not installed is left out, and so is a text that another name has already.
+    Packages that are not installed are omitted, and so are texts that another name has already.
     """
     texts: dict[str, str] = {}
     seen = set()
-    with _garbage_left_alone():
+    with _without_garbage_collection():
         for name, text in _all_documents(packages):
             fingerprint = hashlib.sha256(" ".join(text.lower().split()).encode()).digest()
             if name not in texts and fingerprint not in seen:
@@ -111,7 +126,7 @@ def shard_pattern(directory: str | os.PathLike, split: str) -> str:
 
 
 def read_documents(directory: str | os.PathLike, split: str) -> Iterator[dict[str, Any]]:
-    """Yield the documents of a split, shard after shard."""
+    """Yield the documents of a split, one shard after another."""
     pattern = shard_pattern(directory, split)
     shards = files.matching(pattern)
     if not shards:
@@ -121,7 +136,7 @@ def read_documents(directory: str | os.PathLike, split: str) -> Iterator[dict[st
 
 
 def document_name(document: Mapping[str, Any]) -> str:
-    """Return the name that the address of a document ends in: "json.loads" of ".../json.loads"."""
+    """Return the name at the end of a document's URL: "json.loads" of ".../json.loads"."""
     return str(document.get("url", "")).rsplit("/", 1)[-1]
 
 
@@ -148,17 +163,17 @@ def _write_corpus(directory: Path, packages: Sequence[str]) -> None:
 
 
 def _write_gzip(path: Path, lines: Iterable[bytes]) -> None:
-    """Write a gzip file whose bytes depend on the lines alone: no name, no time."""
+    """Write a gzip file whose bytes depend on the lines alone: without a name and a time."""
     with open(path, "wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
         packed.writelines(lines)
 
 
 @contextlib.contextmanager
-def _garbage_left_alone() -> Iterator[None]:
-    """Stop cyclic garbage collection for a while.
+def _without_garbage_collection() -> Iterator[None]:
+    """Disable cyclic garbage collection in the `with` block.
 
-    Syntax trees have no cycles, but so many nodes that Python keeps searching all that is loaded
-    for some: with TensorFlow loaded that doubles the time of reading source files.
+    Syntax trees have no cycles, but their many nodes trigger collections over all loaded objects.
+    With TensorFlow loaded, that doubles the time of reading source files.
     """
     collecting = gc.isenabled()
     gc.disable()
@@ -174,7 +189,7 @@ def _hash(name: str) -> bytes:
 
 
 def _all_documents(packages: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield the name and the cleaned text of every document, repeated ones too."""
+    """Yield the name and the cleaned text of every document, duplicates included."""
     for package in packages:
         for root, prefix in _roots(package):
             for path in _source_files(root):
@@ -183,12 +198,12 @@ def _all_documents(packages: Sequence[str]) -> Iterator[tuple[str, str]]:
                 texts = _topics(path) if module == "pydoc_data.topics" else _docstrings(path)
                 for name, text in texts:
                     text = _clean(text)
-                    if len(text) >= _MIN_CHARACTERS and _share_of_letters(text) >= _MIN_LETTERS:
+                    if len(text) >= _MIN_CHARACTERS and _letter_fraction(text) >= _MIN_LETTERS:
                         yield module + name, text
 
 
 def _roots(package: str) -> list[tuple[Path, tuple[str, ...]]]:
-    """Return the folders of an importable package, without importing it, and their names' start."""
+    """Return the folders of a package, without importing it, and the prefix of their modules."""
     if package == STANDARD_LIBRARY:
         return [(Path(sysconfig.get_path("stdlib")), ())]
     spec = importlib.util.find_spec(package)
@@ -197,7 +212,7 @@ def _roots(package: str) -> list[tuple[Path, tuple[str, ...]]]:
 
 
 def _source_files(root: Path) -> Iterator[Path]:
-    """Yield the Python files under a folder in alphabetic order, those of test suites left out."""
+    """Yield the Python files under a folder in alphabetic order, except those of test suites."""
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(set(subfolders) - _SKIPPED_FOLDERS)
         for file in sorted(names):
@@ -216,7 +231,7 @@ def _topics(path: Path) -> Iterator[tuple[str, str]]:
 def _docstrings(path: Path) -> Iterator[tuple[str, str]]:
     """Yield ("", the module's docstring), (".Class.method", its docstring) ... of a source file.
 
-    What is defined inside a function is left out.
+    What is defined inside a function is omitted.
     """
 
     def visit(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
@@ -233,27 +248,27 @@ def _docstrings(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _parse(path: Path) -> ast.Module:
-    """Parse a source file; what has no docstring or is not Python 3 is an empty module."""
+    """Parse a source file; one without docstrings, or not in Python 3, gives an empty module."""
     try:
         source = path.read_bytes()
         if b'"""' not in source and b"'''" not in source:
             return ast.Module([], [])
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other people's escape sequences
+            warnings.simplefilter("ignore")  # about escape sequences in others' code
             return ast.parse(source)
     except (OSError, SyntaxError, ValueError):
         return ast.Module([], [])
 
 
 def _clean(text: str) -> str:
-    """Return a text without its interpreter sessions and what no one can read."""
+    """Return a text without interpreter sessions and unreadable characters."""
     text = text.encode("utf-8", "ignore").decode()  # half surrogates
     text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f]+", " ", text)
     paragraphs = re.split(r"\n\s*\n", text)
     return "\n\n".join(part for part in paragraphs if ">>>" not in part).strip()
 
 
-def _share_of_letters(text: str) -> float:
+def _letter_fraction(text: str) -> float:
     """Return how many of the characters that are not space are letters, from 0 to 1."""
     characters = "".join(text.split())
     return sum(map(str.isalpha, characters)) / max(len(characters), 1)

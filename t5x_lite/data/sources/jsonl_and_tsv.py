@@ -1,7 +1,7 @@
-"""Lines of data files as records; malformed lines are counted, logged, or an error.
+"""Read JSON lines, TSV and text files as records, and count and report malformed lines.
 
-Nothing is skipped silently. A warning names the file and line of what cannot be used. Beyond the
-allowed share of a file (`MalformedLines.max_fraction`) it is an error.
+No line is skipped silently. A malformed line is logged as a warning with its file and line number
+and counted. If a file has more of them than the tolerance permits, that is an error.
 """
 
 import contextlib
@@ -26,10 +26,16 @@ _WARNINGS_PER_FILE = 20
 
 @dataclass(frozen=True)
 class MalformedLines:
-    """How much unusable data is borne.
+    """The tolerance for malformed lines in data files.
 
-    max_fraction: of the lines of each file; 0 stops at the first. max_bytes: of a line, which is
-    never read further than that.
+    Args:
+        max_fraction: Of the lines of each file that may be malformed, from 0 to 1. 0 stops at the
+            first one: a new corpus should be looked at before lines are skipped.
+        max_bytes: Of a line. A longer one is malformed and not kept in memory, so that a file
+            without line ends cannot exhaust it.
+
+    Raises:
+        ConfigError: If a value is out of range.
     """
 
     max_fraction: float = 0.0
@@ -49,7 +55,13 @@ STRICT = MalformedLines()
 
 @dataclass
 class LineStats:
-    """What was read: lines, those that could not be used by the reason, and the first of them."""
+    """Counts of the lines that were read.
+
+    Attributes:
+        lines: How many lines were read, malformed ones included.
+        bad: How many were malformed, by the reason.
+        first: Messages about the first malformed lines.
+    """
 
     lines: int = 0
     bad: Counter[str] = field(default_factory=Counter)
@@ -83,12 +95,21 @@ def read_records(
     bad_lines: MalformedLines = STRICT,
     line_stats: LineStats | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the records of a file as mappings that have text in each of the `fields`.
+    """Yield the records of a file as mappings with text in each of the `fields`.
 
-    Names that end in ".tsv" are of tab-separated columns under a line of their names, ".txt" of
-    lines that are a "text" each, all others of JSON lines; ".gz" after that is a gzipped file.
-    What cannot be used is counted in `line_stats`. Raises ConfigError, naming file and line, for
-    the first of it or, if a fraction is allowed, at the end of a file with more (not an empty one).
+        {"text": "One.", "url": "a"}   ->   {"text": "One.", "url": "a"}
+
+    Args:
+        path: A path or URL. ".tsv" has tab-separated columns under a line with their names, ".txt"
+            a "text" on each line, and all other files JSON lines. ".gz" may follow.
+        fields: The fields that every record must have.
+        bad_lines: The tolerance for malformed lines.
+        line_stats: Counts lines and malformed lines; None: they are counted for this file only.
+
+    Raises:
+        ConfigError: If the file cannot be read; at the first malformed line; or, with a tolerance,
+            at the end of a file with too many. An empty file counts as malformed, but exceeds no
+            tolerance above 0.
     """
     line_stats = LineStats() if line_stats is None else line_stats
     kind = path.removesuffix(".gz").rsplit(".", 1)[-1]
@@ -119,7 +140,7 @@ def read_records(
                 _LOG.warning(f"skipped {message}")
     if bad > bad_lines.max_fraction * number and not is_empty:
         raise ConfigError(
-            f"{path}: {bad:,} of {number:,} lines cannot be used, allowed is a share of "
+            f"{path}: {bad:,} of {number:,} lines are malformed; the tolerance is a fraction of "
             f"{bad_lines.max_fraction:g}; the first: {line_stats.first[0]}",
             "MalformedLines.max_fraction",
             "DATA_DIR",
@@ -127,12 +148,22 @@ def read_records(
 
 
 def check_line_stats(line_stats: LineStats, path: str, bad_lines: MalformedLines) -> None:
-    """Warn of what could not be used of a file; raises ConfigError past the allowed share of it."""
+    """Log a warning for the malformed lines of a file.
+
+    Args:
+        line_stats: The counts of the file.
+        path: Of the file.
+        bad_lines: The tolerance for malformed lines.
+
+    Raises:
+        ConfigError: If the file has too many malformed lines.
+    """
     if not line_stats.bad:
         return
     if line_stats.bad.total() > bad_lines.max_fraction * line_stats.lines:
         raise ConfigError(
-            f"{path}: {line_stats.describe()}; allowed is a share of {bad_lines.max_fraction:g}",
+            f"{path}: {line_stats.describe()}; the tolerance is a fraction of "
+            f"{bad_lines.max_fraction:g}",
             "MalformedLines.max_fraction",
         )
     for message in line_stats.first:
@@ -140,7 +171,7 @@ def check_line_stats(line_stats: LineStats, path: str, bad_lines: MalformedLines
 
 
 def _lines(path: str, max_bytes: int) -> Iterator[bytes | MalformedLineError]:
-    """Yield the lines of a file without their ends, and what is no line as the error it is."""
+    """Yield the lines of a file without their line ends; for a malformed one, its error."""
     number = 0
     try:
         with contextlib.ExitStack() as stack:
@@ -156,7 +187,7 @@ def _lines(path: str, max_bytes: int) -> Iterator[bytes | MalformedLineError]:
         if not number:
             yield MalformedLineError(EMPTY, "it holds no example")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        yield MalformedLineError(CUT_SHORT, f"nothing can be read from here on: {error}")
+        yield MalformedLineError(CUT_SHORT, f"the rest cannot be read: {error}")
     except Exception as error:
         if isinstance(error, OSError) or type(error).__module__.startswith("tensorflow"):
             raise ConfigError(f"{path} cannot be read: {error}", "DATA_DIR") from None
@@ -164,7 +195,7 @@ def _lines(path: str, max_bytes: int) -> Iterator[bytes | MalformedLineError]:
 
 
 def _skip(file: IO[bytes], line: bytes) -> int:
-    """Read up to the end of a line, some of which is read; return how many bytes it has."""
+    """Read the rest of a line, of which some is read; return how many bytes it has."""
     length, piece = len(line), line
     while piece and not piece.endswith(b"\n"):
         piece = file.readline(1 << 20)
@@ -232,6 +263,6 @@ def _columns(path: str, line: bytes | MalformedLineError, fields: Sequence[str])
 def _from_row(text: str, columns: Sequence[str], fields: Sequence[str]) -> dict[str, Any]:
     cells = next(csv.reader([text], delimiter="\t", quoting=csv.QUOTE_NONE), [])
     if len(cells) != len(columns):
-        raise MalformedLineError(NO_FIELD, f"{len(cells)} columns in place of {len(columns)}")
+        raise MalformedLineError(NO_FIELD, f"{len(cells)} columns instead of {len(columns)}")
     record = dict(zip(columns, cells, strict=True))
     return {name: record[name] for name in fields}

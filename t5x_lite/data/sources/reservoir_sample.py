@@ -1,4 +1,4 @@
-"""A sample of a corpus that fits into memory, however large the corpus is."""
+"""Sample lines of a corpus of any size, in one pass and limited memory (for `vocab`)."""
 
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,11 +7,11 @@ from t5x_lite.data.sources.jsonl_and_tsv import STRICT, LineStats, MalformedLine
 from t5x_lite.errors import ConfigError
 from t5x_lite.io import files
 
-_MAX_BYTES = 4000  # of a line: SentencePiece passes over lines of more than 4,192
+_MAX_BYTES = 4000  # of a line: SentencePiece skips lines of more than 4,192
 
 
 def sample_lines(
-    shares: Mapping[str, float],
+    weights: Mapping[str, float],
     *,
     max_lines: int,
     seed: int = 0,
@@ -19,24 +19,34 @@ def sample_lines(
     bad_lines: MalformedLines = STRICT,
     line_stats: LineStats | None = None,
 ) -> list[str]:
-    """Return `max_lines` lines of text, or all where there are fewer, in a random order.
+    """Return a random sample of the lines of text files, in a random order.
 
-    shares: for each pattern of files, its part of the lines: {"en/*": 10, "de/*": 1} gives ten of
-    English to one of German. All files are read once; the same files and seed give the same lines.
-    Raises ConfigError where no file matches a pattern.
+    All files are read once. The same files and seed give the same lines.
+
+    Args:
+        weights: The weight of each pattern of files in the sample: {"en/*": 10, "de/*": 1} gives
+            ten lines of English to one of German.
+        max_lines: How many lines to sample, or all if there are fewer.
+        seed: Of the sample.
+        text_field: The field of JSON lines that contains the text.
+        bad_lines: The tolerance for malformed lines.
+        line_stats: Counts lines and malformed lines.
+
+    Raises:
+        ConfigError: If no file matches a pattern, or a number is out of range.
     """
-    if max_lines < 1 or not shares or min(shares.values()) <= 0:
+    if max_lines < 1 or not weights or min(weights.values()) <= 0:
         raise ConfigError(
-            f"max_lines takes 1 or more, shares are positive; got {max_lines} and {dict(shares)}",
+            f"max_lines takes 1 or more, weights are positive; got {max_lines} and {dict(weights)}",
             "vocab.max_lines",
             "vocab.corpus",
         )
     chosen: list[str] = []
-    for pattern, share in shares.items():
+    for pattern, weight in weights.items():
         paths = files.matching(pattern)
         if not paths:
             raise ConfigError(f"no file matches {pattern}", "vocab.corpus")
-        count = max(round(max_lines * share / sum(shares.values())), 1)
+        count = max(round(max_lines * weight / sum(weights.values())), 1)
         lines = (
             line
             for path in paths
@@ -49,22 +59,27 @@ def sample_lines(
 
 
 def reservoir(items: Iterable[str], count: int, *, seed: int) -> list[str]:
-    """Return `count` items, each set of so many as likely as any other, in one pass.
+    """Return a uniform random sample of `count` items, in one pass.
 
-    Source: Vitter 1985, algorithm R.
+    Args:
+        items: Any number of items.
+        count: The size of the sample, or all items if there are fewer.
+        seed: Of the sample.
+
+    Source: Vitter 1985, "Random Sampling with a Reservoir", algorithm R.
     """
     generator = random.Random(seed)
     kept: list[str] = []
     for number, item in enumerate(items):
         if number < count:
             kept.append(item)
-        elif (place := generator.randrange(number + 1)) < count:
-            kept[place] = item
+        elif (slot := generator.randrange(number + 1)) < count:
+            kept[slot] = item
     return kept
 
 
 def split_lines(text: str) -> Iterator[str]:
-    """Yield the lines of a text that are not empty, long ones in pieces cut between words."""
+    """Yield the non-empty lines of a text; lines above 4,000 bytes are split between words."""
     for line in text.splitlines():
         line = line.strip()
         while len(line.encode()) > _MAX_BYTES:

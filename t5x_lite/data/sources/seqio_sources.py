@@ -1,4 +1,4 @@
-"""Where the examples of seqio tasks come from: files of lines, and data sets of TFDS."""
+"""Sources of seqio tasks: files of lines, and TensorFlow Datasets (TFDS)."""
 
 import functools
 import itertools
@@ -31,10 +31,14 @@ class Source(Protocol):
 @versioned("json_lines_source", 1)
 @dataclass(frozen=True)
 class JsonLinesSource:
-    """Files of lines as the source of seqio tasks (`records.read_records` tells what they may be).
+    """Files of lines as the source of a seqio task; see `jsonl_and_tsv.read_records`.
 
-    directory: a path or an address. patterns: what the files of each split are called; None is as
-    in C4. fields: the text that every line must have; what a line has of `optional` is passed on.
+    Args:
+        directory: A path or a URL.
+        patterns: The names of the files of each split; None: as in C4.
+        fields: The fields of text that every line must have.
+        optional: Further fields, which are empty text where a line lacks them.
+        bad_lines: The tolerance for malformed lines.
     """
 
     directory: str
@@ -44,11 +48,14 @@ class JsonLinesSource:
     bad_lines: MalformedLines = STRICT
 
     def to_seqio(self) -> "seqio.FileDataSource":
-        """Return the source; raises ConfigError where a pattern matches no file.
+        """Return the source.
 
-        Only C4's validation files may be missing, which leaves the task without that split.
+        It gets two attributes beyond seqio's: `line_stats` counts the lines of each file that was
+        read, and `json_lines` is this value, by which the fast data path recognizes the source.
 
-        Its attribute `line_stats` counts, file by file, what was read; `json_lines` is this value.
+        Raises:
+            ConfigError: If a pattern matches no file. With C4's patterns, the validation files may
+                be missing; the task then has no such split.
         """
         import seqio
         import tensorflow as tf
@@ -57,26 +64,32 @@ class JsonLinesSource:
             split: os.path.join(self.directory, pattern)
             for split, pattern in (self.patterns or C4_FILES).items()
         }
-        found = {split: pattern for split, pattern in patterns.items() if files.matching(pattern)}
-        wanted = ["train"] if self.patterns is None else list(patterns)
-        if missing := [patterns[split] for split in wanted if split not in found]:
+        existing = {
+            split: pattern for split, pattern in patterns.items() if files.matching(pattern)
+        }
+        required = ["train"] if self.patterns is None else list(patterns)
+        if missing := [patterns[split] for split in required if split not in existing]:
             raise ConfigError(f"no file matches {missing[0]}", "DATA_DIR")
         line_stats: dict[str, LineStats] = {}
         read = functools.partial(_read_file, source=self, line_stats=line_stats)
         source = seqio.FileDataSource(
-            tf.autograph.experimental.do_not_convert(lambda path: read(path)), found, cycle_length=1
+            tf.autograph.experimental.do_not_convert(lambda path: read(path)),
+            existing,
+            cycle_length=1,
         )
         for name, value in (("line_stats", line_stats), ("json_lines", self)):
-            setattr(source, name, value)  # beside what seqio declares
+            setattr(source, name, value)
         return source
 
 
 @dataclass(frozen=True)
 class TfdsSource:
-    """A data set of TFDS that was prepared before, as the source of seqio tasks.
+    """A dataset of TFDS, prepared before, as the source of a seqio task.
 
-    name: with its version, as in "glue/cola:1.0.0". splits: by the names of tasks, what they are
-    in TFDS. data_dir: where TFDS keeps its data sets; None is its own default.
+    Args:
+        name: With its version, such as "glue/cola:1.0.0".
+        splits: The TFDS split of each split of the task.
+        data_dir: Where TFDS has its datasets; None: its default.
     """
 
     name: str
@@ -84,7 +97,7 @@ class TfdsSource:
     data_dir: str | None = None
 
     def to_seqio(self) -> "seqio.TfdsDataSource":
-        """Return the source, which looks for its files when it is first read."""
+        """Return the source, which looks for its files when it is read."""
         import seqio
 
         return seqio.TfdsDataSource(
@@ -95,7 +108,7 @@ class TfdsSource:
 def _read_file(
     path: "tf.Tensor", source: JsonLinesSource, line_stats: dict[str, LineStats]
 ) -> "tf.data.Dataset":
-    """Return the records of a file as a dataset of strings by field, "" where one is absent."""
+    """Return the records of a file as a dataset of strings by field, "" for a missing field."""
     import tensorflow as tf
 
     names = tuple(dict.fromkeys((*source.fields, *source.optional)))

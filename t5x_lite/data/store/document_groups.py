@@ -1,9 +1,9 @@
-"""Groups of documents, which text is joined in before it is cut into pieces.
+"""Group consecutive documents, which are joined before text is cut into pieces.
 
-Empty documents count for nothing. With two documents a group:
+Empty documents do not count. With two documents a group (positions count tokens):
 
-    documents     abc (empty) de | f gh | i      groups begin with documents   0 3 5, 6 documents
-    places        0   3       3    5 6    8      and at the tokens             0 5 8, 9 tokens
+    documents     abc (empty) de | f gh | i      groups start with documents   0 3 5, of 6 documents
+    start at      0   3       3    5 6    8      and at the tokens             0 5 8, of 9 tokens
 """
 
 from typing import Protocol
@@ -11,29 +11,42 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-DOCUMENTS = 128  # of a group in the tables of token stores, as T5's `reduce_concat_tokens` has
+# Documents of a group in the tables of token stores, as in T5's `reduce_concat_tokens`.
+DOCUMENTS = 128
 _OFFSETS_PER_READ = 1 << 20
 
 
 class Offsets(Protocol):
-    """What is needed of a store: where its documents begin, and the table of its groups."""
+    """The part of a store that says where its documents start."""
 
     def offsets(self, feature: str) -> NDArray[np.int64]:
-        """Return where each document begins and, last, where the last one ends."""
+        """Return where each document starts and, last, where the last one ends: [documents + 1]."""
         ...
 
     def groups(self, feature: str) -> NDArray[np.int64] | None:
-        """Return the number and the start of every 128th document with tokens, if they are kept."""
+        """Return the index and the start of every 128th non-empty document: [groups, 2].
+
+        None for a store without this table.
+        """
         ...
 
 
 def group_documents(
     store: Offsets, feature: str, documents_per_group: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the first document of each group and where it begins; last, where all ends.
+    """Return the first document of each group, and where its tokens start.
 
-    From the store's table where that serves, which takes a moment for any corpus; otherwise from
-    all offsets, a million at a time.
+    If the store has a table for groups of 128 documents and the group size is a multiple of it,
+    this takes milliseconds for a corpus of any size. Otherwise all offsets are read.
+
+    Args:
+        store: a store of documents.
+        feature: the feature that contains them.
+        documents_per_group: how many non-empty documents make a group.
+
+    Returns:
+        The index of the first document of each group and, last, the number of documents; and where
+        these documents start and, last, where the last one ends: int64 [groups + 1] each.
     """
     offsets, table_g2 = store.offsets(feature), store.groups(feature)
     last = len(offsets) - 1
@@ -47,10 +60,15 @@ def group_documents(
 
 
 def _first_documents(offsets: NDArray[np.int64], documents_per_group: int) -> NDArray[np.int64]:
+    """Return the index of the first document of each group, a million offsets at a time.
+
+    Hundreds of millions of offsets need not fit into memory.
+    """
     parts, seen = [np.zeros(0, np.int64)], 0
     for low in range(0, len(offsets) - 1, _OFFSETS_PER_READ):
         bounds = np.asarray(offsets[low : low + _OFFSETS_PER_READ + 1])
         documents = low + np.flatnonzero(np.diff(bounds) > 0)
+        # The first group that starts here: -seen % n documents still belong to the group before.
         parts.append(documents[-seen % documents_per_group :: documents_per_group])
         seen += len(documents)
     return np.concatenate(parts)

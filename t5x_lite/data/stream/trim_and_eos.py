@@ -188,8 +188,8 @@ def read_ranges(
 def read_only(array: Any) -> Any:
     """Return a plain read-only view of an array, the one type that the kernels are compiled for.
 
-    numba compiles a kernel again for every combination of argument types, and a memory map or a
-    writable array is another type. What is not an array is returned as it is.
+    numba compiles a kernel once per combination of argument types, and a memory map or a writable
+    array is another type. What is not an array is returned as it is.
     """
     if not isinstance(array, np.ndarray):
         return array

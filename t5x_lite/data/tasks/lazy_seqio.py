@@ -1,4 +1,4 @@
-"""Importing seqio and TensorFlow where nobody should notice."""
+"""Import seqio and TensorFlow when they are needed, quietly and without taking accelerators."""
 
 import contextlib
 import os
@@ -12,18 +12,20 @@ def import_seqio() -> None:
         import tensorflow as tf
 
         for kind in ("GPU", "TPU"):
-            with contextlib.suppress(RuntimeError):  # devices in use already
+            with contextlib.suppress(
+                RuntimeError
+            ):  # TensorFlow has already initialized the devices
                 tf.config.set_visible_devices([], kind)
 
 
 @contextlib.contextmanager
 def _discarded_stderr() -> Iterator[None]:
-    """Discard what is written to file descriptor 2: TensorFlow's greetings obey no setting."""
-    kept, discarded = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    """Discard file descriptor 2: no setting silences the lines TensorFlow prints at its import."""
+    stderr, discarded = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(discarded, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
         os.close(discarded)

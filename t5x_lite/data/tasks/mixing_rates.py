@@ -1,4 +1,4 @@
-"""Mixing rates: how often each task of a mixture is drawn."""
+"""Mixing rates: how often each task of a mixture is drawn (limit, temperature, UniMax)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +14,20 @@ if TYPE_CHECKING:
 def examples_proportional_rates(
     num_examples: Mapping[str, float], *, limit: float | None, temperature: float = 1.0
 ) -> dict[str, float]:
-    """Return T5's rate of each task: min(examples, limit) ** (1 / temperature).
-
-    The limit keeps a huge task from drowning the others; a temperature above 1 draws the rates
-    together. Rates need no common scale; they are divided by their sum where they are used:
+    """Return T5's mixing rate of each task: min(examples, limit) ** (1 / temperature).
 
         {"text": 1_000_000, "name": 900}, limit 10_000, temperature 2   ->   100 and 30
+
+    Args:
+        num_examples: The number of training examples of each task.
+        limit: Caps the number of examples, so that a huge task does not dominate; None: no cap.
+        temperature: Above 1, it makes the rates more equal.
+
+    Returns:
+        The rate of each task, in no particular unit: rates are divided by their sum when used.
+
+    Raises:
+        ConfigError: If the limit is below 1 or the temperature is not positive.
 
     Source: Raffel et al. 2020 (T5), section 3.5.2.
     """
@@ -35,23 +43,29 @@ def examples_proportional_rates(
             "EmbeddedCorpus.temperature",
             "Study.temperature",
         )
-    most = float("inf") if limit is None else limit
-    return {name: min(count, most) ** (1 / temperature) for name, count in num_examples.items()}
+    cap = float("inf") if limit is None else limit
+    return {name: min(count, cap) ** (1 / temperature) for name, count in num_examples.items()}
 
 
 @versioned("rates_by_examples", 1)
 @dataclass(frozen=True)
 class ExamplesProportionalRate:
-    """A rate for seqio mixtures that follows from how many training examples a task has.
+    """A rate for seqio mixtures that depends on the number of training examples of the task.
 
     The number is looked up when the mixture is used, not when it is registered.
+
+        seqio.MixtureRegistry.add("mix", ["a", "b"], default_rate=ExamplesProportionalRate(2**19))
+
+    Attributes:
+        limit: As in `examples_proportional_rates`.
+        temperature: As in `examples_proportional_rates`.
     """
 
     limit: float | None = None
     temperature: float = 1.0
 
     def __post_init__(self):
-        """Refuse a limit or a temperature that gives no rates."""
+        """Raise ConfigError for an invalid limit or temperature."""
         examples_proportional_rates({}, limit=self.limit, temperature=self.temperature)
 
     def __call__(self, task: "seqio.Task") -> float:
@@ -79,9 +93,15 @@ class ExamplesProportionalRate:
 @versioned("mixture", 1)
 @dataclass(frozen=True)
 class Mixture:
-    """The declaration of a mixture of tasks or mixtures that other task_providers register.
+    """A task provider that registers a mixture of tasks or mixtures of other task providers.
 
-    rates: explicit ones by name; a mixture inside counts as one task, whose own rates divide it.
+    Args:
+        name: Of the mixture.
+        rates: The rate of each task or mixture by name, in any unit. A mixture counts as one task;
+            its own rates divide its part.
+
+    Raises:
+        ConfigError: If a rate is negative or infinite, or all are 0.
     """
 
     name: str
@@ -118,7 +138,14 @@ class Mixture:
 
 
 def language_rates(sizes: Mapping[str, float], *, alpha: float = 0.3) -> dict[str, float]:
-    """Return the share of each language, size ** alpha over the sum: mT5's sampling."""
+    """Return the probability of each language, size ** alpha over the sum: mT5's sampling.
+
+    Args:
+        sizes: The amount of text of each language, in any unit.
+        alpha: Below 1, it boosts small languages. mT5 uses 0.3.
+
+    Source: Xue et al. 2021 (mT5), section 3.1.
+    """
     powers = {language: size**alpha for language, size in sizes.items()}
     total = sum(powers.values())
     return {language: power / total for language, power in powers.items()}
@@ -127,21 +154,28 @@ def language_rates(sizes: Mapping[str, float], *, alpha: float = 0.3) -> dict[st
 def unimax_rates(
     sizes: Mapping[str, float], *, budget: float, max_epochs: float = 1.0
 ) -> dict[str, float]:
-    """Return the share of each language by UniMax: as even as it can be without many repeats.
+    """Return the probability of each language by UniMax: uniform, with a cap on repetition.
 
-    sizes and budget: in the same unit, such as characters. From the smallest language up, each
-    takes an even share of what is left of the budget, but no more than `max_epochs` of its text:
+    From the smallest language up, each gets an equal part of the remaining budget, but at most
+    `max_epochs` of its text:
 
         sizes {"a": 10, "b": 100, "c": 1000}, budget 300   ->   10, 100 and 190 of 300
 
-    The shares sum to 1 even where there is not enough text for the budget. Source: Chung et al.
-    2023 (UniMax), algorithm 1.
+    Args:
+        sizes: The amount of text of each language, such as characters.
+        budget: The amount of text of the whole run, in the same unit.
+        max_epochs: How often the text of a language may be repeated.
+
+    Returns:
+        Probabilities, which sum to 1 even if there is too little text for the budget.
+
+    Source: Chung et al. 2023 (UniMax), algorithm 1.
     """
-    taken: dict[str, float] = {}
-    left = budget
+    allocated: dict[str, float] = {}
+    remaining = budget
     for rank, language in enumerate(sorted(sizes, key=lambda name: (sizes[name], name))):
-        share = left / (len(sizes) - rank)
-        taken[language] = min(share, max_epochs * sizes[language])
-        left -= taken[language]
-    total = sum(taken.values())
-    return {language: taken[language] / total for language in sizes}
+        equal_part = remaining / (len(sizes) - rank)
+        allocated[language] = min(equal_part, max_epochs * sizes[language])
+        remaining -= allocated[language]
+    total = sum(allocated.values())
+    return {language: allocated[language] / total for language in sizes}

@@ -1,7 +1,8 @@
-"""seqio tasks over C4-layout shards, and the tasks of the embedded corpus.
+"""Register tasks with seqio: text files in C4's layout, and the tasks of the embedded corpus.
 
-A declaration is a frozen value that registers tasks with seqio when it is asked to. seqio and
-TensorFlow are imported then, not before: a run that finds its token stores ready never does.
+A task provider is a frozen value whose `register` adds tasks and mixtures to seqio's registries.
+seqio and TensorFlow are imported then, not before: a run with complete token stores never imports
+them.
 """
 
 import functools
@@ -58,10 +59,17 @@ class TaskProvider(Protocol):
 @versioned("json_lines_text", 1)
 @dataclass(frozen=True)
 class JsonLinesText:
-    """A declaration of one text task over the shards of a directory in C4's layout.
+    """A task provider for one text task over files of JSON lines, in C4's layout by default.
 
-    directory: a path or an address such as "gs://bucket/en". patterns: what the files of each split
-    are called, where that is not as in C4. text_field: what holds the text of a line.
+    Args:
+        name: Of the task.
+        directory: A path or a URL such as "gs://bucket/en".
+        vocabulary: Of the text.
+        patterns: The names of the files of each split; None: as in C4, such as
+            "c4-train.*.json*".
+        text_field: The field of a line that contains the text.
+        bad_lines: Tolerance for malformed lines.
+        objective: Of this task; None: that of the run (`Data.objective`).
     """
 
     name: str
@@ -79,7 +87,7 @@ class JsonLinesText:
 
     @property
     def objectives(self) -> Mapping[str, Objective]:
-        """The task's own objective, if it has one."""
+        """The objective of the task by its name, if it has one of its own."""
         return {} if self.objective is None else {self.name: self.objective}
 
     def register(self, data_dir: str) -> None:
@@ -94,14 +102,31 @@ class JsonLinesText:
 @versioned("embedded_corpus", 1)
 @dataclass(frozen=True)
 class EmbeddedCorpus:
-    """The declaration of three tasks and their mixtures over the embedded corpus.
+    """A task provider for three tasks and their mixtures over the embedded corpus.
 
-    embedded_text takes the documents as they are; embedded_summarize asks for a docstring's first
-    line from the rest; embedded_name asks for the name of what a first line describes. The mixture
-    embedded_mix has rates proportional to their numbers of examples (`limit` at most, drawn
-    together by `temperature`), where text counts one example per `characters_per_example`.
-    embedded_equal draws all alike, embedded_supervised only pairs, and leave_one_out_TASK, by the
-    rates of embedded_mix, all but a task of pairs.
+    Tasks:
+
+        embedded_text          running text: the documents as they are
+        embedded_summarize     a docstring without its first line -> the first line
+        embedded_name          the first line of a docstring -> the name of the object
+
+    Mixtures:
+
+        embedded_mix           all, with examples-proportional rates
+        embedded_equal         all, with equal rates
+        embedded_supervised    the two tasks of pairs, with the rates of embedded_mix
+        leave_one_out_TASK     embedded_mix without one task of pairs
+
+    Args:
+        vocab_size: Pieces of the vocabulary that is trained on the corpus. 8,000 suit the size of
+            the corpus.
+        limit: Caps the number of examples of a task in the rates (`examples_proportional_rates`).
+        temperature: Makes the rates more equal (`examples_proportional_rates`).
+        characters_per_example: How many characters of text count as one example in the rates.
+        packages: The packages whose docstrings make the corpus.
+
+    Raises:
+        ConfigError: If the limit or the temperature is out of range.
     """
 
     vocab_size: int = 8000
@@ -111,7 +136,7 @@ class EmbeddedCorpus:
     packages: Sequence[str] = embedded_corpus.PACKAGES
 
     def __post_init__(self):
-        """Refuse a limit or a temperature that gives no rates, before the corpus is made."""
+        """Check the limit and the temperature before the corpus is made, which takes a while."""
         examples_proportional_rates({}, limit=self.limit, temperature=self.temperature)
 
     @property
@@ -121,7 +146,7 @@ class EmbeddedCorpus:
 
     @property
     def evaluations(self) -> Mapping[str, TaskMetrics]:
-        """How the tasks of pairs are judged."""
+        """The metrics of the tasks of pairs, by name."""
         return {
             "embedded_summarize": TaskMetrics(
                 None, (functools.partial(metrics.rouge, bootstrap=False),)
@@ -170,15 +195,15 @@ class EmbeddedCorpus:
 
 
 def _embedded_mixtures(rates: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """The mixtures of the embedded tasks, given their rates in embedded_mix."""
+    """Return the rates of each mixture of the embedded tasks, given those of embedded_mix."""
     pairs = _EMBEDDED_TASKS[1:]
     return {
         "embedded_mix": dict(rates),
         "embedded_equal": dict.fromkeys(rates, 1.0),
         "embedded_supervised": {name: rates[name] for name in pairs},
         **{
-            f"leave_one_out_{left_out}": {n: rate for n, rate in rates.items() if n != left_out}
-            for left_out in pairs
+            f"leave_one_out_{omitted}": {n: rate for n, rate in rates.items() if n != omitted}
+            for omitted in pairs
         },
     }
 
@@ -192,13 +217,22 @@ def add_task(
     postprocess: Callable | None = None,
     metrics: Sequence[Callable] = (),
 ) -> None:
-    """Register a task with features "inputs" and "targets", in the place of one of that name."""
+    """Register a task with the features "inputs" and "targets", replacing one of the same name.
+
+    Args:
+        name: Of the task.
+        source: Where its examples come from.
+        steps: Its preprocessors, with a `seqio.CacheDatasetPlaceholder` among them.
+        vocabulary: Of both features.
+        postprocess: Applied to targets and predictions before the metrics, as in seqio.
+        metrics: Functions (targets, predictions) -> scores by name, as in seqio.
+    """
     import seqio
 
-    pieces = vocabulary.to_seqio()
+    seqio_vocabulary = vocabulary.to_seqio()
     features = {
-        "inputs": seqio.Feature(pieces, add_eos=True, required=False),
-        "targets": seqio.Feature(pieces, add_eos=True),
+        "inputs": seqio.Feature(seqio_vocabulary, add_eos=True, required=False),
+        "targets": seqio.Feature(seqio_vocabulary, add_eos=True),
     }
     task = seqio.Task(
         name,
@@ -214,13 +248,18 @@ def add_task(
 
 @versioned("embedded_corpus.summary_pair", 1)
 def summary_pair(document: Document) -> Pair | None:
-    """Make a summarization pair of a docstring: its other paragraphs to its first line.
+    """Return a summarization pair of a docstring: its other paragraphs to its first line.
 
         text       Return the sum of the numbers. | The start value is added to it. When the ...
         inputs     summarize: The start value is added to it. When the ...
         targets    Return the sum of the numbers.
 
-    None where the first paragraph is no single line of some words or little follows it.
+    Args:
+        document: A document of the embedded corpus, with "text".
+
+    Returns:
+        Inputs and targets; None if the first paragraph is not one line of at least three words, or
+        fewer than 80 characters follow it.
     """
     headline, body = _headline(document["text"])
     if headline is None or len(body) < _MIN_BODY_CHARACTERS:
@@ -230,14 +269,18 @@ def summary_pair(document: Document) -> Pair | None:
 
 @versioned("embedded_corpus.name_pair", 1)
 def name_pair(document: Document) -> Pair | None:
-    """Make a naming pair of a docstring: its first line to the last part of the object's name.
+    """Return a naming pair of a docstring: its first line to the last part of the object's name.
 
         url        https://docs.invalid/math.fsum
         inputs     name: Return an accurate sum of the numbers.
         targets    fsum
 
-    None for names that tell nothing (private, special or of two letters at most) and where the
-    first paragraph is no single line of some words.
+    Args:
+        document: A document of the embedded corpus, with "text" and "url".
+
+    Returns:
+        Inputs and targets; None for names that describe nothing (private, special, or of at most
+        two letters), and if the first paragraph is not one line of at least three words.
     """
     headline, _ = _headline(document["text"])
     name = embedded_corpus.document_name(document).rsplit(".", 1)[-1]
@@ -247,7 +290,7 @@ def name_pair(document: Document) -> Pair | None:
 
 
 def _headline(text: str) -> tuple[str | None, str]:
-    """Split a text into its first line and the rest; None if it does not begin with a sentence."""
+    """Split a text into its first line, None if that is not a sentence, and the rest."""
     first, _, body = text.partition("\n\n")
     is_headline = "\n" not in first and len(first.split()) >= _MIN_HEADLINE_WORDS
     return (first if is_headline else None), body

@@ -1,4 +1,4 @@
-"""Text formats as seqio preprocessors: the one place where `data/formats` meets tf.data."""
+"""Run the functions of `data/formats` as seqio preprocessors, on tf.data datasets."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,11 +25,23 @@ def format_examples(
     fields: Iterable[str],
     extras: Mapping[str, Kind] | None = None,
 ) -> "tf.data.Dataset":
-    """Turn each example of a data set into the text examples that `make` returns of it.
+    """Turn each example of a dataset into the text examples that a Python function returns for it.
 
-    `make` is given the `fields` only (those of nested features joined by "/"), as Python's text,
-    numbers and lists; it returns "inputs", "targets" and the `extras`. Examples are handed over
-    some hundred at a time. Raises ConfigError where the data set lacks a field.
+    The function is called through `tf.numpy_function` for a few hundred examples at a time, because
+    a call from TensorFlow costs more than an example.
+
+    Args:
+        dataset: Examples as dictionaries, possibly nested.
+        make: The function. It gets the `fields` as Python text, numbers and lists, and returns
+            mappings with "inputs", "targets" and the `extras`.
+        fields: The fields to read; "a/b" is field "b" of field "a".
+        extras: Further fields that `make` returns, and what they are: "text", "texts" or "number".
+
+    Returns:
+        A dataset of dictionaries with "inputs", "targets" and the extras.
+
+    Raises:
+        ConfigError: If the dataset lacks a field.
     """
     import tensorflow as tf
 
@@ -38,14 +50,15 @@ def format_examples(
     _check(dataset.element_spec, fields)
 
     def run(*columns: Any) -> list[Any]:
-        made = [result for example in _rows(columns, plan) for result in make(example)]
-        return [part for name, kind in kinds.items() for part in _column(made, name, kind)]
+        results = [result for example in _rows(columns, layout) for result in make(example)]
+        return [part for name, kind in kinds.items() for part in _column(results, name, kind)]
 
-    plan: list[tuple[str, bool]] = []
+    # Each field, and whether it is ragged (two columns); known once `convert` is traced.
+    layout: list[tuple[str, bool]] = []
 
     def convert(batch: Mapping[str, Any]) -> dict[str, Any]:
-        plan[:] = [(field, isinstance(batch[field], tf.RaggedTensor)) for field in fields]
-        columns = [part for field, ragged in plan for part in _parts(batch[field], ragged)]
+        layout[:] = [(field, isinstance(batch[field], tf.RaggedTensor)) for field in fields]
+        columns = [part for field, ragged in layout for part in _parts(batch[field], ragged)]
         types = [type_ for kind in kinds.values() for type_ in _types(kind)]
         parts = iter(tf.numpy_function(run, columns, types))
         return {name: _rebuilt(parts, kind) for name, kind in kinds.items()}
@@ -55,6 +68,7 @@ def format_examples(
 
 
 def _leaf(example: Mapping[str, Any], field: str) -> Any:
+    """Return a field of nested dictionaries, its path joined by "/"."""
     value: Any = example
     for part in field.split("/"):
         value = value[part]
@@ -73,18 +87,19 @@ def _check(spec: Any, fields: Sequence[str]) -> None:
 
 
 def _parts(value: Any, ragged: bool) -> list[Any]:
+    """Return the columns of a field: its values, and the lengths of its rows if it is ragged."""
     return [value.flat_values, value.row_lengths()] if ragged else [value]
 
 
-def _rows(columns: Sequence[Any], plan: Sequence[tuple[str, bool]]) -> Iterator[dict[str, Any]]:
-    """Yield the examples of a batch as Python values, from each field's values (and lengths)."""
+def _rows(columns: Sequence[Any], layout: Sequence[tuple[str, bool]]) -> Iterator[dict[str, Any]]:
+    """Yield the examples of a batch as Python values, from the columns of `_parts`."""
     parts, lists = iter(columns), []
-    for _, ragged in plan:
+    for _, ragged in layout:
         values = next(parts)
         rows = np.split(values, np.cumsum(next(parts))[:-1]) if ragged else values
         lists.append([_python(row) for row in rows])
     for row in zip(*lists, strict=True):
-        yield {field: value for (field, _), value in zip(plan, row, strict=True)}
+        yield {field: value for (field, _), value in zip(layout, row, strict=True)}
 
 
 def _python(value: Any) -> Any:
@@ -95,8 +110,9 @@ def _python(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _column(made: Sequence[Mapping[str, Any]], name: str, kind: Kind) -> list[Any]:
-    values = [result[name] for result in made]
+def _column(results: Sequence[Mapping[str, Any]], name: str, kind: Kind) -> list[Any]:
+    """Return a field of all results as the arrays that `_types` announces."""
+    values = [result[name] for result in results]
     if kind == "number":
         return [np.array(values, np.int64)]
     if kind == "text":
@@ -110,12 +126,14 @@ def _text(values: Sequence[str]) -> Any:
 
 
 def _types(kind: Kind) -> list[Any]:
+    """Return the types of the arrays that represent a field; "texts" has values and lengths."""
     import tensorflow as tf
 
     return {"text": [tf.string], "number": [tf.int64], "texts": [tf.string, tf.int64]}[kind]
 
 
 def _rebuilt(parts: Iterator[Any], kind: Kind) -> Any:
+    """Return a field from its next arrays, with the shapes that `tf.numpy_function` loses."""
     import tensorflow as tf
 
     values = tf.ensure_shape(next(parts), [None])

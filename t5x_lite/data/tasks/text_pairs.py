@@ -1,12 +1,12 @@
-"""A user's own files of inputs and targets as a task, by a few gin lines."""
+"""Turn a user's own files of inputs and targets into a task, with a few gin lines."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from t5x_lite.data.code_identity import NOT_IDENTITY, versioned
 from t5x_lite.data.sources.jsonl_and_tsv import STRICT, MalformedLines
 from t5x_lite.data.sources.seqio_sources import JsonLinesSource
+from t5x_lite.data.tasks.preprocessors import RenameFields, Tokenize
 from t5x_lite.data.tasks.task_providers import add_task
 from t5x_lite.metrics.task_metrics import TaskMetrics
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary
@@ -15,12 +15,22 @@ from t5x_lite.tokenizers.vocabularies import AnyVocabulary
 @versioned("text_pairs", 1)
 @dataclass(frozen=True)
 class TextPairs:
-    """The declaration of a task whose inputs and targets stand in two columns of files.
+    """A task provider for files with inputs and targets in two columns.
 
-    train and validation: which files, such as "data/train.*.jsonl" or "gs://bucket/dev.tsv": lines
-    of JSON, or ".tsv" under a line of column names; ".gz" too. inputs and targets: the columns.
-    metrics: functions (targets, predictions) -> scores; postprocess: what is done to texts before,
-    as in seqio. For files of plain text there is `tasks.JsonLinesText`.
+    For files of running text there is `task_providers.JsonLinesText`.
+
+    Args:
+        name: Of the task.
+        train: A pattern of the training files, such as "data/train.*.jsonl" or
+            "gs://bucket/train.tsv": JSON lines, or tab-separated columns (".tsv") under a line with
+            their names; each may be gzipped (".gz").
+        vocabulary: Of inputs and targets.
+        validation: A pattern of the validation files; None: the task has no such split.
+        inputs: The column of the inputs.
+        targets: The column of the targets.
+        metrics: Functions (targets, predictions) -> scores by name, as in seqio.
+        postprocess: Applied to targets and predictions before the metrics, as in seqio.
+        bad_lines: Tolerance for malformed lines.
     """
 
     name: str
@@ -40,7 +50,7 @@ class TextPairs:
 
     @property
     def evaluations(self) -> Mapping[str, TaskMetrics]:
-        """How the task is judged."""
+        """The metrics of the task, by its name."""
         return {self.name: TaskMetrics(self.postprocess, self.metrics)}
 
     def register(self, data_dir: str) -> None:
@@ -55,8 +65,8 @@ class TextPairs:
             "", patterns, fields=tuple(columns.values()), optional=(), bad_lines=self.bad_lines
         )
         steps = [
-            functools.partial(seqio.preprocessors.rekey, key_map=columns),
-            seqio.preprocessors.tokenize,
+            RenameFields(columns),
+            Tokenize(),
             seqio.CacheDatasetPlaceholder(),
             seqio.preprocessors.append_eos_after_trim,
         ]

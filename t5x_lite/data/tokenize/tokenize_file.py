@@ -1,12 +1,11 @@
-"""The deterministic part of a task, one file of its source at a time: documents in, tokens out.
+"""Tokenize one file of a task's source: examples in, token ids out, a few hundred at a time.
 
-seqio runs any task. The commonest kind, records of text whose fields are renamed and tokenized, can
-also run without TensorFlow, several times faster. It is a choice, and stands in the manifest, since
-SentencePiece's own library and the one inside TensorFlow differ where two ways to cut a word score
-the same (some 0.4 % of documents).
+seqio can tokenize any task. Tasks that only rename and tokenize the fields of records, which most
+text tasks do, can also be tokenized without TensorFlow, several times faster ("sentencepiece").
+Because SentencePiece's own library and the one in TensorFlow differ where two segmentations have
+the same score (about 0.4 % of documents), this is a setting, and stores record it.
 """
 
-import functools
 import itertools
 import re
 from collections.abc import Container, Iterator, Mapping
@@ -16,31 +15,44 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from t5x_lite.data.data_config import Tokenizer
 from t5x_lite.data.sources.jsonl_and_tsv import LineStats, read_records
 from t5x_lite.data.sources.seqio_sources import JsonLinesSource
-from t5x_lite.data.tasks.preprocessors import to_vocabulary
+from t5x_lite.data.tasks.preprocessors import is_tokenize, renamed_fields, to_vocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary
 
 if TYPE_CHECKING:
     import seqio
-from t5x_lite.data.data_config import Tokenizer
 
-Group = dict[str, tuple[NDArray, NDArray]]  # by feature, tokens end to end and each row's length
+Group = dict[
+    str, tuple[NDArray, NDArray]
+]  # by feature: the tokens of all examples, and their lengths
 
 _EXAMPLES_PER_READ = 512
 
 
 @dataclass(frozen=True)
 class TokenizeRecords:
-    """A task that renames the fields of records and tokenizes them, and does nothing else."""
+    """A task that renames the fields of records and tokenizes them, and does nothing else.
+
+    Attributes:
+        source: reads the records.
+        fields: the field of each feature; None: the feature is empty.
+        vocabularies: the vocabulary of each feature.
+    """
 
     source: JsonLinesSource
-    fields: Mapping[str, str | None]  # by feature; None is empty text
+    fields: Mapping[str, str | None]
     vocabularies: Mapping[str, AnyVocabulary]
 
     def read(self, shard: str, line_stats: LineStats) -> Iterator[Group]:
-        """Yield some hundred examples of a file at a time."""
+        """Yield the examples of a file, a few hundred at a time.
+
+        Args:
+            shard: the path of the file.
+            line_stats: counts lines and malformed lines.
+        """
         records = read_records(shard, self.source.fields, self.source.bad_lines, line_stats)
         while part := list(itertools.islice(records, _EXAMPLES_PER_READ)):
             yield {
@@ -58,19 +70,20 @@ class TokenizeRecords:
 
 
 def records_to_tokenize(task: "seqio.Task") -> TokenizeRecords | None:
-    """Return what a task does before its cache placeholder if it is of the commonest kind."""
+    """Return how to tokenize a task without TensorFlow, None if it takes seqio.
+
+    The steps before the cache placeholder must be two: one that only renames fields, and one that
+    only tokenizes, as `data.tasks.preprocessors` declares (`renamed_fields`, `is_tokenize`). The
+    source must be our own reader of lines, which declares itself as `json_lines`.
+    """
     import seqio
 
     source = getattr(task.source, "json_lines", None)
     steps = list(task.preprocessors)
     if len(steps) < 3 or not isinstance(steps[2], seqio.CacheDatasetPlaceholder) or not source:
         return None
-    rekey: Any = steps[0]
-    tokenize = steps[1]
-    if not isinstance(rekey, functools.partial) or rekey.func is not seqio.preprocessors.rekey:
-        return None
-    fields = rekey.keywords.get("key_map", {})
-    if tokenize is not seqio.preprocessors.tokenize or set(fields) != set(task.output_features):
+    fields = renamed_fields(steps[0])
+    if fields is None or not is_tokenize(steps[1]) or set(fields) != set(task.output_features):
         return None
     vocabularies = {
         name: to_vocabulary(feature.vocabulary) for name, feature in task.output_features.items()
@@ -81,17 +94,25 @@ def records_to_tokenize(task: "seqio.Task") -> TokenizeRecords | None:
 def read_groups(
     task: "seqio.Task", split: str, number: int, names: Container[str], *, tokenizer: Tokenizer
 ) -> Iterator[Group]:
-    """Yield the examples of one file of a task's source, some hundred at a time.
+    """Yield the examples of one file of a task's source, a few hundred at a time.
 
-    Raises ConfigError, which says what is wrong with the file, where it cannot be read.
+    Args:
+        task: the task.
+        split: the split that the file belongs to.
+        number: which file of the split, from 0.
+        names: the features to yield.
+        tokenizer: "sentencepiece" is used if the task permits it (`records_to_tokenize`).
+
+    Raises:
+        ConfigError: if the file cannot be read.
     """
     import tensorflow as tf
 
     shard = task.source.list_shards(split)[number]
     try:
-        if tokenizer == "sentencepiece" and (plain := records_to_tokenize(task)) is not None:
+        if tokenizer == "sentencepiece" and (records := records_to_tokenize(task)) is not None:
             line_stats = getattr(task.source, "line_stats")[shard] = LineStats()  # noqa: B009
-            yield from plain.read(shard, line_stats)
+            yield from records.read(shard, line_stats)
         else:
             yield from _seqio_groups(task, split, number, names)
     except (tf.errors.OpError, OSError, AssertionError) as error:
@@ -101,7 +122,7 @@ def read_groups(
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error says, without TensorFlow's graph node and the Python class before it."""
+    """Return the first line of an error, without TensorFlow's graph node and class name."""
     message = getattr(error, "message", None) or str(error)
     return re.sub(r"^(\{\{.*?\}\} )?(\w+Error: )?", "", message).split("\n", 1)[0]
 
@@ -121,9 +142,9 @@ def _seqio_groups(
 
 
 def _flatten(rows: Any) -> tuple[NDArray, NDArray]:
-    """Return the tokens of a batch end to end and each row's length.
+    """Return the tokens of all rows of a batch, and the length of each row.
 
-    TensorFlow makes a plain tensor of a batch whose rows are known to have one length.
+    TensorFlow returns a plain tensor if all rows are known to have the same length.
     """
     if hasattr(rows, "row_lengths"):
         return rows.flat_values.numpy(), rows.row_lengths().numpy()

@@ -288,7 +288,7 @@ def test_another_build_in_the_directory_is_refused(job, tmp_path):
     begun = job("begun")
     begun.work.mkdir(parents=True)
     (begun.work / "job.json").write_text('{"recipe": "another"}')
-    with pytest.raises(ConfigError, match="holds the beginning of another build"):
+    with pytest.raises(ConfigError, match="contains a part of another build"):
         local.build(begun, processes=1)
 
 

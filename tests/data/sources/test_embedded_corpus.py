@@ -169,7 +169,7 @@ def test_a_corpus_once_written_is_kept_although_packages_change(tmp_path, orchar
 
 def test_the_corpus_of_other_packages_is_refused(tmp_path, orchard):
     embedded_corpus.write_embedded_corpus(tmp_path / "corpus", [orchard])
-    with pytest.raises(ConfigError, match="the packages orchard, asked for are gin") as caught:
+    with pytest.raises(ConfigError, match="the packages orchard, expected gin") as caught:
         embedded_corpus.write_embedded_corpus(tmp_path / "corpus", ["gin"])
     assert caught.value.names == ("EmbeddedCorpus.packages", "DATA_DIR")
 

@@ -106,7 +106,7 @@ def test_more_than_the_allowed_share_is_an_error_at_the_end_of_the_file(tmp_path
     read = []
     lines = read_records(path, ("text",), MalformedLines(max_fraction=share))
     if is_error:
-        with pytest.raises(ConfigError, match=r"2 of 20 lines cannot be used.*line 10: no JSON"):
+        with pytest.raises(ConfigError, match=r"2 of 20 lines are malformed.*line 10: no JSON"):
             read.extend(lines)
     else:
         read.extend(lines)
@@ -133,7 +133,7 @@ def test_columns_of_tab_separated_files_are_found_by_their_names(tmp_path):
     line_stats = LineStats()
     found = list(read_records(path, ("inputs", "targets"), HALF, line_stats))
     assert found == [{"inputs": '"yes" it is', "targets": "ja"}]
-    assert "line 3: no text field (2 columns in place of 3)" in line_stats.first[0]
+    assert "line 3: no text field (2 columns instead of 3)" in line_stats.first[0]
     with pytest.raises(ConfigError, match=r"no column is called 'text': .* has 'id', 'targets'"):
         list(read_records(path, ("text",)))
 

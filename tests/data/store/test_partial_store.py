@@ -36,7 +36,7 @@ BLOCK_EXAMPLES = 64
 def small_blocks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shuffle, "BLOCK_EXAMPLES", BLOCK_EXAMPLES)
-        patch.setattr(partial_store, "_SECONDS", 0)
+        patch.setattr(partial_store, "_POLL_SECONDS", 0)
         yield
 
 
@@ -266,7 +266,7 @@ def test_a_killed_process_is_gone_on_with(data, tmp_path, processes, monkeypatch
 
 
 def _assert_trains_alike(plan, finished, monkeypatch):
-    monkeypatch.setattr(partial_store, "_SECONDS", 0.01)
+    monkeypatch.setattr(partial_store, "_POLL_SECONDS", 0.01)
     [growing_task], [task] = plan.train_tasks(), finished.train_tasks()
     assert isinstance(growing_task.store, PartialStore)
     assert isinstance(task.store, TokenStore)

@@ -139,7 +139,7 @@ def test_a_store_made_from_something_else_is_refused_by_what_differs(store, regi
     expected["vocabularies"]["inputs"]["size"] = 32_100
     with pytest.raises(ConfigError, match="was made from other data") as caught:
         TokenStore.open(store.directory, expected)
-    assert "vocabularies.inputs.size is 600, wanted is 32100" in str(caught.value)
+    assert "vocabularies.inputs.size is 600, expected 32100" in str(caught.value)
     assert "summary_pair" in str(caught.value)
     assert "name_pair" in str(caught.value)
     assert "versions" not in str(caught.value)

@@ -88,7 +88,9 @@ def test_skipped_lines_are_logged_and_stand_in_the_manifest(tmp_path, log_lines)
     assert task.store.num_examples == 9
     assert list(task.store.manifest["left_out"]) == [path]
     (tmp_path / "a.json").write_text(good * 8 + "{\n[]\n")
-    with pytest.raises(ConfigError, match=r"2 of 10 lines cannot be used, allowed is a share of"):
+    with pytest.raises(
+        ConfigError, match=r"2 of 10 lines are malformed; the tolerance is a fraction of"
+    ):
         prepare(data)
 
 
