@@ -1,8 +1,10 @@
-"""Whether all processes of a run are alive: each tells the first one, which tells all who is not.
+"""Heartbeats: all processes of a run notice when one is missing, name it, and exit.
 
-jax has such a watch of its own, which aborts a process without saying much (exit code 134); it is
-left as the last resort, and as what ends the others at once when process 0, which serves all this,
-has died. Here a process that hears of a missing one names it and ends with START_AGAIN.
+Every process sends its heartbeat to process 0, which tells the others which of them are missing: a
+process that exits for this reason names the missing one and ends with START_AGAIN, for a launcher
+to restart the run. jax has a similar check, which aborts a process (exit code 134) without naming
+the missing one. It remains as a last resort, and it ends the others at once when process 0, whose
+service carries the heartbeats, has died.
 """
 
 import faulthandler
@@ -18,151 +20,177 @@ import jax
 from t5x_lite.distributed import processes
 from t5x_lite.distributed.processes import START_AGAIN, MissingProcessError
 
-SECONDS = 60  # the default
-_FAREWELL = 5.0  # seconds process 0 goes on serving, for the others to hear why they end
-_at_hand: "Heartbeat | None" = None
+SECONDS = 60  # the default of --missing_seconds
+# Seconds that process 0 keeps serving after an error, so that the others can read the reason.
+_SERVE_SECONDS = 5.0
+_heartbeat: "Heartbeat | None" = None  # of this process
 
 
 def start(seconds: float) -> None:
-    """Watch over the others: one that is not heard of for so long is missing."""
-    global _at_hand
+    """Start the heartbeat of this process; does nothing if there is only one process.
+
+    Args:
+        seconds: The time without a heartbeat after which a process is missing.
+    """
+    global _heartbeat
     if processes.count() > 1:
-        _at_hand = Heartbeat(seconds)
+        _heartbeat = Heartbeat(seconds)
 
 
 def leave(code: int, why: str | Exception) -> None:
-    """Leave the others in peace (code 0); or end this process, and the others, who are told why.
+    """Exit cleanly (code 0), or end this process and the others, which print the reason.
 
-    Does nothing where there are no others. When a process dies, the exchanges of the others fail
-    before anybody knows why: such an error waits until that is known.
+    It does nothing if there is only one process. When a process dies, collectives of the others
+    fail before the missing heartbeat is noticed. So after an error of jax this process waits until
+    the missing process would be named.
+
+    Args:
+        code: The exit code. For 0 this function stops the heartbeat and returns.
+        why: The reason, for the other processes.
     """
-    global _at_hand
-    if _at_hand is None:
+    global _heartbeat
+    if _heartbeat is None:
         return
     if code == 0:
-        _at_hand.close()
-        _at_hand = None
+        _heartbeat.close()
+        _heartbeat = None
         return
     if isinstance(why, MissingProcessError):
-        print(f"t5x_lite: {why}; ending, to be started again", file=sys.stderr, flush=True)
+        print(f"t5x_lite: {why}; exiting for a restart", file=sys.stderr, flush=True)
         end(START_AGAIN, str(why))
     if isinstance(why, Exception):
         traceback.print_exception(why)
         if isinstance(why, jax.errors.JaxRuntimeError):
-            print("t5x_lite: is a process missing? ...", file=sys.stderr, flush=True)
-            time.sleep(1.5 * _at_hand.seconds + 2)
+            print("t5x_lite: checking for a missing process ...", file=sys.stderr, flush=True)
+            time.sleep(1.5 * _heartbeat.seconds + 2)
         why = f"{type(why).__name__}: {str(why)[:300]}"
     end(code, why)
 
 
 def end(code: int, why: str) -> NoReturn:
-    """End this process at once, and the others with it, which are told why."""
-    if _at_hand is not None:
-        _at_hand.tell(code, why)
+    """End this process at once, and all others with the same exit code.
+
+    Args:
+        code: The exit code.
+        why: The reason, which the other processes print.
+    """
+    if _heartbeat is not None:
+        _heartbeat.end_others(code, why)
     sys.stdout.flush()
     os._exit(code)
 
 
 class Heartbeat:
-    """Two threads: one speaks with process 0, the other sees that the first comes back."""
+    """Two threads: one exchanges heartbeats with process 0, the other notices if that one hangs.
+
+    Args:
+        seconds: The time without a heartbeat after which a process is missing.
+    """
 
     def __init__(self, seconds: float):
         self.seconds = seconds
         self._tick = min(2.0, seconds / 8)
-        self._left = threading.Event()
-        self._answered = time.monotonic()
-        self._heard: dict[int, tuple[int, float]] = {}  # a process's last sign of life, and when
-        self._gone: set[int] = set()  # who left in peace
+        self._closed = threading.Event()
+        self._answered = time.monotonic()  # the last answer of process 0's service
+        # In process 0: the last heartbeat of each process, and when it came.
+        self._last: dict[int, tuple[int, float]] = {}
+        self._exited: set[int] = set()  # processes that exited cleanly
         self._threads = [
-            threading.Thread(target=target, name="pulse", daemon=True)
-            for target in (self._beat, self._guard)
+            threading.Thread(target=target, name="heartbeat", daemon=True)
+            for target in (self._beat, self._watch_service)
         ]
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
-        """Stop both, in peace."""
-        self._left.set()
-        processes.post(f"left/{processes.index()}", 0)
+        """Stop both threads, and let the others know that this process exits cleanly."""
+        self._closed.set()
+        processes.post(f"exited/{processes.index()}", 0)
         for thread in self._threads:
             thread.join(self._tick * 4)
 
-    def tell(self, code: int, why: str) -> None:
-        """Have all others end with this code."""
-        self._left.set()
-        why = " ".join(why.split())
-        verdict = [code, f"{processes.name(processes.index())} ended: {why}", processes.index()]
-        processes.post("verdict/0", verdict)
-        self._part()
+    def end_others(self, code: int, why: str) -> None:
+        """Make all other processes end.
+
+        Args:
+            code: Their exit code.
+            why: The reason, which they print.
+        """
+        self._closed.set()
+        reason = f"{processes.name(processes.index())} ended: {' '.join(why.split())}"
+        processes.post("end/0", [code, reason, processes.index()])
+        self._acknowledge()
 
     def _beat(self) -> None:
         beats = 0
-        while not self._left.wait(self._tick):
+        while not self._closed.wait(self._tick):
             beats += 1
             try:
-                processes.overwrite(f"pulse/{processes.index()}", beats)
+                processes.overwrite(f"heartbeat/{processes.index()}", beats)
                 self._answered = time.monotonic()
                 if processes.is_first():
-                    self._look()
-                if verdict := processes.posted("verdict").get(0):
-                    self._obey(*verdict)
+                    self._find_missing()
+                if message := processes.posted("end").get(0):
+                    self._obey(*message)
             except jax.errors.JaxRuntimeError:
-                continue  # `_guard` knows for how long
+                continue  # `_watch_service` measures for how long
 
-    def _look(self) -> None:
-        """Who has not been heard of; in process 0."""
+    def _find_missing(self) -> None:
+        """Make all processes end if one is missing; runs in process 0."""
         now = time.monotonic()
-        self._gone |= set(processes.posted("left"))
-        said = processes.posted("pulse")
+        self._exited |= set(processes.posted("exited"))
+        beats = processes.posted("heartbeat")
         for number in range(processes.count()):
-            sign = said.get(number, 0)
-            if number not in self._heard or sign != self._heard[number][0]:
-                self._heard[number] = sign, now
+            beat = beats.get(number, 0)
+            if number not in self._last or beat != self._last[number][0]:
+                self._last[number] = beat, now
         missing = [
             number
-            for number, (_, at) in self._heard.items()
-            if now - at > self.seconds and number not in self._gone and number != 0
+            for number, (_, at) in self._last.items()
+            if now - at > self.seconds and number not in self._exited and number != 0
         ]
         if missing:
             names = ", ".join(map(processes.name, missing))
-            why = f"{names}: not heard of for {self.seconds:.0f} s"
-            processes.post("verdict/0", [START_AGAIN, why, None])
+            reason = f"{names}: no heartbeat for {self.seconds:.0f} s"
+            processes.post("end/0", [START_AGAIN, reason, None])
 
-    def _guard(self) -> None:
+    def _watch_service(self) -> None:
         before = time.monotonic()
-        while not self._left.wait(self._tick):
-            # As long as Python runs at all, this is put off: else C prints the stacks and ends it.
+        while not self._closed.wait(self._tick):
+            # Postponed as long as Python runs. If all of Python hangs, code in C prints the stacks
+            # and ends the process.
             faulthandler.dump_traceback_later(10 * self.seconds + 60, exit=True)
             now = time.monotonic()
-            if now - before > self.seconds / 2:  # this process itself was stopped
+            if now - before > self.seconds / 2:  # this process itself was stopped (SIGSTOP)
                 self._answered = now
             before = now
             if now - self._answered > self.seconds:
-                why = f"{processes.name(0)}: no answer for {self.seconds:.0f} s"
-                self._obey(START_AGAIN, why, None, answered=False)
+                reason = f"{processes.name(0)}: no answer for {self.seconds:.0f} s"
+                self._obey(START_AGAIN, reason, None, answered=False)
         faulthandler.cancel_dump_traceback_later()
 
-    def _obey(self, code: int, why: str, who: int | None, *, answered: bool = True) -> None:
-        if who == processes.index():
+    def _obey(self, code: int, why: str, sender: int | None, *, answered: bool = True) -> None:
+        """End this process, unless it sent the message itself."""
+        if sender == processes.index():
             return
-        again = ", to be started again" if code == START_AGAIN else ""
+        restart = ", for a restart" if code == START_AGAIN else ""
         print(
-            f"t5x_lite: {why}; process {processes.index()} ends with code {code}{again}; "
+            f"t5x_lite: {why}; process {processes.index()} ends with code {code}{restart}; "
             "its stacks:",
             file=sys.stderr,
             flush=True,
         )
         faulthandler.dump_traceback(all_threads=True)
         if answered:
-            self._part()
+            self._acknowledge()
         os._exit(code)
 
-    def _part(self) -> None:
-        """Say that this one has heard; process 0 serves the others until they have, too."""
+    def _acknowledge(self) -> None:
+        """Confirm that this process ends; process 0 waits until the others have confirmed it."""
         if not processes.is_first():
-            processes.post(f"left/{processes.index()}", 0)
+            processes.post(f"exited/{processes.index()}", 0)
             return
-        until = time.monotonic() + max(_FAREWELL, 3 * self._tick)
+        until = time.monotonic() + max(_SERVE_SECONDS, 3 * self._tick)
         others = set(range(1, processes.count()))
-        while time.monotonic() < until and not others <= set(processes.posted("left")):
+        while time.monotonic() < until and not others <= set(processes.posted("exited")):
             time.sleep(0.1)

@@ -92,7 +92,7 @@ class PreemptionHandler:
 
     def _agree(self) -> None:
         while not self._closed.is_set():
-            if (notice := processes.hear("stop", seconds=_NOTICE_SECONDS)) is None:
+            if (notice := processes.wait_for("stop", seconds=_NOTICE_SECONDS)) is None:
                 continue
             with self._between_steps:  # no step begins while the others count on this number
                 try:

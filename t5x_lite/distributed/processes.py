@@ -1,10 +1,14 @@
-"""The processes of one run: how they find each other, wait for each other and agree.
+"""The processes of one run: how they connect, wait for each other, and exchange small values.
 
-A TPU pod runs one process a host; a simulated pod (`launch/local_pod.py`) some on one machine. They
-meet in the coordination service of `jax.distributed`, which the first of them serves. What is said
-through it is JSON and small. With one process all functions do what there is to do and take no
-time. Every process makes the same calls in the same order; calls for different things (`what`) may
-be made from different threads.
+A TPU pod runs one process on each host; a simulated pod (`launch/local_pod.py`) runs several on one
+machine. They communicate through the coordination service of `jax.distributed`, which process 0
+serves. Values are JSON and small. With a single process all functions return at once.
+
+All processes make the same calls in the same order. Calls of different `what` may be made from
+different threads.
+
+This is the only module that uses `jax._src`, whose coordination client and cluster detection have
+no public names; orbax uses the same client.
 """
 
 import contextlib
@@ -21,12 +25,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
-from jax._src import distributed  # its client has no public name; orbax takes it from here too
+from jax._src import cloud_tpu_init, distributed
+from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import ConfigError, require
 
-# Exit code of a process that did not finish but can go on: EX_TEMPFAIL of sysexits.h.
+# Exit code of a process that did not finish and can be resumed: EX_TEMPFAIL of sysexits.h.
 START_AGAIN = 75
 FLAGS = ("coordinator_address", "num_processes", "process_id")
 _VARIABLES = {
@@ -35,20 +40,26 @@ _VARIABLES = {
     "process_id": "JAX_PROCESS_ID",
 }
 _DEVICES = "JAX_NUM_CPU_DEVICES"  # of each process: jax's own variable
-_WAIT = 600.0  # seconds a process waits for the others, where nothing long is going on
-LONG = 30 * 24 * 3600.0  # where one works and the others wait: a dead one is noticed elsewhere
-_SLOW = 5.0  # seconds of waiting that are logged
-_HERE = "t5x_lite"  # the folder of our keys and barriers
+_WAIT = 600.0  # seconds to wait for the others, unless one of them works for long
+# Seconds to wait for one that works, such as tokenizing: the heartbeat notices if it dies.
+LONG = 30 * 24 * 3600.0
+_SLOW = 5.0  # seconds of waiting after which a line says so
+_PREFIX = "t5x_lite"  # of our keys and barriers in the coordination service
 
 Value = TypeVar("Value")
 _LOG = logging.getLogger(__name__)
 _rounds: Counter[str] = Counter()
-_hosts: list[str] = []
+_hosts: list[str] = []  # by number of process
 _barriers: Counter[str] = Counter()
 
 
 class MissingProcessError(RuntimeError):
-    """Some processes did not come where the others waited; `missing` are their numbers."""
+    """Some processes did not reach a barrier in time.
+
+    Args:
+        message: Which barrier, and the names of the processes.
+        missing: The numbers of the processes.
+    """
 
     def __init__(self, message: str, missing: Sequence[int]):
         super().__init__(message)
@@ -57,10 +68,15 @@ class MissingProcessError(RuntimeError):
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    """Where the processes meet and who this one is; all None where the cluster tells.
+    """How the processes of a run find each other; all None where the cluster provides it.
 
-    One process alone needs no meeting; if it has one, its devices talk as those of several would,
-    which adds in the same order.
+    A single process needs none of it. If it has an address, its devices communicate as those of
+    several processes do, so that sums have the same order and the same bits.
+
+    Args:
+        coordinator_address: "HOST:PORT" of process 0.
+        num_processes: The number of processes.
+        process_id: The number of this process, from 0.
     """
 
     coordinator_address: str | None = None
@@ -71,71 +87,108 @@ class DistributedConfig:
     def find(
         cls, flags: Mapping[str, str | None], environment: Mapping[str, str]
     ) -> "DistributedConfig":
-        """Read flags, then environment variables; ConfigError if they say half of it."""
-        said = {name: flags.get(name) or environment.get(_VARIABLES[name]) for name in FLAGS}
-        meeting = cls(
-            said["coordinator_address"],
-            _number(said["num_processes"], "num_processes"),
-            _number(said["process_id"], "process_id"),
+        """Read flags, and environment variables for flags that are not given.
+
+        Args:
+            flags: Values of `FLAGS` by name; None is not given.
+            environment: The environment variables, such as JAX_PROCESS_ID.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ConfigError: If only some of the values are given, or one is invalid.
+        """
+        given = {name: flags.get(name) or environment.get(_VARIABLES[name]) for name in FLAGS}
+        config = cls(
+            given["coordinator_address"],
+            _number(given["num_processes"], "num_processes"),
+            _number(given["process_id"], "process_id"),
         )
-        alone = meeting.num_processes == 1 and meeting.coordinator_address is None
-        if alone or not any(said.values()):
-            return meeting
-        if lacking := [name for name in FLAGS if not said[name]]:
+        alone = config.num_processes == 1 and config.coordinator_address is None
+        if alone or not any(given.values()):
+            return config
+        if lacking := [name for name in FLAGS if not given[name]]:
             variables = ", ".join(_VARIABLES[name] for name in lacking)
             raise ConfigError(
-                f"lacking --{' and --'.join(lacking)} (or {variables} in the environment); wanted "
-                f"all of --{', --'.join(FLAGS)}, or none where the cluster tells"
+                f"lacking --{' and --'.join(lacking)} (or {variables} in the environment); "
+                f"expected all of --{', --'.join(FLAGS)}, or none where the cluster provides them"
             )
-        if not 0 <= (meeting.process_id or 0) < (meeting.num_processes or 0):
-            raise ConfigError(
-                f"process_id must be at least 0 and below num_processes; got {meeting.process_id} "
-                f"of {meeting.num_processes}"
+        require(
+            0 <= (config.process_id or 0) < (config.num_processes or 0),
+            f"process_id must be at least 0 and below num_processes; got {config.process_id} of "
+            f"{config.num_processes}",
+        )
+        return config
+
+    def from_cluster(self) -> "DistributedConfig":
+        """Return this configuration, filled in by jax's detection if the cluster provides it."""
+        if self.coordinator_address is not None or not in_cluster(os.environ):
+            return self
+        with contextlib.suppress(Exception):  # `jax.distributed.initialize` raises the same error
+            detected = ClusterEnv.auto_detect_unset_distributed_params(
+                None, None, None, None, None, 60
             )
-        return meeting
+            return DistributedConfig(*detected[:3])
+        return self
 
 
 def initialize(
-    meeting: DistributedConfig, *, heartbeat_seconds: int = 100, wait_seconds: int = 300
+    config: DistributedConfig, *, heartbeat_seconds: int = 100, wait_seconds: int = 300
 ) -> None:
-    """Join the other processes, once, before any device is touched.
+    """Connect to the other processes, once, before any device is used.
 
-    A TPU pod, Slurm and Open MPI tell jax who is there; elsewhere `meeting` must, or this process
-    is alone. wait_seconds: for the others. heartbeat_seconds: jax ends this process when another
-    has not been heard of for so long.
+    A later call, and one for a single process, does nothing.
+
+    Args:
+        config: How to find them. TPU pods, Slurm and Open MPI provide it to jax.
+        heartbeat_seconds: jax ends this process when it misses another one for this time.
+        wait_seconds: The longest time to wait for the others.
+
+    Raises:
+        ConfigError: If process 0 cannot be reached in time.
     """
-    known = meeting.coordinator_address is not None
-    told = meeting.num_processes != 1 and cluster_tells(os.environ)
-    if jax.distributed.is_initialized() or not (known or told):
+    given = config.coordinator_address is not None
+    detected = config.num_processes != 1 and in_cluster(os.environ)
+    if jax.distributed.is_initialized() or not (given or detected):
         return
-    if meeting.process_id:
-        _wait_for_the_first(meeting, wait_seconds)
+    if config.process_id:
+        _wait_for_the_first(config, wait_seconds)
     before = signal.getsignal(signal.SIGTERM)
-    slow = threading.Timer(_SLOW, _log_who_waits, [meeting, wait_seconds])
+    slow = threading.Timer(_SLOW, _log_waiting, [config, wait_seconds])
     slow.daemon = True
     slow.start()
     try:
         jax.distributed.initialize(
-            **vars(meeting),
-            cluster_detection_method="deactivate" if known else None,
+            **vars(config),
+            cluster_detection_method="deactivate" if given else None,
             heartbeat_timeout_seconds=heartbeat_seconds,
             initialization_timeout=wait_seconds,
         )
     except ValueError as error:
-        # A TPU VM of its own has no cluster to tell; anywhere else somebody meant to have one.
+        # A single TPU VM has no cluster to detect; elsewhere the error is a user's.
         if "should be defined" in str(error) or "must be defined" in str(error):
             return
         raise
     finally:
         slow.cancel()
-    # jax's service keeps SIGTERM for a notice that comes a step later; until a run says otherwise
-    # (`distributed.preemption`), it ends the process as everywhere.
+    # jax's preemption service has taken over SIGTERM, for a notice that all processes get a step
+    # later. Until a run has its own handler (`distributed.preemption`), SIGTERM ends the process.
     signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     _hosts[:] = gather(socket.gethostname(), "hosts")
 
 
 def simulate_devices(total: int | None) -> None:
-    """Simulate so many CPU devices over all processes; a launcher that did so itself wins."""
+    """Simulate CPU devices, divided evenly among the processes.
+
+    It does nothing if JAX_NUM_CPU_DEVICES is set: a launcher simulates devices itself.
+
+    Args:
+        total: The number of devices of all processes; None simulates none.
+
+    Raises:
+        ConfigError: If the number does not divide.
+    """
     if total is None or _DEVICES in os.environ:
         return
     if total < 1 or total % count():
@@ -147,139 +200,179 @@ def simulate_devices(total: int | None) -> None:
 
 
 def index() -> int:
-    """The number of this process, from 0; touches no device."""
+    """Return the number of this process, from 0; uses no device."""
     return distributed.global_state.process_id
 
 
 def count() -> int:
-    """How many processes there are; touches no device."""
+    """Return the number of processes; uses no device."""
     return distributed.global_state.num_processes
 
 
 def is_first() -> bool:
-    """Whether this process writes the files and speaks for all."""
+    """Return whether this is process 0, which writes files and log lines for all."""
     return index() == 0
 
 
 def name(number: int) -> str:
-    """A process as people look for it: its number and its host."""
+    """Return a process's number and host, for messages: "process 3 on host-a"."""
     return f"process {number} on {_hosts[number]}" if _hosts else f"process {number}"
 
 
 def barrier(what: str, *, seconds: float = _WAIT) -> None:
-    """Return once all processes are here; MissingProcessError, naming those missing, if not."""
+    """Wait until all processes have made this call.
+
+    Args:
+        what: The name of the barrier, for messages.
+        seconds: The longest time to wait.
+
+    Raises:
+        MissingProcessError: If some process does not come in time; it names them.
+    """
     if count() == 1:
         return
-    place = f"barrier/{what}/{_barriers[what]}"
+    key = f"barrier/{what}/{_barriers[what]}"
     _barriers[what] += 1
-    overwrite(f"{place}/{index()}", 0)
+    overwrite(f"{key}/{index()}", 0)
     try:
-        _client().wait_at_barrier(f"{_HERE}/{place}", round(seconds * 1000))
+        _client().wait_at_barrier(f"{_PREFIX}/{key}", round(seconds * 1000))
     except jax.errors.JaxRuntimeError as error:
-        missing = sorted(set(range(count())) - set(posted(place)))
+        missing = sorted(set(range(count())) - set(posted(key)))
         if not missing:
             raise
         raise MissingProcessError(
             f"waited {seconds:.0f} s at {what!r} for {', '.join(map(name, missing))}", missing
         ) from error
-    _delete(f"{place}/{index()}")
+    _delete(f"{key}/{index()}")
 
 
 def gather(value: Any, what: str = "gather", *, seconds: float = _WAIT) -> list[Any]:
-    """The values of all processes, in the order of their numbers, on all of them."""
+    """Exchange a value of each process.
+
+    Args:
+        value: The value of this process, JSON and small.
+        what: The name of the exchange, for messages.
+        seconds: The longest time to wait for the others.
+
+    Returns:
+        The values of all processes, in the order of their numbers, in every process.
+
+    Raises:
+        MissingProcessError: If some process does not come in time.
+    """
     if count() == 1:
         return [value]
-    found = _exchange({index(): value}, what, seconds)
-    return [found[number] for number in range(count())]
+    values = _exchange({index(): value}, what, seconds)
+    return [values[number] for number in range(count())]
 
 
 def broadcast(value: Any, what: str = "broadcast", *, seconds: float = _WAIT) -> Any:
-    """The first process's value, on all of them."""
+    """Return process 0's value in every process; `what` and `seconds` are as in `gather`."""
     if count() == 1:
         return value
     return _exchange({0: value} if is_first() else {}, what, seconds)[0]
 
 
 def check_same(what: str, value: Any) -> None:
-    """Raise ConfigError, on all processes, if `value` is not the same on all of them.
+    """Check that a value is the same in all processes.
 
-    Of dicts and of lists that are equally long only what differs is named.
+    Args:
+        what: What the value is, for the error.
+        value: The value of this process, JSON and small.
+
+    Raises:
+        ConfigError: In all processes, if two differ. Of dicts, and of lists of the same length, it
+            shows only the difference.
     """
-    first, mine = json.loads(json.dumps(broadcast(value))), json.loads(json.dumps(value))
-    different = None if first == mine else _difference(first, mine)
-    for number, found in enumerate(gather(different)):
-        if found is not None:
+    first, local = json.loads(json.dumps(broadcast(value))), json.loads(json.dumps(value))
+    difference = None if first == local else _difference(first, local)
+    for number, pair in enumerate(gather(difference)):
+        if pair is not None:
             raise ConfigError(
-                f"the processes differ in {what}: {name(0)} has {found[0]!r}, {name(number)} has "
-                f"{found[1]!r}"
+                f"the processes differ in {what}: {name(0)} has {pair[0]!r}, {name(number)} has "
+                f"{pair[1]!r}"
             )
 
 
 def first_then_others(make: Callable[[], Value]) -> Value:
-    """Call `make` in the first process while the others wait, then in all others.
+    """Call a function in process 0 while the others wait, then in the others.
 
-    For what is made once and then found: on a file system that all share only the first one works.
-    A ConfigError of the first one is raised by all.
+    It is for what is made once and then read: on a file system that all processes share, only
+    process 0 does the work.
+
+    Args:
+        make: The function.
+
+    Returns:
+        What the function returns in this process.
+
+    Raises:
+        ConfigError: In all processes, if process 0 raises it.
     """
     if count() == 1:
         return make()
     error: ConfigError | None = None
-    made: Value | None = None
+    result: Value | None = None
     if is_first():
         try:
-            made = make()
+            result = make()
         except ConfigError as raised:
             error = raised
-    said = broadcast(error and [error.message, *error.names], "the first alone", seconds=LONG)
-    if said is not None:
-        raise error or ConfigError(*said)
-    return made if is_first() else make()  # pyright: ignore
+    failure = broadcast(error and [error.message, *error.names], "first process", seconds=LONG)
+    if failure is not None:
+        raise error or ConfigError(*failure)
+    return result if is_first() else make()  # pyright: ignore
 
 
 def post(key: str, value: Any) -> None:
-    """Leave a value for all processes; the first that is left under a key stays."""
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is one
-        _client().key_value_set(f"{_HERE}/{key}", json.dumps(value))
+    """Store a value for all processes, unless the key has one: the first value stays."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # the key has a value
+        _client().key_value_set(f"{_PREFIX}/{key}", json.dumps(value))
 
 
-def hear(key: str, *, seconds: float) -> Any:
-    """What somebody posted under a key, waiting so long for it, or None."""
+def wait_for(key: str, *, seconds: float) -> Any:
+    """Return the value of a key, waiting for it up to this time; None if it has none by then."""
     try:
-        return json.loads(_client().blocking_key_value_get(f"{_HERE}/{key}", round(seconds * 1000)))
+        milliseconds = round(seconds * 1000)
+        return json.loads(_client().blocking_key_value_get(f"{_PREFIX}/{key}", milliseconds))
     except jax.errors.JaxRuntimeError:
         return None
 
 
 def overwrite(key: str, value: Any) -> None:
-    """Leave a value for all processes in place of what is there."""
+    """Store a value for all processes, replacing an earlier one."""
     _set(key, json.dumps(value))
 
 
 def posted(folder: str) -> dict[int, Any]:
-    """What was left under folder/0, folder/1 ... by now; raises what jax does without an answer."""
+    """Return the values of folder/0, folder/1 and so on; without a connection, jax's error."""
     return {int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in _all(folder)}
 
 
 def is_preempted(step: int) -> bool:
-    """Whether jax's preemption service stops all processes after `step` steps.
+    """Return whether jax's preemption service stops all processes after this step.
 
-    To be asked after every step. It listens to platforms' notices; SIGTERM is kept from it.
+    The service receives the notices of cloud platforms. SIGTERM is handled by
+    `distributed.preemption` instead.
+
+    Args:
+        step: The number of finished steps; the function has to be called after every step.
     """
     if distributed.global_state.preemption_sync_manager is None:
         return False
     return multihost_utils.reached_preemption_sync_point(step)
 
 
-def _exchange(mine: Mapping[int, Any], what: str, seconds: float) -> dict[int, Any]:
+def _exchange(values: Mapping[int, Any], what: str, seconds: float) -> dict[int, Any]:
     number = _rounds[what]
     _rounds[what] += 1
-    for key, value in mine.items():
-        overwrite(f"said/{what}/{number}/{key}", value)
+    for key, value in values.items():
+        overwrite(f"exchange/{what}/{number}/{key}", value)
     barrier(what, seconds=seconds)
-    found = posted(f"said/{what}/{number}")
-    # All are past the round before this one, so nobody reads it any more.
-    _delete(f"said/{what}/{number - 1}/{index()}")
-    return found
+    gathered = posted(f"exchange/{what}/{number}")
+    # All processes have left the round before this one, so none reads its values any more.
+    _delete(f"exchange/{what}/{number - 1}/{index()}")
+    return gathered
 
 
 def _difference(one: Any, other: Any) -> tuple[Any, Any]:
@@ -291,44 +384,49 @@ def _difference(one: Any, other: Any) -> tuple[Any, Any]:
     return one, other
 
 
-def _wait_for_the_first(meeting: DistributedConfig, seconds: float) -> None:
-    """Return once somebody answers at the address: jax itself would end the process if nobody does.
-
-    Raises ConfigError when the time is over.
-    """
-    host, _, port = (meeting.coordinator_address or "").rpartition(":")
-    if not host or not port.isdecimal():
-        raise ConfigError(
-            f"--coordinator_address takes HOST:PORT; got {meeting.coordinator_address!r}"
-        )
+def _wait_for_the_first(config: DistributedConfig, seconds: float) -> None:
+    """Wait until process 0 listens at its address; jax would end this process if it never does."""
+    host, port = split_address(config)
     until = time.monotonic() + seconds
     while True:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            socket.create_connection((host, port), timeout=5).close()
             return
         except OSError as error:
             if time.monotonic() > until:
                 raise ConfigError(
-                    f"process {meeting.process_id} of {meeting.num_processes} found nobody at "
-                    f"{meeting.coordinator_address} within {seconds} s: {error}"
+                    f"process {config.process_id} of {config.num_processes} found no process 0 at "
+                    f"{config.coordinator_address} within {seconds} s: {error}"
                 ) from error
         time.sleep(0.2)
 
 
-def _log_who_waits(meeting: DistributedConfig, seconds: float) -> None:
-    who = "a process" if meeting.process_id is None else f"process {meeting.process_id}"
-    where = meeting.coordinator_address or "the address that the cluster tells"
-    _LOG.info(f"{who} is waiting up to {seconds} s for the others at {where} ...")
+def split_address(config: DistributedConfig) -> tuple[str, int]:
+    """Return host and port of the coordinator's address; ConfigError if it is not HOST:PORT."""
+    host, _, port = (config.coordinator_address or "").rpartition(":")
+    require(
+        host and port.isdecimal(),
+        f"--coordinator_address takes HOST:PORT; got {config.coordinator_address!r}",
+    )
+    return host.strip("[]"), int(port)
 
 
-def cluster_tells(environment: Mapping[str, str]) -> bool:
-    """Whether jax finds the other processes by itself, and there are or may be others."""
-    from jax._src import cloud_tpu_init
+def _log_waiting(config: DistributedConfig, seconds: float) -> None:
+    process = "a process" if config.process_id is None else f"process {config.process_id}"
+    address = config.coordinator_address or "the address that the cluster provides"
+    _LOG.info(f"{process} is waiting up to {seconds} s for the others at {address} ...")
 
+
+def in_cluster(environment: Mapping[str, str]) -> bool:
+    """Return whether jax detects the other processes itself, and there are or may be others.
+
+    Args:
+        environment: The environment variables, in which Slurm and Open MPI describe the processes.
+    """
     ranks = ("SLURM_PROCID", "SLURM_NTASKS"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
-    told = any(me in environment and environment.get(n, "1") != "1" for me, n in ranks)
+    several = any(rank in environment and environment.get(size, "1") != "1" for rank, size in ranks)
     on_cpu = environment.get("JAX_PLATFORMS") == "cpu"
-    return told or (cloud_tpu_init.running_in_cloud_tpu_vm and not on_cpu)
+    return several or (cloud_tpu_init.running_in_cloud_tpu_vm and not on_cpu)
 
 
 def _number(text: str | None, flag: str) -> int | None:
@@ -344,12 +442,12 @@ def _client() -> Any:
 
 
 def _set(key: str, value: str) -> None:
-    _client().key_value_set(f"{_HERE}/{key}", value, allow_overwrite=True)
+    _client().key_value_set(f"{_PREFIX}/{key}", value, allow_overwrite=True)
 
 
 def _all(folder: str) -> list[tuple[str, str]]:
-    return _client().key_value_dir_get(f"{_HERE}/{folder}/")
+    return _client().key_value_dir_get(f"{_PREFIX}/{folder}/")
 
 
 def _delete(key: str) -> None:
-    _client().key_value_delete(f"{_HERE}/{key}")
+    _client().key_value_delete(f"{_PREFIX}/{key}")

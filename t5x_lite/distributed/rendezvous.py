@@ -1,96 +1,91 @@
-"""Who is there before the processes of a run meet: jax itself waits, and ends without a name.
+"""Rendezvous: checks that all processes of a run come, and names those that do not.
 
-Process 0 listens where jax's service will be; the others tell it their number and host, and all
-hear who did not come. It is the first thing `t5x_lite doctor` does.
+`t5x_lite doctor` does it before the processes connect: jax itself waits for them and then ends
+without a name. Process 0 listens at the address of jax's later service. The others send it their
+number and host, and it answers with all that came.
 """
 
 import contextlib
 import json
-import os
 import socket
 import time
 from collections.abc import Mapping
 
-from t5x_lite.distributed.processes import DistributedConfig, cluster_tells
+from t5x_lite.distributed.processes import DistributedConfig, split_address
 from t5x_lite.errors import ConfigError
 
-_LONGEST = 60.0  # seconds that an answer may be later than the one who waits for it
+_LATENCY = 60.0  # seconds by which the answer may come later than process 0 stops waiting
 
 
-def call(meeting: DistributedConfig, *, seconds: float) -> None:
-    """Return once all processes have answered; ConfigError, in all of them, naming the missing."""
-    meeting = _told_by_cluster(meeting)
-    if meeting.coordinator_address is None or (meeting.num_processes or 1) == 1:
+def call(config: DistributedConfig, *, seconds: float) -> None:
+    """Wait until all processes have made this call.
+
+    Args:
+        config: How the processes find each other. It does nothing for a single process.
+        seconds: The longest time to wait.
+
+    Raises:
+        ConfigError: In all processes, if some do not come; it names those that are missing.
+    """
+    config = config.from_cluster()
+    if config.coordinator_address is None or (config.num_processes or 1) == 1:
         return
-    host, _, port = meeting.coordinator_address.rpartition(":")
-    if not port.isdecimal():
-        raise ConfigError(
-            f"--coordinator_address takes HOST:PORT; got {meeting.coordinator_address!r}"
-        )
-    if meeting.process_id == 0:
-        came = _listen(int(port), meeting.num_processes or 1, seconds)
+    host, port = split_address(config)
+    if config.process_id == 0:
+        hosts = _listen(port, config.num_processes or 1, seconds)
     else:
-        came = _answer((host.strip("[]"), int(port)), meeting, seconds)
-    numbers = range(meeting.num_processes or 1)
-    missing = [number for number in numbers if str(number) not in came]
+        hosts = _answer((host, port), config, seconds)
+    numbers = range(config.num_processes or 1)
+    missing = [number for number in numbers if str(number) not in hosts]
     if missing:
-        there = ", ".join(
-            f"{number} on {came[str(number)]}" for number in numbers if str(number) in came
+        present = ", ".join(
+            f"{number} on {hosts[str(number)]}" for number in numbers if str(number) in hosts
         )
         raise ConfigError(
             f"{len(missing)} of {len(numbers)} processes did not come within {seconds:.0f} s: "
-            f"{', '.join(map(str, missing))}; there were {there}; see whether the command was "
+            f"{', '.join(map(str, missing))}; there were {present}; check whether the command was "
             f"started on the hosts that are missing, and whether they reach "
-            f"{meeting.coordinator_address}"
+            f"{config.coordinator_address}"
         )
 
 
-def _told_by_cluster(meeting: DistributedConfig) -> DistributedConfig:
-    if meeting.coordinator_address is not None or not cluster_tells(os.environ):
-        return meeting
-    from jax._src.clusters import ClusterEnv
-
-    with contextlib.suppress(Exception):  # jax.distributed will say what is wrong
-        told = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 60)
-        return DistributedConfig(*told[:3])
-    return meeting
-
-
 def _listen(port: int, expected: int, seconds: float) -> Mapping[str, str]:
-    came, lines, until = {"0": socket.gethostname()}, [], time.monotonic() + seconds
+    """Return the host of each process that came, by its number; runs in process 0."""
+    hosts, connections, until = {"0": socket.gethostname()}, [], time.monotonic() + seconds
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(socket.create_server(("", port), reuse_port=False))
-        while len(came) < expected and (left := until - time.monotonic()) > 0:
+        while len(hosts) < expected and (left := until - time.monotonic()) > 0:
             server.settimeout(left)
             with contextlib.suppress(TimeoutError, ValueError, OSError):
-                line = stack.enter_context(server.accept()[0])
-                line.settimeout(5.0)
-                number, host = json.loads(line.makefile().readline())
-                came[str(number)] = host
-                lines.append(line)
-        for line in lines:
+                connection = stack.enter_context(server.accept()[0])
+                connection.settimeout(5.0)
+                number, host = json.loads(connection.makefile().readline())
+                hosts[str(number)] = host
+                connections.append(connection)
+        for connection in connections:
             with contextlib.suppress(OSError):
-                line.sendall(json.dumps(came).encode() + b"\n")
-    return came
+                connection.sendall(json.dumps(hosts).encode() + b"\n")
+    return hosts
 
 
 def _answer(
-    address: tuple[str, int], meeting: DistributedConfig, seconds: float
+    address: tuple[str, int], config: DistributedConfig, seconds: float
 ) -> Mapping[str, str]:
+    """Return what `_listen` does, from process 0."""
     until = time.monotonic() + seconds
-    said = json.dumps([meeting.process_id, socket.gethostname()]).encode() + b"\n"
+    message = json.dumps([config.process_id, socket.gethostname()]).encode() + b"\n"
     while time.monotonic() < until:
         with (
             contextlib.suppress(OSError, ValueError),
-            socket.create_connection(address, 5.0) as line,
+            socket.create_connection(address, 5.0) as connection,
         ):
-            line.sendall(said)
-            line.settimeout(seconds + _LONGEST)
-            if heard := line.makefile().readline():
-                return json.loads(heard)
+            connection.sendall(message)
+            connection.settimeout(seconds + _LATENCY)
+            if answer := connection.makefile().readline():
+                return json.loads(answer)
         time.sleep(0.2)
     raise ConfigError(
-        f"process {meeting.process_id} of {meeting.num_processes} found nobody at "
-        f"{meeting.coordinator_address} within {seconds:.0f} s: see whether process 0 was started, "
-        f"and whether this host reaches it"
+        f"process {config.process_id} of {config.num_processes} found no process 0 at "
+        f"{config.coordinator_address} within {seconds:.0f} s: check whether process 0 was "
+        "started, and whether this host reaches it"
     )

@@ -213,7 +213,11 @@ class TrainingLoop:
 
     def _positioned(self, rows: slice) -> Iterator[tuple[Batch, StreamPosition, StreamPosition]]:
         """Each batch with the positions before and after it, leaving out what was decided."""
-        return in_order(self._stream, self.step, self._position, self._jumps, rows)
+        batches = in_order(self._stream, self.step, self._position, self._jumps, rows)
+        for step, (batch, before, after) in enumerate(batches, self.step + 1):
+            for observer in self._observers:
+                batch = observer.on_batch(step, batch, before)
+            yield batch, before, after
 
     def _take_step(
         self, batch: Mapping[str, jax.Array], before: StreamPosition, position: StreamPosition

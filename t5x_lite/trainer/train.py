@@ -2,7 +2,7 @@
 
 import logging
 import resource
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from etils import epath
@@ -70,6 +70,7 @@ def train(
     guard: AnomalyGuard = AnomalyGuard(),  # noqa: B008 frozen
     patience: HangTimeouts = HangTimeouts(),  # noqa: B008 frozen
     tracker: WeightsAndBiases | None = None,
+    callbacks: Sequence[Callback] = (),
     seed: int = 0,
     deterministic: bool = False,
     cpu_devices: int | None = None,
@@ -100,6 +101,7 @@ def train(
         guard: When the run rolls back to a checkpoint and skips data.
         patience: Seconds without progress after which the run ends.
         tracker: A service that gets the metrics as well; None is none.
+        callbacks: More callbacks of the run, called after its own (`training.callbacks.Callback`).
         seed: Seed of the initial weights and of dropout. The order of the data has `data.seed`.
         deterministic: Bit-exact runs on GPUs as well, where this is slower.
         cpu_devices: Number of devices to simulate on a CPU, over all processes; None is none.
@@ -148,7 +150,7 @@ def train(
             checkpoints=checkpoints,
             work=StepWork.of(model, prepared.program.mesh, batch_size, data.feature_lengths),
             patience=patience,
-            settings=CallbackSettings(profile, receipts, guard, tracker),
+            settings=CallbackSettings(profile, receipts, guard, tracker, callbacks),
             log_every_steps=log_every_steps,
             describe_config=describe_config,
         )
@@ -200,6 +202,7 @@ class CallbackSettings(NamedTuple):
     receipts: StepHashes
     guard: AnomalyGuard
     tracker: WeightsAndBiases | None
+    more: Sequence[Callback] = ()
 
     def callbacks(
         self,
@@ -221,7 +224,7 @@ class CallbackSettings(NamedTuple):
             callbacks.append(Tracker(self.tracker, directory, describe_config))
         if task_evaluator is not None:
             callbacks.append(TaskEvalCallback(task_evaluator))
-        return callbacks
+        return [*callbacks, *self.more]
 
 
 def _record(

@@ -1,9 +1,10 @@
-"""A run that does not come on: the stacks of all threads, and an end that a launcher undoes."""
+"""The watchdog: ends a run that makes no progress, with the stacks of all threads."""
 
 import dataclasses
 import faulthandler
 import sys
 import threading
+from typing import NoReturn
 
 from t5x_lite.distributed import heartbeat, processes
 from t5x_lite.errors import require_field
@@ -12,12 +13,19 @@ from t5x_lite.trainer.goodput import START_UP, TimeLedger
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HangTimeouts:
-    """For how long nothing may happen before a process ends itself, to be started again.
+    """The time without progress after which a process ends, for a launcher to restart the run.
 
-    step_seconds: from one step to the next, waiting for data included. other_seconds: for one
-    evaluation or one save. start_seconds: from when the data is ready to the end of the first step:
-    restoring, compiling, waiting for the other processes. None waits for ever. While data is being
-    made nothing is watched.
+    There is no limit while data is prepared, which may take days.
+
+    Args:
+        step_seconds: The longest time from one step to the next, waiting for data included; None is
+            no limit.
+        other_seconds: The longest time of one evaluation or one save; None is no limit.
+        start_seconds: The longest time from when the data is ready to the end of the first step:
+            restoring, compiling and waiting for the other processes; None is no limit.
+
+    Raises:
+        ConfigError: For a limit that is not positive.
     """
 
     step_seconds: float | None = 900.0
@@ -30,7 +38,12 @@ class HangTimeouts:
 
 
 class Watchdog:
-    """Looks at the ledger of a run from a thread of its own; a context manager."""
+    """Watches the progress of a run from a thread; a context manager.
+
+    Args:
+        patience: The limits.
+        ledger: What the run is doing, and since when.
+    """
 
     def __init__(self, patience: HangTimeouts, ledger: TimeLedger):
         self._patience, self._ledger = patience, ledger
@@ -52,7 +65,7 @@ class Watchdog:
         while not self._left.wait(self._tick):
             purpose, seconds = self._ledger.at_hand
             if (limit := self._limit(purpose)) is not None and seconds > limit:
-                bite(f"{seconds:.0f} s of {purpose!r} after step {self._ledger.step:,}")
+                abort(f"{seconds:.0f} s of {purpose!r} after step {self._ledger.step:,}")
 
     def _limit(self, purpose: str) -> float | None:
         if purpose == START_UP:
@@ -61,9 +74,13 @@ class Watchdog:
         return self._patience.step_seconds if of_a_step else self._patience.other_seconds
 
 
-def bite(what: str) -> None:
-    """Leave the stacks of all threads and end this process, and with it the others."""
-    why = f"{what} without coming on"
+def abort(what: str) -> NoReturn:
+    """Print the stacks of all threads, and end this process and the others for a restart.
+
+    Args:
+        what: What made no progress, and for how long.
+    """
+    why = f"{what} without progress"
     print(f"watchdog: {why}; the stacks of all threads:", file=sys.stderr, flush=True)
     faulthandler.dump_traceback(all_threads=True)
     heartbeat.end(processes.START_AGAIN, why)

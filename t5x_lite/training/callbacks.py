@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Self
 
 import jax
 
-from t5x_lite.data.stream.stream import StreamPosition
+from t5x_lite.data.stream.stream import Batch, StreamPosition
 from t5x_lite.training.step_metrics import Packed
 
 Report = Callable[[str, Mapping[str, float]], None]  # (kind, numbers), for the writers
@@ -50,6 +50,23 @@ class Callback:
     def to_save(self) -> Mapping[str, str | float]:
         """What `on_start` shall find in `progress` under a name of one's own."""
         return {}
+
+    def on_batch(self, step: int, batch: Batch, before: StreamPosition) -> Batch:
+        """Return the batch that a step trains on; the default is the one that the data gives.
+
+        It is called before the batch is moved to the devices, in the thread that prefetches, up to
+        a few steps ahead. For the same position in the data it must return the same batch, or
+        resuming is no longer bit-exact.
+
+        Args:
+            step: The step that the batch is for, counted from 1.
+            batch: The rows of this process: NumPy arrays by feature, which must not be changed.
+            before: The position in the data at which the batch begins.
+
+        Returns:
+            The batch, with the same features, shapes and types.
+        """
+        return batch
 
     def before_step(self, step: int, state: Any) -> None:
         """Hear that step `step`, counted from 1, is about to be handed to the devices."""

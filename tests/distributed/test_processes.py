@@ -1,4 +1,4 @@
-"""Processes: how they are told about each other, and what they say to each other."""
+"""Processes: how they find each other, and what they exchange."""
 
 import json
 import socket
@@ -58,7 +58,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def test_processes_hear_each_other_and_name_the_one_that_is_missing():
+def test_processes_exchange_values_and_name_the_one_that_is_missing():
     address = f"localhost:{free_port()}"
     started = [
         subprocess.Popen(
@@ -97,7 +97,7 @@ def test_one_process_agrees_with_itself_at_once():
     assert (processes.index(), processes.count(), processes.is_first()) == (0, 1, True)
 
 
-def test_a_meeting_is_told_by_flags_before_the_environment():
+def test_flags_win_over_the_environment():
     assert DistributedConfig.find({}, {}) == DistributedConfig()
     assert DistributedConfig.find({}, THREE) == DistributedConfig("a:1", 4, 3)
     assert DistributedConfig.find({"process_id": "0"}, THREE) == DistributedConfig("a:1", 4, 0)
@@ -113,19 +113,19 @@ def test_a_meeting_is_told_by_flags_before_the_environment():
         ({}, {"JAX_PROCESS_ID": "0"}, "lacking --coordinator_address and --num_processes"),
     ],
 )
-def test_half_a_meeting_is_refused(flags, environment, said):
+def test_half_a_configuration_is_refused(flags, environment, said):
     with pytest.raises(ConfigError, match=said):
         DistributedConfig.find(flags, environment)
 
 
-def test_a_process_that_finds_nobody_says_so():
+def test_a_process_that_finds_no_process_0_says_so():
     script = (
         "from t5x_lite.distributed import processes as p\n"
         f"p.initialize(p.DistributedConfig('localhost:{free_port()}', 2, 1), wait_seconds=1)"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ended.returncode == 1
-    assert "process 1 of 2 found nobody at localhost" in ended.stderr
+    assert "process 1 of 2 found no process 0 at localhost" in ended.stderr
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_process_that_finds_nobody_says_so():
     ],
 )
 def test_clusters_of_one_are_left_alone(variables, told):
-    assert processes.cluster_tells(variables) == told
+    assert processes.in_cluster(variables) == told
 
 
 def test_simulated_devices_are_counted_over_all_processes(monkeypatch):

@@ -126,7 +126,7 @@ def test_all_hear_who_is_missing():
 
 def test_who_finds_nobody_says_where_it_looked():
     [heard] = call_all([1], 2, seconds=1)
-    assert "process 1 of 2 found nobody at localhost:" in heard
+    assert "process 1 of 2 found no process 0 at localhost:" in heard
 
 
 @pytest.mark.slow

@@ -10,8 +10,14 @@ from t5x_lite.debugging.compare import compare
 from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation.validation_loss import Evaluation
 from t5x_lite.trainer import anomaly_guard
-from t5x_lite.trainer.anomaly_guard import AnomalyDetector, AnomalyGuard, Decision, Seen
-from t5x_lite.trainer.loop import TrainingLoop
+from t5x_lite.trainer.anomaly_guard import (
+    AnomalyDetector,
+    AnomalyGuard,
+    Decision,
+    Rollback,
+    Seen,
+)
+from t5x_lite.training.callbacks import Callback
 
 NOWHERE = {"format": 1, "window": 0, "row": 0, "drawn": {}}
 
@@ -69,29 +75,33 @@ def test_checkpoints_from_before_a_decision_are_given_up_and_those_since_are_not
     assert not anomaly_guard.gave_up(taken, 12, {"decisions": 1})
 
 
-@pytest.fixture
-def poisoned(monkeypatch):
-    """A function that makes the batches of the given draws, counted from 1, not finite."""
-    positioned = TrainingLoop._positioned
+class Poisoned(Callback):
+    """Makes the batches of some draws from the data, counted from 1, not finite.
 
-    def poison(*numbers):
-        order = {}
+    A run draws in order until it rolls back, and prefetches no less than it trained on: a position
+    that was never seen is that of the next draw. One object may serve several runs of the same
+    data: they begin at the same position.
+    """
 
-        def spoiled(self, rows):
-            starts = self._stream.batches(self._stream.start())
-            befores = [self._stream.start(), *(next(starts)[1] for _ in range(40))]
-            order.update(
-                {json.dumps(before, sort_keys=True): n for n, before in enumerate(befores, 1)}
-            )
-            for batch, before, after in positioned(self, rows):
-                if order.get(json.dumps(before, sort_keys=True)) in numbers:
-                    weights = batch["decoder_loss_weights"]
-                    batch["decoder_loss_weights"] = np.full_like(weights, np.nan)
-                yield batch, before, after
+    def __init__(self, *draws):
+        self._draws, self._positions = draws, []
 
-        monkeypatch.setattr(TrainingLoop, "_positioned", spoiled)
+    def on_batch(self, step, batch, before):
+        position = json.dumps(before, sort_keys=True)
+        if position not in self._positions:
+            self._positions.append(position)
+        if self._positions.index(position) + 1 not in self._draws:
+            return batch
+        weights = batch["decoder_loss_weights"]
+        return {**batch, "decoder_loss_weights": np.full_like(weights, np.nan)}
 
-    return poison
+
+class KilledInRollback(Callback):
+    """Ends the process, as Ctrl-C does, when a rollback is decided and nothing is restored yet."""
+
+    def __exit__(self, kind, *_):
+        if kind is Rollback:
+            raise KeyboardInterrupt
 
 
 QUIET = {
@@ -105,10 +115,9 @@ def lines(path):
 
 
 def test_a_step_that_is_not_finite_is_noted_with_its_examples_and_key(
-    tmp_path, train_small, poisoned, log_lines
+    tmp_path, train_small, log_lines
 ):
-    poisoned(3)
-    train_small(tmp_path, steps=4, seed=7, **QUIET)
+    train_small(tmp_path, steps=4, seed=7, callbacks=[Poisoned(3)], **QUIET)
     assert "step 3 is not finite" in "\n".join(log_lines)
     (noted,) = lines(tmp_path / "anomalies.jsonl")
     assert noted["step"] == 3
@@ -124,12 +133,12 @@ def test_a_step_that_is_not_finite_is_noted_with_its_examples_and_key(
 
 
 def test_a_run_goes_back_skips_the_data_and_a_restart_decides_the_same(
-    tmp_path, train_small, weights, poisoned, capsys, log_lines
+    tmp_path, train_small, weights, capsys, log_lines
 ):
     """Batches 5 and 6 are bad: back to step 4, and on with batch 7."""
     guard = AnomalyGuard(nonfinite_steps=2)
-    poisoned(5, 6)
-    train_small(tmp_path / "run", steps=8, guard=guard, **QUIET)
+    callbacks = [Poisoned(5, 6)]
+    train_small(tmp_path / "run", steps=8, guard=guard, callbacks=callbacks, **QUIET)
     reason = "2 of 100 steps were not finite, first at step 5"
     assert f"rolling back from step 6 to step 4: {reason}" in "\n".join(log_lines)
     (decision,) = lines(tmp_path / "run" / "decisions.jsonl")
@@ -138,36 +147,28 @@ def test_a_run_goes_back_skips_the_data_and_a_restart_decides_the_same(
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
     assert weights(tmp_path / "run")["['skipped']"] == 0
 
-    train_small(tmp_path / "stopped", steps=5, guard=guard, **QUIET)
-    train_small(tmp_path / "stopped", steps=8, guard=guard, **QUIET)
+    train_small(tmp_path / "stopped", steps=5, guard=guard, callbacks=callbacks, **QUIET)
+    train_small(tmp_path / "stopped", steps=8, guard=guard, callbacks=callbacks, **QUIET)
     for name, array in weights(tmp_path / "stopped").items():
         np.testing.assert_array_equal(array, weights(tmp_path / "run")[name], err_msg=name)
     compare(run_a=str(tmp_path / "run"), run_b=str(tmp_path / "stopped"))
     assert "the runs are identical in 8 common steps" in capsys.readouterr().out
 
 
-def test_a_run_killed_while_going_back_ends_as_one_that_was_not(
-    tmp_path, train_small, weights, poisoned, monkeypatch
-):
+def test_a_run_killed_while_going_back_ends_as_one_that_was_not(tmp_path, train_small, weights):
     guard = AnomalyGuard(nonfinite_steps=2)
-    poisoned(5, 6)
-    train_small(tmp_path / "run", steps=8, guard=guard, **QUIET)
-
-    def killed(self):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("t5x_lite.trainer.loop.TrainingLoop._take_up_again", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train_small(tmp_path / "killed", steps=8, guard=guard, **QUIET)
-    train_small(tmp_path / "killed", steps=8, guard=guard, **QUIET)
+    callbacks = [Poisoned(5, 6)]
+    train_small(tmp_path / "run", steps=8, guard=guard, callbacks=callbacks, **QUIET)
+    killed = [*callbacks, KilledInRollback()]
+    with pytest.raises(KeyboardInterrupt):
+        train_small(tmp_path / "killed", steps=8, guard=guard, callbacks=killed, **QUIET)
+    train_small(tmp_path / "killed", steps=8, guard=guard, callbacks=callbacks, **QUIET)
     for name, array in weights(tmp_path / "killed").items():
         np.testing.assert_array_equal(array, weights(tmp_path / "run")[name], err_msg=name)
 
 
-def test_a_run_that_goes_back_too_often_ends_with_an_error(tmp_path, train_small, poisoned):
-    poisoned(*range(3, 40))
+def test_a_run_that_goes_back_too_often_ends_with_an_error(tmp_path, train_small):
+    callbacks = [Poisoned(*range(3, 40))]
+    guard = AnomalyGuard(nonfinite_steps=2, max_rollbacks=2)
     with pytest.raises(ConfigError, match=r"2 of 100 steps were not finite .* after 2 rollbacks"):
-        train_small(
-            tmp_path, steps=9, guard=AnomalyGuard(nonfinite_steps=2, max_rollbacks=2), **QUIET
-        )
+        train_small(tmp_path, steps=9, guard=guard, callbacks=callbacks, **QUIET)

@@ -1,4 +1,4 @@
-"""The watchdog: which limit holds when, and that it bites."""
+"""The watchdog: which limit holds when, and that it aborts."""
 
 import threading
 import time
@@ -12,16 +12,16 @@ from t5x_lite.trainer.watchdog import HangTimeouts, Watchdog
 
 
 @pytest.fixture
-def bitten(monkeypatch):
-    """What the watchdog said when it bit, and when."""
-    said, bit = [], threading.Event()
+def aborted(monkeypatch):
+    """Why the watchdog aborted: waits until it does."""
+    reasons, called = [], threading.Event()
 
-    def bite(what):
-        said.append(what)
-        bit.set()
+    def abort(what):
+        reasons.append(what)
+        called.set()
 
-    monkeypatch.setattr(watchdog, "bite", bite)
-    return lambda: bit.wait(30) and said[0]
+    monkeypatch.setattr(watchdog, "abort", abort)
+    return lambda: called.wait(30) and reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -33,11 +33,11 @@ def bitten(monkeypatch):
         ("other_seconds", "saving"),
     ],
 )
-def test_what_takes_longer_than_its_limit_is_bitten(limit, purpose, bitten):
+def test_what_takes_longer_than_its_limit_is_aborted(limit, purpose, aborted):
     ledger = TimeLedger(time.perf_counter())
     with Watchdog(HangTimeouts(**{limit: 0.01}), ledger):
         ledger.spend(purpose)
-        assert repr(purpose) in bitten()
+        assert repr(purpose) in aborted()
 
 
 def test_what_went_before_is_not_held_against_the_start():

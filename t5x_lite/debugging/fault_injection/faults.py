@@ -1,4 +1,4 @@
-"""Faults, what each does and what must come of it: the table of `t5x_lite torture`."""
+"""The faults of `t5x_lite torture`: what each one does, and the outcome that must follow."""
 
 import os
 import random
@@ -18,9 +18,14 @@ _SAVING = "saving checkpoint at step"  # in the log line of a save that has begu
 
 @dataclass
 class FaultContext:
-    """Where a fault happens. expected: what the start after it must say, if anything.
+    """What a fault acts on.
 
-    data_dir: of the stores that the run reads, which are torture's own.
+    Args:
+        run: The run, which trains or is about to.
+        directory: The directory of the run.
+        random: The source of random times and choices.
+        data_dir: The directory of the token stores, which no other run reads.
+        expected: Words that the log of the next start must contain; a fault appends to it.
     """
 
     run: TrainProcess
@@ -32,21 +37,21 @@ class FaultContext:
     @property
     def newest(self) -> Path:
         """The newest complete checkpoint."""
-        found = (self.directory / "checkpoints").glob("*/commit_success.txt")
-        return max((path.parent for path in found), key=lambda path: int(path.name))
+        markers = (self.directory / "checkpoints").glob("*/commit_success.txt")
+        return max((path.parent for path in markers), key=lambda path: int(path.name))
 
     @property
     def complete(self) -> int:
-        """How many checkpoints could be gone on from."""
+        """The number of complete checkpoints."""
         return len(list((self.directory / "checkpoints").glob("*/commit_success.txt")))
 
     def wait_for_checkpoints(self, count: int) -> None:
-        """Wait until there are so many, or the run has ended."""
+        """Wait until there are this many checkpoints, or the run has ended."""
         while self.complete < count and self.run.alive:
             time.sleep(0.1)
 
     def trains(self) -> bool:
-        """Wait until it trains, and for a random number of lines; False if it ended before."""
+        """Wait for a random number of logged steps; returns False if the run ended before."""
         came: float | None = 0.0
         for _ in range(self.random.randint(1, 16)):
             if came is not None:
@@ -57,16 +62,22 @@ class FaultContext:
 
 @dataclass(frozen=True)
 class Fault:
-    """does: happens to a run and ends it; returns the exit codes of which one must follow.
+    """A fault.
 
-    0 means that the run was done before. expected: the outcome, in words, for the table.
+    Args:
+        name: The name in the table, and for `torture.faults`.
+        does: Makes the fault and ends the run. It returns the exit codes of which one must follow;
+            0 means that the run finished before the fault.
+        expected: The outcome in words, for the table.
+        processes: The smallest number of processes that the run must have.
+        at_start: Whether the run must just have been started.
     """
 
     name: str
     does: Callable[[FaultContext], tuple[int, ...]]
     expected: str
-    processes: int = 1  # it needs at least
-    at_start: bool = False  # it needs a run that has just been started
+    processes: int = 1
+    at_start: bool = False
 
 
 def _kill(scene: FaultContext) -> tuple[int, ...]:
@@ -94,7 +105,7 @@ def _kill_early(scene: FaultContext) -> tuple[int, ...]:
 
 
 def _kill_process(number: int | None) -> Callable[[FaultContext], tuple[int, ...]]:
-    """Kill the process of that number of a pod, or some other than the first."""
+    """Kill process 0 of a pod, or with None a random other one."""
 
     def kill(scene: FaultContext) -> tuple[int, ...]:
         if scene.trains():
@@ -106,17 +117,17 @@ def _kill_process(number: int | None) -> Callable[[FaultContext], tuple[int, ...
 
 
 def _stall(scene: FaultContext) -> tuple[int, ...]:
-    """Have one process stand still: the others name it, the launcher kills it."""
+    """Stop one process with SIGSTOP: the others name it, and the launcher kills it."""
     if not scene.trains():
         return (0,)
     os.kill(scene.random.choice(scene.run.pids), signal.SIGSTOP)
     named = scene.run.wait_for(lambda line: _NAMED.search(line), LONG)
-    assert named is not None, "nobody named the process that stood still"
+    assert named is not None, "no process named the stopped one"
     return (75,)
 
 
-# Of another process, and of the first one.
-_NAMED = re.compile(r"process \d+ on .*: (not heard of|no answer) for \d+ s")
+# Of a process other than 0, and of process 0.
+_NAMED = re.compile(r"process \d+ on .*: no (heartbeat|answer) for \d+ s")
 
 
 def _terminate(scene: FaultContext) -> tuple[int, ...]:
@@ -150,7 +161,7 @@ def _corrupt_checkpoint(how: Callable[[Path], None]) -> Callable[[FaultContext],
     return corrupt
 
 
-# Without the marker orbax takes a step for one that was not finished: it is passed over.
+# Without its marker orbax ignores a step as incomplete: that is not corruption.
 _SPARED = ("commit_success.txt", "checksums.json")
 
 
@@ -182,7 +193,7 @@ def _flip(path: Path) -> None:
 
 
 def _fill_disk(scene: FaultContext) -> tuple[int, ...]:
-    """No file may grow past 2 kB until a save has failed: as full as a disk is without root."""
+    """Limit files to 2 kB until a save has failed, like a full disk, but without root."""
     if not scene.trains():
         return (0,)
     limits = {pid: resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in scene.run.pids}
@@ -194,27 +205,27 @@ def _fill_disk(scene: FaultContext) -> tuple[int, ...]:
     if failed is None:
         return (0,)
     after = scene.run.wait_for(lambda line: _SAVING in line, LONG, since=failed)
-    assert after is not None or not scene.run.alive, "nothing was saved after the disk had room"
+    assert after is not None or not scene.run.alive, "nothing was saved after the disk had space"
     scene.run.send(signal.SIGKILL)
     return (-9, 0)
 
 
 FAULTS = (
-    Fault("kill", _kill, "the next start goes on; nothing is lost"),
+    Fault("kill", _kill, "the next start resumes; nothing is lost"),
     Fault(
         "kill early",
         _kill_early,
         "while it imports, compiles or restores: as if never started",
         at_start=True,
     ),
-    Fault("kill in a save", _kill_at(_SAVING), "the half-written step is passed over"),
+    Fault("kill in a save", _kill_at(_SAVING), "the incomplete step is ignored"),
     Fault(
         "kill in a restore",
         _kill_at("restoring step", from_start=True),
-        "the checkpoint stays as it was",
+        "the checkpoint is unchanged",
         at_start=True,
     ),
-    Fault("SIGTERM", _terminate, "the step at hand is saved; a code that says start me again"),
+    Fault("SIGTERM", _terminate, "the current step is saved; exit code 75, for a restart"),
     Fault("SIGTERM twice", _terminate_twice, "ends at once; older checkpoints stay"),
     Fault(
         "truncated file",
@@ -229,17 +240,17 @@ FAULTS = (
         _corrupt_checkpoint(Path.unlink),
         "detected; the previous checkpoint is restored",
     ),
-    Fault("full disk", _fill_disk, "the run lives, older steps stay, a later save succeeds"),
+    Fault("full disk", _fill_disk, "the run continues, older steps stay, a later save succeeds"),
     Fault("deleted shard", _corrupt_store(Path.unlink), "detected; the token store is rebuilt"),
     Fault("corrupted shard", _corrupt_store(_flip), "detected; the token store is rebuilt"),
     Fault(
-        "kill process 0", _kill_process(0), "the others end at once; all start again", processes=2
+        "kill process 0", _kill_process(0), "the others end at once; all are restarted", processes=2
     ),
     Fault(
         "kill another process",
         _kill_process(None),
-        "it is named, the others end; all start again",
+        "it is named, the others end; all are restarted",
         processes=2,
     ),
-    Fault("stalled process", _stall, "it is named and killed; all start again", processes=2),
+    Fault("stalled process", _stall, "it is named and killed; all are restarted", processes=2),
 )

@@ -1,39 +1,33 @@
-"""`t5x_lite` with one batch spoiled: the program that `torture` starts.
+"""A batch that is not finite, injected into a training run at one step."""
 
-    python -m t5x_lite.debugging.fault_injection.nan_batch --nan_at=STEP train ...
+from dataclasses import dataclass
 
-The batch of that step, counted from 1 along the order of the data, gets a loss weight that is not a
-number: the same in every start, as a broken example would be. 0 spoils nothing.
-"""
-
-import runpy
-import sys
-from collections.abc import Iterator
-from typing import Any
+from t5x_lite.data.stream.stream import Batch, StreamPosition
+from t5x_lite.errors import require_field
+from t5x_lite.training.callbacks import Callback
 
 
-def spoil(step: int) -> None:
-    """Put something that is not a number into the batch of a step, from now on."""
-    from t5x_lite.trainer.loop import TrainingLoop
+@dataclass(frozen=True)
+class NanBatch(Callback):
+    """Sets loss weights of one batch to NaN, like a broken example: the same in every start.
 
-    positioned = TrainingLoop._positioned
+    Args:
+        step: The step whose batch is changed, counted from 1.
 
-    def with_spoiled(self: TrainingLoop, rows: slice) -> Iterator[Any]:
-        number = self.step
-        for batch, before, after in positioned(self, rows):
-            number += 1
-            if number == step:
-                name = next(name for name in batch if name.endswith("_loss_weights"))
-                batch = {**batch, name: batch[name].copy()}
-                batch[name][:, 0] = float("nan")
-            yield batch, before, after
+    Raises:
+        ConfigError: For a step below 1.
+    """
 
-    TrainingLoop._positioned = with_spoiled
+    step: int
 
+    def __post_init__(self):
+        require_field(self, "step", self.step >= 1, "at least 1")
 
-if __name__ == "__main__":
-    flag, *arguments = sys.argv[1:]
-    if at := int(flag.removeprefix("--nan_at=")):
-        spoil(at)
-    sys.argv = ["t5x_lite", *arguments]
-    runpy.run_module("t5x_lite", run_name="__main__")
+    def on_batch(self, step: int, batch: Batch, before: StreamPosition) -> Batch:
+        """Return the batch, with NaN as the first loss weight of every row if it is the one."""
+        if step != self.step:
+            return batch
+        name = next(name for name in batch if name.endswith("_loss_weights"))
+        weights = batch[name].copy()
+        weights[:, 0] = float("nan")
+        return {**batch, name: weights}

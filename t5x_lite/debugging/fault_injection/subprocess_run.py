@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from signal import Signals
 
-from t5x_lite.debugging.fault_injection import nan_batch
+import t5x_lite
 from t5x_lite.distributed import local_launcher
 from t5x_lite.distributed.child_process import ChildProcess
 
@@ -21,13 +21,13 @@ class TrainProcess:
     """A started `t5x_lite train`; several processes run under `distributed.local_launcher`.
 
     Args:
-        arguments: Of `debugging.fault_injection.nan_batch`, which passes on all but its own.
+        arguments: Of `t5x_lite`, beginning with "train".
         processes: The number of processes that train.
         devices: The number of simulated devices of each, where there are several processes.
     """
 
     def __init__(self, arguments: Sequence[str], *, processes: int = 1, devices: int = 4):
-        command = [sys.executable, "-m", nan_batch.__name__, *arguments]
+        command = [sys.executable, "-m", t5x_lite.__name__, *arguments]
         if processes > 1:
             pod = ["--processes", str(processes), "--devices", str(devices), "--grace", "20"]
             launcher = [sys.executable, "-m", local_launcher.__name__]

@@ -1,4 +1,4 @@
-"""`t5x_lite torture`: a real run under faults, held against the same run that nothing disturbed."""
+"""`t5x_lite torture`: a run under injected faults, compared with the same run without faults."""
 
 import logging
 import random
@@ -21,7 +21,7 @@ from t5x_lite.debugging.fault_injection.faults import FAULTS, LONG, Fault, Fault
 from t5x_lite.debugging.fault_injection.subprocess_run import FIRST, STEP, TrainProcess
 from t5x_lite.errors import ConfigError
 
-DATA = "data"  # where the corpus and the stores of torture's own lie
+DATA = "data"  # the directory of the corpus and the token stores, which no other run reads
 LAP = re.compile(r"([a-z][a-z ]*[a-z]) (?:(\d+) min )?([\d.]+) s")  # of `startup.StartupTimer.line`
 _LOG = logging.getLogger(__name__)
 CHILD = (
@@ -32,7 +32,11 @@ CHILD = (
 
 
 class Outcome(NamedTuple):
-    """What came of a fault. recovery: seconds from it to the next step's line, and their parts."""
+    """The outcome of a fault.
+
+    recovery: seconds from the fault to the next logged step; None if the run was finished. parts:
+    how the restart spent them.
+    """
 
     fault: str
     step: int
@@ -95,8 +99,8 @@ def torture(
     chance = random.Random(seed)
     here = PodShape(processes, devices)
     train = (
-        f"--nan_at={chance.randint(2, steps)}",
         *("train", *invocation.gin_arguments, f"--missing_seconds={missing_seconds}"),
+        *("--gin_file=runs/nan_batch.gin", f"--gin.NAN_STEP={chance.randint(2, steps)}"),
         f"--gin.Data.data_dir={root / DATA}",
         f"--gin.train.log_every_steps={log_every_steps}",
     )
@@ -135,22 +139,22 @@ def torture(
 
 
 class PodShape(NamedTuple):
-    """What a run is launched on, and the flags that say so."""
+    """The processes and devices of a run, and the flags that set them."""
 
     processes: int
-    devices: int  # of each process of several; for one process the flags of the run say
+    devices: int  # of each of several processes; the flags of a run set those of a single one
     flags: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.processes} x {self.devices} devices"
 
     def launch(self, train: Sequence[str], directory: Path) -> TrainProcess:
-        """Start, or go on with, the run in a directory."""
+        """Start or resume the run in a directory."""
         flags = [f"--gin.MODEL_DIR={directory}", *CHILD, *self.flags]
         return TrainProcess([*train, *flags], processes=self.processes, devices=self.devices)
 
     def unlike(self) -> "PodShape":
-        """Another number of processes with half the devices, all of them along the data axis."""
+        """Return another number of processes with half the devices, all on the data axis."""
         number = 1 if self.processes > 1 else 2
         total = max(self.processes * self.devices // 2, number)
         flags = f"--gin.CPU_DEVICES={total}", "--gin.MESH={'data': -1}"
@@ -165,7 +169,7 @@ def _elsewhere(
     chance: random.Random,
     steps: int,
 ) -> float:
-    """Kill a run and go on with it on another pod; returns how far apart the last weights are."""
+    """Kill a run and resume it on another pod; returns its `_distance` to the undisturbed run."""
     directory = root / "elsewhere"
     shutil.rmtree(directory, ignore_errors=True)
     scene = FaultContext(here.launch(train, directory), directory, chance, root / DATA)
@@ -180,9 +184,9 @@ def _elsewhere(
 def _disturb(
     scene: FaultContext, launch: Callable[[], TrainProcess], fault: Fault
 ) -> tuple[Outcome | None, TrainProcess]:
-    """Make a fault and start again; returns the outcome and the run that goes on.
+    """Inject a fault and restart; returns the outcome and the restarted run.
 
-    There is no outcome if the run ended before the fault came.
+    The outcome is None if the run ended before the fault.
     """
     if fault.at_start:
         scene.wait_for_checkpoints(1)  # so that there is one to restore
@@ -213,15 +217,15 @@ def _to_the_end(run: TrainProcess) -> None:
 
 
 def _distance(one: Path, other: Path, steps: int) -> float:
-    """How far apart the last weights are, as a share of their norm; the batches must be the same.
+    """Return the norm of the difference of the last weights, relative to their norm.
 
-    So must the receipts' hashes of examples and batches, of every step.
+    The hashes of the examples and the batch of every step must be the same.
     """
-    given = [
+    batches = [
         {step: (line["ids"], line["batch"]) for step, line in receipts_of(str(directory)).items()}
         for directory in (one, other)
     ]
-    assert given[0] == given[1], f"{one} and {other} were not given the same batches"
+    assert batches[0] == batches[1], f"{one} and {other} did not get the same batches"
     states = [_last_state(directory, steps) for directory in (one, other)]
     names = [name for name in states[0] if name.startswith("params/")]
     pairs = [[np.float64(state[name]) for state in states] for name in names]
@@ -230,12 +234,14 @@ def _distance(one: Path, other: Path, steps: int) -> float:
 
 
 def _assert_same(one: Path, other: Path, steps: int) -> None:
-    """The receipts of all steps, and every bit of the last state."""
+    """Compare the hashes of all steps, and every bit of the last state."""
     receipts = [receipts_of(str(directory)) for directory in (one, other)]
-    parting = first_difference(*receipts)
-    assert parting is None, f"{one} and {other} part at step {parting.step}: {parting.what} differ"
-    for directory, found in zip((one, other), receipts, strict=True):
-        assert sorted(found) == list(range(1, steps + 1)), f"{directory} lacks receipts"
+    difference = first_difference(*receipts)
+    assert difference is None, (
+        f"{one} and {other} diverge at step {difference.step}: {difference.what} differ"
+    )
+    for directory, hashes in zip((one, other), receipts, strict=True):
+        assert sorted(hashes) == list(range(1, steps + 1)), f"{directory} lacks steps"
     states = [_last_state(directory, steps) for directory in (one, other)]
     assert states[0].keys() == states[1].keys()
     for name, array in states[0].items():

@@ -1,17 +1,25 @@
-"""Torture: faults do what the table says, and a spoiled batch is the same in every start."""
+"""Torture: faults do what the table says, and a batch that is not finite is so in every start."""
 
 import random
 import signal
+from pathlib import Path
 
+import gin
 import numpy as np
 import pytest
 
+from t5x_lite.checkpoints.policy import CheckpointPolicy
+from t5x_lite.cli import gin_config
 from t5x_lite.command import Invocation
-from t5x_lite.debugging.fault_injection import faults, nan_batch
+from t5x_lite.debugging.fault_injection import faults
 from t5x_lite.debugging.fault_injection.faults import FAULTS, FaultContext
+from t5x_lite.debugging.fault_injection.nan_batch import NanBatch
 from t5x_lite.debugging.fault_injection.torture import LAP, PodShape, torture
 from t5x_lite.errors import ConfigError
+from t5x_lite.evaluation.validation_loss import Evaluation
 from t5x_lite.io import checksums
+
+GIN_CONFIGS = Path(__file__).resolve().parents[3] / "gin_configs"
 
 
 class Ended:
@@ -97,25 +105,37 @@ def test_the_parts_of_a_start_are_read_from_its_line():
     ]
 
 
-def test_the_batch_of_one_step_is_spoiled_wherever_a_run_starts(monkeypatch):
-    from t5x_lite.trainer.loop import TrainingLoop
+def test_the_batch_of_one_step_is_not_finite_and_the_given_one_is_not_changed():
+    callback = NanBatch(step=4)
+    for step in range(1, 7):
+        given = {"decoder_loss_weights": np.ones((2, 3), np.float32), "other": np.ones(2)}
+        batch = callback.on_batch(step, given, {"window": 0})
+        assert np.isnan(batch["decoder_loss_weights"]).any() == (step == 4)
+        assert np.isfinite(batch["other"]).all()
+        assert np.isfinite(given["decoder_loss_weights"]).all()
+    with pytest.raises(ConfigError, match="step must be at least 1; got 0"):
+        NanBatch(step=0)
 
-    class Fake:
-        step = 0
 
-    def positioned(self, rows):
-        for number in range(self.step + 1, 7):
-            yield {"decoder_loss_weights": np.ones((2, 3), np.float32)}, number, number + 1
-
-    monkeypatch.setattr(TrainingLoop, "_positioned", positioned)
-    nan_batch.spoil(4)
-    for first in (0, 3):
-        Fake.step = first
-        found = {
-            before: bool(np.isnan(batch["decoder_loss_weights"]).any())
-            for batch, before, _ in TrainingLoop._positioned(Fake(), slice(None))
-        }
-        assert [number for number, bad in found.items() if bad] == [4]
+def test_the_shipped_gin_file_makes_a_batch_not_finite_from_any_start(
+    tmp_path, train_small, weights
+):
+    """The step is skipped, also in a run that resumes shortly before it."""
+    quiet = {"evaluation": Evaluation(period=100, max_examples=1, samples=0)}
+    quiet |= {"checkpoints": CheckpointPolicy(period=1, keep=None)}
+    gin.clear_config()
+    gin_config.parse(["runs/nan_batch.gin"], ["--gin.NAN_STEP=3"], [str(GIN_CONFIGS)])
+    (reference,) = gin.query_parameter("train.callbacks")
+    assert reference.configurable.wrapped is NanBatch
+    callbacks = [gin.get_configurable(NanBatch)()]
+    gin.clear_config()
+    train_small(tmp_path / "run", steps=4, callbacks=callbacks, **quiet)
+    for steps in (2, 4):
+        train_small(tmp_path / "resumed", steps=steps, callbacks=callbacks, **quiet)
+    state, resumed = weights(tmp_path / "run"), weights(tmp_path / "resumed")
+    assert state["['skipped']"] == 1
+    for name, array in state.items():
+        np.testing.assert_array_equal(array, resumed[name], err_msg=name)
 
 
 def test_an_unknown_fault_is_refused_before_anything_runs(tmp_path):
