@@ -8,12 +8,12 @@ from t5x_lite.convert.family import (
     CheckpointFacts,
     Family,
     Fields,
-    activation,
-    activation_name,
+    activation_from_hf,
+    activation_to_hf,
     check_width,
     head_dim,
-    need,
-    refuse,
+    reject_unsupported,
+    require_fields,
 )
 from t5x_lite.convert.param_mapping import MappingTable
 from t5x_lite.errors import ConfigError
@@ -41,13 +41,17 @@ def _table(config: TransformerConfig) -> MappingTable:
 
 
 def _read(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
-    refuse(fields, scale_embedding=False, normalize_before=False, add_final_layer_norm=False)
+    reject_unsupported(
+        fields, scale_embedding=False, normalize_before=False, add_final_layer_norm=False
+    )
     if found.own_head:
         raise ConfigError("the head is not the embedding; bart has them tied")
-    vocab_size, emb_dim, rows = need(fields, "vocab_size", "d_model", "max_position_embeddings")
-    encoder, decoder = need(fields, "encoder_layers", "decoder_layers")
-    num_heads, mlp_dim = need(fields, "encoder_attention_heads", "encoder_ffn_dim")
-    refuse(fields, decoder_attention_heads=num_heads, decoder_ffn_dim=mlp_dim)
+    vocab_size, emb_dim, rows = require_fields(
+        fields, "vocab_size", "d_model", "max_position_embeddings"
+    )
+    encoder, decoder = require_fields(fields, "encoder_layers", "decoder_layers")
+    num_heads, mlp_dim = require_fields(fields, "encoder_attention_heads", "encoder_ffn_dim")
+    reject_unsupported(fields, decoder_attention_heads=num_heads, decoder_ffn_dim=mlp_dim)
     return TransformerConfig(
         **LAYER_NORM,
         **POST_NORM,
@@ -58,7 +62,7 @@ def _read(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
         mlp_dim=mlp_dim,
         num_encoder_layers=encoder,
         num_decoder_layers=decoder,
-        mlp_activations=(activation(fields.get("activation_function", "gelu")),),
+        mlp_activations=(activation_from_hf(fields.get("activation_function", "gelu")),),
         norm_epsilon=1e-5,  # transformers knows no other for it
         max_positions=rows,
         position_offset=POSITION_OFFSET,
@@ -86,7 +90,7 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
         decoder_attention_heads=config.num_heads,
         encoder_ffn_dim=config.mlp_dim,
         decoder_ffn_dim=config.mlp_dim,
-        activation_function=activation_name(config.mlp_activations[0]),
+        activation_function=activation_to_hf(config.mlp_activations[0]),
         max_position_embeddings=config.max_positions,
         init_std=config.init_std or 0.02,
         dropout=config.dropout_rate,

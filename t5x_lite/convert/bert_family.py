@@ -8,13 +8,13 @@ from t5x_lite.convert.family import (
     CheckpointFacts,
     Family,
     Fields,
-    activation,
-    activation_name,
+    activation_from_hf,
+    activation_to_hf,
     check_width,
     head_dim,
-    need,
-    own_rate,
-    refuse,
+    reject_unsupported,
+    require_fields,
+    specific_rate,
 )
 from t5x_lite.convert.param_mapping import MappingTable
 from t5x_lite.errors import ConfigError
@@ -44,10 +44,10 @@ def _bert_table(config: TransformerConfig, prefix: str, head: dict[str, str]) ->
 
 
 def _read_bert(fields: Fields, found: CheckpointFacts, *, offset: int = 0) -> TransformerConfig:
-    refuse(fields, position_embedding_type="absolute", is_decoder=False)
+    reject_unsupported(fields, position_embedding_type="absolute", is_decoder=False)
     names = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")
-    vocab_size, emb_dim, num_heads, mlp_dim = need(fields, *names)
-    layers, rows = need(fields, "num_hidden_layers", "max_position_embeddings")
+    vocab_size, emb_dim, num_heads, mlp_dim = require_fields(fields, *names)
+    layers, rows = require_fields(fields, "num_hidden_layers", "max_position_embeddings")
     return TransformerConfig(
         **LAYER_NORM,
         **POST_NORM,
@@ -57,7 +57,7 @@ def _read_bert(fields: Fields, found: CheckpointFacts, *, offset: int = 0) -> Tr
         head_dim=head_dim(emb_dim, num_heads),
         mlp_dim=mlp_dim,
         num_encoder_layers=layers,
-        mlp_activations=(activation(fields.get("hidden_act", "gelu")),),
+        mlp_activations=(activation_from_hf(fields.get("hidden_act", "gelu")),),
         norm_epsilon=fields.get("layer_norm_eps", 1e-12),
         max_positions=rows - offset,
         position_offset=offset,
@@ -68,7 +68,7 @@ def _read_bert(fields: Fields, found: CheckpointFacts, *, offset: int = 0) -> Tr
         next_sentence_head=found.next_sentence,
         init_std=fields.get("initializer_range", 0.02),
         dropout_rate=fields.get("hidden_dropout_prob", 0.1),
-        attention_dropout_rate=own_rate(
+        attention_dropout_rate=specific_rate(
             fields, "attention_probs_dropout_prob", "hidden_dropout_prob"
         ),
         mlp_dropout_rate=0.0,
@@ -84,7 +84,7 @@ def _write_bert(config: TransformerConfig) -> dict[str, Any]:
         num_hidden_layers=config.num_encoder_layers,
         num_attention_heads=config.num_heads,
         intermediate_size=config.mlp_dim,
-        hidden_act=activation_name(config.mlp_activations[0]),
+        hidden_act=activation_to_hf(config.mlp_activations[0]),
         hidden_dropout_prob=config.dropout_rate,
         attention_probs_dropout_prob=(
             config.dropout_rate if attention_dropout is None else attention_dropout

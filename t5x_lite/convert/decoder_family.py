@@ -7,15 +7,15 @@ from t5x_lite.convert.family import (
     CheckpointFacts,
     Family,
     Fields,
-    activation,
-    activation_name,
+    activation_from_hf,
+    activation_to_hf,
     check_width,
     head_dim,
-    need,
-    own_rate,
-    refuse,
+    reject_unsupported,
+    require_fields,
+    specific_rate,
 )
-from t5x_lite.convert.param_mapping import MappingTable, Part
+from t5x_lite.convert.param_mapping import FusedSlice, MappingTable
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
 
@@ -23,7 +23,7 @@ from t5x_lite.models.config import TransformerConfig
 def _gpt2_table(config: TransformerConfig) -> MappingTable:
     ours, layer = "decoder/layers", "transformer.h.{i}"
     fused = {
-        f"{ours}/self_attention/{name}": Part(f"{layer}.attn.c_attn", place, 3)
+        f"{ours}/self_attention/{name}": FusedSlice(f"{layer}.attn.c_attn", place, 3)
         for place, name in enumerate(("query", "key", "value"))
     }
     return MappingTable(
@@ -43,12 +43,12 @@ def _gpt2_table(config: TransformerConfig) -> MappingTable:
 
 
 def _read_gpt2(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
-    refuse(fields, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
-    refuse(fields, add_cross_attention=False)
+    reject_unsupported(fields, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
+    reject_unsupported(fields, add_cross_attention=False)
     if found.own_head:
         raise ConfigError("the head is not the embedding; gpt2 has them tied")
     names = ("vocab_size", "n_embd", "n_head", "n_layer", "n_positions")
-    vocab_size, emb_dim, num_heads, layers, rows = need(fields, *names)
+    vocab_size, emb_dim, num_heads, layers, rows = require_fields(fields, *names)
     return TransformerConfig(
         **LAYER_NORM,
         vocab_size=vocab_size,
@@ -57,14 +57,14 @@ def _read_gpt2(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
         head_dim=head_dim(emb_dim, num_heads),
         mlp_dim=fields.get("n_inner") or 4 * emb_dim,
         num_decoder_layers=layers,
-        mlp_activations=(activation(fields.get("activation_function", "gelu_new")),),
+        mlp_activations=(activation_from_hf(fields.get("activation_function", "gelu_new")),),
         norm_epsilon=fields.get("layer_norm_epsilon", 1e-5),
         max_positions=rows,
         logits_via_embedding=True,
         init_std=fields.get("initializer_range", 0.02),
         scale_residual_init=True,
         dropout_rate=fields.get("resid_pdrop", 0.1),
-        attention_dropout_rate=own_rate(fields, "attn_pdrop", "resid_pdrop"),
+        attention_dropout_rate=specific_rate(fields, "attn_pdrop", "resid_pdrop"),
         mlp_dropout_rate=0.0,
     )
 
@@ -79,7 +79,7 @@ def _write_gpt2(config: TransformerConfig) -> dict[str, Any]:
         n_layer=config.num_decoder_layers,
         n_positions=config.max_positions,
         n_inner=config.mlp_dim,
-        activation_function=activation_name(config.mlp_activations[0]),
+        activation_function=activation_to_hf(config.mlp_activations[0]),
         layer_norm_epsilon=config.norm_epsilon,
         initializer_range=config.init_std or 0.02,
         resid_pdrop=config.dropout_rate,
@@ -129,13 +129,13 @@ def _llama_table(config: TransformerConfig) -> MappingTable:
 
 def _read_llama(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
     names = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")
-    vocab_size, emb_dim, num_heads, mlp_dim = need(fields, *names)
-    (layers,) = need(fields, "num_hidden_layers")
+    vocab_size, emb_dim, num_heads, mlp_dim = require_fields(fields, *names)
+    (layers,) = require_fields(fields, "num_hidden_layers")
     rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise ConfigError(f"config.json has rope_parameters {rope}; only plain ones are known")
     biased = bool(fields.get("attention_bias", False))
-    refuse(fields, mlp_bias=biased)
+    reject_unsupported(fields, mlp_bias=biased)
     return TransformerConfig(
         vocab_size=vocab_size,
         emb_dim=emb_dim,
@@ -144,7 +144,7 @@ def _read_llama(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
         head_dim=fields.get("head_dim") or head_dim(emb_dim, num_heads),
         mlp_dim=mlp_dim,
         num_decoder_layers=layers,
-        mlp_activations=(activation(fields.get("hidden_act", "silu")), "linear"),
+        mlp_activations=(activation_from_hf(fields.get("hidden_act", "silu")), "linear"),
         norm_epsilon=fields.get("rms_norm_eps", 1e-6),
         use_bias=biased,
         scale_attention=True,
@@ -173,7 +173,7 @@ def _write_llama(config: TransformerConfig) -> dict[str, Any]:
         head_dim=config.head_dim,
         intermediate_size=config.mlp_dim,
         num_hidden_layers=config.num_decoder_layers,
-        hidden_act=activation_name(config.mlp_activations[0]),
+        hidden_act=activation_to_hf(config.mlp_activations[0]),
         rms_norm_eps=config.norm_epsilon,
         attention_bias=config.use_bias,
         mlp_bias=config.use_bias,

@@ -10,7 +10,7 @@ from t5x_lite.models.config import TransformerConfig
 Fields = Mapping[str, Any]
 
 # Hugging Face's names of activations. Its "gelu" is by erf, ours by tanh.
-ACTIVATIONS = {"gelu": "gelu_exact", "gelu_new": "gelu", "relu": "relu", "silu": "silu"}
+HF_ACTIVATIONS = {"gelu": "gelu_exact", "gelu_new": "gelu", "relu": "relu", "silu": "silu"}
 
 # What BERT, RoBERTa, GPT-2 and BART have in common.
 LAYER_NORM: dict[str, Any] = dict(
@@ -60,36 +60,36 @@ class Family(NamedTuple):
     ignored: tuple[str, ...] = ()
 
 
-def need(fields: Fields, *names: str) -> list[Any]:
+def require_fields(fields: Fields, *names: str) -> list[Any]:
     """Values of config.json, or a ConfigError that names what it lacks."""
     if missing := [name for name in names if fields.get(name) is None]:
         raise ConfigError(f"config.json has no {', '.join(missing)}")
     return [fields[name] for name in names]
 
 
-def refuse(fields: Fields, **wanted: Any) -> None:
+def reject_unsupported(fields: Fields, **wanted: Any) -> None:
     """Raise ConfigError for a setting of config.json that our models do not have."""
     for name, value in wanted.items():
         if name in fields and fields[name] != value and fields[name] is not None:
             raise ConfigError(f"config.json has {name} {fields[name]!r}; only {value!r} is known")
 
 
-def own_rate(fields: Fields, name: str, general: str) -> float | None:
+def specific_rate(fields: Fields, name: str, general: str) -> float | None:
     """A dropout rate (default 0.1), or None where it is the general one."""
     rate = fields.get(name, 0.1)
     return None if rate == fields.get(general, 0.1) else rate
 
 
-def activation(name: str) -> str:
+def activation_from_hf(name: str) -> str:
     """Our name of one of Hugging Face's activations."""
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"config.json has the activation {name!r}; known: {list(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
+    if name not in HF_ACTIVATIONS:
+        raise ConfigError(f"config.json has the activation {name!r}; known: {list(HF_ACTIVATIONS)}")
+    return HF_ACTIVATIONS[name]
 
 
-def activation_name(ours: str) -> str:
+def activation_to_hf(ours: str) -> str:
     """Hugging Face's name of one of our activations."""
-    names = {mine: theirs for theirs, mine in ACTIVATIONS.items()}
+    names = {mine: theirs for theirs, mine in HF_ACTIVATIONS.items()}
     if ours not in names:
         raise ConfigError(
             f"the activation {ours!r} has no name over there; known: {list(names)}",

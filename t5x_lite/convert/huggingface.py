@@ -14,13 +14,13 @@ import numpy as np
 
 from t5x_lite.convert import bart_family, bert_family, decoder_family, t5_family
 from t5x_lite.convert.family import CheckpointFacts, Family, Fields
-from t5x_lite.convert.param_mapping import check_names, gather, scatter, tensors_of
+from t5x_lite.convert.param_mapping import check_names, export_tensors, load_params, tensor_mappings
 from t5x_lite.convert.parity_check import check_same_logits, differences
 from t5x_lite.errors import ConfigError
 from t5x_lite.io.tensor_files import CONFIG, TensorFiles, read_json, write_tensors
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.transformer import Params
-from t5x_lite.tree_paths import flat
+from t5x_lite.tree_paths import flatten
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -45,9 +45,9 @@ def import_checkpoint(
     family = _known(fields.get("model_type"))
     tensors = _Tensors(TensorFiles(directory), family)
     config = family.read(fields, tensors.found)
-    wanted = tensors_of(config, family.table(config))
+    wanted = tensor_mappings(config, family.table(config))
     check_names(wanted, tensors.shapes_for(config), where=str(directory))
-    params = gather(config, wanted, tensors.read)
+    params = load_params(config, wanted, tensors.read)
     return resize_vocabulary(config, params, vocab_size or config.vocab_size)
 
 
@@ -105,7 +105,7 @@ def resize_vocabulary(
         padding = [(0, vocab_size - len(array)), *[(0, 0)] * (array.ndim - 1)]
         return np.moveaxis(np.pad(array, padding), 0, axes[path])
 
-    arrays = [resized(path, array) for path, array in flat(params).items()]
+    arrays = [resized(path, array) for path, array in flatten(params).items()]
     params = jax.tree.unflatten(jax.tree.structure(params), arrays)
     return dataclasses.replace(config, vocab_size=vocab_size), params
 
@@ -213,5 +213,5 @@ def _write(
         **family.write(config),
     }
     (directory / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
-    tensors = tensors_of(config, family.table(config))
-    write_tensors(directory, scatter(params, tensors), max_shard_bytes=max_bytes)
+    tensors = tensor_mappings(config, family.table(config))
+    write_tensors(directory, export_tensors(params, tensors), max_shard_bytes=max_bytes)

@@ -15,14 +15,14 @@ import numpy as np
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.tree_paths import flat
+from t5x_lite.tree_paths import flatten
 
 # Ours, by the last name of their path: matrices that stand the other way round over there.
 TRANSPOSED = ("kernel", "rel_embedding", "router", "wi_0", "wi_1", "wo")
 SUFFIXES = {"bias": ".bias"}  # everything else is called .weight
 
 
-class Part(NamedTuple):
+class FusedSlice(NamedTuple):
     """A third of a tensor that holds several of ours side by side (GPT-2's q, k, v)."""
 
     name: str
@@ -38,12 +38,12 @@ class MappingTable(NamedTuple):
     that lie there as [1, n] (BART's bias of the logits).
     """
 
-    modules: Mapping[str, str | Part]
+    modules: Mapping[str, str | FusedSlice]
     as_here: bool = False
     row: tuple[str, ...] = ()
 
 
-class Tensor(NamedTuple):
+class TensorMapping(NamedTuple):
     """A foreign tensor, or a part of it, and the place of its numbers in ours.
 
     layer: indices along the stacked leading axes of ours. shape: of the whole tensor over there.
@@ -69,16 +69,16 @@ class Tensor(NamedTuple):
         return piece.reshape(*self.shape[:-1], self.shape[-1] // self.parts)
 
 
-def tensors_of(config: TransformerConfig, table: MappingTable) -> list[Tensor]:
+def tensor_mappings(config: TransformerConfig, table: MappingTable) -> list[TensorMapping]:
     """Every tensor of the other side for a model of ours; a KeyError is a hole in the table."""
     every = config.moe.every if config.moe else 1
     tensors = []
-    for path, leaf in flat(transformer.abstract(config)[1]).items():
+    for path, leaf in flatten(transformer.abstract_model(config)[1]).items():
         plain, offset = _without_block(path)
         parent, leaf_name = plain.rsplit("/", 1)
         whole = table.modules.get(plain)
         name = whole if whole is not None else table.modules[parent]
-        part = name if isinstance(name, Part) else Part(name, 0, 1)
+        part = name if isinstance(name, FusedSlice) else FusedSlice(name, 0, 1)
         suffix = "" if whole is not None else SUFFIXES.get(leaf_name, ".weight")
         stacked = ("{i}" in part.name) + ("{x}" in part.name)
         transposed = leaf_name in TRANSPOSED and not table.as_here
@@ -89,12 +89,14 @@ def tensors_of(config: TransformerConfig, table: MappingTable) -> list[Tensor]:
             layer = index[0] * every + offset if stacked else 0
             found = part.name.format(i=layer, x=index[-1] if stacked else 0) + suffix
             shape = (1, *shape) if found in table.row else shape
-            tensors.append(Tensor(found, path, index, shape, transposed, part.part, part.parts))
+            tensors.append(
+                TensorMapping(found, path, index, shape, transposed, part.part, part.parts)
+            )
     return tensors
 
 
 def check_names(
-    tensors: Iterable[Tensor], shapes: Mapping[str, tuple[int, ...]], *, where: str
+    tensors: Iterable[TensorMapping], shapes: Mapping[str, tuple[int, ...]], *, where: str
 ) -> None:
     """Raise one ConfigError that lists every missing, surplus and misshapen tensor."""
     wanted = {tensor.name: tensor.shape for tensor in tensors}
@@ -109,20 +111,22 @@ def check_names(
         raise ConfigError(f"{where} does not hold the model its config.json names: {_list(faults)}")
 
 
-def gather(config: TransformerConfig, tensors: Iterable[Tensor], read) -> transformer.Params:
+def load_params(
+    config: TransformerConfig, tensors: Iterable[TensorMapping], read
+) -> transformer.Params:
     """Our parameters, float32 on the host, out of foreign tensors given by name."""
-    _, shapes, _ = transformer.abstract(config)
-    arrays = {path: np.empty(leaf.shape, np.float32) for path, leaf in flat(shapes).items()}
+    _, shapes, _ = transformer.abstract_model(config)
+    arrays = {path: np.empty(leaf.shape, np.float32) for path, leaf in flatten(shapes).items()}
     for tensor in tensors:
         ours = arrays[tensor.path]
         ours[tensor.layer] = tensor.to_ours(read(tensor.name)).reshape(ours[tensor.layer].shape)
     return jax.tree.unflatten(jax.tree.structure(shapes), arrays.values())
 
 
-def scatter(params: transformer.Params, tensors: Iterable[Tensor]) -> Iterator[tuple]:
+def export_tensors(params: transformer.Params, tensors: Iterable[TensorMapping]) -> Iterator[tuple]:
     """(name, array) of every foreign tensor, in order of their names."""
-    arrays = {path: np.asarray(leaf) for path, leaf in flat(params).items()}
-    by_name: dict[str, list[Tensor]] = {}
+    arrays = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
+    by_name: dict[str, list[TensorMapping]] = {}
     for tensor in tensors:
         by_name.setdefault(tensor.name, []).append(tensor)
     for name, parts in sorted(by_name.items()):

@@ -9,7 +9,7 @@ import numpy as np
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.transformer import Params, abstract, bind
+from t5x_lite.models.transformer import Params, abstract_model, bind
 
 Model = tuple[TransformerConfig, Params]
 # What is not decided by a checkpoint: how a model is trained and run.
@@ -30,7 +30,7 @@ def check_same_logits(first: Model, second: Model, *, tolerance: float = 1e-5) -
     if different := differences(first[0], second[0]):
         raise ConfigError(f"read again, the model is another: {', '.join(different)}")
     config = dataclasses.replace(second[0], moe=first[0].moe, dtype="float32")
-    graphdef, batch = abstract(config)[0], _short_text(config)
+    graphdef, batch = abstract_model(config)[0], _short_text(config)
     forward = jax.jit(lambda params: bind(graphdef, params)(batch).logits)
     ours, theirs = (np.asarray(forward(params)) for _, params in (first, second))
     error = np.linalg.norm(ours - theirs) / max(np.linalg.norm(ours), 1e-30)

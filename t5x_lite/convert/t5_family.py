@@ -4,13 +4,13 @@ import functools
 from typing import Any
 
 from t5x_lite.convert.family import (
-    ACTIVATIONS,
+    HF_ACTIVATIONS,
     CheckpointFacts,
     Family,
     Fields,
-    activation,
-    need,
-    refuse,
+    activation_from_hf,
+    reject_unsupported,
+    require_fields,
 )
 from t5x_lite.convert.param_mapping import MappingTable
 from t5x_lite.errors import ConfigError
@@ -20,8 +20,8 @@ ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
 SPECIAL_TOKENS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
 # feed_forward_proj of config.json and what it is made of. "gated-gelu" is by tanh all the same.
 FEED_FORWARD = {
-    **{name: (mine,) for name, mine in ACTIVATIONS.items()},
-    **{f"gated-{name}": (mine, "linear") for name, mine in ACTIVATIONS.items()},
+    **{name: (mine,) for name, mine in HF_ACTIVATIONS.items()},
+    **{f"gated-{name}": (mine, "linear") for name, mine in HF_ACTIVATIONS.items()},
     "gated-gelu": ("gelu", "linear"),
 }
 
@@ -55,7 +55,7 @@ def _table(config: TransformerConfig) -> MappingTable:
 
 def _sizes(fields: Fields, found: CheckpointFacts) -> dict[str, Any]:
     names = ("vocab_size", "d_model", "num_heads", "d_kv", "d_ff", "num_layers")
-    vocab_size, emb_dim, num_heads, head_dim, mlp_dim, layers = need(fields, *names)
+    vocab_size, emb_dim, num_heads, head_dim, mlp_dim, layers = require_fields(fields, *names)
     decoder_layers = fields.get("num_decoder_layers") or layers
     return dict(
         vocab_size=vocab_size,
@@ -135,8 +135,8 @@ def _write_t5(config: TransformerConfig, *, model_type: str) -> dict[str, Any]:
 
 
 def _read_switch(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
-    refuse(fields, router_bias=False)
-    (experts,) = need(fields, "num_experts")
+    reject_unsupported(fields, router_bias=False)
+    (experts,) = require_fields(fields, "num_experts")
     sizes = _sizes(fields, found)
     every = {
         sizes[f"num_{stack}_layers"] // (fields.get(f"num_sparse_{stack}_layers", 3) or 1)
@@ -158,7 +158,7 @@ def _read_switch(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
     tied = fields.get("tie_word_embeddings", True)
     if found.own_head and tied:
         raise ConfigError("config.json has tie_word_embeddings, but the head is not the embedding")
-    act = activation(fields.get("dense_act_fn", "relu"))
+    act = activation_from_hf(fields.get("dense_act_fn", "relu"))
     return TransformerConfig(
         **sizes, moe=moe, mlp_activations=(act,), scale_tied_logits=found.own_head or tied
     )

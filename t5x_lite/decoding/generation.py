@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from t5x_lite.decoding.beam_search import beam_search
-from t5x_lite.decoding.sampling import Cache, Decoded, NextToken, Sampling, decode
+from t5x_lite.decoding.sampling import Cache, DecodedSequences, NextToken, Sampling, decode
 from t5x_lite.errors import ConfigError, require_field
 
 
@@ -75,7 +75,7 @@ class SpecialTokens(NamedTuple):
 class GeneratedTokens(NamedTuple):
     """Texts int32 [batch, returns, length], 0 behind their EOS, and scores [batch, returns].
 
-    Beams stand best first, draws as they were drawn. Scores are as `Decoded` says.
+    Beams stand best first, draws as they were drawn. Scores are as `DecodedSequences` says.
     """
 
     tokens: jax.Array
@@ -86,18 +86,18 @@ def generate(
     generation: Generation,
     next_token: NextToken,
     cache: Cache,
-    take: Callable[[Cache, jax.Array], Cache],
+    gather_cache: Callable[[Cache, jax.Array], Cache],
     *,
-    first_b: jax.Array,
-    wanted_b: jax.Array,
+    start_tokens_b: jax.Array,
+    active_b: jax.Array,
     keys_b: jax.Array,
     eos_id: int = 1,
 ) -> GeneratedTokens:
-    """The texts of every row, behind the tokens `first_b`.
+    """The texts of every row, behind the tokens `start_tokens_b`.
 
     `next_token` and `cache` are for batch x `generation.copies` rows, the copies of a row side by
-    side; `take(cache, rows)` gives the cache whose row i was row `rows[i]`. Rows that are not
-    `wanted_b` are not waited for. keys_b: a key of `jax.random.key` for each row.
+    side; `gather_cache(cache, rows)` gives the cache whose row i was row `rows[i]`. Rows that are not
+    `active_b` are not waited for. keys_b: a key of `jax.random.key` for each row.
     """
     lengths = dict(max_length=generation.max_length, min_length=generation.min_length)
     returns = generation.num_returns
@@ -105,12 +105,12 @@ def generate(
         found = beam_search(
             next_token,
             cache,
-            take,
-            first_b=first_b,
+            gather_cache,
+            start_tokens_b=start_tokens_b,
             num_beams=generation.num_beams,
             length_penalty=generation.length_penalty,
             eos_id=eos_id,
-            wanted_b=wanted_b,
+            active_b=active_b,
             **lengths,
         )
         return GeneratedTokens(found.tokens[:, :returns], found.scores[:, :returns])
@@ -118,15 +118,15 @@ def generate(
     keys_br = jax.vmap(lambda key: jax.vmap(lambda n: jax.random.fold_in(key, n))(numbers_r))(
         keys_b
     )
-    drawn: Decoded = decode(
+    drawn: DecodedSequences = decode(
         next_token,
         cache,
-        first_b=jnp.repeat(first_b, returns),
+        start_tokens_b=jnp.repeat(start_tokens_b, returns),
         sampling=generation.sampling,
         keys_b=keys_br.reshape(-1),
         eos_id=eos_id,
-        wanted_b=jnp.repeat(wanted_b, returns),
+        active_b=jnp.repeat(active_b, returns),
         **lengths,
     )
-    shape = (len(first_b), returns)
+    shape = (len(start_tokens_b), returns)
     return GeneratedTokens(drawn.tokens.reshape(*shape, -1), drawn.scores.reshape(shape))

@@ -13,7 +13,7 @@ Cache = Any
 NextToken = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
 
 
-class Decoded(NamedTuple):
+class DecodedSequences(NamedTuple):
     """Texts int32 [batch, length], or [batch, beams, length], and what they score.
 
     Behind a text's EOS stands 0. Scores are float32, sums of log p over its tokens, EOS included,
@@ -59,25 +59,25 @@ def decode(
     next_token: NextToken,
     cache: Cache,
     *,
-    first_b: jax.Array,
+    start_tokens_b: jax.Array,
     max_length: int,
     sampling: Sampling = GREEDY,
     keys_b: jax.Array | None = None,
     min_length: int = 0,
     eos_id: int = 1,
-    wanted_b: jax.Array | None = None,
-) -> Decoded:
+    active_b: jax.Array | None = None,
+) -> DecodedSequences:
     """One text a row, of at most `max_length` tokens; tokens [batch, max_length].
 
     `next_token` maps (last tokens [batch], cache) to (logits [batch, vocab], cache). Decoding
-    starts behind the tokens `first_b` and stops early when every row has its EOS, which no row may
-    have among its first `min_length` - 1 tokens. Rows that are not `wanted_b` stay empty.
+    starts behind the tokens `start_tokens_b` and stops early when every row has its EOS, which no
+    row may have among its first `min_length` - 1 tokens. Rows that are not `active_b` stay empty.
 
     keys_b: a key of `jax.random.key` for each row, needed at a temperature above 0: a row's text
     depends on its own key alone, whatever stands beside it.
     """
-    batch_size = len(first_b)
-    done_b = jnp.zeros(batch_size, bool) if wanted_b is None else ~wanted_b
+    batch_size = len(start_tokens_b)
+    done_b = jnp.zeros(batch_size, bool) if active_b is None else ~active_b
 
     def unfinished(loop: _Loop) -> jax.Array:
         return (loop.step < max_length) & ~jnp.all(loop.done_b)
@@ -107,12 +107,12 @@ def decode(
             jnp.zeros((), jnp.int32),
             jnp.zeros((batch_size, max_length), jnp.int32),
             jnp.zeros(batch_size, jnp.float32),
-            first_b,
+            start_tokens_b,
             done_b,
             cache,
         ),
     )
-    return Decoded(end.tokens_bl, end.score_b)
+    return DecodedSequences(end.tokens_bl, end.score_b)
 
 
 def _draw(logits_bv, sampling: Sampling, keys_b, index) -> jax.Array:

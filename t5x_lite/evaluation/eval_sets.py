@@ -23,7 +23,7 @@ from t5x_lite.data.prepare import Plan, plan_path
 from t5x_lite.data.registry import registered_tasks
 from t5x_lite.data.tasks.lazy_seqio import import_seqio
 from t5x_lite.errors import ConfigError
-from t5x_lite.metrics.task_metrics import Case, TaskMetrics, labels_are_secret
+from t5x_lite.metrics.task_metrics import EvalExample, TaskMetrics, labels_are_secret
 
 if TYPE_CHECKING:
     import seqio
@@ -39,7 +39,7 @@ class EvaluationSet:
     name: str
     split: str
     how: TaskMetrics
-    cases: Sequence[Case]
+    cases: Sequence[EvalExample]
 
     @property
     def secret(self) -> bool:
@@ -189,9 +189,9 @@ def _write(path: Path, lines: Iterable[str]) -> None:
     os.replace(file.name, path)
 
 
-def _case(line: Mapping[str, Any]) -> Case:
+def _case(line: Mapping[str, Any]) -> EvalExample:
     example = {name: _from_json(value) for name, value in line.items()}
-    return Case(example["inputs"].tolist(), example["targets"].tolist(), example)
+    return EvalExample(example["inputs"].tolist(), example["targets"].tolist(), example)
 
 
 def _as_json(value: Any) -> Any:

@@ -33,7 +33,7 @@ class TaskMetrics(NamedTuple):
         return kind in kinds or (kind == "predictions" and "aux_values" in kinds)
 
 
-class Case(NamedTuple):
+class EvalExample(NamedTuple):
     """One example of an evaluation: token ids, EOS included, and all that the task's dataset holds.
 
     example: as seqio gives it, texts as bytes.
@@ -59,7 +59,7 @@ def metric_kind(metric: Callable[..., Any]) -> Kind:
     raise ConfigError(f"the metric {name} takes {', '.join(needed)}; wanted {wanted}")
 
 
-def labels_are_secret(cases: Sequence[Case]) -> bool:
+def labels_are_secret(cases: Sequence[EvalExample]) -> bool:
     """Whether no example tells its label, as in the test sets of benchmarks: nothing to judge by.
 
     Such examples have the label -1, the target of an unknown label, or no right option.
@@ -67,9 +67,9 @@ def labels_are_secret(cases: Sequence[Case]) -> bool:
     return all(_is_secret(case) for case in cases)
 
 
-def judge(
+def evaluate_task(
     how: TaskMetrics,
-    cases: Sequence[Case],
+    cases: Sequence[EvalExample],
     *,
     decode: Callable[[Sequence[int]], str],
     texts: Sequence[str] | None = None,
@@ -103,7 +103,7 @@ def judge(
     return found, targets, list(scores or []) if predictions is None else predictions
 
 
-def _is_secret(case: Case) -> bool:
+def _is_secret(case: EvalExample) -> bool:
     example = case.example
     if "is_correct" in example:
         return not example["is_correct"]
@@ -112,14 +112,14 @@ def _is_secret(case: Case) -> bool:
     return target in _SECRET_TARGETS or _number(example.get("label")) == -1
 
 
-def _target_text(case: Case, decode: Callable[[Sequence[int]], str]) -> str:
+def _target_text(case: EvalExample, decode: Callable[[Sequence[int]], str]) -> str:
     text = case.example.get("targets_pretokenized")
     if text is None:
         return decode(case.targets)
     return text.decode() if isinstance(text, bytes) else str(text)
 
 
-def _postprocessed(how: TaskMetrics, text: str, case: Case, *, is_target: bool) -> Any:
+def _postprocessed(how: TaskMetrics, text: str, case: EvalExample, *, is_target: bool) -> Any:
     if how.postprocess is None:
         return text
     return how.postprocess(text, example=case.example, is_target=is_target)

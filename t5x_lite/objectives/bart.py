@@ -110,7 +110,7 @@ class Bart:
             )
         made = self._with_noise(made, keys_b2, sentinels)
         if self.rotation_probability:
-            made = rotate(made, keys_bs2[:, 6:8], probability=self.rotation_probability)
+            made = rotate_rows(made, keys_bs2[:, 6:8], probability=self.rotation_probability)
         return {"inputs": made, "targets": rows}
 
     def _with_noise(self, rows: Rows, keys_b2: Keys, sentinels: Sentinels) -> Rows:
@@ -121,12 +121,12 @@ class Bart:
         if self.noise == "infilling":
             holes = self._holes(rows.lengths.astype(np.int64), keys_b2, width)
             kept = noise.compact(
-                np.where(holes.masks, -1, rows.tokens), noise.valid(rows) & ~holes.removed
+                np.where(holes.masks, -1, rows.tokens), noise.valid_positions(rows) & ~holes.removed
             )
-            made = insert(kept, -1, holes.insertions, keys_bs2[:, 8])
+            made = insert_tokens(kept, -1, holes.insertions, keys_bs2[:, 8])
         else:
             count_b = _share_of(rows.lengths, self.noise_ratio)
-            chosen_bl = masks.chosen_mask(rows.lengths, count_b, keys_bs2[:, 1], width)
+            chosen_bl = masks.random_subset_mask(rows.lengths, count_b, keys_bs2[:, 1], width)
             if self.noise == "deletion":
                 return noise.drop_noise(rows, chosen_bl)
             made = rows._replace(tokens=np.where(chosen_bl, np.int32(-1), rows.tokens))
@@ -171,7 +171,7 @@ def poisson_holes(
     keys_bs2 = philox.split(keys_b2, 2)
     budget_b = _share_of(lengths_b, noise_ratio)
     draws = max_length + 8
-    table = poisson_table(mean_span_length)
+    table = poisson_cdf(mean_span_length)
     drawn_bd = np.searchsorted(table, philox.uniform(keys_bs2[:, 0], draws), side="right")
     before_bd = np.cumsum(drawn_bd, axis=1) - drawn_bd
     is_drawn_bd = before_bd < budget_b[:, None]
@@ -194,7 +194,7 @@ def poisson_holes(
     return Holes(masks_bl & ~removed_bl, removed_bl, insertions_b)
 
 
-def poisson_table(mean: float) -> NDArray[np.float64]:
+def poisson_cdf(mean: float) -> NDArray[np.float64]:
     """Return the distribution function of the span lengths: P(length <= k) for k = 0, 1, ...
 
     Lengths of a probability below 1e-7 beyond the mean are left out, and the rest made up to 1.
@@ -215,7 +215,7 @@ def permute_sentences(
 
     A sentence ends after a full stop that follows no other; what comes after the last is one too.
     """
-    valid_bl = noise.valid(rows)
+    valid_bl = noise.valid_positions(rows)
     stops_bl = np.isin(rows.tokens, full_stops) & valid_bl
     ends_bl = noise.run_starts(stops_bl)
     number_bl = np.cumsum(ends_bl, axis=1) - ends_bl
@@ -223,7 +223,9 @@ def permute_sentences(
         rows.lengths > 0, number_bl.max(axis=1, initial=0, where=valid_bl) + 1, 0
     )
     most = int(sentences_b.max(initial=0))
-    chosen_bs = masks.chosen_mask(sentences_b, _share_of(sentences_b, share), keys_bs2[:, 0], most)
+    chosen_bs = masks.random_subset_mask(
+        sentences_b, _share_of(sentences_b, share), keys_bs2[:, 0], most
+    )
     numbers = Rows(
         np.tile(np.arange(most, dtype=np.int32), (len(sentences_b), 1)),
         sentences_b.astype(np.int32),
@@ -239,7 +241,7 @@ def permute_sentences(
     return rows._replace(tokens=tokens_bl)
 
 
-def rotate(rows: Rows, keys_bs2: Keys, *, probability: float) -> Rows:
+def rotate_rows(rows: Rows, keys_bs2: Keys, *, probability: float) -> Rows:
     """Let a share of the rows begin at another of their tokens, all others equally likely."""
     lengths_b = rows.lengths.astype(np.int64)
     is_turned_b = philox.uniform(keys_bs2[:, 0], 1)[:, 0] < np.float32(probability)
@@ -247,19 +249,19 @@ def rotate(rows: Rows, keys_bs2: Keys, *, probability: float) -> Rows:
     offset_b = np.where(is_turned_b & (lengths_b > 1), offset_b, 0)
     place_l = np.arange(rows.tokens.shape[1])
     source_bl = (place_l + offset_b[:, None]) % np.maximum(lengths_b, 1)[:, None]
-    source_bl = np.where(noise.valid(rows), source_bl, place_l)
+    source_bl = np.where(noise.valid_positions(rows), source_bl, place_l)
     return rows._replace(tokens=np.take_along_axis(rows.tokens, source_bl, axis=1))
 
 
-def insert(rows: Rows, token: int, count_b: NDArray[np.int64], keys_b2: Keys) -> Rows:
+def insert_tokens(rows: Rows, token: int, count_b: NDArray[np.int64], keys_b2: Keys) -> Rows:
     """Insert a token into each row a number of times; all places are equally likely."""
     lengths_b = rows.lengths + count_b
     width = max(rows.tokens.shape[1], int(lengths_b.max(initial=0)))
-    inserted_bl = masks.chosen_mask(lengths_b, count_b, keys_b2, width)
+    inserted_bl = masks.random_subset_mask(lengths_b, count_b, keys_b2, width)
     old_bl = (np.arange(width) < lengths_b[:, None]) & ~inserted_bl
     tokens_bl = np.zeros((len(lengths_b), width), np.int32)
     tokens_bl[inserted_bl] = token
-    tokens_bl[old_bl] = rows.tokens[noise.valid(rows)]
+    tokens_bl[old_bl] = rows.tokens[noise.valid_positions(rows)]
     return Rows(tokens_bl, lengths_b.astype(np.int32))
 
 

@@ -81,14 +81,16 @@ class MaskedLM:
     ) -> NDArray[np.bool_]:
         asked_b = np.round(np.asarray(lengths_b, np.float64) * self.noise_density).astype(np.int64)
         count_b = np.minimum(np.maximum(asked_b, 1), lengths_b)
-        return masks.chosen_mask(lengths_b, count_b, philox.split(keys_b2, 1)[:, 0], max_length)
+        return masks.random_subset_mask(
+            lengths_b, count_b, philox.split(keys_b2, 1)[:, 0], max_length
+        )
 
     def _features(
         self, rows: Rows, mask_bl: NDArray[np.bool_], keys_b2: Keys, sentinels: Sentinels
     ) -> dict[str, Rows]:
         keys_bs2 = philox.split(keys_b2, 4)[:, 2:]
         return {
-            "inputs": noise.noise_as_in_bert(rows, mask_bl, sentinels, keys_bs2),
+            "inputs": noise.noise_to_bert_mix(rows, mask_bl, sentinels, keys_bs2),
             "targets": rows,
             "weights": rows._replace(tokens=mask_bl.astype(np.int32)),
         }
@@ -119,7 +121,7 @@ class SpanBert(MaskedLM):
     ) -> dict[str, Rows]:
         keys_bs2 = philox.split(keys_b2, 4)[:, 2:]
         return {
-            "inputs": noise.noise_as_in_bert(rows, mask_bl, sentinels, keys_bs2, by_span=True),
+            "inputs": noise.noise_to_bert_mix(rows, mask_bl, sentinels, keys_bs2, by_span=True),
             "targets": rows,
             "weights": rows._replace(tokens=mask_bl.astype(np.int32)),
         }
@@ -145,7 +147,7 @@ class ReplacedTokens(MaskedLM):
         self, rows: Rows, mask_bl: NDArray[np.bool_], keys_b2: Keys, sentinels: Sentinels
     ) -> dict[str, Rows]:
         del sentinels
-        weights_bl = noise.valid(rows) if self.everywhere else mask_bl
+        weights_bl = noise.valid_positions(rows) if self.everywhere else mask_bl
         return {
             "inputs": noise.noise_to_gathered_token(rows, mask_bl, philox.split(keys_b2, 4)[:, 2]),
             "targets": rows,
@@ -240,7 +242,7 @@ class Bert(MaskedLM):
         mask_bl = np.take_along_axis(chosen_bl, body_bl, axis=1) & is_body_bl
         laid_out = Rows(tokens_bl.astype(np.int32), (body_b + 2).astype(np.int32))
         made = self._features(laid_out, mask_bl, keys_b2, sentinels)
-        segments_bl = (is_second_bl & noise.valid(laid_out)).astype(np.int32)
+        segments_bl = (is_second_bl & noise.valid_positions(laid_out)).astype(np.int32)
         made["segments"] = laid_out._replace(tokens=segments_bl)
         label_b1 = goes_on_b[:, None].astype(np.int32)
         made["next_sentence"] = Rows(label_b1, np.ones(len(label_b1), np.int32))

@@ -129,7 +129,9 @@ def geometric_lengths(
     return 1 + np.searchsorted(np.cumsum(weights)[:-1] / weights.sum(), uniform, side="right")
 
 
-def chosen_mask(lengths_b: Lengths, count_b: Lengths, keys_b2: Keys, max_length: int) -> Mask:
+def random_subset_mask(
+    lengths_b: Lengths, count_b: Lengths, keys_b2: Keys, max_length: int
+) -> Mask:
     """Choose so many tokens of each row, all sets of them equally likely; the key is used as is."""
     order_bl = random_order(lengths_b, keys_b2, max_length)
     chosen_bl = np.zeros((len(order_bl), max_length), np.bool_)

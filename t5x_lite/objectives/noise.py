@@ -46,7 +46,7 @@ Replacement = Literal[
 FIRST_PIECE = 3  # padding, EOS and the unknown token are never drawn
 
 
-def replace(
+def replace_noise(
     replacement: Replacement, rows: Rows, mask: Mask, sentinels: Sentinels, keys_bs2: Keys
 ) -> Rows:
     """Apply the function of that name; `keys_bs2` are two keys a row, of which it may use none."""
@@ -68,16 +68,16 @@ def replace(
         case "random_or_mask":
             return noise_to_random_token_or_mask(rows, mask, sentinels, keys_bs2)
         case "bert":
-            return noise_as_in_bert(rows, mask, sentinels, keys_bs2)
+            return noise_to_bert_mix(rows, mask, sentinels, keys_bs2)
         case "nothing":
             return rows
     assert_never(replacement)
 
 
-def length_with(
+def replaced_lengths(
     replacement: Replacement, lengths_b: NDArray[np.integer], mask: Mask
 ) -> NDArray[np.int64]:
-    """Return how long rows of these lengths are after `replace`: [b]."""
+    """Return how long rows of these lengths are after `replace_noise`: [b]."""
     lengths_b = np.asarray(lengths_b, np.int64)
     if replacement not in ("mask_spans", "sentinels", "drop"):
         return lengths_b
@@ -86,7 +86,7 @@ def length_with(
     return kept_b if replacement == "drop" else kept_b + run_starts(noise_bl).sum(axis=1)
 
 
-def with_borrowed_pieces(sentinels: Sentinels) -> Sentinels:
+def extend_sentinels(sentinels: Sentinels) -> Sentinels:
     """Return sentinels that go on below the last of them, down to the first piece.
 
     So the T5 library numbers spans: a vocabulary of 32,100 with 100 extra ids marks the 101st span
@@ -97,13 +97,13 @@ def with_borrowed_pieces(sentinels: Sentinels) -> Sentinels:
 
 def noise_to_mask(rows: Rows, mask: Mask, sentinels: Sentinels) -> Rows:
     """Replace every noise token by the mask token, which is the first sentinel."""
-    noise_bl = mask & valid(rows)
+    noise_bl = mask & valid_positions(rows)
     return rows._replace(tokens=np.where(noise_bl, np.int32(sentinels.first), rows.tokens))
 
 
 def noise_spans_to_mask(rows: Rows, mask: Mask, sentinels: Sentinels) -> Rows:
     """Replace every run of noise by one mask token, which is the first sentinel."""
-    valid_bl = valid(rows)
+    valid_bl = valid_positions(rows)
     noise_bl = mask & valid_bl
     marked_bl = np.where(noise_bl, np.int32(sentinels.first), rows.tokens)
     return compact(marked_bl, valid_bl & (~noise_bl | run_starts(noise_bl)))
@@ -122,7 +122,7 @@ def noise_spans_to_unique_sentinel(rows: Rows, mask: Mask, sentinels: Sentinels)
     The second use (the negated mask) makes the targets. Raises ConfigError where a row has more
     spans than there are sentinels.
     """
-    valid_bl = valid(rows)
+    valid_bl = valid_positions(rows)
     noise_bl = mask & valid_bl
     starts_bl = run_starts(noise_bl)
     span_bl = np.cumsum(starts_bl, axis=1, dtype=np.int32)
@@ -138,12 +138,12 @@ def noise_spans_to_unique_sentinel(rows: Rows, mask: Mask, sentinels: Sentinels)
 
 def drop_noise(rows: Rows, mask: Mask) -> Rows:
     """Leave the noise out; the rest moves together."""
-    return compact(rows.tokens, valid(rows) & ~mask)
+    return compact(rows.tokens, valid_positions(rows) & ~mask)
 
 
 def permute_noise(rows: Rows, mask: Mask, keys_b2: Keys) -> Rows:
     """Put the noise tokens in random order, among their own places."""
-    noise_bl = mask & valid(rows)
+    noise_bl = mask & valid_positions(rows)
     noise = compact(rows.tokens, noise_bl)
     width = int(noise.lengths.max(initial=0))
     sorted_bw = philox.mantissas(keys_b2, width).astype(np.uint64) << np.uint64(32)
@@ -162,7 +162,7 @@ def noise_to_gathered_token(rows: Rows, mask: Mask, keys_b2: Keys) -> Rows:
     bits_bl = philox.random_bits(keys_b2, rows.tokens.shape[1])
     places_bl = (bits_bl % np.maximum(rows.lengths, 1)[:, None].astype(np.uint32)).astype(np.int64)
     gathered_bl = np.take_along_axis(rows.tokens, places_bl, axis=1)
-    return rows._replace(tokens=np.where(mask & valid(rows), gathered_bl, rows.tokens))
+    return rows._replace(tokens=np.where(mask & valid_positions(rows), gathered_bl, rows.tokens))
 
 
 def noise_to_random_token(rows: Rows, mask: Mask, sentinels: Sentinels, keys_b2: Keys) -> Rows:
@@ -173,7 +173,7 @@ def noise_to_random_token(rows: Rows, mask: Mask, sentinels: Sentinels, keys_b2:
     """
     ids = np.uint32(sentinels.first + 1 - FIRST_PIECE)
     drawn_bl = philox.random_bits(keys_b2, rows.tokens.shape[1]) % ids + np.uint32(FIRST_PIECE)
-    tokens_bl = np.where(mask & valid(rows), drawn_bl.astype(np.int32), rows.tokens)
+    tokens_bl = np.where(mask & valid_positions(rows), drawn_bl.astype(np.int32), rows.tokens)
     return rows._replace(tokens=tokens_bl)
 
 
@@ -190,7 +190,7 @@ def noise_to_random_token_or_mask(
     return noise_to_random_token(masked, mask & is_random_bl, sentinels, keys_bs2[:, 1])
 
 
-def noise_as_in_bert(
+def noise_to_bert_mix(
     rows: Rows,
     mask: Mask,
     sentinels: Sentinels,
@@ -208,14 +208,14 @@ def noise_as_in_bert(
     """
     uniform_bl = philox.uniform(keys_bs2[:, 0], rows.tokens.shape[1])
     if by_span:
-        run_bl = np.cumsum(run_starts(mask & valid(rows)), axis=1)
+        run_bl = np.cumsum(run_starts(mask & valid_positions(rows)), axis=1)
         uniform_bl = np.take_along_axis(uniform_bl, np.maximum(run_bl - 1, 0), axis=1)
     masked = noise_to_mask(rows, mask & (uniform_bl < np.float32(mask_share)), sentinels)
     is_random_bl = uniform_bl >= np.float32(1 - random_share)
     return noise_to_random_token(masked, mask & is_random_bl, sentinels, keys_bs2[:, 1])
 
 
-def valid(rows: Rows) -> Mask:
+def valid_positions(rows: Rows) -> Mask:
     """Return where a row has tokens: [batch, length]."""
     return np.arange(rows.tokens.shape[1]) < rows.lengths[:, None]
 

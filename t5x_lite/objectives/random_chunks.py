@@ -14,7 +14,7 @@ from t5x_lite.objectives.span_corruption import (
     EosAfter,
     Objective,
     PairObjective,
-    PredictsInPlace,
+    TokenLevelObjective,
     SpanCorruption,
 )
 from t5x_lite.objectives.spans import Rows
@@ -37,7 +37,7 @@ class RandomLengths:
     def __post_init__(self):
         """Refuse pieces of nothing, and objectives whose random choices need other pieces."""
         require_field(self, "shortest", self.shortest >= 1, "at least 1")
-        is_other = isinstance(self.objective, PairObjective | PredictsInPlace)
+        is_other = isinstance(self.objective, PairObjective | TokenLevelObjective)
         if is_other or self.objective.eos_after != self.eos_after:
             raise ConfigError(
                 f"{type(self.objective).__name__} cannot have pieces of random lengths; wanted an "

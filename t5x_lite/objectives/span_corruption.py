@@ -85,7 +85,7 @@ class PairObjective(Protocol):
 
 
 @runtime_checkable
-class PredictsInPlace(Protocol):
+class TokenLevelObjective(Protocol):
     """An objective of encoders, which gives more than "inputs" and "targets".
 
     beside_inputs: features with one number for each token of the inputs, and the number each has at
@@ -98,7 +98,7 @@ class PredictsInPlace(Protocol):
 
 
 @runtime_checkable
-class RandomPieces(Protocol):
+class RandomLengthObjective(Protocol):
     """An objective whose pieces have a length of their own in every group of documents."""
 
     def piece_lengths(self, longest: int, keys_b2: NDArray[np.uint32]) -> NDArray[np.int64]:
@@ -186,8 +186,8 @@ class SpanCorruption:
         if self.random_roll:
             mask_bl = self._mask(lengths_b, keys_b2, int(lengths_b.max(initial=0)))
             return {
-                "inputs": noise.length_with("sentinels", lengths_b, mask_bl),
-                "targets": noise.length_with("sentinels", lengths_b, ~mask_bl),
+                "inputs": noise.replaced_lengths("sentinels", lengths_b, mask_bl),
+                "targets": noise.replaced_lengths("sentinels", lengths_b, ~mask_bl),
             }
         inputs_b, targets_b = self._unrolled_lengths(lengths_b)
         return {"inputs": inputs_b, "targets": targets_b}
@@ -198,7 +198,7 @@ class SpanCorruption:
         """Return "inputs" (noise spans as sentinels) and "targets" (kept spans as sentinels)."""
         mask_bl = self._mask(rows.lengths, keys_b2, rows.tokens.shape[1])
         if self.borrow_pieces:
-            sentinels = noise.with_borrowed_pieces(sentinels)
+            sentinels = noise.extend_sentinels(sentinels)
         return {
             "inputs": noise.noise_spans_to_unique_sentinel(rows, mask_bl, sentinels),
             "targets": noise.noise_spans_to_unique_sentinel(rows, ~mask_bl, sentinels),

@@ -85,8 +85,8 @@ class Denoising:
         """Return the lengths of "inputs" and "targets", from the mask drawn for each piece."""
         mask_bl = self._mask(lengths_b, keys_b2, int(np.max(lengths_b, initial=0)))
         return {
-            "inputs": noise.length_with(self.inputs, lengths_b, mask_bl),
-            "targets": noise.length_with(self.targets, lengths_b, ~mask_bl),
+            "inputs": noise.replaced_lengths(self.inputs, lengths_b, mask_bl),
+            "targets": noise.replaced_lengths(self.targets, lengths_b, ~mask_bl),
         }
 
     def __call__(
@@ -95,11 +95,13 @@ class Denoising:
         """Return "inputs" and "targets"."""
         mask_bl = self._mask(rows.lengths, keys_b2, rows.tokens.shape[1])
         if self.borrow_pieces:
-            sentinels = noise.with_borrowed_pieces(sentinels)
+            sentinels = noise.extend_sentinels(sentinels)
         keys_bs2 = philox.split(keys_b2, 6)  # two each for mask, inputs and targets
         return {
-            "inputs": noise.replace(self.inputs, rows, mask_bl, sentinels, keys_bs2[:, 2:4]),
-            "targets": noise.replace(self.targets, rows, ~mask_bl, sentinels, keys_bs2[:, 4:6]),
+            "inputs": noise.replace_noise(self.inputs, rows, mask_bl, sentinels, keys_bs2[:, 2:4]),
+            "targets": noise.replace_noise(
+                self.targets, rows, ~mask_bl, sentinels, keys_bs2[:, 4:6]
+            ),
         }
 
     def _mask(

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 from t5x_lite.convert.huggingface import export_checkpoint, import_checkpoint, resize_vocabulary
 from t5x_lite.convert.parity_check import differences
 from t5x_lite.errors import ConfigError
-from t5x_lite.models.transformer import abstract
-from t5x_lite.tree_paths import flat
+from t5x_lite.models.transformer import abstract_model
+from t5x_lite.tree_paths import flatten
 
 REFERENCES = Path(__file__).resolve().parents[1] / "models" / "references"
 FAMILIES = {
@@ -61,8 +61,8 @@ def change(copy_of):
 
 
 def assert_same(first, second):
-    for path, array in flat(first).items():
-        np.testing.assert_array_equal(array, flat(second)[path], err_msg=path)
+    for path, array in flatten(first).items():
+        np.testing.assert_array_equal(array, flatten(second)[path], err_msg=path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -248,8 +248,8 @@ def test_old_names_of_norms_are_understood(change):
 
 def test_half_precision_becomes_float32(change):
     halves = change("t5_1_0", lambda tensors: {k: v.astype("f2") for k, v in tensors.items()})
-    whole = flat(import_checkpoint(REFERENCES / "t5_1_0")[1])
-    for path, leaf in flat(import_checkpoint(halves)[1]).items():
+    whole = flatten(import_checkpoint(REFERENCES / "t5_1_0")[1])
+    for path, leaf in flatten(import_checkpoint(halves)[1]).items():
         assert leaf.dtype == np.float32
         np.testing.assert_array_equal(leaf, whole[path].astype("f2").astype("f4"))
 
@@ -259,7 +259,7 @@ def test_the_vocabulary_is_filled_up_with_zeros_or_cut_off(rows):
     config, params = import_checkpoint(REFERENCES / "t5_1_1", vocab_size=rows)
     _, whole = import_checkpoint(REFERENCES / "t5_1_1")
     assert config.vocab_size == rows
-    shapes = jax.tree.map(lambda leaf: leaf.shape, abstract(config)[1])
+    shapes = jax.tree.map(lambda leaf: leaf.shape, abstract_model(config)[1])
     assert jax.tree.map(np.shape, params) == shapes
     kept = min(rows, 60)
     table, before = params["token_embedder"]["embedding"], whole["token_embedder"]["embedding"]

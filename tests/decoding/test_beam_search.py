@@ -47,7 +47,7 @@ def search(log_probs, beams, **options):
             next_token,
             cache,
             take,
-            first_b=jnp.zeros(rows, jnp.int32),
+            start_tokens_b=jnp.zeros(rows, jnp.int32),
             num_beams=beams,
             max_length=LENGTH,
             **options,
@@ -155,7 +155,7 @@ def test_the_search_ends_once_no_live_beam_can_win():
     nothing = jnp.zeros(2, jnp.int32)
     cache = (jnp.zeros((), jnp.int32), nothing, jnp.arange(2))
     beam_search(
-        counted, cache, take, first_b=jnp.zeros(2, jnp.int32), num_beams=1, max_length=LENGTH
+        counted, cache, take, start_tokens_b=jnp.zeros(2, jnp.int32), num_beams=1, max_length=LENGTH
     )
     jax.effects_barrier()
     assert len(steps) == 1

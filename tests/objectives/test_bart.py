@@ -79,7 +79,7 @@ def test_infilling_puts_one_mask_for_each_span_and_some_for_none(lists_of, keys_
 
 
 def test_span_lengths_are_poisson_distributed():
-    table = bart.poisson_table(3.0)
+    table = bart.poisson_cdf(3.0)
     drawn = np.searchsorted(table, np.linspace(0, 1, 100_000, endpoint=False), side="right")
     expected = [math.exp(-3) * 3**k / math.factorial(k) for k in range(10)]
     np.testing.assert_allclose(np.bincount(drawn)[:10] / 100_000, expected, atol=2e-5)
@@ -118,7 +118,7 @@ def test_rotation_begins_at_every_other_token_equally_often(keys_of):
 
 def test_inserted_tokens_stand_anywhere(rows_of, lists_of, keys_of):
     rows = rows_of(*[[5, 6, 7]] * 4000)
-    made = bart.insert(rows, 9, np.ones(4000, int), keys_of(4000))
+    made = bart.insert_tokens(rows, 9, np.ones(4000, int), keys_of(4000))
     places, counts = np.unique(np.argmax(made.tokens == 9, axis=1), return_counts=True)
     assert places.tolist() == [0, 1, 2, 3]
     assert np.sum((counts - 1000) ** 2 / 1000) < 16.3  # chi-squared, 3 degrees, one in a thousand

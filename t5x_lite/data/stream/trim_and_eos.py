@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from t5x_lite.data.stream import numba_loader
 from t5x_lite.objectives import philox, spans
 from t5x_lite.objectives.sentinels import Sentinels
-from t5x_lite.objectives.span_corruption import Objective, PredictsInPlace, SpanCorruption
+from t5x_lite.objectives.span_corruption import Objective, TokenLevelObjective, SpanCorruption
 from t5x_lite.objectives.spans import Rows
 
 EOS_ID = 1
@@ -19,7 +19,7 @@ FEATURES = ("inputs", "targets")
 def feature_widths(objective: Objective, feature_lengths: Mapping[str, int]) -> dict[str, int]:
     """Return how wide each feature of an objective is: as configured, or as the inputs are."""
     widths = {feature: feature_lengths[feature] for feature in FEATURES}
-    if isinstance(objective, PredictsInPlace):
+    if isinstance(objective, TokenLevelObjective):
         widths |= dict.fromkeys(objective.beside_inputs, widths["inputs"])
         widths |= dict.fromkeys(objective.labels, 1)
     return widths
@@ -35,7 +35,7 @@ def finish_features(
     """
     end = cut if objective.eos_after == "documents" else append
     finished = {feature: end(made[feature], widths[feature]) for feature in FEATURES}
-    if isinstance(objective, PredictsInPlace):
+    if isinstance(objective, TokenLevelObjective):
         for feature, value in objective.beside_inputs.items():
             finished[feature] = append(made[feature], widths[feature], value)
         finished |= {label: made[label] for label in objective.labels}

@@ -15,9 +15,9 @@ from t5x_lite.objectives.sentinels import check_sentinels
 from t5x_lite.objectives.span_corruption import (
     Objective,
     PairObjective,
-    PredictsInPlace,
-    RandomPieces,
+    RandomLengthObjective,
     SpanCorruption,
+    TokenLevelObjective,
 )
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary, ByteVocabulary, Vocabulary
 
@@ -108,7 +108,7 @@ class Denoise:
         raw_length, widths = objective.raw_length(lengths), feature_widths(objective, lengths)
         sentinels = to_vocabulary((self.output_features or {})["targets"].vocabulary).sentinels
         check_sentinels(objective.sentinels_needed(lengths), sentinels)
-        random_pieces = objective if isinstance(objective, RandomPieces) else None
+        random_pieces = objective if isinstance(objective, RandomLengthObjective) else None
 
         def features(tokens: NDArray, seed: NDArray) -> list[NDArray]:
             made = objective(single_row(tokens.astype(np.int32)), _key(seed), sentinels)
@@ -253,7 +253,7 @@ def to_vocabulary(vocabulary: "seqio.Vocabulary") -> AnyVocabulary:
 
 def _check_seqio_carries(objective: Objective) -> None:
     """Raise ConfigError for an objective that only the token stores' stream can serve."""
-    if isinstance(objective, PairObjective | PredictsInPlace):
+    if isinstance(objective, PairObjective | TokenLevelObjective):
         raise ConfigError(
             f"seqio's own pipeline carries inputs and targets made of one piece each; "
             f"{type(objective).__name__} gives more: train it from token stores, as "
