@@ -14,8 +14,8 @@ from t5x_lite.objectives.span_corruption import (
     EosAfter,
     Objective,
     PairObjective,
-    TokenLevelObjective,
     SpanCorruption,
+    TokenLevelObjective,
 )
 from t5x_lite.objectives.spans import Rows
 

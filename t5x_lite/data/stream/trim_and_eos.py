@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from t5x_lite.data.stream import numba_loader
 from t5x_lite.objectives import philox, spans
 from t5x_lite.objectives.sentinels import Sentinels
-from t5x_lite.objectives.span_corruption import Objective, TokenLevelObjective, SpanCorruption
+from t5x_lite.objectives.span_corruption import Objective, SpanCorruption, TokenLevelObjective
 from t5x_lite.objectives.spans import Rows
 
 EOS_ID = 1
