@@ -101,7 +101,7 @@ def test_a_share_of_the_sentences_leaves_the_others_in_place(keys_of):
     text = [token for first in range(10, 20) for token in (first, STOP)]
     rows = Rows(np.array([text] * 500, np.int32), np.full(500, 20, np.int32))
     keys = philox.split(keys_of(500), 2)
-    made = bart.permute_sentences(rows, (STOP,), keys, share=0.31).tokens
+    made = bart.permute_sentences(rows, (STOP,), keys, fraction=0.31).tokens
     moved = (made[:, ::2] != np.arange(10, 20)).sum(axis=1)
     assert set(moved.tolist()) <= {0, 2, 3, 4}
     assert moved.max() == 4

@@ -179,7 +179,7 @@ class TextExamples:
         self._piece_lengths = np.broadcast_to(np.int64(raw_length), len(groups))
         if isinstance(objective, RandomLengthObjective):
             keys_g2 = philox.fold_in(self._keys(np.zeros_like(groups), groups), _PIECE_LENGTH)
-            self._piece_lengths = objective.piece_lengths(raw_length, keys_g2)
+            self._piece_lengths = objective.chunk_lengths(raw_length, keys_g2)
         pieces = -(-self._group_lengths(groups) // self._piece_lengths)
         self._first_pieces = np.concatenate([[0], np.cumsum(pieces)])
         self.size = int(self._first_pieces[-1])

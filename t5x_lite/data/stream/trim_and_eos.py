@@ -20,7 +20,7 @@ def feature_widths(objective: Objective, feature_lengths: Mapping[str, int]) -> 
     """Return how wide each feature of an objective is: as configured, or as the inputs are."""
     widths = {feature: feature_lengths[feature] for feature in FEATURES}
     if isinstance(objective, TokenLevelObjective):
-        widths |= dict.fromkeys(objective.beside_inputs, widths["inputs"])
+        widths |= dict.fromkeys(objective.aligned_features, widths["inputs"])
         widths |= dict.fromkeys(objective.labels, 1)
     return widths
 
@@ -36,7 +36,7 @@ def finish_features(
     end = cut if objective.eos_after == "documents" else append
     finished = {feature: end(made[feature], widths[feature]) for feature in FEATURES}
     if isinstance(objective, TokenLevelObjective):
-        for feature, value in objective.beside_inputs.items():
+        for feature, value in objective.aligned_features.items():
             finished[feature] = append(made[feature], widths[feature], value)
         finished |= {label: made[label] for label in objective.labels}
     return finished

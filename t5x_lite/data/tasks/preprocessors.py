@@ -125,7 +125,7 @@ class Denoise:
         def of_random_length(group: Any, seed: Any) -> Any:
             def draw(seed: NDArray) -> NDArray:
                 assert random_pieces is not None
-                return random_pieces.piece_lengths(raw_length, _key(seed))[0]
+                return random_pieces.chunk_lengths(raw_length, _key(seed))[0]
 
             length = tf.numpy_function(draw, (tf.stack(seed),), tf.int64)
             return group, tf.ensure_shape(length, [])
