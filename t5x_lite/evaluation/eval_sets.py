@@ -23,7 +23,7 @@ from t5x_lite.data.prepare import Plan, plan_path
 from t5x_lite.data.registry import registered_tasks
 from t5x_lite.data.tasks.lazy_seqio import import_seqio
 from t5x_lite.errors import ConfigError
-from t5x_lite.metrics.task_metrics import EvalExample, TaskMetrics, labels_are_secret
+from t5x_lite.metrics.task_metrics import EvalExample, TaskMetrics, labels_are_hidden
 
 if TYPE_CHECKING:
     import seqio
@@ -44,7 +44,7 @@ class EvaluationSet:
     @property
     def secret(self) -> bool:
         """Whether no example tells its label."""
-        return labels_are_secret(self.cases)
+        return labels_are_hidden(self.cases)
 
 
 @dataclass(frozen=True)
