@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_lite.models.kernels import attention_gpu, attention_tpu
+from t5x_lite.models.kernels import attention_gpu
 from t5x_lite.models.kernels.attention_gpu import TILINGS, Tiling
-from t5x_lite.models.kernels.attention_tpu import Operands
+from t5x_lite.models.kernels.dot_product_attention import AttentionInputs, unfused_attention
 
 SHAPES = {  # rows, queries, keys, heads, whether there is a bias
     "base, encoder": (64, 512, 512, 12, True),
@@ -41,7 +41,7 @@ VARIANTS = [
 ]
 
 
-def operands_of(shape: tuple[int, int, int, int, bool], dtype: Any) -> Operands:
+def operands_of(shape: tuple[int, int, int, int, bool], dtype: Any) -> AttentionInputs:
     """Random operands, a third of all pairs masked."""
     rows, queries, keys, heads, has_bias = shape
     random = np.random.default_rng(0)
@@ -51,7 +51,7 @@ def operands_of(shape: tuple[int, int, int, int, bool], dtype: Any) -> Operands:
 
     mask_bqk = random.random((rows, queries, keys)) < 0.67
     mask_bqk[:, :, 0] = True
-    return Operands(
+    return AttentionInputs(
         normal(rows, queries, heads * HEAD_DIM) * HEAD_DIM**-0.5,
         normal(rows, keys, heads * HEAD_DIM),
         normal(rows, keys, heads * HEAD_DIM),
@@ -60,18 +60,18 @@ def operands_of(shape: tuple[int, int, int, int, bool], dtype: Any) -> Operands:
     )
 
 
-def gradients_of_plain(operands: Operands, slopes_bqj: jax.Array, heads: int) -> tuple:
+def gradients_of_plain(operands: AttentionInputs, slopes_bqj: jax.Array, heads: int) -> tuple:
     """Result and gradients of plain attention."""
 
-    def plain(real: Operands) -> jax.Array:
+    def plain(real: AttentionInputs) -> jax.Array:
         operands_of_all = real._replace(mask_bqk=operands.mask_bqk)
-        return attention_tpu.plain(operands_of_all, heads=heads, scale=1.0)
+        return unfused_attention(operands_of_all, heads=heads, scale=1.0)
 
     y_bqj, pull = jax.vjp(plain, operands._replace(mask_bqk=None))
     return y_bqj, pull(slopes_bqj)[0]
 
 
-def gradients_of_kernels(operands: Operands, slopes_bqj: jax.Array, heads: int) -> tuple:
+def gradients_of_kernels(operands: AttentionInputs, slopes_bqj: jax.Array, heads: int) -> tuple:
     """Result and gradients of the kernels."""
     how: dict[str, Any] = {"heads": heads, "scale": 1.0}
     y_bqj = attention_gpu.forward(operands, **how)
@@ -92,7 +92,7 @@ def check(name: str) -> None:
     """Errors and times of one shape."""
     shape = SHAPES[name]
     exact, rounded = (operands_of(shape, dtype) for dtype in (jnp.float32, jnp.bfloat16))
-    exact = Operands(
+    exact = AttentionInputs(
         *(x if y is None else y.astype(x.dtype) for x, y in zip(exact, rounded, strict=True))
     )
     slopes_bqj = operands_of(shape, jnp.bfloat16).q_bqj

@@ -106,7 +106,7 @@ class OurStep:
 
     def __call__(self) -> float:
         self._state, metrics = self._compiled(self._state, self._placed)
-        numbers = metrics.fetched()
+        numbers = metrics.unpack()
         return float(numbers["loss"]) / float(numbers["weight"])
 
     def _batch(self, inputs: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Nested dicts, as weights and optimizer states are, by the paths of their leaves."""
+"""Nested dicts of arrays (weights, optimizer states) addressed by slash-separated leaf paths."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -6,16 +6,27 @@ from typing import Any
 import jax
 
 
-def flat(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
-    """The leaves of a tree by their path, "encoder/layers/mlp/wo/kernel", in JAX's order."""
+def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """Map each leaf's path to the leaf.
+
+    >>> flatten({"encoder": {"norm": {"scale": 1}}, "step": 2})
+    {'encoder/norm/scale': 1, 'step': 2}
+
+    Args:
+        tree: Any pytree. Dict keys, attribute names and sequence indices become path components.
+        is_leaf: As in `jax.tree.leaves`: subtrees for which it returns True are leaves.
+
+    Returns:
+        Leaves by path, in the order in which JAX flattens the tree.
+    """
     leaves = jax.tree.leaves_with_path(tree, is_leaf=is_leaf)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts from leaves by their paths: `flat`, undone.
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Build nested dicts from leaves by path, the inverse of `flatten` for a tree of dicts.
 
-    >>> nested({"a/b": 1, "c": 2})
+    >>> unflatten({"a/b": 1, "c": 2})
     {'a': {'b': 1}, 'c': 2}
     """
     tree: dict[str, Any] = {}
@@ -28,13 +39,29 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def without(tree: Any, paths: Collection[str]) -> Any:
-    """The tree without the leaves at these paths; itself where there are none."""
+def omit(tree: Any, paths: Collection[str]) -> Any:
+    """Return the tree without some of its leaves.
+
+    Args:
+        tree: Nested dicts.
+        paths: Paths of the leaves to omit; paths that the tree lacks have no effect.
+
+    Returns:
+        New nested dicts, or `tree` itself if `paths` is empty.
+    """
     if not paths:
         return tree
-    return nested({path: leaf for path, leaf in flat(tree).items() if path not in paths})
+    return unflatten({path: leaf for path, leaf in flatten(tree).items() if path not in paths})
 
 
-def joined(tree: Any, others: Mapping[str, Any]) -> Any:
-    """The tree with more leaves, by their paths; itself where there are none."""
-    return nested({**flat(tree), **others}) if others else tree
+def merge(tree: Any, leaves: Mapping[str, Any]) -> Any:
+    """Return the tree with leaves added or replaced.
+
+    Args:
+        tree: Nested dicts.
+        leaves: New leaves by path; one of a path that the tree has replaces the tree's.
+
+    Returns:
+        New nested dicts, or `tree` itself if `leaves` is empty.
+    """
+    return unflatten({**flatten(tree), **leaves}) if leaves else tree

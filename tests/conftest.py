@@ -90,7 +90,7 @@ def random_params():
     """A function that makes weights of plausible size without compiling an initializer."""
     import jax
 
-    from t5x_lite.models.transformer import abstract
+    from t5x_lite.models.transformer import abstract_model
 
     def make(config, seed=0):
         rng = np.random.default_rng(seed)
@@ -100,7 +100,7 @@ def random_params():
             is_norm = path[-1].key == "scale"
             return 1 + 0.1 * values if is_norm else values * leaf.shape[-2] ** -0.5
 
-        return jax.tree.map_with_path(weight, abstract(config)[1])
+        return jax.tree.map_with_path(weight, abstract_model(config)[1])
 
     return make
 
@@ -130,7 +130,7 @@ def plausible_params():
     """A function that makes weights of any family, none of them at a value that hides a mistake."""
     import jax
 
-    from t5x_lite.models.transformer import abstract
+    from t5x_lite.models.transformer import abstract_model
 
     def make(config, seed=0):
         rng = np.random.default_rng(seed)
@@ -146,7 +146,7 @@ def plausible_params():
                 return values
             return values * leaf.shape[-2] ** -0.5
 
-        return jax.tree.map_with_path(weight, abstract(config)[1])
+        return jax.tree.map_with_path(weight, abstract_model(config)[1])
 
     return make
 

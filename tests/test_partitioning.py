@@ -7,18 +7,18 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.models.transformer import abstract
+from t5x_lite.models.transformer import abstract_model
 from t5x_lite.partitioning import (
     LOGICAL_TO_MESH,
     MESH_AXES,
-    batch_parts,
     check_divisible,
     make_mesh,
     named_sharding,
+    num_batch_shards,
     partition_spec,
     resolve_mesh_shape,
     shard,
-    shardings,
+    tree_shardings,
 )
 
 
@@ -44,40 +44,40 @@ def test_a_mesh_has_every_axis_and_minus_one_takes_the_rest(sizes, devices, reso
     [
         (
             {"model": 2},
-            "the mesh has an axis 'model'; the axes are data, fsdp, tensor, expert, sequence",
+            "unknown mesh axis 'model'; the axes are data, fsdp, tensor, expert, sequence",
             ("MESH",),
         ),
         (
             {"data": 0},
-            "mesh sizes must be positive, or -1 for the rest; got {'data': 0}",
+            "mesh sizes must be positive, or -1 for the remaining devices; got {'data': 0}",
             ("MESH",),
         ),
         (
             {"data": 4, "fsdp": -2},
-            "mesh sizes must be positive, or -1 for the rest; got {'fsdp': -2}",
+            "mesh sizes must be positive, or -1 for the remaining devices; got {'fsdp': -2}",
             ("MESH",),
         ),
         (
             {"data": -1, "fsdp": -1},
-            "only one mesh axis may be -1 (the rest); got ['data', 'fsdp']",
+            "only one mesh axis may be -1; got ['data', 'fsdp']",
             ("MESH",),
         ),
         (
             {"data": 2, "fsdp": 2},
             "the mesh {'data': 2, 'fsdp': 2} needs 4 devices, but 8 are visible; change MESH, or "
-            "on a CPU simulate them with CPU_DEVICES",
+            "simulate devices on a CPU with CPU_DEVICES",
             ("MESH", "CPU_DEVICES"),
         ),
         (
             {"data": -1, "tensor": 3},
             "the mesh {'data': -1, 'tensor': 3} needs a multiple of 3 devices, but 8 are visible; "
-            "change MESH, or on a CPU simulate them with CPU_DEVICES",
+            "change MESH, or simulate devices on a CPU with CPU_DEVICES",
             ("MESH", "CPU_DEVICES"),
         ),
         (
             {"data": -1, "tensor": 16},
             "the mesh {'data': -1, 'tensor': 16} needs a multiple of 16 devices, but 8 are "
-            "visible; change MESH, or on a CPU simulate them with CPU_DEVICES",
+            "visible; change MESH, or simulate devices on a CPU with CPU_DEVICES",
             ("MESH", "CPU_DEVICES"),
         ),
     ],
@@ -124,27 +124,27 @@ def test_an_axis_that_is_not_in_the_table_is_named():
 
 def test_a_tree_of_axes_becomes_a_tree_of_shardings():
     mesh = make_mesh({"fsdp": 4, "tensor": 2})
-    placed = shardings(mesh, {"step": (), "params": {"wi": ("embed", "mlp")}})
+    placed = tree_shardings(mesh, {"step": (), "params": {"wi": ("embed", "mlp")}})
     assert placed["step"] == named_sharding(mesh, ())
     assert placed["params"]["wi"].shard_shape((8, 8)) == (2, 4)
 
 
 def test_a_weight_that_the_mesh_does_not_divide_is_named(tiny_config):
-    _, shapes, axes = abstract(tiny_config(mlp_dim=36))
+    _, shapes, axes = abstract_model(tiny_config(mlp_dim=36))
     check_divisible(make_mesh({"fsdp": 2, "tensor": 4}), shapes, axes)
     with pytest.raises(ConfigError) as error:
         check_divisible(make_mesh({"tensor": 8}), shapes, axes)
     assert error.value.message == (
         "weight decoder/layers/mlp/wi_0/kernel has mlp=36, "
-        "which 8 devices along tensor do not divide; "
+        "which is not divisible by the 8 devices along tensor; "
         "change MESH or the model's size"
     )
     assert error.value.names == ("MESH",)
 
 
 def test_a_batch_is_split_over_all_axes_but_those_inside_a_row():
-    assert batch_parts(make_mesh({"data": 2, "fsdp": 2, "tensor": 2})) == 4
-    assert batch_parts(make_mesh({"expert": 4, "sequence": 2})) == 4
+    assert num_batch_shards(make_mesh({"data": 2, "fsdp": 2, "tensor": 2})) == 4
+    assert num_batch_shards(make_mesh({"expert": 4, "sequence": 2})) == 4
 
 
 def test_pinning_outside_a_mesh_does_nothing():
@@ -167,7 +167,7 @@ def test_slices_follow_one_another_along_data():
     mesh = make_mesh({"data": 4, "fsdp": 2}, devices)
     slices = [[d.slice_index for d in row.flat] for row in mesh.devices]
     assert slices == [[0, 0], [0, 0], [1, 1], [1, 1]]
-    with pytest.raises(ConfigError, match="splits 2 slices along data = 1"):
+    with pytest.raises(ConfigError, match="data = 1 on 2 TPU slices"):
         make_mesh({"fsdp": 8}, devices)
 
 

@@ -28,7 +28,7 @@ from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError
 from t5x_lite.io import atomic, checksums
 from t5x_lite.io.urls import check_reachable, is_url
-from t5x_lite.tree_paths import flat, joined, nested, without
+from t5x_lite.tree_paths import flatten, merge, omit, unflatten
 
 Json = dict[str, Any]
 State = TypeVar("State", bound=NamedTuple)  # its fields are trees of arrays
@@ -157,8 +157,8 @@ class Checkpointer:
         if self.base is None:
             return own
         with self._base() as other:
-            there = flat(other.saved_weights(self.base.step))
-        return joined(own, {path: there[path] for path in self.base.fingerprints})
+            there = flatten(other.saved_weights(self.base.step))
+        return merge(own, {path: there[path] for path in self.base.fingerprints})
 
     def restore(self, step: int, abstract: State) -> tuple[State, Json]:
         """The state of a step, placed as `abstract` says, and its progress."""
@@ -171,19 +171,19 @@ class Checkpointer:
             frozen = self._frozen(abstract._asdict()["params"])
             for name in self._with_weights(abstract):
                 # Each tree has arrays of its own: a step is given all of them to overwrite.
-                state[name] = joined(state[name], jax.tree.map(jnp.copy, frozen))
+                state[name] = merge(state[name], jax.tree.map(jnp.copy, frozen))
         return abstract._replace(**state), parts["progress"]
 
     def restore_weights(self, step: int, abstract: Any) -> Any:
         """The weights of a step alone, placed as `abstract` says, whatever else was saved."""
-        own = without(abstract, self.base.fingerprints) if self.base else abstract
+        own = omit(abstract, self.base.fingerprints) if self.base else abstract
         params: Any = {}
         if own:
             check_shapes({"params": own}, self._directory(step))
             with context(partial_load=True):
                 parts = ocp.load_checkpointables(self._directory(step), {"state": {"params": own}})
             params = parts["state"]["params"]
-        return joined(params, self._frozen(abstract)) if self.base else params
+        return merge(params, self._frozen(abstract)) if self.base else params
 
     def rest_on(self, base: BaseCheckpoint) -> None:
         """Save and restore from now on without the weights that `base` holds, and record it."""
@@ -202,7 +202,7 @@ class Checkpointer:
         with context():
             into = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored)
             found = ocp.load_checkpointables(self._directory(step), {"state": into})["state"]
-        return {path: np.asarray(leaf) for path, leaf in flat(found).items()}
+        return {path: np.asarray(leaf) for path, leaf in flatten(found).items()}
 
     def wait(self) -> None:
         """Return once everything saved so far is safely on disk, or has failed."""
@@ -255,18 +255,18 @@ class Checkpointer:
         if self.base is None:
             return parts
         own = {
-            name: without(parts[name], self.base.fingerprints) for name in self._with_weights(state)
+            name: omit(parts[name], self.base.fingerprints) for name in self._with_weights(state)
         }
         return parts | own
 
     def _frozen(self, abstract: Any) -> dict[str, Any]:
         """The frozen weights among `abstract`, by their paths, from where this run took them."""
         assert self.base is not None
-        wanted = {p: leaf for p, leaf in flat(abstract).items() if p in self.base.fingerprints}
+        wanted = {p: leaf for p, leaf in flatten(abstract).items() if p in self.base.fingerprints}
         if not wanted:
             return {}
         with self._base() as other:
-            weights = flat(other.restore_weights(self.base.step, nested(wanted)))
+            weights = flatten(other.restore_weights(self.base.step, unflatten(wanted)))
         self.base.check(weights, self.model_dir)
         return weights
 

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from t5x_lite.errors import ConfigError
 from t5x_lite.io import atomic
 from t5x_lite.io.safe_files import read_json
-from t5x_lite.tree_paths import flat
+from t5x_lite.tree_paths import flatten
 
 RECORD = "base.json"
 PINS = "rested_on"  # in a base's directory: a file for each step that others rest on
@@ -112,7 +112,7 @@ def fingerprints(weights: Mapping[str, Any]) -> dict[str, str]:
 
     Each number's bits are mixed with its place and summed up as integers, whose sum has no order.
     """
-    arrays = {path: jnp.asarray(array) for path, array in flat(weights).items()}
+    arrays = {path: jnp.asarray(array) for path, array in flatten(weights).items()}
     places = [array.sharding for array in arrays.values()]
     meshes = [place.mesh for place in places if isinstance(place, NamedSharding)]
     everywhere = NamedSharding(meshes[0], PartitionSpec()) if meshes else None

@@ -15,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 from t5x_lite.errors import ConfigError
 from t5x_lite.io.safe_files import check_descriptions, check_size
 from t5x_lite.io.urls import is_url
-from t5x_lite.tree_paths import flat
+from t5x_lite.tree_paths import flatten
 
 # Orbax's JSON about arrays; TensorStore reads the rest, within its own bounds.
 _DESCRIPTIONS = ("_CHECKPOINT_METADATA", "*/_METADATA", "*/_sharding", "*/array_metadatas/*")
@@ -46,11 +46,11 @@ def described(directory: epath.Path) -> Any:
 def check_shapes(wanted: Any, directory: epath.Path) -> None:
     """Raise ConfigError for arrays of a state that a step has in other shapes than wanted."""
     found = {
-        path: getattr(leaf, "shape", None) for path, leaf in flat(described(directory)).items()
+        path: getattr(leaf, "shape", None) for path, leaf in flatten(described(directory)).items()
     }
     other = {
         path: list(leaf.shape)
-        for path, leaf in flat(wanted).items()
+        for path, leaf in flatten(wanted).items()
         if path in found and found[path] != leaf.shape
     }
     for path, shape in other.items():

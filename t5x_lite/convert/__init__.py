@@ -1,1 +1,1 @@
-"""Weights in and out: other projects' files to our configurations and parameters, and back."""
+"""Conversion of configurations and weights between Hugging Face's formats and ours."""

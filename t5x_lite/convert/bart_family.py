@@ -1,26 +1,34 @@
-"""BART: a post-norm encoder-decoder with everything tied."""
+"""BART: a post-norm encoder-decoder with tied embeddings."""
 
 from typing import Any
 
 from t5x_lite.convert.family import (
-    LAYER_NORM,
     POST_NORM,
     CheckpointFacts,
     Family,
     Fields,
-    activation,
-    activation_name,
-    check_width,
-    head_dim,
-    need,
-    refuse,
+    LayerNormFields,
+    read_layer_norm_fields,
+    reject_unsupported,
+    require_fields,
+    write_layer_norm_fields,
 )
 from t5x_lite.convert.param_mapping import MappingTable
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
 
-POSITION_OFFSET = 2  # rows of the position tables that no position uses
+POSITION_OFFSET = 2  # rows at the start of the position tables that are not used
 PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
+FIELDS = LayerNormFields(
+    emb_dim="d_model",
+    num_heads="encoder_attention_heads",
+    mlp_dim="encoder_ffn_dim",
+    max_positions="max_position_embeddings",
+    activation="activation_function",
+    init_std="init_std",
+    dropout="dropout",
+    attention_dropout="attention_dropout",
+)
 
 
 def _table(config: TransformerConfig) -> MappingTable:
@@ -29,68 +37,53 @@ def _table(config: TransformerConfig) -> MappingTable:
         ours, layer = f"{stack}/layers", f"model.{stack}.layers.{{i}}"
         modules[f"{stack}_places/positions"] = f"model.{stack}.embed_positions.weight"
         modules[f"{stack}_places/norm"] = f"model.{stack}.layernorm_embedding"
-        for mine, theirs in PROJECTIONS.items():
-            modules[f"{ours}/self_attention/{mine}"] = f"{layer}.self_attn.{theirs}"
-            modules[f"{ours}/cross/attention/{mine}"] = f"{layer}.encoder_attn.{theirs}"
+        for name, theirs in PROJECTIONS.items():
+            modules[f"{ours}/self_attention/{name}"] = f"{layer}.self_attn.{theirs}"
+            modules[f"{ours}/cross/attention/{name}"] = f"{layer}.encoder_attn.{theirs}"
         modules[f"{ours}/self_attention_norm"] = f"{layer}.self_attn_layer_norm"
         modules[f"{ours}/cross/norm"] = f"{layer}.encoder_attn_layer_norm"
         modules[f"{ours}/mlp/wi_0"] = f"{layer}.fc1"
         modules[f"{ours}/mlp/wo"] = f"{layer}.fc2"
         modules[f"{ours}/mlp_norm"] = f"{layer}.final_layer_norm"
-    return MappingTable(modules, row=("final_logits_bias",))
+    return MappingTable(modules, row_vectors=("final_logits_bias",))
 
 
-def _read(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
-    refuse(fields, scale_embedding=False, normalize_before=False, add_final_layer_norm=False)
-    if found.own_head:
-        raise ConfigError("the head is not the embedding; bart has them tied")
-    vocab_size, emb_dim, rows = need(fields, "vocab_size", "d_model", "max_position_embeddings")
-    encoder, decoder = need(fields, "encoder_layers", "decoder_layers")
-    num_heads, mlp_dim = need(fields, "encoder_attention_heads", "encoder_ffn_dim")
-    refuse(fields, decoder_attention_heads=num_heads, decoder_ffn_dim=mlp_dim)
+def _read(fields: Fields, facts: CheckpointFacts) -> TransformerConfig:
+    reject_unsupported(
+        fields, scale_embedding=False, normalize_before=False, add_final_layer_norm=False
+    )
+    if facts.own_head:
+        raise ConfigError("the output kernel is not the embedding; bart requires tied embeddings")
+    encoder_layers, decoder_layers, mlp_dim = require_fields(
+        fields, "encoder_layers", "decoder_layers", FIELDS.mlp_dim
+    )
+    shared = read_layer_norm_fields(fields, FIELDS, default_activation="gelu")
+    reject_unsupported(fields, decoder_attention_heads=shared["num_heads"], decoder_ffn_dim=mlp_dim)
+    # BART's rates do not default to the general one.
+    own_rates = dict(
+        attention_dropout_rate=fields.get(FIELDS.attention_dropout, 0.0),
+        mlp_dropout_rate=fields.get("activation_dropout", 0.0),
+    )
     return TransformerConfig(
-        **LAYER_NORM,
-        **POST_NORM,
-        vocab_size=vocab_size,
-        emb_dim=emb_dim,
-        num_heads=num_heads,
-        head_dim=head_dim(emb_dim, num_heads),
-        mlp_dim=mlp_dim,
-        num_encoder_layers=encoder,
-        num_decoder_layers=decoder,
-        mlp_activations=(activation(fields.get("activation_function", "gelu")),),
-        norm_epsilon=1e-5,  # transformers knows no other for it
-        max_positions=rows,
+        **{**shared, **POST_NORM, **own_rates},
+        num_encoder_layers=encoder_layers,
+        num_decoder_layers=decoder_layers,
+        norm_epsilon=1e-5,  # a constant in transformers
         position_offset=POSITION_OFFSET,
         logits_via_embedding=True,
-        head_bias=found.head_bias,
-        init_std=fields.get("init_std", 0.02),
-        dropout_rate=fields.get("dropout", 0.1),
-        attention_dropout_rate=fields.get("attention_dropout", 0.0),
-        mlp_dropout_rate=fields.get("activation_dropout", 0.0),
+        head_bias=facts.head_bias,
     )
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
-    check_width(config)
-    rates = {
-        "attention_dropout": config.attention_dropout_rate,
-        "activation_dropout": config.mlp_dropout_rate,
-    }
+    mlp_dropout = config.mlp_dropout_rate
     return dict(
-        vocab_size=config.vocab_size,
-        d_model=config.emb_dim,
+        **write_layer_norm_fields(config, FIELDS),
         encoder_layers=config.num_encoder_layers,
         decoder_layers=config.num_decoder_layers,
-        encoder_attention_heads=config.num_heads,
         decoder_attention_heads=config.num_heads,
-        encoder_ffn_dim=config.mlp_dim,
         decoder_ffn_dim=config.mlp_dim,
-        activation_function=activation_name(config.mlp_activations[0]),
-        max_position_embeddings=config.max_positions,
-        init_std=config.init_std or 0.02,
-        dropout=config.dropout_rate,
-        **{k: config.dropout_rate if rate is None else rate for k, rate in rates.items()},
+        activation_dropout=config.dropout_rate if mlp_dropout is None else mlp_dropout,
         scale_embedding=False,
         is_encoder_decoder=True,
         bos_token_id=0,

@@ -3,22 +3,30 @@
 from typing import Any
 
 from t5x_lite.convert.family import (
-    LAYER_NORM,
     POST_NORM,
     CheckpointFacts,
     Family,
     Fields,
-    activation,
-    activation_name,
-    check_width,
-    head_dim,
-    need,
-    own_rate,
-    refuse,
+    LayerNormFields,
+    read_layer_norm_fields,
+    reject_unsupported,
+    require_fields,
+    write_layer_norm_fields,
 )
 from t5x_lite.convert.param_mapping import MappingTable
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
+
+FIELDS = LayerNormFields(
+    emb_dim="hidden_size",
+    num_heads="num_attention_heads",
+    mlp_dim="intermediate_size",
+    max_positions="max_position_embeddings",
+    activation="hidden_act",
+    init_std="initializer_range",
+    dropout="hidden_dropout_prob",
+    attention_dropout="attention_probs_dropout_prob",
+)
 
 
 def _bert_table(config: TransformerConfig, prefix: str, head: dict[str, str]) -> MappingTable:
@@ -43,69 +51,46 @@ def _bert_table(config: TransformerConfig, prefix: str, head: dict[str, str]) ->
     return MappingTable({**modules, **head})
 
 
-def _read_bert(fields: Fields, found: CheckpointFacts, *, offset: int = 0) -> TransformerConfig:
-    refuse(fields, position_embedding_type="absolute", is_decoder=False)
-    names = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")
-    vocab_size, emb_dim, num_heads, mlp_dim = need(fields, *names)
-    layers, rows = need(fields, "num_hidden_layers", "max_position_embeddings")
+def _read_bert(fields: Fields, facts: CheckpointFacts, *, offset: int = 0) -> TransformerConfig:
+    reject_unsupported(fields, position_embedding_type="absolute", is_decoder=False)
+    layers, rows, _ = require_fields(
+        fields, "num_hidden_layers", FIELDS.max_positions, FIELDS.mlp_dim
+    )
+    shared = read_layer_norm_fields(fields, FIELDS, default_activation="gelu")
     return TransformerConfig(
-        **LAYER_NORM,
-        **POST_NORM,
-        vocab_size=vocab_size,
-        emb_dim=emb_dim,
-        num_heads=num_heads,
-        head_dim=head_dim(emb_dim, num_heads),
-        mlp_dim=mlp_dim,
+        **{**shared, **POST_NORM, "max_positions": rows - offset},
         num_encoder_layers=layers,
-        mlp_activations=(activation(fields.get("hidden_act", "gelu")),),
         norm_epsilon=fields.get("layer_norm_eps", 1e-12),
-        max_positions=rows - offset,
         position_offset=offset,
         num_token_types=fields.get("type_vocab_size", 2),
-        logits_via_embedding=not found.own_head,
+        logits_via_embedding=not facts.own_head,
         head_bias=True,
         head_transform=True,
-        next_sentence_head=found.next_sentence,
-        init_std=fields.get("initializer_range", 0.02),
-        dropout_rate=fields.get("hidden_dropout_prob", 0.1),
-        attention_dropout_rate=own_rate(
-            fields, "attention_probs_dropout_prob", "hidden_dropout_prob"
-        ),
-        mlp_dropout_rate=0.0,
+        next_sentence_head=facts.next_sentence,
     )
 
 
 def _write_bert(config: TransformerConfig) -> dict[str, Any]:
-    check_width(config)
-    attention_dropout = config.attention_dropout_rate
-    return dict(
-        vocab_size=config.vocab_size,
-        hidden_size=config.emb_dim,
-        num_hidden_layers=config.num_encoder_layers,
-        num_attention_heads=config.num_heads,
-        intermediate_size=config.mlp_dim,
-        hidden_act=activation_name(config.mlp_activations[0]),
-        hidden_dropout_prob=config.dropout_rate,
-        attention_probs_dropout_prob=(
-            config.dropout_rate if attention_dropout is None else attention_dropout
-        ),
-        max_position_embeddings=config.max_positions + config.position_offset,
-        type_vocab_size=config.num_token_types,
-        initializer_range=config.init_std or 0.02,
-        layer_norm_eps=config.norm_epsilon,
-        tie_word_embeddings=config.logits_via_embedding,
-    )
+    return {
+        **write_layer_norm_fields(config, FIELDS),
+        FIELDS.max_positions: config.max_positions + config.position_offset,
+        "num_hidden_layers": config.num_encoder_layers,
+        "type_vocab_size": config.num_token_types,
+        "layer_norm_eps": config.norm_epsilon,
+        "tie_word_embeddings": config.logits_via_embedding,
+    }
 
 
-def _read_roberta(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
-    return _read_bert(fields, found, offset=fields.get("pad_token_id", 1) + 1)
+def _read_roberta(fields: Fields, facts: CheckpointFacts) -> TransformerConfig:
+    # Positions start after the row of the padding id.
+    return _read_bert(fields, facts, offset=fields.get("pad_token_id", 1) + 1)
 
 
 def _write_roberta(config: TransformerConfig) -> dict[str, Any]:
     if config.position_offset < 1:
         raise ConfigError(
-            "roberta's positions start behind the row of the padding id; got position_offset "
-            f"{config.position_offset}",
+            "roberta's positions start after the row of the padding id; expected position_offset "
+            f"of at least 1, got {config.position_offset}",
             "TransformerConfig.position_offset",
         )
     specials = dict(bos_token_id=0, eos_token_id=2, pad_token_id=config.position_offset - 1)

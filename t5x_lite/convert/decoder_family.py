@@ -1,30 +1,42 @@
-"""Decoders alone: GPT-2 and LLaMA."""
+"""Decoder-only models: GPT-2 and LLaMA."""
 
 from typing import Any
 
 from t5x_lite.convert.family import (
-    LAYER_NORM,
     CheckpointFacts,
     Family,
     Fields,
-    activation,
-    activation_name,
-    check_width,
+    LayerNormFields,
+    activation_from_hf,
+    activation_to_hf,
     head_dim,
-    need,
-    own_rate,
-    refuse,
+    read_layer_norm_fields,
+    reject_unsupported,
+    require_fields,
+    write_layer_norm_fields,
 )
-from t5x_lite.convert.param_mapping import MappingTable, Part
+from t5x_lite.convert.param_mapping import FusedSlice, MappingTable
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
+
+GPT2_FIELDS = LayerNormFields(
+    emb_dim="n_embd",
+    num_heads="n_head",
+    mlp_dim="n_inner",
+    max_positions="n_positions",
+    activation="activation_function",
+    init_std="initializer_range",
+    dropout="resid_pdrop",
+    attention_dropout="attn_pdrop",
+)
 
 
 def _gpt2_table(config: TransformerConfig) -> MappingTable:
     ours, layer = "decoder/layers", "transformer.h.{i}"
+    # Query, key and value are one tensor, side by side.
     fused = {
-        f"{ours}/self_attention/{name}": Part(f"{layer}.attn.c_attn", place, 3)
-        for place, name in enumerate(("query", "key", "value"))
+        f"{ours}/self_attention/{name}": FusedSlice(f"{layer}.attn.c_attn", index, 3)
+        for index, name in enumerate(("query", "key", "value"))
     }
     return MappingTable(
         {
@@ -38,53 +50,32 @@ def _gpt2_table(config: TransformerConfig) -> MappingTable:
             f"{ours}/mlp_norm": f"{layer}.ln_2",
             "decoder/norm": "transformer.ln_f",
         },
-        as_here=True,
+        transposed=False,
     )
 
 
-def _read_gpt2(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
-    refuse(fields, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
-    refuse(fields, add_cross_attention=False)
-    if found.own_head:
-        raise ConfigError("the head is not the embedding; gpt2 has them tied")
-    names = ("vocab_size", "n_embd", "n_head", "n_layer", "n_positions")
-    vocab_size, emb_dim, num_heads, layers, rows = need(fields, *names)
+def _read_gpt2(fields: Fields, facts: CheckpointFacts) -> TransformerConfig:
+    reject_unsupported(fields, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
+    reject_unsupported(fields, add_cross_attention=False)
+    if facts.own_head:
+        raise ConfigError("the output kernel is not the embedding; gpt2 requires tied embeddings")
+    (layers,) = require_fields(fields, "n_layer")
+    shared = read_layer_norm_fields(fields, GPT2_FIELDS, default_activation="gelu_new")
     return TransformerConfig(
-        **LAYER_NORM,
-        vocab_size=vocab_size,
-        emb_dim=emb_dim,
-        num_heads=num_heads,
-        head_dim=head_dim(emb_dim, num_heads),
-        mlp_dim=fields.get("n_inner") or 4 * emb_dim,
+        **{**shared, "mlp_dim": shared["mlp_dim"] or 4 * shared["emb_dim"]},
         num_decoder_layers=layers,
-        mlp_activations=(activation(fields.get("activation_function", "gelu_new")),),
         norm_epsilon=fields.get("layer_norm_epsilon", 1e-5),
-        max_positions=rows,
         logits_via_embedding=True,
-        init_std=fields.get("initializer_range", 0.02),
         scale_residual_init=True,
-        dropout_rate=fields.get("resid_pdrop", 0.1),
-        attention_dropout_rate=own_rate(fields, "attn_pdrop", "resid_pdrop"),
-        mlp_dropout_rate=0.0,
     )
 
 
 def _write_gpt2(config: TransformerConfig) -> dict[str, Any]:
-    check_width(config)
-    attention_dropout = config.attention_dropout_rate
     return dict(
-        vocab_size=config.vocab_size,
-        n_embd=config.emb_dim,
-        n_head=config.num_heads,
+        **write_layer_norm_fields(config, GPT2_FIELDS),
         n_layer=config.num_decoder_layers,
-        n_positions=config.max_positions,
-        n_inner=config.mlp_dim,
-        activation_function=activation_name(config.mlp_activations[0]),
         layer_norm_epsilon=config.norm_epsilon,
-        initializer_range=config.init_std or 0.02,
-        resid_pdrop=config.dropout_rate,
         embd_pdrop=config.dropout_rate,
-        attn_pdrop=config.dropout_rate if attention_dropout is None else attention_dropout,
         bos_token_id=config.vocab_size - 1,
         eos_token_id=config.vocab_size - 1,
         tie_word_embeddings=True,
@@ -127,15 +118,17 @@ def _llama_table(config: TransformerConfig) -> MappingTable:
     )
 
 
-def _read_llama(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
+def _read_llama(fields: Fields, facts: CheckpointFacts) -> TransformerConfig:
     names = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")
-    vocab_size, emb_dim, num_heads, mlp_dim = need(fields, *names)
-    (layers,) = need(fields, "num_hidden_layers")
+    vocab_size, emb_dim, num_heads, mlp_dim = require_fields(fields, *names)
+    (layers,) = require_fields(fields, "num_hidden_layers")
     rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise ConfigError(f"config.json has rope_parameters {rope}; only plain ones are known")
+        raise ConfigError(
+            f"config.json has rope_parameters {rope}; only the rope_type 'default' is supported"
+        )
     biased = bool(fields.get("attention_bias", False))
-    refuse(fields, mlp_bias=biased)
+    reject_unsupported(fields, mlp_bias=biased)
     return TransformerConfig(
         vocab_size=vocab_size,
         emb_dim=emb_dim,
@@ -144,15 +137,15 @@ def _read_llama(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
         head_dim=fields.get("head_dim") or head_dim(emb_dim, num_heads),
         mlp_dim=mlp_dim,
         num_decoder_layers=layers,
-        mlp_activations=(activation(fields.get("hidden_act", "silu")), "linear"),
+        mlp_activations=(activation_from_hf(fields.get("hidden_act", "silu")), "linear"),
         norm_epsilon=fields.get("rms_norm_eps", 1e-6),
         use_bias=biased,
         scale_attention=True,
         positions="rotary",
         rope_theta=rope.get("rope_theta", fields.get("rope_theta", 10_000.0)),
         max_positions=fields.get("max_position_embeddings", 2048),
-        logits_via_embedding=not found.own_head,
-        scale_tied_logits=found.own_head,
+        logits_via_embedding=not facts.own_head,
+        scale_tied_logits=facts.own_head,
         init_std=fields.get("initializer_range", 0.02),
         dropout_shared_along_length=False,
         dropout_after_final_norm=False,
@@ -162,7 +155,8 @@ def _read_llama(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
 def _write_llama(config: TransformerConfig) -> dict[str, Any]:
     if config.mlp_activations[1:] != ("linear",):
         raise ConfigError(
-            f"llama's feed-forward is gated; got {config.mlp_activations}",
+            f"llama's feed-forward is gated by a linear branch; got mlp_activations "
+            f"{config.mlp_activations}",
             "TransformerConfig.mlp_activations",
         )
     return dict(
@@ -173,7 +167,7 @@ def _write_llama(config: TransformerConfig) -> dict[str, Any]:
         head_dim=config.head_dim,
         intermediate_size=config.mlp_dim,
         num_hidden_layers=config.num_decoder_layers,
-        hidden_act=activation_name(config.mlp_activations[0]),
+        hidden_act=activation_to_hf(config.mlp_activations[0]),
         rms_norm_eps=config.norm_epsilon,
         attention_bias=config.use_bias,
         mlp_bias=config.use_bias,

@@ -1,12 +1,12 @@
-"""Where each number of a foreign checkpoint stands in our tree, from one table a family.
+"""The mapping between our parameters and the tensors of a Hugging Face checkpoint.
 
-A table says, for each of our modules, what the other side calls it: "encoder/layers/mlp/wo" ->
-"encoder.block.{i}.layer.1.DenseReluDense.wo". Our layers are stacked and theirs are counted, so a
-name with {i} stands for one tensor a layer, and with {x} for one an expert. Linear weights lie
-transposed over there ([out, in]), other arrays as here.
+Each family has one table from our modules to tensor names, for example "encoder/layers/mlp/wo" ->
+"encoder.block.{i}.layer.1.DenseReluDense.wo". Our layers are stacked, theirs are numbered: a name
+with {i} denotes one tensor per layer, and with {x} one per expert. Hugging Face's linear weights
+are [out, in], ours are [in, out].
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -15,15 +15,21 @@ import numpy as np
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.tree_paths import flat
+from t5x_lite.tree_paths import flatten
 
-# Ours, by the last name of their path: matrices that stand the other way round over there.
+# Matrices that are transposed in Hugging Face's format, by the last component of our path.
 TRANSPOSED = ("kernel", "rel_embedding", "router", "wi_0", "wi_1", "wo")
-SUFFIXES = {"bias": ".bias"}  # everything else is called .weight
+SUFFIXES = {"bias": ".bias"}  # other parameters have the suffix .weight
 
 
-class Part(NamedTuple):
-    """A third of a tensor that holds several of ours side by side (GPT-2's q, k, v)."""
+class FusedSlice(NamedTuple):
+    """A slice of a tensor that holds several of our arrays (GPT-2: query, key and value).
+
+    Attributes:
+        name: Name of the module of the tensor.
+        part: Index of the slice along the last axis.
+        parts: Number of slices.
+    """
 
     name: str
     part: int
@@ -31,22 +37,31 @@ class Part(NamedTuple):
 
 
 class MappingTable(NamedTuple):
-    """The names of a family.
+    """The tensor names of a family.
 
-    modules: our path (of a module, or of a single array) to their name; the name of a single
-    array is complete. as_here: linear weights are not transposed (GPT-2). row: names of vectors
-    that lie there as [1, n] (BART's bias of the logits).
+    Attributes:
+        modules: Maps the path of one of our modules to the name of theirs, without ".weight" or
+            ".bias"; or the path of a single array to the complete name of a tensor.
+        transposed: Whether linear weights are [out, in], as in most families.
+        row_vectors: Names of vectors that are saved as [1, n].
     """
 
-    modules: Mapping[str, str | Part]
-    as_here: bool = False
-    row: tuple[str, ...] = ()
+    modules: Mapping[str, str | FusedSlice]
+    transposed: bool = True
+    row_vectors: tuple[str, ...] = ()
 
 
-class Tensor(NamedTuple):
-    """A foreign tensor, or a part of it, and the place of its numbers in ours.
+class TensorMapping(NamedTuple):
+    """The correspondence between (a slice of) a tensor and (a slice of) one of our arrays.
 
-    layer: indices along the stacked leading axes of ours. shape: of the whole tensor over there.
+    Attributes:
+        name: Name of the tensor.
+        path: Path of our array.
+        layer: Indices along the stacked leading axes of our array: layer, expert.
+        shape: Shape of the whole tensor.
+        transposed: Whether the tensor is transposed.
+        part: Index of the slice of the tensor along its last axis.
+        parts: Number of such slices; 1 if the tensor corresponds to one array.
     """
 
     name: str
@@ -57,87 +72,132 @@ class Tensor(NamedTuple):
     part: int
     parts: int
 
-    def to_ours(self, theirs: np.ndarray) -> np.ndarray:
-        """Our numbers out of their tensor."""
-        piece = np.split(theirs, self.parts, axis=-1)[self.part]
-        return piece.T if self.transposed else piece
+    def to_ours(self, tensor: np.ndarray) -> np.ndarray:
+        """Return the slice of our array at `layer`, from the tensor."""
+        values = np.split(tensor, self.parts, axis=-1)[self.part]
+        return values.T if self.transposed else values
 
-    def to_theirs(self, ours: np.ndarray) -> np.ndarray:
-        """Their part of the tensor out of our array at `layer`."""
-        piece = ours[self.layer]
-        piece = piece.T if self.transposed else piece
-        return piece.reshape(*self.shape[:-1], self.shape[-1] // self.parts)
+    def to_theirs(self, array: np.ndarray) -> np.ndarray:
+        """Return the slice of the tensor, from our array."""
+        values = array[self.layer]
+        values = values.T if self.transposed else values
+        return values.reshape(*self.shape[:-1], self.shape[-1] // self.parts)
 
 
-def tensors_of(config: TransformerConfig, table: MappingTable) -> list[Tensor]:
-    """Every tensor of the other side for a model of ours; a KeyError is a hole in the table."""
-    every = config.moe.every if config.moe else 1
-    tensors = []
-    for path, leaf in flat(transformer.abstract(config)[1]).items():
-        plain, offset = _without_block(path)
-        parent, leaf_name = plain.rsplit("/", 1)
-        whole = table.modules.get(plain)
-        name = whole if whole is not None else table.modules[parent]
-        part = name if isinstance(name, Part) else Part(name, 0, 1)
-        suffix = "" if whole is not None else SUFFIXES.get(leaf_name, ".weight")
-        stacked = ("{i}" in part.name) + ("{x}" in part.name)
-        transposed = leaf_name in TRANSPOSED and not table.as_here
-        for index in np.ndindex(leaf.shape[:stacked]):
-            shape = tuple(leaf.shape[stacked:])
+def tensor_mappings(config: TransformerConfig, table: MappingTable) -> list[TensorMapping]:
+    """Return the mapping of all parameters of a model.
+
+    Args:
+        config: Our configuration.
+        table: The family's names; a KeyError means that it lacks a module of the model.
+    """
+    layers_per_block = config.moe.every if config.moe else 1
+    mappings = []
+    for path, leaf in flatten(transformer.abstract_model(config)[1]).items():
+        path_of_layer, offset = _split_block(path)
+        parent, leaf_name = path_of_layer.rsplit("/", 1)
+        # The table names the array itself, or else its module.
+        array_name = table.modules.get(path_of_layer)
+        name = array_name if array_name is not None else table.modules[parent]
+        fused = name if isinstance(name, FusedSlice) else FusedSlice(name, 0, 1)
+        suffix = "" if array_name is not None else SUFFIXES.get(leaf_name, ".weight")
+        stacked_axes = ("{i}" in fused.name) + ("{x}" in fused.name)
+        transposed = leaf_name in TRANSPOSED and table.transposed
+        for index in np.ndindex(leaf.shape[:stacked_axes]):
+            shape = tuple(leaf.shape[stacked_axes:])
             shape = shape[::-1] if transposed else shape
-            shape = (*shape[:-1], shape[-1] * part.parts)
-            layer = index[0] * every + offset if stacked else 0
-            found = part.name.format(i=layer, x=index[-1] if stacked else 0) + suffix
-            shape = (1, *shape) if found in table.row else shape
-            tensors.append(Tensor(found, path, index, shape, transposed, part.part, part.parts))
-    return tensors
+            shape = (*shape[:-1], shape[-1] * fused.parts)
+            layer = index[0] * layers_per_block + offset if stacked_axes else 0
+            expert = index[-1] if stacked_axes else 0
+            tensor_name = fused.name.format(i=layer, x=expert) + suffix
+            shape = (1, *shape) if tensor_name in table.row_vectors else shape
+            mappings.append(
+                TensorMapping(tensor_name, path, index, shape, transposed, fused.part, fused.parts)
+            )
+    return mappings
 
 
 def check_names(
-    tensors: Iterable[Tensor], shapes: Mapping[str, tuple[int, ...]], *, where: str
+    tensors: Iterable[TensorMapping], shapes: Mapping[str, tuple[int, ...]], *, where: str
 ) -> None:
-    """Raise one ConfigError that lists every missing, surplus and misshapen tensor."""
-    wanted = {tensor.name: tensor.shape for tensor in tensors}
-    faults = [f"missing {name} {list(wanted[name])}" for name in sorted(wanted.keys() - shapes)]
-    faults += [f"surplus {name} {list(shapes[name])}" for name in sorted(shapes.keys() - wanted)]
-    faults += [
-        f"{name} has shape {list(shapes[name])}, wanted {list(wanted[name])}"
-        for name in sorted(wanted.keys() & shapes)
-        if tuple(shapes[name]) != wanted[name]
+    """Check that a checkpoint has the expected tensors.
+
+    Args:
+        tensors: The mapping of all parameters.
+        shapes: Shape of each tensor in the checkpoint.
+        where: The checkpoint, for the error message.
+
+    Raises:
+        ConfigError: Tensors are missing, unexpected or of another shape. The message lists them.
+    """
+    expected = {tensor.name: tensor.shape for tensor in tensors}
+    problems = [
+        f"missing {name} {list(expected[name])}" for name in sorted(expected.keys() - shapes)
     ]
-    if faults:
-        raise ConfigError(f"{where} does not hold the model its config.json names: {_list(faults)}")
+    problems += [
+        f"unexpected {name} {list(shapes[name])}" for name in sorted(shapes.keys() - expected)
+    ]
+    problems += [
+        f"{name} has shape {list(shapes[name])}, expected {list(expected[name])}"
+        for name in sorted(expected.keys() & shapes)
+        if tuple(shapes[name]) != expected[name]
+    ]
+    if problems:
+        raise ConfigError(f"the tensors of {where} do not match its config.json: {_join(problems)}")
 
 
-def gather(config: TransformerConfig, tensors: Iterable[Tensor], read) -> transformer.Params:
-    """Our parameters, float32 on the host, out of foreign tensors given by name."""
-    _, shapes, _ = transformer.abstract(config)
-    arrays = {path: np.empty(leaf.shape, np.float32) for path, leaf in flat(shapes).items()}
+def load_params(
+    config: TransformerConfig,
+    tensors: Iterable[TensorMapping],
+    read: Callable[[str], np.ndarray],
+) -> transformer.Params:
+    """Assemble our parameters from tensors.
+
+    Args:
+        config: Our configuration.
+        tensors: The mapping of all parameters.
+        read: Returns a tensor by name.
+
+    Returns:
+        Parameters as float32 NumPy arrays.
+    """
+    _, shapes, _ = transformer.abstract_model(config)
+    arrays = {path: np.empty(leaf.shape, np.float32) for path, leaf in flatten(shapes).items()}
     for tensor in tensors:
-        ours = arrays[tensor.path]
-        ours[tensor.layer] = tensor.to_ours(read(tensor.name)).reshape(ours[tensor.layer].shape)
+        array = arrays[tensor.path]
+        values = tensor.to_ours(read(tensor.name))
+        array[tensor.layer] = values.reshape(array[tensor.layer].shape)
     return jax.tree.unflatten(jax.tree.structure(shapes), arrays.values())
 
 
-def scatter(params: transformer.Params, tensors: Iterable[Tensor]) -> Iterator[tuple]:
-    """(name, array) of every foreign tensor, in order of their names."""
-    arrays = {path: np.asarray(leaf) for path, leaf in flat(params).items()}
-    by_name: dict[str, list[Tensor]] = {}
+def export_tensors(params: transformer.Params, tensors: Iterable[TensorMapping]) -> Iterator[tuple]:
+    """Yield the tensors of our parameters, sorted by name.
+
+    Args:
+        params: Our parameters.
+        tensors: The mapping of all parameters.
+
+    Yields:
+        Name and float32 array of each tensor.
+    """
+    arrays = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
+    by_name: dict[str, list[TensorMapping]] = {}
     for tensor in tensors:
         by_name.setdefault(tensor.name, []).append(tensor)
-    for name, parts in sorted(by_name.items()):
-        pieces = [part.to_theirs(arrays[part.path]) for part in sorted(parts, key=lambda p: p.part)]
-        yield name, np.concatenate(pieces, axis=-1).astype(np.float32)
+    for name, slices in sorted(by_name.items()):
+        slices.sort(key=lambda tensor: tensor.part)
+        values = [tensor.to_theirs(arrays[tensor.path]) for tensor in slices]
+        yield name, np.concatenate(values, axis=-1).astype(np.float32)
 
 
-def _without_block(path: str) -> tuple[str, int]:
-    """A path as if layers were not grouped in blocks, and the layer's place in its block."""
+def _split_block(path: str) -> tuple[str, int]:
+    """Split "stack/layers/layer_1/mlp/wo" of a block into "stack/layers/mlp/wo" and 1."""
     parts = path.split("/")
     if len(parts) > 2 and parts[2].startswith("layer_"):
         return "/".join([*parts[:2], *parts[3:]]), int(parts[2].removeprefix("layer_"))
     return path, 0
 
 
-def _list(faults: list[str], most: int = 30) -> str:
-    rest = f"; and {len(faults) - most} more" if len(faults) > most else ""
-    return "; ".join(faults[:most]) + rest
+def _join(problems: list[str], limit: int = 30) -> str:
+    more = f"; and {len(problems) - limit} more" if len(problems) > limit else ""
+    return "; ".join(problems[:limit]) + more

@@ -1,4 +1,4 @@
-"""Whether two copies of a model say the same about a short text."""
+"""Comparison of an exported model with the original, by configuration and by logits."""
 
 import dataclasses
 from typing import Any
@@ -9,11 +9,11 @@ import numpy as np
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.transformer import Params, abstract, bind
+from t5x_lite.models.transformer import Params, abstract_model, bind
 
 Model = tuple[TransformerConfig, Params]
-# What is not decided by a checkpoint: how a model is trained and run.
-NOT_IN_FILES = (
+# Settings that are not part of a checkpoint: they decide how a model is trained and run.
+NOT_IN_CHECKPOINTS = (
     *("dtype", "remat", "scan_layers", "init_std", "scale_residual_init"),
     *("dropout_rate", "attention_dropout_rate", "mlp_dropout_rate"),
     *("dropout_shared_along_length", "dropout_after_final_norm"),
@@ -21,40 +21,53 @@ NOT_IN_FILES = (
 
 
 def check_same_logits(first: Model, second: Model, *, tolerance: float = 1e-5) -> None:
-    """Raise ConfigError if two models are not one, by configuration or by logits.
+    """Check that two models are the same.
 
-    Both sets of weights go through the program of the second configuration; logits may differ by
-    `tolerance` of their norm. What files do not hold (how many tokens an expert takes) is the
-    first's.
+    Both sets of weights are run with the second configuration in float32, on two short rows of
+    random tokens. Settings that checkpoints do not store, such as the capacity of experts, are
+    taken from the first.
+
+    Args:
+        first: Configuration and weights of the original.
+        second: Configuration and weights of the exported model that was read again.
+        tolerance: Largest norm of the difference of the logits, relative to their norm.
+
+    Raises:
+        ConfigError: Configurations or logits differ.
     """
     if different := differences(first[0], second[0]):
-        raise ConfigError(f"read again, the model is another: {', '.join(different)}")
+        raise ConfigError(f"the exported model has another configuration: {', '.join(different)}")
     config = dataclasses.replace(second[0], moe=first[0].moe, dtype="float32")
-    graphdef, batch = abstract(config)[0], _short_text(config)
+    graphdef, batch = abstract_model(config)[0], _short_text(config)
     forward = jax.jit(lambda params: bind(graphdef, params)(batch).logits)
-    ours, theirs = (np.asarray(forward(params)) for _, params in (first, second))
-    error = np.linalg.norm(ours - theirs) / max(np.linalg.norm(ours), 1e-30)
-    if not error <= tolerance:  # NaN is an error too
+    expected, actual = (np.asarray(forward(params)) for _, params in (first, second))
+    error = np.linalg.norm(expected - actual) / max(np.linalg.norm(expected), 1e-30)
+    if not error <= tolerance:  # so that NaN fails too
         raise ConfigError(
-            f"the exported model read again gives other logits: relative error {error:.2g}, wanted "
+            f"the logits of the exported model differ by a relative error of {error:.2g}; expected "
             f"at most {tolerance:.0g}; nothing was exported"
         )
 
 
-def differences(ours: TransformerConfig, theirs: TransformerConfig) -> list[str]:
-    """What decides logits and is not the same in two configurations, in words."""
-    mine, other = decisive(ours), decisive(theirs)
+def differences(original: TransformerConfig, exported: TransformerConfig) -> list[str]:
+    """Describe the settings that affect logits and differ between two configurations.
+
+    Args:
+        original: The configuration before the export.
+        exported: The configuration that was read again.
+    """
+    before, after = logit_settings(original), logit_settings(exported)
     return [
-        f"{name} would be {other[name]!r} instead of {mine[name]!r}"
-        for name in mine
-        if name in other and mine[name] != other[name]
+        f"{name} would be {after[name]!r} instead of {before[name]!r}"
+        for name in before
+        if name in after and before[name] != after[name]
     ]
 
 
-def decisive(config: TransformerConfig) -> dict[str, Any]:
-    """What of a configuration decides logits; settings of parts it does not have count as unset."""
+def logit_settings(config: TransformerConfig) -> dict[str, Any]:
+    """Return the settings that affect logits; those of parts that the model lacks are omitted."""
     fields = dataclasses.asdict(config)
-    unset = [*NOT_IN_FILES, "num_kv_heads"]
+    unset = [*NOT_IN_CHECKPOINTS, "num_kv_heads"]
     if not config.positions.startswith("relative"):
         unset += ["relpos_num_buckets", "relpos_max_distance", "decoder_buckets_bidirectional"]
     if config.encoder_only:
@@ -71,13 +84,13 @@ def decisive(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _short_text(config: TransformerConfig) -> dict[str, jax.Array]:
-    """Two rows of tokens drawn from a fixed seed, one of them padded."""
+    """Return a batch of two rows of random tokens from a fixed seed, one of them padded."""
     length = min(8, config.max_positions)
     real = np.arange(length) < np.array([[length], [max(1, length - 3)]])
     rng = np.random.default_rng(0)
     batch = {}
     for side in ("encoder", "decoder"):
-        drawn = rng.integers(0, config.vocab_size, real.shape)
-        batch[f"{side}_input_tokens"] = jnp.asarray(np.where(real, drawn, 0), jnp.int32)
+        tokens = rng.integers(0, config.vocab_size, real.shape)
+        batch[f"{side}_input_tokens"] = jnp.asarray(np.where(real, tokens, 0), jnp.int32)
         batch[f"{side}_segment_ids"] = jnp.asarray(real, jnp.int32)
     return batch

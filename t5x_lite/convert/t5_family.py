@@ -1,16 +1,16 @@
-"""T5 1.0 and 1.1, mT5, umT5, ByT5 (which is a "t5") and Switch Transformers."""
+"""The T5 family: T5 1.0 and 1.1, mT5, umT5, ByT5 (model type "t5") and Switch Transformers."""
 
 import functools
 from typing import Any
 
 from t5x_lite.convert.family import (
-    ACTIVATIONS,
+    HF_ACTIVATIONS,
     CheckpointFacts,
     Family,
     Fields,
-    activation,
-    need,
-    refuse,
+    activation_from_hf,
+    reject_unsupported,
+    require_fields,
 )
 from t5x_lite.convert.param_mapping import MappingTable
 from t5x_lite.errors import ConfigError
@@ -18,10 +18,11 @@ from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
 
 ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
 SPECIAL_TOKENS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
-# feed_forward_proj of config.json and what it is made of. "gated-gelu" is by tanh all the same.
+# feed_forward_proj of config.json, and our mlp_activations. "gated-gelu" is the tanh approximation,
+# although "gelu" uses erf.
 FEED_FORWARD = {
-    **{name: (mine,) for name, mine in ACTIVATIONS.items()},
-    **{f"gated-{name}": (mine, "linear") for name, mine in ACTIVATIONS.items()},
+    **{name: (ours,) for name, ours in HF_ACTIVATIONS.items()},
+    **{f"gated-{name}": (ours, "linear") for name, ours in HF_ACTIVATIONS.items()},
     "gated-gelu": ("gelu", "linear"),
 }
 
@@ -38,24 +39,24 @@ def _table(config: TransformerConfig) -> MappingTable:
         modules[f"{stack}/norm"] = f"{stack}.final_layer_norm"
         modules[f"{ours}/self_attention_norm"] = f"{block}.0.layer_norm"
         modules[f"{ours}/cross/norm"] = f"{block}.1.layer_norm"
-        for mine, theirs in ATTENTION.items():
-            modules[f"{ours}/self_attention/{mine}"] = f"{block}.0.SelfAttention.{theirs}"
-            modules[f"{ours}/cross/attention/{mine}"] = f"{block}.1.EncDecAttention.{theirs}"
+        for ours_name, theirs in ATTENTION.items():
+            modules[f"{ours}/self_attention/{ours_name}"] = f"{block}.0.SelfAttention.{theirs}"
+            modules[f"{ours}/cross/attention/{ours_name}"] = f"{block}.1.EncDecAttention.{theirs}"
         feed_forward = f"{block}.{2 if cross else 1}"
         modules[f"{ours}/mlp_norm"] = f"{feed_forward}.layer_norm"
         modules[f"{ours}/mlp/router"] = f"{feed_forward}.{mlp}.router.classifier.weight"
         first = "wi_0" if gated else "wi"
-        for mine, theirs in (("wi_0", first), ("wi_1", "wi_1"), ("wo", "wo")):
+        for ours_name, theirs in (("wi_0", first), ("wi_1", "wi_1"), ("wo", "wo")):
             dense = f"{feed_forward}.{mlp}.{theirs}.weight"
             expert = f"{feed_forward}.{mlp}.experts.expert_{{x}}.{theirs}.weight"
-            modules[f"{ours}/mlp/{mine}/kernel"] = dense
-            modules[f"{ours}/mlp/{mine}"] = expert
+            modules[f"{ours}/mlp/{ours_name}/kernel"] = dense
+            modules[f"{ours}/mlp/{ours_name}"] = expert
     return MappingTable(modules)
 
 
-def _sizes(fields: Fields, found: CheckpointFacts) -> dict[str, Any]:
+def _sizes(fields: Fields, facts: CheckpointFacts) -> dict[str, Any]:
     names = ("vocab_size", "d_model", "num_heads", "d_kv", "d_ff", "num_layers")
-    vocab_size, emb_dim, num_heads, head_dim, mlp_dim, layers = need(fields, *names)
+    vocab_size, emb_dim, num_heads, head_dim, mlp_dim, layers = require_fields(fields, *names)
     decoder_layers = fields.get("num_decoder_layers") or layers
     return dict(
         vocab_size=vocab_size,
@@ -64,19 +65,20 @@ def _sizes(fields: Fields, found: CheckpointFacts) -> dict[str, Any]:
         head_dim=head_dim,
         mlp_dim=mlp_dim,
         num_encoder_layers=layers,
-        num_decoder_layers=decoder_layers if found.decoder else 0,
+        num_decoder_layers=decoder_layers if facts.decoder else 0,
         norm_epsilon=fields.get("layer_norm_epsilon", 1e-6),
         relpos_num_buckets=fields.get("relative_attention_num_buckets", 32),
         relpos_max_distance=fields.get("relative_attention_max_distance", 128),
         dropout_rate=fields.get("dropout_rate", 0.1),
-        logits_via_embedding=not found.own_head,
+        logits_via_embedding=not facts.own_head,
     )
 
 
 def _written_sizes(config: TransformerConfig) -> dict[str, Any]:
     if config.decoder_only:
         raise ConfigError(
-            "T5's kind has an encoder over there", "TransformerConfig.num_encoder_layers"
+            "Hugging Face's T5 models have an encoder; this model has none",
+            "TransformerConfig.num_encoder_layers",
         )
     return dict(
         vocab_size=config.vocab_size,
@@ -95,34 +97,35 @@ def _written_sizes(config: TransformerConfig) -> dict[str, Any]:
     )
 
 
-def _read_t5(fields: Fields, found: CheckpointFacts, *, model_type: str) -> TransformerConfig:
+def _read_t5(fields: Fields, facts: CheckpointFacts, *, model_type: str) -> TransformerConfig:
     projection = fields.get("feed_forward_proj", "relu" if model_type == "t5" else "gated-gelu")
     if projection not in FEED_FORWARD:
         raise ConfigError(
-            f"config.json has feed_forward_proj {projection!r}; known: {list(FEED_FORWARD)}"
+            f"config.json has feed_forward_proj {projection!r}; supported: {list(FEED_FORWARD)}"
         )
-    # The flag of older transformers also said whether logits are scaled; the newer has its own.
+    # In older versions of transformers tie_word_embeddings also decides whether logits are scaled;
+    # newer ones have scale_decoder_outputs for it.
     tied = fields.get("tie_word_embeddings", True)
     scaled = {"t5": fields.get("scale_decoder_outputs", tied), "mt5": False, "umt5": True}
-    if found.own_head and model_type == "t5" and fields.get("scale_decoder_outputs"):
+    if facts.own_head and model_type == "t5" and fields.get("scale_decoder_outputs"):
         raise ConfigError(
-            "config.json has scale_decoder_outputs, but the head is not the embedding; only tied "
-            "heads have scaled logits"
+            "config.json has scale_decoder_outputs, but the output kernel is not the embedding; "
+            "only tied logits can be scaled"
         )
     return TransformerConfig(
-        **_sizes(fields, found),
+        **_sizes(fields, facts),
         mlp_activations=FEED_FORWARD[projection],
         positions="relative_per_layer" if model_type == "umt5" else "relative",
-        scale_tied_logits=found.own_head or bool(scaled[model_type]),
+        scale_tied_logits=facts.own_head or bool(scaled[model_type]),
     )
 
 
 def _write_t5(config: TransformerConfig, *, model_type: str) -> dict[str, Any]:
-    names = {made_of: name for name, made_of in FEED_FORWARD.items()}
+    names = {activations: name for name, activations in FEED_FORWARD.items()}
     if config.mlp_activations not in names:
         raise ConfigError(
-            f"mlp_activations {config.mlp_activations} have no name over there; known: "
-            f"{list(names)}",
+            f"mlp_activations {config.mlp_activations} have no name in Hugging Face's format; "
+            f"supported: {list(names)}",
             "TransformerConfig.mlp_activations",
         )
     scaled = config.logits_via_embedding and config.scale_tied_logits
@@ -134,19 +137,19 @@ def _write_t5(config: TransformerConfig, *, model_type: str) -> dict[str, Any]:
     }
 
 
-def _read_switch(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
-    refuse(fields, router_bias=False)
-    (experts,) = need(fields, "num_experts")
-    sizes = _sizes(fields, found)
+def _read_switch(fields: Fields, facts: CheckpointFacts) -> TransformerConfig:
+    reject_unsupported(fields, router_bias=False)
+    (experts,) = require_fields(fields, "num_experts")
+    sizes = _sizes(fields, facts)
     every = {
         sizes[f"num_{stack}_layers"] // (fields.get(f"num_sparse_{stack}_layers", 3) or 1)
         for stack in ("encoder", "decoder")
     }
     if len(every) > 1 or every - {1, 2} or 0 in map(fields.get, _SPARSE):
         raise ConfigError(
-            "config.json makes every "
-            f"{' and '.join(map(str, sorted(every)))}th layer sparse; wanted every one or every "
-            "second in both stacks"
+            "config.json has a sparse layer in every "
+            f"{' and '.join(map(str, sorted(every)))} layers; supported are 1 and 2, the same in "
+            "both stacks"
         )
     moe = MixtureOfExperts(
         num_experts=experts,
@@ -156,11 +159,13 @@ def _read_switch(fields: Fields, found: CheckpointFacts) -> TransformerConfig:
         jitter=fields.get("router_jitter_noise", 0.01),
     )
     tied = fields.get("tie_word_embeddings", True)
-    if found.own_head and tied:
-        raise ConfigError("config.json has tie_word_embeddings, but the head is not the embedding")
-    act = activation(fields.get("dense_act_fn", "relu"))
+    if facts.own_head and tied:
+        raise ConfigError(
+            "config.json has tie_word_embeddings, but the output kernel is not the embedding"
+        )
+    act = activation_from_hf(fields.get("dense_act_fn", "relu"))
     return TransformerConfig(
-        **sizes, moe=moe, mlp_activations=(act,), scale_tied_logits=found.own_head or tied
+        **sizes, moe=moe, mlp_activations=(act,), scale_tied_logits=facts.own_head or tied
     )
 
 
@@ -171,10 +176,10 @@ def _write_switch(config: TransformerConfig) -> dict[str, Any]:
     moe = config.moe
     if moe is None or len(config.mlp_activations) > 1 or moe.every not in (1, 2):
         raise ConfigError(
-            "transformers' switch_transformers has experts in every or every second layer, not "
-            f"gated; got moe={moe} and mlp_activations={config.mlp_activations}"
+            "switch_transformers has experts in every or every second layer, with one activation; "
+            f"got moe={moe} and mlp_activations={config.mlp_activations}"
         )
-    names = {made_of: name for name, made_of in FEED_FORWARD.items()}
+    names = {activations: name for name, activations in FEED_FORWARD.items()}
     return {
         **_written_sizes(config),
         "dense_act_fn": names[config.mlp_activations],

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from t5x_lite.models.transformer import Params, bind
-from t5x_lite.tree_paths import flat, joined
+from t5x_lite.tree_paths import flatten, merge
 
 _PROBE = "probe"
 _SIDES = ("encoder", "decoder")  # a module that both run has a row of its probe for each
@@ -37,7 +37,7 @@ class Range(NamedTuple):
         """The largest magnitude; 0 where nothing is finite."""
         return max(abs(self.low), abs(self.high)) if self.low <= self.high else 0.0
 
-    def joined(self, other: "Range") -> "Range":
+    def merge(self, other: "Range") -> "Range":
         """The range of both."""
         low, high = min(self.low, other.low), max(self.high, other.high)
         return Range(self.size + other.size, self.bad + other.bad, low, high)
@@ -82,11 +82,11 @@ class Probes:
     def added(self, params: Params) -> Params:
         """Weights with the probes beside them."""
         zeros = {path: jnp.zeros(shape, jnp.float32) for path, shape in self._zeros.items()}
-        return joined(params, zeros)
+        return merge(params, zeros)
 
     def apart(self, grads: Params) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """The gradient of weights with probes as that of the probes and that of the weights."""
-        found = flat(grads)
+        found = flatten(grads)
         return (
             {path: leaf for path, leaf in found.items() if path in self._zeros},
             {path: leaf for path, leaf in found.items() if path not in self._zeros},
@@ -236,10 +236,10 @@ def _own(of: Mapping[str, np.ndarray], name: str, layer: int | None) -> Range | 
     if not own:
         return None
     ranges = [as_range(found if layer is None else found[layer]) for found in own]
-    return functools.reduce(Range.joined, ranges)
+    return functools.reduce(Range.merge, ranges)
 
 
 def _all(found: np.ndarray) -> Range | None:
     """Of all parts of a batch; None where nothing was seen, as no gradient came by."""
     ranges = [as_range(each) for each in found]
-    return functools.reduce(Range.joined, ranges) if ranges[0].size else None
+    return functools.reduce(Range.merge, ranges) if ranges[0].size else None

@@ -23,11 +23,11 @@ from t5x_lite.trainer.loop import compiled_step
 from t5x_lite.trainer.prepare_run import PreparedRun, prepare_run
 from t5x_lite.trainer.restore import Start, from_weights, go_on
 from t5x_lite.trainer.step_hashes import RECEIPTS
-from t5x_lite.training.bit_fingerprints import as_text
+from t5x_lite.training.bit_fingerprints import to_hex
 from t5x_lite.training.inputs import in_order
-from t5x_lite.training.step import in_parts
-from t5x_lite.training.step_metrics import BITS
-from t5x_lite.tree_paths import flat
+from t5x_lite.training.step import split_microbatches
+from t5x_lite.training.step_metrics import FINGERPRINT_PREFIX
+from t5x_lite.tree_paths import flatten
 
 LARGEST = 65504.0  # of float16
 _LOG = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def _replay(ready: PreparedRun, *, step: int, largest: float) -> None:
         with logged_wait(_LOG, f"measuring the values in step {step:,}"):
             looked = _look(ready, state.params, batch, state.step)
         _, metrics = train_step(state, batch)
-        metrics = metrics.fetched()
+        metrics = metrics.unpack()
     for line in _table(looked.rows):
         console.print(line)
     norm = float(metrics["grad_norm"])
@@ -159,7 +159,7 @@ def _look(ready: PreparedRun, params: Any, batch: Any, step: jax.Array) -> Looke
     def look(params, batch, step):
         key = jax.random.fold_in(jax.random.key(ready.seed), step)
         weights = probes.added(params)
-        part, items = in_parts(
+        part, items = split_microbatches(
             probes.graphdef, ready.loss, ready.update, weights, program.frozen, batch, key
         )
 
@@ -168,7 +168,7 @@ def _look(ready: PreparedRun, params: Any, batch: Any, step: jax.Array) -> Looke
             seen, grads = probes.apart(grads)
             return jax.tree.map(jnp.add, total, (grads, jnp.sum(sums.loss))), seen
 
-        trained = {k: x for k, x in flat(params).items() if k not in program.frozen}
+        trained = {k: x for k, x in flatten(params).items() if k not in program.frozen}
         zeros = jax.tree.map(jnp.zeros_like, trained), jnp.float32(0)
         if several:
             (grads, loss), seen = jax.lax.scan(body, zeros, items)
@@ -177,7 +177,7 @@ def _look(ready: PreparedRun, params: Any, batch: Any, step: jax.Array) -> Looke
             seen = jax.tree.map(lambda x: x[None], seen)
         ranges = probes.ranges_of_weights
         of_batch = {name: summary(batch[name]) for name in floats}
-        return seen, ranges(flat(params)), ranges(grads), of_batch, summary(loss)
+        return seen, ranges(flatten(params)), ranges(grads), of_batch, summary(loss)
 
     looking = jax.jit(look, out_shardings=program.replicated)
     seen, weights, grads, of_batch, loss = jax.device_get(looking(params, batch, step))
@@ -213,10 +213,10 @@ def _compare_with_receipt(ready: PreparedRun, step: int, metrics: Any) -> str:
     """Return whether the step's batch and loss have the bits that the run recorded."""
     lines = read_json_lines(ready.directory / RECEIPTS)
     receipt = next((line for line in lines if line["step"] == step), None)
-    if receipt is None or f"{BITS}batch" not in metrics:
+    if receipt is None or f"{FINGERPRINT_PREFIX}batch" not in metrics:
         return f"{RECEIPTS} has no entry for step {step:,}"
     same = [
-        receipt["batch"] == as_text(metrics[f"{BITS}batch"]),
+        receipt["batch"] == to_hex(metrics[f"{FINGERPRINT_PREFIX}batch"]),
         receipt["loss"] == float(metrics["loss"]).hex(),
     ]
     batch, loss = ("bit-exact" if equal else "DIFFERENT" for equal in same)

@@ -1,1 +1,1 @@
-"""From a model that scores the next token to text; it is given functions, never a model."""
+"""Decoding from a function that computes next-token logits; independent of the model."""

@@ -1,4 +1,4 @@
-"""What one call of a decoder gives: which search, how many texts, how long."""
+"""Generation settings, and generation by beam search or sampling according to them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,20 +8,26 @@ import jax
 import jax.numpy as jnp
 
 from t5x_lite.decoding.beam_search import beam_search
-from t5x_lite.decoding.sampling import Cache, Decoded, NextToken, Sampling, decode
+from t5x_lite.decoding.sampling import Cache, DecodedSequences, NextToken, Sampling, decode
 from t5x_lite.errors import ConfigError, require_field
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generation:
-    """How texts are generated; the defaults give the most likely token at each step.
+    """Settings of text generation; the defaults decode greedily.
 
-    max_length: tokens of a text, its EOS included. min_length: no EOS among the first
-    `min_length` - 1 tokens.
-    num_beams: beam search by T5's rules if more than 1; length_penalty: its exponent.
-    temperature, top_k, top_p: as in `Sampling`; 0 takes the most likely token.
-    num_returns: texts of an input: the best beams, or as many draws.
-    seed: of the draws; an input's texts depend on its own number and on nothing beside it.
+    Attributes:
+        max_length: Largest number of tokens of a text, EOS included.
+        min_length: Smallest number of tokens of a text, EOS included.
+        num_beams: Number of beams; above 1, beam search (`decoding.beam_search`).
+        length_penalty: Exponent of beam search's length penalty; 0.6 is T5's.
+        temperature: Sampling temperature; 0 selects the most likely token.
+        top_k: Sample from this number of most likely tokens only; 0 for all.
+        top_p: Sample from the smallest set of most likely tokens with this total probability; 1 for
+            all tokens.
+        num_returns: Number of texts per input: the best beams, or as many samples.
+        seed: Seed of the samples. An input's samples depend on the seed and on the input's index,
+            not on the batch it is in.
     """
 
     max_length: int = 128
@@ -50,7 +56,7 @@ class Generation:
 
     @property
     def sampling(self) -> Sampling:
-        """How a token is drawn, where there are no beams."""
+        """Settings of sampling, used with one beam."""
         try:
             return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
         except ConfigError as error:
@@ -61,21 +67,29 @@ class Generation:
 
     @property
     def copies(self) -> int:
-        """How many texts of an input are written at a time."""
+        """Number of sequences that are decoded at a time for each input."""
         return self.num_beams if self.num_beams > 1 else self.num_returns
 
 
 class SpecialTokens(NamedTuple):
-    """What a model's texts begin behind (None: nothing) and end with; the defaults are T5's."""
+    """Special tokens of decoding; the defaults are T5's.
+
+    Attributes:
+        start: Token before the first generated one; None if the model has none (no BOS token).
+        end: EOS.
+    """
 
     start: int | None = 0
     end: int = 1
 
 
 class GeneratedTokens(NamedTuple):
-    """Texts int32 [batch, returns, length], 0 behind their EOS, and scores [batch, returns].
+    """Generated texts of each row.
 
-    Beams stand best first, draws as they were drawn. Scores are as `Decoded` says.
+    Attributes:
+        tokens: int32 [batch, returns, length], 0 after EOS. Beams are in descending order of their
+            scores, samples in the order in which they were drawn.
+        scores: float32 [batch, returns], as in `DecodedSequences`.
     """
 
     tokens: jax.Array
@@ -86,47 +100,53 @@ def generate(
     generation: Generation,
     next_token: NextToken,
     cache: Cache,
-    take: Callable[[Cache, jax.Array], Cache],
+    gather_cache: Callable[[Cache, jax.Array], Cache],
     *,
-    first_b: jax.Array,
-    wanted_b: jax.Array,
+    start_tokens_b: jax.Array,
+    active_b: jax.Array,
     keys_b: jax.Array,
     eos_id: int = 1,
 ) -> GeneratedTokens:
-    """The texts of every row, behind the tokens `first_b`.
+    """Generate the texts of each row.
 
-    `next_token` and `cache` are for batch x `generation.copies` rows, the copies of a row side by
-    side; `take(cache, rows)` gives the cache whose row i was row `rows[i]`. Rows that are not
-    `wanted_b` are not waited for. keys_b: a key of `jax.random.key` for each row.
+    `next_token` and `cache` have batch * `generation.copies` rows, those of an input adjacent.
+
+    Args:
+        generation: The settings.
+        next_token: Computes the logits of the next tokens.
+        cache: Its state after everything that precedes `start_tokens_b`.
+        gather_cache: (cache, rows) -> the cache whose row i was row `rows[i]`, for beam search.
+        start_tokens_b: The token after which each row is decoded, int32 [batch].
+        active_b: bool [batch], False for rows that are not decoded.
+        keys_b: A key from `jax.random.key` for each row [batch], for sampling.
+        eos_id: Token that ends a text.
     """
     lengths = dict(max_length=generation.max_length, min_length=generation.min_length)
     returns = generation.num_returns
     if generation.num_beams > 1:
-        found = beam_search(
+        beams = beam_search(
             next_token,
             cache,
-            take,
-            first_b=first_b,
+            gather_cache,
+            start_tokens_b=start_tokens_b,
             num_beams=generation.num_beams,
             length_penalty=generation.length_penalty,
             eos_id=eos_id,
-            wanted_b=wanted_b,
+            active_b=active_b,
             **lengths,
         )
-        return GeneratedTokens(found.tokens[:, :returns], found.scores[:, :returns])
-    numbers_r = jnp.arange(returns)
-    keys_br = jax.vmap(lambda key: jax.vmap(lambda n: jax.random.fold_in(key, n))(numbers_r))(
-        keys_b
-    )
-    drawn: Decoded = decode(
+        return GeneratedTokens(beams.tokens[:, :returns], beams.scores[:, :returns])
+    fold_in_all = jax.vmap(jax.random.fold_in, (None, 0))  # one key, all samples
+    keys_br = jax.vmap(fold_in_all, (0, None))(keys_b, jnp.arange(returns))
+    samples: DecodedSequences = decode(
         next_token,
         cache,
-        first_b=jnp.repeat(first_b, returns),
+        start_tokens_b=jnp.repeat(start_tokens_b, returns),
         sampling=generation.sampling,
         keys_b=keys_br.reshape(-1),
         eos_id=eos_id,
-        wanted_b=jnp.repeat(wanted_b, returns),
+        active_b=jnp.repeat(active_b, returns),
         **lengths,
     )
-    shape = (len(first_b), returns)
-    return GeneratedTokens(drawn.tokens.reshape(*shape, -1), drawn.scores.reshape(shape))
+    shape = (len(start_tokens_b), returns)
+    return GeneratedTokens(samples.tokens.reshape(*shape, -1), samples.scores.reshape(shape))

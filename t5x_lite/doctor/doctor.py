@@ -81,12 +81,12 @@ def _wanted(
 
 
 def _check_batch(batch_size: int, mesh: jax.sharding.Mesh) -> None:
-    from t5x_lite.partitioning import batch_parts
+    from t5x_lite.partitioning import num_batch_shards
 
-    if batch_size % batch_parts(mesh):
+    if batch_size % num_batch_shards(mesh):
         raise ConfigError(
-            f"a batch of {batch_size} rows does not divide into the {batch_parts(mesh)} parts of "
-            f"the mesh",
+            f"a batch of {batch_size} rows does not divide into the {num_batch_shards(mesh)} parts "
+            f"of the mesh",
             "BATCH_SIZE",
             "MESH",
         )

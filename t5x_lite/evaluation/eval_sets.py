@@ -23,7 +23,7 @@ from t5x_lite.data.registry import registered_tasks
 from t5x_lite.data.tasks.lazy_seqio import import_seqio
 from t5x_lite.errors import ConfigError
 from t5x_lite.io.json_lines import read_json_lines, write_json_lines
-from t5x_lite.metrics.task_metrics import Case, TaskMetrics, labels_are_secret
+from t5x_lite.metrics.task_metrics import EvalExample, TaskMetrics, labels_are_hidden
 
 if TYPE_CHECKING:
     import seqio
@@ -40,12 +40,12 @@ class EvaluationSet:
     name: str
     split: str
     how: TaskMetrics
-    cases: Sequence[Case]
+    cases: Sequence[EvalExample]
 
     @property
     def secret(self) -> bool:
         """Whether no example tells its label."""
-        return labels_are_secret(self.cases)
+        return labels_are_hidden(self.cases)
 
 
 @dataclass(frozen=True)
@@ -183,9 +183,9 @@ def _examples(task: "seqio.Task", split: str, data: Data) -> Iterator[dict[str, 
         yield {name: _as_json(value) for name, value in example.items()}
 
 
-def _case(line: Mapping[str, Any]) -> Case:
+def _case(line: Mapping[str, Any]) -> EvalExample:
     example = {name: _from_json(value) for name, value in line.items()}
-    return Case(example["inputs"].tolist(), example["targets"].tolist(), example)
+    return EvalExample(example["inputs"].tolist(), example["targets"].tolist(), example)
 
 
 def _as_json(value: Any) -> Any:

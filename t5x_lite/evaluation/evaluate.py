@@ -31,8 +31,8 @@ from t5x_lite.inference.engine import Inference
 from t5x_lite.metrics.glue_average import benchmark_averages, missing_tasks
 from t5x_lite.metrics.published_t5 import PUBLISHED
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.transformer import abstract
-from t5x_lite.partitioning import check_divisible, make_mesh, named_sharding, shardings
+from t5x_lite.models.transformer import abstract_model
+from t5x_lite.partitioning import check_divisible, make_mesh, named_sharding, tree_shardings
 from t5x_lite.training.inputs import batch_settings, check_tasks, check_vocabulary
 
 Steps = Literal["newest", "all"] | int | Sequence[int]
@@ -189,10 +189,10 @@ def _tools(
 ) -> _Tools:
     """Get ready what is asked for; ConfigError where no task has anything of it."""
     _check_splits(wanted.splits, data, plan)
-    mesh, (_, shapes, axes) = inference.mesh, abstract(model)
+    mesh, (_, shapes, axes) = inference.mesh, abstract_model(model)
     check_divisible(mesh, shapes, axes)
     weights = jax.tree.map(
-        lambda leaf, place: leaf.update(sharding=place), shapes, shardings(mesh, axes)
+        lambda leaf, place: leaf.update(sharding=place), shapes, tree_shardings(mesh, axes)
     )
     judge = _make_judge(data, plan, inference, wanted)
     held_out = _make_held_out(model, data, plan, inference, wanted)
@@ -254,7 +254,7 @@ def _make_held_out(
     mesh = inference.mesh
     check_tasks(plan, model)
     return Validator(
-        abstract(model)[0],
+        abstract_model(model)[0],
         tasks,
         plan.vocabulary(),
         Evaluation(max_examples=wanted.limit, samples=0),

@@ -17,7 +17,7 @@ from t5x_lite.errors import require_field
 from t5x_lite.evaluation.eval_sets import EvaluationSet, evaluation_sets
 from t5x_lite.inference.engine import Inference
 from t5x_lite.metrics.glue_average import benchmark_averages
-from t5x_lite.metrics.task_metrics import Case, judge
+from t5x_lite.metrics.task_metrics import EvalExample, evaluate_task
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.transformer import Params
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary
@@ -87,7 +87,7 @@ class TaskEvaluator:
             (found,) = self._everywhere(cases, lambda batch: self._scored(params, batch))
             scores = [float(score) for score in found]
         # The first process's numbers count: a metric may draw samples.
-        numbers, targets, predictions = judge(
+        numbers, targets, predictions = evaluate_task(
             of.how,
             cases,
             decode=self._vocabulary.decode,
@@ -111,11 +111,13 @@ class TaskEvaluator:
         return (self._inference.score(params, batch).totals,)
 
     def _everywhere(
-        self, cases: Sequence[Case], run: Callable[[dict[str, NDArray]], tuple[NDArray, ...]]
+        self, cases: Sequence[EvalExample], run: Callable[[dict[str, NDArray]], tuple[NDArray, ...]]
     ) -> list[NDArray]:
         """What `run` gives of every case's row, in their order, on every process."""
         size = self._inference.batch_size
-        inputs, targets = (_as_rows([getattr(c, name) for c in cases]) for name in Case._fields[:2])
+        inputs, targets = (
+            _as_rows([getattr(c, name) for c in cases]) for name in EvalExample._fields[:2]
+        )
         rows = {"inputs": inputs, "targets": targets, "numbers": np.arange(len(cases))}
         found = [
             run({name: column[first : first + size] for name, column in rows.items()})
@@ -149,7 +151,7 @@ class TaskEvalCallback(Callback):
 
     def on_evaluate(self, step: int, state: Any, report: Report) -> None:
         """Report every task's scores."""
-        judged = self._judge.judge(state.evaluated)
+        judged = self._judge.judge(state.eval_params)
         for name, task in judged.items():
             report(f"{KIND}/{name}", task.scores)
         if averages := benchmark_averages(flat_scores(judged)):

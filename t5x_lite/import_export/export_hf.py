@@ -83,7 +83,7 @@ def _export_huggingface(directory: Path, destination: str, step: int | None, **f
     config = recorded_model(directory)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
-        lambda leaf: leaf.update(sharding=place), transformer.abstract(config)[1]
+        lambda leaf: leaf.update(sharding=place), transformer.abstract_model(config)[1]
     )
     record = read_text_record(directory)
     with Checkpointer(directory) as saved:

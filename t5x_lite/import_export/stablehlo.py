@@ -21,7 +21,7 @@ from t5x_lite.io import atomic
 from t5x_lite.tokenizers.hf_tokenizer import HFTokenizer
 from t5x_lite.tokenizers.text_codec import Tokenizer
 from t5x_lite.tokenizers.vocabularies import BYTES, Vocabulary, sentencepiece_bytes
-from t5x_lite.tree_paths import flat, nested
+from t5x_lite.tree_paths import flatten, unflatten
 
 PIECES, TOKENIZER = "vocabulary.model", "tokenizer.json"
 PROGRAM = "program_{length}.stablehlo"
@@ -89,10 +89,10 @@ def open_exportable(
     )
 
     def generate(weights: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-        tokens, scores = inference.written(nested(weights), batch)
+        tokens, scores = inference.written(unflatten(weights), batch)
         return {"tokens": tokens.astype(jnp.int32), "scores": scores}
 
-    weights = {name: np.asarray(value) for name, value in flat(model.params).items()}
+    weights = {name: np.asarray(value) for name, value in flatten(model.params).items()}
     return Exportable(model, inference, weights, generate)
 
 

@@ -15,9 +15,9 @@ from t5x_lite.data.stream.prefetch import process_rows, to_devices
 from t5x_lite.decoding.generation import GeneratedTokens, Generation, SpecialTokens, generate
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.ensemble import bind_all
-from t5x_lite.models.transformer import Params, Transformer, abstract
-from t5x_lite.partitioning import batch_parts, mesh_axes, named_sharding
+from t5x_lite.models.ensemble import bind_models
+from t5x_lite.models.transformer import Params, Transformer, abstract_model
+from t5x_lite.partitioning import mesh_axes, named_sharding, num_batch_shards
 
 Tokens = NDArray[np.int32]
 SHORTEST = 16  # the smallest length that a program is compiled for
@@ -72,19 +72,19 @@ class Inference:
         self.config, self.generation, self.special = dropless(config), generation, special
         self.batch_size = batch_size
         self._mesh = mesh
-        if batch_size < 1 or batch_size % batch_parts(mesh):
+        if batch_size < 1 or batch_size % num_batch_shards(mesh):
             raise ConfigError(
-                f"a batch of {batch_size} rows does not divide into the {batch_parts(mesh)} parts "
-                f"of the mesh (data x fsdp x expert)",
+                f"a batch of {batch_size} rows does not divide into the {num_batch_shards(mesh)} "
+                f"parts of the mesh (data x fsdp x expert)",
                 "BATCH_SIZE",
                 "MESH",
             )
         self._sharding = named_sharding(mesh, ("batch", "length"))
-        graphdef = self._graphdef = abstract(self.config)[0]
+        graphdef = self._graphdef = abstract_model(self.config)[0]
 
         def program(function: Callable[..., Any]) -> Any:
             def run(params: Params, batch: Mapping[str, jax.Array]):
-                return function(bind_all(graphdef, params), batch)
+                return function(bind_models(graphdef, params), batch)
 
             return jax.jit(run, out_shardings=named_sharding(mesh, ()))
 
@@ -151,7 +151,7 @@ class Inference:
 
     def written(self, params: Params, batch: Mapping[str, jax.Array]) -> GeneratedTokens:
         """What `generate` compiles: a pure function of weights and a batch of `shapes`."""
-        return self._written(bind_all(self._graphdef, params), batch)
+        return self._written(bind_models(self._graphdef, params), batch)
 
     def shapes(self, length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """What `written` takes for inputs, or prompts with their start, of `length` tokens."""
@@ -191,19 +191,19 @@ class Inference:
             prefix = self.config.prefix_attention
             _, state = model.decode_tokens(tokens_bl, state, prefix=prefix)
             # The last token is fed once more, as the first of the loop: it changes no cache.
-            state = state.repeated(copies).at(jnp.int32(width - 1))
-            first_b = tokens_bl[:, -1]
+            state = state.repeat(copies).truncate(jnp.int32(width - 1))
+            start_tokens_b = tokens_bl[:, -1]
         else:
             state = model.start_decoding(batch["inputs"], length, copies=copies)
-            first_b = jnp.full(numbers_b.shape, self.special.start or 0, jnp.int32)
+            start_tokens_b = jnp.full(numbers_b.shape, self.special.start or 0, jnp.int32)
         key = jax.random.key(generation.seed)
         return generate(
             generation,
             model.decode_token,
             state,
-            lambda state, rows: state.taken(rows),
-            first_b=first_b,
-            wanted_b=batch["wanted"],
+            lambda state, rows: state.gather(rows),
+            start_tokens_b=start_tokens_b,
+            active_b=batch["wanted"],
             keys_b=jax.vmap(jax.random.fold_in, (None, 0))(key, numbers_b),
             eos_id=self.special.end,
         )

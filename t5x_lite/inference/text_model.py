@@ -19,8 +19,8 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.inference.engine import Inference
 from t5x_lite.io.tensor_files import CONFIG
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.transformer import Params, abstract
-from t5x_lite.partitioning import batch_parts, check_divisible, make_mesh, shardings
+from t5x_lite.models.transformer import Params, abstract_model
+from t5x_lite.partitioning import check_divisible, make_mesh, num_batch_shards, tree_shardings
 from t5x_lite.tokenizers.text_codec import SENTINEL, Encoded, TextCodec, Tokenizer, read_text_record
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary
 
@@ -232,7 +232,7 @@ def load(
             "VOCABULARY",
             "MODEL_DIR",
         )
-    parts = batch_parts(device_mesh)
+    parts = num_batch_shards(device_mesh)
     return TextModel(
         dataclasses.replace(config, dtype=dtype),
         params,
@@ -257,19 +257,19 @@ def read_weights(
     """Configuration and weights of a directory of either kind, placed on a mesh."""
     if (directory / MODEL).exists():
         config = recorded_model(directory)
-        _, shapes, axes = abstract(config)
+        _, shapes, axes = abstract_model(config)
         check_divisible(mesh, shapes, axes)
         placed = jax.tree.map(
-            lambda leaf, place: leaf.update(sharding=place), shapes, shardings(mesh, axes)
+            lambda leaf, place: leaf.update(sharding=place), shapes, tree_shardings(mesh, axes)
         )
         with Checkpointer(directory) as saved:
             return config, saved.restore_weights(
                 chosen_step(saved, step, "MODEL_DIR", "STEP"), placed
             )
     config, params = import_checkpoint(directory)
-    axes = abstract(config)[2]
-    check_divisible(mesh, abstract(config)[1], axes)
-    return config, jax.device_put(params, shardings(mesh, axes))
+    axes = abstract_model(config)[2]
+    check_divisible(mesh, abstract_model(config)[1], axes)
+    return config, jax.device_put(params, tree_shardings(mesh, axes))
 
 
 def _listed(texts: str | Sequence[str]) -> list[str]:

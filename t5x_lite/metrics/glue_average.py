@@ -1,7 +1,7 @@
-"""The averages of GLUE and SuperGLUE as the T5 study takes them.
+"""Averages of GLUE and SuperGLUE, computed as in the T5 paper.
 
-Every task counts once: one with two metrics by their mean, MNLI by the mean of its two sets. The
-diagnostic sets do not count. WNLI counts on the test set alone (Raffel et al. 2020, section 2.3).
+Each task counts once: a task with two metrics by their mean, MNLI by the mean of its two sets. The
+diagnostic sets do not count. WNLI counts on the test set only (Raffel et al. 2020, section 2.3).
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,9 +34,15 @@ _SUPER_GLUE: Sequence[Sequence[str]] = (
 
 
 def benchmark_averages(scores: Scores, split: str = "validation") -> dict[str, float]:
-    """Return "glue" and "super_glue" from scores by "task/metric", where all of their tasks are.
+    """Compute the averages of benchmarks.
 
-    An average over some of the tasks would look like the benchmark's and be another.
+    Args:
+        scores: Scores by "task/metric".
+        split: "validation" or "test", which decides whether WNLI counts.
+
+    Returns:
+        "glue" and "super_glue", each only if the scores of all its tasks are there: an average over
+        some of them could be mistaken for the benchmark's.
     """
     benchmarks = {"glue": (*_GLUE, _WNLI) if split == "test" else _GLUE, "super_glue": _SUPER_GLUE}
     return {
@@ -47,11 +53,19 @@ def benchmark_averages(scores: Scores, split: str = "validation") -> dict[str, f
 
 
 def missing_tasks(scores: Scores, split: str = "validation") -> dict[str, list[str]]:
-    """Return what each benchmark's average lacks, for benchmarks of which some tasks are there."""
+    """List the tasks that benchmarks lack for an average.
+
+    Args:
+        scores: Scores by "task/metric".
+        split: "validation" or "test", which decides whether WNLI counts.
+
+    Returns:
+        Names of missing tasks by benchmark, for benchmarks with scores of some of their tasks.
+    """
     benchmarks = {"glue": (*_GLUE, _WNLI) if split == "test" else _GLUE, "super_glue": _SUPER_GLUE}
-    found: dict[str, list[str]] = {}
+    missing: dict[str, list[str]] = {}
     for name, tasks in benchmarks.items():
         lacking = [task for task in tasks if not all(metric in scores for metric in task)]
         if lacking and len(lacking) < len(tasks):
-            found[name] = sorted({metric.split("/")[0] for task in lacking for metric in task})
-    return found
+            missing[name] = sorted({metric.split("/")[0] for task in lacking for metric in task})
+    return missing

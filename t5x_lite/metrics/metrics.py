@@ -1,7 +1,11 @@
-"""Metrics of the study's tasks: functions (targets, predictions) -> scores by name, 0 to 100.
+"""Metrics of the T5 paper's tasks: functions (targets, predictions) -> scores by name, 0 to 100.
 
-They rest on scikit-learn, SciPy, rouge-score and sacrebleu, which are imported when a metric that
-needs them is computed. Definitions are those of Raffel et al. 2020 (T5) and its code.
+Definitions are those of Raffel et al. 2020 (T5) and the T5 library (`t5.evaluation.metrics`).
+scikit-learn, SciPy, rouge-score and sacrebleu are imported when a metric that uses them is
+computed.
+
+The arguments of all metrics are the postprocessed targets and predictions of all examples of a
+task, in the same order. Those of rank classification are targets and scores.
 """
 
 from collections import Counter, defaultdict
@@ -11,33 +15,33 @@ from typing import Any
 import numpy as np
 
 Metric = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
-# (question, number of a candidate), whether it is right, how many tokens it has. A question is
-# anything that tells it from others.
+# A target of rank classification: (question, index of the candidate), whether the candidate is
+# correct, and its number of tokens. A question is identified by any hashable value.
 Ranked = tuple[tuple[Any, int], bool, int]
 
 
 def accuracy(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
-    """Compute the share of predictions that equal their targets."""
+    """Compute the percentage of predictions that equal their targets."""
     from sklearn.metrics import accuracy_score
 
     return {"accuracy": 100 * float(accuracy_score(targets, predictions))}
 
 
 def sequence_accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Compute the share of texts that equal their targets to the letter."""
+    """Compute the percentage of texts that equal their targets exactly."""
     equal = [t == p for t, p in zip(targets, predictions, strict=True)]
     return {"sequence_accuracy": 100 * float(np.mean(equal))}
 
 
 def matthews(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
-    """Compute Matthews' correlation of labels; one that is no label is a class of its own."""
+    """Compute the Matthews correlation of labels; an invalid prediction is a class of its own."""
     from sklearn.metrics import matthews_corrcoef
 
     return {"matthews_corrcoef": 100 * float(matthews_corrcoef(targets, predictions))}
 
 
 def f1_with_invalid(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
-    """Compute F1 of class 1, where a prediction that is neither 0 nor 1 is the wrong one."""
+    """Compute F1 of class 1; a prediction that is neither 0 nor 1 counts as the wrong class."""
     from sklearn.metrics import f1_score
 
     true, predicted = np.asarray(targets), np.asarray(predictions)
@@ -48,7 +52,13 @@ def f1_with_invalid(targets: Sequence[int], predictions: Sequence[int]) -> dict[
 def mean_multiclass_f1(
     targets: Sequence[int], predictions: Sequence[int], *, num_classes: int
 ) -> dict[str, float]:
-    """Compute the plain mean of the F1 of each class."""
+    """Compute the unweighted mean of the F1 of all classes (macro F1).
+
+    Args:
+        targets: Class of each example.
+        predictions: Predicted classes.
+        num_classes: Number of classes.
+    """
     from sklearn.metrics import fbeta_score
 
     labels = list(range(num_classes))
@@ -57,7 +67,7 @@ def mean_multiclass_f1(
 
 
 def pearson(targets: Sequence[float], predictions: Sequence[float]) -> dict[str, float]:
-    """Compute Pearson's correlation."""
+    """Compute the Pearson correlation."""
     from scipy.stats import pearsonr
 
     result: Any = pearsonr(targets, predictions)
@@ -65,7 +75,7 @@ def pearson(targets: Sequence[float], predictions: Sequence[float]) -> dict[str,
 
 
 def spearman(targets: Sequence[float], predictions: Sequence[float]) -> dict[str, float]:
-    """Compute Spearman's correlation of ranks."""
+    """Compute the Spearman rank correlation."""
     from scipy.stats import spearmanr
 
     result: Any = spearmanr(targets, predictions)
@@ -75,27 +85,35 @@ def spearman(targets: Sequence[float], predictions: Sequence[float]) -> dict[str
 def multirc_f1(
     targets: Sequence[dict[str, Any]], predictions: Sequence[dict[str, Any]]
 ) -> dict[str, float]:
-    """Compute MultiRC's F1a: over all answers, whatever questions they belong to."""
+    """Compute MultiRC's F1a: F1 over all answers, regardless of their question."""
     return f1_with_invalid([t["value"] for t in targets], [p["value"] for p in predictions])
 
 
 def multirc_exact_match(
     targets: Sequence[dict[str, Any]], predictions: Sequence[dict[str, Any]]
 ) -> dict[str, float]:
-    """Compute the share of questions all of whose answers are judged rightly.
+    """Compute MultiRC's exact match: the percentage of questions whose answers are all correct.
 
-    Only meaningful where all answers of each question are among the examples.
+    It is meaningful only if the examples include all answers of each question.
     """
-    right: dict[Any, bool] = defaultdict(lambda: True)
+    is_correct: dict[Any, bool] = defaultdict(lambda: True)
     for target, prediction in zip(targets, predictions, strict=True):
-        right[target["group"]] &= target["value"] == prediction["value"]
-    return {"exact_match": 100 * float(np.mean(list(right.values())))}
+        is_correct[target["group"]] &= target["value"] == prediction["value"]
+    return {"exact_match": 100 * float(np.mean(list(is_correct.values())))}
 
 
 def once_per_group(
     targets: Sequence[dict[str, Any]], predictions: Sequence[dict[str, Any]], *, metric: Metric
 ) -> dict[str, float]:
-    """Compute a metric over the first example of each group; ReCoRD repeats its queries."""
+    """Compute a metric over the first example of each group.
+
+    ReCoRD has an example for each correct answer of a query; every query counts once.
+
+    Args:
+        targets: "group" and "value" of each target.
+        predictions: "value" of each prediction.
+        metric: Computed over the values.
+    """
     first: dict[Any, tuple[Any, Any]] = {}
     for target, prediction in zip(targets, predictions, strict=True):
         first.setdefault(target["group"], (target["value"], prediction["value"]))
@@ -108,9 +126,12 @@ def bleu(
     *,
     tokenizer: str = "intl",
 ) -> dict[str, float]:
-    """Compute sacrebleu's corpus BLEU, case-sensitive, exponentially smoothed.
+    """Compute corpus BLEU with sacrebleu, case-sensitive, with exponential smoothing.
 
-    `targets` are one reference of each prediction, or several sets of references.
+    Args:
+        targets: A reference for each prediction, or several lists of references.
+        predictions: Translations.
+        tokenizer: sacrebleu's tokenizer; "intl" as in the T5 library.
     """
     import sacrebleu
 
@@ -136,10 +157,15 @@ def rouge(
     bootstrap: bool = True,
     use_stemmer: bool = False,
 ) -> dict[str, float]:
-    """Compute ROUGE's F of summaries, in which " . " ends a sentence as a new line does.
+    """Compute ROUGE F-scores of summaries; " . " separates sentences.
 
-    With `bootstrap` the score is the median of means over NumPy's random resamples, as papers have
-    it, and differs a little each time; without, the plain mean.
+    Args:
+        targets: Reference summaries.
+        predictions: Summaries.
+        kinds: Variants of ROUGE, as rouge-score names them.
+        bootstrap: Report the median of bootstrap resamples, as the T5 library does, which depends
+            on NumPy's global random state; False reports the mean.
+        use_stemmer: Compare stems of words.
     """
     from rouge_score import rouge_scorer, scoring
 
@@ -158,55 +184,65 @@ def rouge(
 
 
 def span_f1(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Compute F1 of named entities, as in "PER: Ada Lovelace $$ LOC: London".
+    """Compute F1 of named entities in texts such as "PER: Ada Lovelace $$ LOC: London".
 
-    What is not of the form "KIND: name" is passed over; a name predicted twice must stand twice.
+    Parts that are not of the form "KIND: name" are ignored. Entities are compared as multisets.
     """
-    right = predicted = wanted = 0
+    num_correct = num_predicted = num_true = 0
     for target, prediction in zip(targets, predictions, strict=True):
-        true, found = Counter(_entities(target)), Counter(_entities(prediction))
-        right += (true & found).total()
-        predicted += found.total()
-        wanted += true.total()
-    return {"span_f1": 100 * 2 * right / max(predicted + wanted, 1)}
+        true, predicted = Counter(_entities(target)), Counter(_entities(prediction))
+        num_correct += (true & predicted).total()
+        num_predicted += predicted.total()
+        num_true += true.total()
+    return {"span_f1": 100 * 2 * num_correct / max(num_predicted + num_true, 1)}
 
 
 def rank_classification(
     targets: Sequence[Ranked], scores: Sequence[float], *, normalize_by_length: bool = False
 ) -> dict[str, float]:
-    """Compute the share of questions whose right candidate (or one of them) scores highest.
+    """Compute the percentage of questions whose highest-scoring candidate is correct.
 
-    A score is the log-likelihood of a candidate, which `normalize_by_length` divides by its tokens.
-    Of equal scores the first candidate counts.
+    Args:
+        targets: Question, candidate, correctness and length of each example.
+        scores: Log-likelihood of each candidate. The first of equal scores is the highest.
+        normalize_by_length: Divide log-likelihoods by the number of tokens of the candidate.
     """
     best = _most_likely(targets, scores, normalize_by_length)
-    return {"accuracy": 100 * float(np.mean([right for _, right in best.values()]))}
+    return {"accuracy": 100 * float(np.mean([is_correct for _, is_correct in best.values()]))}
 
 
 def rank_multirc(
     targets: Sequence[Ranked], scores: Sequence[float], *, normalize_by_length: bool = False
 ) -> dict[str, float]:
-    """Compute MultiRC's F1a and exact match where the likelier label of an answer is what is said.
+    """Compute MultiRC's F1a and exact match; the likelier label of an answer is the prediction.
 
-    Candidates are 0 ("False") and 1 ("True"); a place is (paragraph, question, answer).
+    Args:
+        targets: As for `rank_classification`; the question is (paragraph, question, answer), the
+            candidates are 0 ("False") and 1 ("True").
+        scores: Log-likelihood of each candidate.
+        normalize_by_length: Divide log-likelihoods by the number of tokens of the candidate.
     """
-    truth, said = [], []
-    for place, (label, right) in _most_likely(targets, scores, normalize_by_length).items():
-        truth.append({"value": label if right else 1 - label, "group": place[:2]})
-        said.append({"value": label})
-    return multirc_f1(truth, said) | multirc_exact_match(truth, said)
+    labels, predictions = [], []
+    best = _most_likely(targets, scores, normalize_by_length)
+    for (paragraph, question, _), (predicted, is_correct) in best.items():
+        label = predicted if is_correct else 1 - predicted
+        labels.append({"value": label, "group": (paragraph, question)})
+        predictions.append({"value": predicted})
+    return multirc_f1(labels, predictions) | multirc_exact_match(labels, predictions)
 
 
 def _most_likely(
     targets: Sequence[Ranked], scores: Sequence[float], normalize_by_length: bool
 ) -> dict[Any, tuple[int, bool]]:
-    """The candidate of each question that scores highest, and whether it is right."""
+    """Return the highest-scoring candidate of each question, and whether it is correct."""
     best: dict[Any, tuple[float, int, bool]] = {}
-    for ((question, candidate), right, length), score in zip(targets, scores, strict=True):
+    for ((question, candidate), is_correct, length), score in zip(targets, scores, strict=True):
         value = score / length if normalize_by_length else score
-        found = (value, -candidate, right)
-        best[question] = max(best.get(question, found), found)
-    return {question: (-number, right) for question, (_, number, right) in best.items()}
+        entry = (value, -candidate, is_correct)  # of equal values, the first candidate is the max
+        best[question] = max(best.get(question, entry), entry)
+    return {
+        question: (-negative, is_correct) for question, (_, negative, is_correct) in best.items()
+    }
 
 
 def _entities(text: str) -> list[tuple[str, str]]:

@@ -1,7 +1,13 @@
-"""From decoded text, or a task's example, to what a metric compares.
+"""Postprocessors: from decoded text, or a task's example, to the values that metrics compare.
 
-Called as seqio calls them: `postprocess(text, example=..., is_target=...)`, once for the prediction
-and once, with `is_target`, for the target. Texts in an example are bytes.
+They are called as in seqio: `postprocess(text, example=..., is_target=...)`, once for the
+prediction and once, with `is_target`, for the target. Strings in an example are bytes.
+
+The arguments of all postprocessors are:
+
+    text        decoded text of the prediction or the target (of rank classification: the score)
+    example     the example of the task's dataset, by feature
+    is_target   whether the text is the target
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +22,22 @@ _DETERMINERS = frozenset(
 
 
 def label(text: str, *, labels: Sequence[str], **_: Any) -> int:
-    """Return the number of a label, -1 for any other text."""
+    """Return the index of a label, -1 for any other text.
+
+    Args:
+        text: Decoded text.
+        labels: Texts of the labels in the order of their indices.
+    """
     return labels.index(text) if text in labels else -1
 
 
 def number(text: str, *, default: float = -1.0, **_: Any) -> float:
-    """Return a text as a number, `default` where it is none."""
+    """Parse a number.
+
+    Args:
+        text: Decoded text.
+        default: Result for texts that are not numbers.
+    """
     try:
         return float(text)
     except ValueError:
@@ -34,14 +50,14 @@ def lower(text: str, **_: Any) -> str:
 
 
 def answers(text: str, example: Mapping[str, Any] | None = None, is_target: bool = False) -> Any:
-    """Return the predicted text; for the target, all answers that count as right."""
+    """Return the predicted text; for the target, all correct answers."""
     return _texts(example, "answers") if is_target else text
 
 
 def span_answers(
     text: str, example: Mapping[str, Any] | None = None, is_target: bool = False
 ) -> Any:
-    """Return the predicted places; for the target, the answers and the context they are in."""
+    """Return the predicted span as text; for the target, the correct answers and the context."""
     if not is_target:
         return text
     assert example is not None
@@ -49,29 +65,30 @@ def span_answers(
 
 
 def multirc(text: str, example: Mapping[str, Any] | None = None, is_target: bool = False) -> Any:
-    """Return whether an answer is called right; for the target, also the question it answers."""
-    found = {"value": label(text, labels=("False", "True"))}
-    return found | {"group": int(_given(example)["idx/question"])} if is_target else found
+    """Return whether an answer is called true; for the target, also its question (MultiRC)."""
+    value = {"value": label(text, labels=("False", "True"))}
+    return value | {"group": int(_require(example)["idx/question"])} if is_target else value
 
 
 def record(text: str, example: Mapping[str, Any] | None = None, is_target: bool = False) -> Any:
-    """Return the predicted entity; for the target, all right ones and which query they answer."""
+    """Return the predicted entity; for the target, all correct ones and the query (ReCoRD)."""
     if not is_target:
         return {"value": text}
-    group = tuple(int(_given(example)[f"idx/{part}"]) for part in ("passage", "query"))
+    group = tuple(int(_require(example)[f"idx/{part}"]) for part in ("passage", "query"))
     return {"value": _texts(example, "answers"), "group": group}
 
 
 def wsc(text: str, example: Mapping[str, Any] | None = None, is_target: bool = False) -> int:
     """Return whether the predicted noun is the candidate: 1, 0, or -1 if nothing is predicted.
 
-    They are the same when all words of one are words of the other, determiners aside, unless only
-    one of them is possessive. For the target, return whether the candidate is the right one.
+    They match if all words of one are words of the other, ignoring determiners, unless only one of
+    them is possessive. For the target, returns whether the candidate is the referent (WSC).
     """
-    given = _given(example)
+    example = _require(example)
     if is_target:
-        return int(given["label"])
-    predicted, candidate = _bare(text), _bare(_decode(given["targets_pretokenized"]))
+        return int(example["label"])
+    predicted = _without_determiners(text)
+    candidate = _without_determiners(_decode(example["targets_pretokenized"]))
     if not predicted:
         return -1
     if ("'" in predicted) != ("'" in candidate):
@@ -81,43 +98,55 @@ def wsc(text: str, example: Mapping[str, Any] | None = None, is_target: bool = F
 
 
 def ranked(score: Any, example: Mapping[str, Any] | None = None, is_target: bool = False) -> Any:
-    """Return a candidate's score; for the target, its place, whether it is right, its length.
+    """Return a candidate's score; for the target, a `metrics.Ranked`.
 
-    The place is (question, number of the candidate): the example's "idx", or its "idx/question" and
-    "idx/option". MultiRC asks of each (paragraph, question, answer), all under "idx/".
+    Question and candidate are the example's "idx", or "idx/question" and "idx/option". In MultiRC
+    the question is "idx/paragraph", "idx/question" and "idx/answer".
+
+    Args:
+        score: Log-likelihood of the candidate.
+        example: The example of the task's dataset.
+        is_target: Whether the target is postprocessed.
     """
     if not is_target:
         return score
-    given = _given(example)
-    if "idx" in given:
-        question, candidate = (int(part) for part in given["idx"])
+    example = _require(example)
+    if "idx" in example:
+        question, candidate = (int(part) for part in example["idx"])
     else:
-        parts = ("paragraph", "question", "answer") if "idx/answer" in given else ("question",)
-        question = tuple(int(given[f"idx/{part}"]) for part in parts)
-        candidate = int(given["idx/option"])
-    return (question, candidate), bool(given["is_correct"]), len(given["targets"])
+        parts = ("paragraph", "question", "answer") if "idx/answer" in example else ("question",)
+        question = tuple(int(example[f"idx/{part}"]) for part in parts)
+        candidate = int(example["idx/option"])
+    return (question, candidate), bool(example["is_correct"]), len(example["targets"])
 
 
 def after_sentinels(
     text: str, *, count: int, postprocess: Callable[..., Any] | None = None, **arguments: Any
 ) -> Any:
-    """Cut sentinels off the start of a decoded text, then do what the task does."""
+    """Remove sentinels from the start of a text, then apply the task's postprocessor.
+
+    Args:
+        text: Decoded text.
+        count: Number of sentinels, from <extra_id_0> on.
+        postprocess: The task's postprocessor; None for none.
+        **arguments: Its other arguments.
+    """
     for number in range(count):
         text = text.strip().removeprefix(f"<extra_id_{number}>")
     return postprocess(text.strip(), **arguments) if postprocess else text.strip()
 
 
-def _bare(text: str) -> str:
+def _without_determiners(text: str) -> str:
     return " ".join(word for word in text.strip().lower().split(" ") if word not in _DETERMINERS)
 
 
 def _texts(example: Mapping[str, Any] | None, name: str) -> list[str]:
-    return [_decode(text) for text in _given(example)[name]]
+    return [_decode(text) for text in _require(example)[name]]
 
 
-def _given(example: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def _require(example: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if example is None:
-        raise ValueError("the example is needed to postprocess this task")
+        raise ValueError("this postprocessor requires the example")
     return example
 
 

@@ -1,7 +1,7 @@
-"""The T5 paper's own figures, to stand beside ours (Raffel et al. 2020, tables 10, 14 and 16).
+"""Published results of the T5 paper by task (Raffel et al. 2020, tables 10, 14 and 16).
 
-Scores are by "task/metric", as ours are; "glue/average" and "super_glue/average" as printed.
-`study_tables` has what the study compared, by table.
+Scores are by "task/metric", as those of runs are; "glue/average" and "super_glue/average" as
+printed. `published_t5_study` has the tables of the study.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,15 +51,21 @@ _VALIDATION_COLUMNS = (
 
 
 class Published(NamedTuple):
-    """A row of the paper. split: of GLUE and SuperGLUE; SQuAD is always its dev set."""
+    """A row of a table of the paper.
+
+    Attributes:
+        name: Name of the model.
+        split: Split of GLUE and SuperGLUE; SQuAD is always its validation set.
+        scores: Scores by "task/metric".
+    """
 
     name: str
     split: str
     scores: Mapping[str, float]
 
 
-def _row(name: str, split: str, columns: Sequence[str], *parts: Sequence[float]) -> Published:
-    figures = [figure for part in parts for figure in part]
+def _row(name: str, split: str, columns: Sequence[str], *values: Sequence[float]) -> Published:
+    figures = [figure for line in values for figure in line]
     return Published(name, split, dict(zip(columns, figures, strict=True)))
 
 
@@ -102,7 +108,7 @@ _FINAL = (
         (32.1, 43.4, 28.1, 43.52, 21.55, 40.69),
     ),
 )
-# Table 16: base size, pretrained on C4 alone, all tasks of a benchmark fine-tuned together.
+# Table 16: base size, pretrained on C4 only, all tasks of a benchmark fine-tuned together.
 _STUDY = (
     _row(
         *("T5 study baseline", "validation", _VALIDATION_COLUMNS),
@@ -123,7 +129,7 @@ _STUDY = (
         (41.50, 19.62, 38.94, 81.84, 89.66),
     ),
 )
-# Table 10: what is trained of the study's baseline.
+# Table 10: methods of fine-tuning the study's baseline.
 _METHODS = tuple(
     _row(name, "validation", tuple(COLUMN_METRICS.values()), figures)
     for name, figures in STUDY_TABLES["finetuning_methods"].rows.items()

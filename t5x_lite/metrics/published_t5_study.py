@@ -1,14 +1,14 @@
-"""The tables of the T5 study (Raffel et al. 2020, sections 3.2 to 3.6), to set ours beside.
+"""Tables of the T5 paper's study (Raffel et al. 2020, sections 3.2 to 3.6), for comparison.
 
-Scores are of single models of base size on validation sets, as printed: GLUE's and SuperGLUE's
-averages, ROUGE-2 for CNN/Daily Mail, exact match for SQuAD, BLEU for the translations.
-`published` has the scores of single tasks.
+Scores are those of single models of base size on validation sets, as printed: averages of GLUE and
+SuperGLUE, ROUGE-2 of CNN/Daily Mail, exact match of SQuAD, BLEU of the translations.
+`published_t5` has scores by task.
 """
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-# What the columns are in our names of metrics.
+# Our names of the metrics in the columns.
 COLUMN_METRICS: Mapping[str, str] = {
     "GLUE": "glue/average",
     "CNNDM": "cnn_dailymail_v002/rouge2",
@@ -22,18 +22,23 @@ COLUMNS = tuple(COLUMN_METRICS)
 
 Figures = tuple[float, ...]
 
-# Table 1, over ten pretrainings that differ in their seeds alone.
+# Table 1, mean and standard deviation of ten runs that differ only in their seeds.
 BASELINE: Figures = (83.28, 19.24, 80.88, 71.36, 26.98, 39.82, 27.65)
 BASELINE_STD: Figures = (0.235, 0.065, 0.343, 0.416, 0.112, 0.090, 0.108)
 NOISE_STDS = 2
-"""Differences within so many of the baseline's standard deviations count as noise."""
+"""Differences within this number of the baseline's standard deviations are not significant."""
 
 
 class StudyTable(NamedTuple):
-    """A table of the study: one figure for each row and column.
+    """A table of the study.
 
-    source: where it was printed. baseline: the row that the others are compared with.
-    lower_is_better: the figures are losses.
+    Attributes:
+        title: Its subject.
+        source: Paper and table.
+        rows: Figures by name of the row.
+        baseline: Name of the row that the others are compared with.
+        columns: Names of the columns.
+        lower_is_better: Whether the figures are losses.
     """
 
     title: str
@@ -45,7 +50,7 @@ class StudyTable(NamedTuple):
 
 
 _PRETRAINING = StudyTable(
-    "Pretraining and none",
+    "With and without pretraining",
     "Raffel et al. 2020, table 1",
     {
         "pretraining": BASELINE,
@@ -211,7 +216,7 @@ _FINAL = StudyTable(
 )
 _ACTIVATIONS = StudyTable(
     "Activations of the feed-forward",
-    "Shazeer 2020, table 1 (held-out loss in nats a token, after so many steps)",
+    "Shazeer 2020, table 1 (validation loss in nats per token)",
     {
         "ReLU": (1.997, 1.677),
         "GELU": (1.983, 1.679),

@@ -1,4 +1,7 @@
-"""The page of numbers that makes a model. Importing it costs nothing: typos are found at once."""
+"""Configuration of a model: all sizes and switches of a Transformer, checked on construction.
+
+The module imports neither JAX nor flax, so that a wrong value is reported within milliseconds.
+"""
 
 import dataclasses
 
@@ -12,7 +15,8 @@ CHOICES = {
 }
 ACTIVATIONS = ("gelu", "gelu_exact", "linear", "relu", "sigmoid", "silu")
 REMAT_POLICIES = ("none", "minimal", "full")
-SAVED_NAMES = ("attention", "mlp_hidden", "projection")  # activations that a remat tuple may keep
+# Activations marked with `checkpoint_name`, which a tuple in `TransformerConfig.remat` may keep.
+SAVED_NAMES = ("attention", "mlp_hidden", "projection")
 
 
 def dropout_rate(pretraining: float = 0.0, run: float | None = None) -> float:
@@ -40,15 +44,30 @@ def dropout_rate(pretraining: float = 0.0, run: float | None = None) -> float:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixtureOfExperts:
-    """Switch feed-forward: each token goes to one of `num_experts` (Fedus et al. 2021).
+    """Sparse feed-forward with top-1 routing (Switch Transformer, Fedus et al. 2021).
 
-    every: one layer in so many is sparse, the last of each group (T5X; 1 makes all sparse).
-    group_size: tokens that compete for an expert's places; the largest divisor of the batch's
-        tokens up to it is taken (of a device's tokens, where the mesh could not share the groups
-        out). An expert takes capacity_factor * group / experts tokens of a
-        group, at least `min_capacity`; the others skip the layer.
-    load_balance_loss, router_z_loss: weights of the auxiliary losses, per sparse layer.
-    jitter: router inputs are multiplied by uniform noise in [1 - jitter, 1 + jitter] in training.
+    Tokens compete for the capacity of experts within groups. An expert processes at most
+    capacity_factor * group size / num_experts tokens of a group; the residual connection carries
+    tokens beyond that past the layer.
+
+    Attributes:
+        num_experts: Number of experts of a sparse layer.
+        every: Period of sparse layers: the last layer of each group of this many is sparse. 2 is
+            the Switch Transformer's; 1 makes all layers sparse.
+        group_size: Largest number of tokens of a group. The largest divisor of the number of tokens
+            of the batch is used, or of a device's tokens if the groups could not be distributed
+            evenly over the mesh.
+        train_capacity_factor: Capacity factor in training. Above 1, so that few tokens are dropped
+            although experts are not loaded evenly.
+        eval_capacity_factor: Capacity factor without dropout key: evaluation and decoding.
+        min_capacity: Lower bound of an expert's capacity, in tokens of a group; for small groups.
+        load_balance_loss: Coefficient of the load balancing loss, added for each sparse layer
+            (Switch Transformer, equation 4; 0.01 there).
+        router_z_loss: Coefficient of the router's z-loss, added for each sparse layer (ST-MoE, Zoph
+            et al. 2022; 0.001 there).
+        jitter: In training, router inputs are multiplied by uniform noise from [1 - jitter,
+            1 + jitter].
+        expert_dropout_rate: Dropout of the experts' hidden units; None takes `mlp_dropout_rate`.
     """
 
     num_experts: int
@@ -73,57 +92,89 @@ class MixtureOfExperts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Sizes and switches of a Transformer; the defaults are T5 1.1's (T5X's names).
+    """Sizes and switches of a Transformer, in T5X's names; the defaults are those of T5 1.1.
 
-    A model has an encoder, a decoder, or both, by its numbers of layers; a decoder without an
-    encoder reads inputs and targets as one text (language model, prefix LM).
+    The numbers of layers decide the architecture. With both stacks the model is an
+    encoder-decoder; without a decoder it predicts masked tokens at the encoder's positions (BERT);
+    without an encoder it reads inputs and targets as one sequence (language model, prefix LM).
 
-    vocab_size: rows of the embedding, padding rows included.
-    num_kv_heads: heads of keys and values (grouped-query attention); None: as many as queries have.
-    share_stacks: the decoder uses the encoder's layers, adding only its cross-attention.
-    mlp_activations: one per input projection; several make a gated feed-forward whose branches are
-        multiplied. ("relu",) is T5 1.0, ("gelu", "linear") T5 1.1 (GELU by tanh; "gelu_exact"
-        by erf).
-    moe: makes some feed-forward layers sparse.
-    adapter_dim: width of a small block after every feed-forward, to be trained while the rest is
-        frozen (`layers.Adapter`); None: there is none.
-    prompt_length: how many learned vectors stand before an encoder's inputs (`layers.Prompt`).
+    Attributes:
+        vocab_size: Rows of the token embedding, including rows that pad the vocabulary.
+        emb_dim: Width of the residual stream.
+        num_heads: Number of attention heads.
+        head_dim: Width of a head; num_heads * head_dim may differ from `emb_dim`.
+        mlp_dim: Width of the feed-forward's hidden layer.
+        num_encoder_layers: Number of encoder layers; 0 for a decoder-only model.
+        num_decoder_layers: Number of decoder layers; 0 for an encoder-only model.
+        num_kv_heads: Number of heads of keys and values (grouped-query attention, Ainslie et al.
+            2023); None means `num_heads`.
+        share_stacks: The decoder uses the encoder's layers and has only cross-attention of its own
+            (T5 paper, section 3.2.2).
+        mlp_activations: Activation of each input projection of the feed-forward. The projections of
+            several are multiplied (gated, Shazeer 2020): ("relu",) is T5 1.0, ("gelu", "linear")
+            T5 1.1. "gelu" is the tanh approximation, "gelu_exact" uses erf.
+        moe: Makes some feed-forward layers sparse; None for dense layers only.
+        adapter_dim: Width of the adapter after each feed-forward (`layers.Adapter`); None for no
+            adapters.
+        prompt_length: Number of learned vectors in front of the encoder's inputs
+            (`layers.Prompt`); 0 for none.
 
-    norm, norm_epsilon, norm_position: RMS norm or LayerNorm, before a sub-layer or after its sum.
-    final_norm, embedding_norm: a norm after a stack, and after the embeddings.
-    use_bias: every dense layer has one. scale_attention: scores are divided by sqrt(head_dim); T5
-        has that factor in the query's initializer.
+        norm: "rms" (T5's norm without mean subtraction) or "layer" (LayerNorm with a bias).
+        norm_epsilon: Added to the variance before the square root.
+        norm_position: "pre": before each sub-layer; "post": after its residual sum (BERT, BART).
+        final_norm: Whether a norm follows the last layer of a stack.
+        embedding_norm: Whether a norm follows the sum of the embeddings (BERT, BART).
+        use_bias: Whether dense layers have a bias.
+        scale_attention: Divide attention scores by sqrt(head_dim). T5 does not; its query
+            initializer contains the factor.
 
-    positions: T5's relative bias (one table a stack, or one a layer: umT5), learned embeddings of
-        `max_positions` places that start at row `position_offset`, rotary with base `rope_theta`.
-    prefix_attention: a decoder without an encoder sees its inputs both ways (prefix LM).
-    decoder_buckets_bidirectional: a prefix LM looks both ways by T5's Mesh-TensorFlow code, and one
-        way by T5X's; the default is T5X's.
-    num_token_types: rows of the segment embedding (BERT: 2), 0 for none.
+        positions: "relative": T5's relative position bias, one table per stack;
+            "relative_per_layer": one table per layer (umT5); "learned": embeddings of absolute
+            positions; "rotary": rotary embeddings (Su et al. 2021); "none".
+        relpos_num_buckets: Buckets of the relative position bias, a multiple of 4.
+        relpos_max_distance: Distance from which on all keys share the last bucket.
+        prefix_attention: A decoder-only model attends to its inputs in both directions (prefix LM).
+        decoder_buckets_bidirectional: Whether the decoder's relative positions use bidirectional
+            buckets. Prefix LMs of Mesh TensorFlow do; T5X's decoders do not.
+        max_positions: Number of learned positions.
+        position_offset: Row of the position table that position 0 uses; BART and RoBERTa start at
+            row 2.
+        rope_theta: Base of the rotary frequencies.
+        num_token_types: Rows of the token type embedding (BERT: 2); 0 for none.
 
-    logits_via_embedding: tie the output head to the embedding; scale_tied_logits then multiplies
-        logits by emb_dim**-0.5 (T5 1.0). head_bias: a bias for each id. head_transform: dense,
-        activation and norm before the head (BERT). next_sentence_head: BERT's second head.
+        logits_via_embedding: Tie the output layer to the token embedding.
+        scale_tied_logits: Multiply tied logits by emb_dim**-0.5 (T5 1.0).
+        head_bias: Whether logits have a bias.
+        head_transform: Apply a dense layer, an activation and a norm before the output layer
+            (BERT).
+        next_sentence_head: Whether the model has BERT's next-sentence head.
 
-    init_std: all weights normal with this deviation (BERT, GPT-2, BART); None: T5X's initializers.
-        scale_residual_init divides it by sqrt(2 * layers) for what goes into the residual (GPT-2).
-    dropout_rate: of embeddings, sub-layer outputs and stack outputs; of attention weights and of
-        the feed-forward's hidden units too unless those have a rate of their own.
-    dropout_shared_along_length: one mask for all positions of a row, as T5 does.
-    dropout_after_final_norm: as T5 does.
+        init_std: Standard deviation of all weights, drawn from a normal distribution (BERT, GPT-2,
+            BART: 0.02); None uses T5X's initializers.
+        scale_residual_init: Divide `init_std` by sqrt(2 * layers) for projections into the residual
+            stream (GPT-2).
+        dropout_rate: Dropout of embeddings, sub-layer outputs and stack outputs, and of attention
+            weights and the feed-forward's hidden units unless they have a rate of their own.
+        attention_dropout_rate: Dropout of attention weights; None takes `dropout_rate`.
+        mlp_dropout_rate: Dropout of the feed-forward's hidden units; None takes `dropout_rate`.
+        dropout_shared_along_length: Use one dropout mask for all positions of a sequence, as T5.
+        dropout_after_final_norm: Apply dropout to the stack's output, as T5.
 
-    dtype: of activations; weights, softmax, router and logits are float32 in any case.
-    remat: what the backward pass recomputes. "none" keeps every activation, "minimal" keeps the
-        outputs of matrix products that have no batch dimension of their own, "full" keeps only the
-        inputs of each layer; a tuple of names keeps the activations saved under them: "projection"
-        (the products of "minimal"), "attention", "mlp_hidden". With `fused_attention` the tuple
-        ("projection", "attention") spares the backward pass the kernel's forward one.
-    fused_attention: scores, softmax and weighted sum are one kernel on TPUs and NVIDIA's GPUs
-        (there for heads of 16, 32, 64, 128 or 256), unless attention weights have dropout: scores
-        never pass through main memory.
-    query_chunk: attention works on so many queries at a time, whose scores the backward pass makes
-        again, so that [heads, length, length] scores never exist in full; None: on all at once.
-    scan_layers: compile one layer and loop over it; False unrolls. Weights look the same in both.
+        dtype: Type of activations, "bfloat16" or "float32". Weights, softmax, router and logits
+            are float32 in either case.
+        remat: Which activations are kept for the backward pass; others are recomputed. "none"
+            keeps all; "minimal" keeps the outputs of matrix products without batch dimensions of
+            their own; "full" keeps the inputs of each layer only. A tuple keeps the named
+            activations: "projection" (the products of "minimal"), "attention" (attention's output)
+            and "mlp_hidden". With `fused_attention`, ("projection", "attention") saves the backward
+            pass a second run of the forward kernel.
+        fused_attention: Compute attention with a fused kernel on TPUs and NVIDIA GPUs (there with
+            `head_dim` 16, 32, 64, 128 or 256), so that scores are never written to main memory.
+            Where attention weights have dropout, and on other devices, attention is not fused.
+        query_chunk: Number of queries whose attention scores exist at once; the backward pass
+            recomputes them. None computes all at once, which needs memory quadratic in the length.
+        scan_layers: Compile one layer and scan over it, which keeps compilation fast; False unrolls
+            the layers. The structure of the weights is the same.
     """
 
     vocab_size: int
@@ -197,17 +248,17 @@ class TransformerConfig:
 
     @property
     def kv_heads(self) -> int:
-        """Heads of keys and values."""
+        """Number of heads of keys and values."""
         return self.num_kv_heads or self.num_heads
 
     @property
     def encoder_only(self) -> bool:
-        """Whether predictions are made by the encoder."""
+        """Whether the model has no decoder."""
         return not self.num_decoder_layers
 
     @property
     def decoder_only(self) -> bool:
-        """Whether inputs and targets are one text."""
+        """Whether the model has no encoder, so that inputs and targets are one sequence."""
         return not self.num_encoder_layers
 
     def _check_sizes(self):

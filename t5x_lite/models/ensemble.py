@@ -1,4 +1,11 @@
-"""Several models of one configuration that speak with one voice: the mean of their logits."""
+"""Ensembles: several models of one configuration whose logits are averaged before the softmax.
+
+Source: Raffel et al. 2020 (T5), section 3.6.
+
+The members are applied one after another instead of by `vmap` over stacked parameters. Stacking
+would copy all weights inside the program, and would turn the slices of the layers' weights that
+`Stack.unstack_layers` makes once before the decoding loop into slices in every step of it.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,75 +18,107 @@ from t5x_lite.models.transformer import DecodingState, Params, Transformer, bind
 
 
 class EnsembleState(NamedTuple):
-    """The members' states of decoding, moved together."""
+    """The decoding states of all members, with the methods of `DecodingState`."""
 
     members: tuple[DecodingState, ...]
 
-    def taken(self, rows: jax.Array) -> "EnsembleState":
-        """As `DecodingState.taken`."""
-        return self._each(lambda state: state.taken(rows))
+    def gather(self, rows: jax.Array) -> "EnsembleState":
+        """Apply `DecodingState.gather` to each member."""
+        return self._map(lambda state: state.gather(rows))
 
-    def repeated(self, copies: int) -> "EnsembleState":
-        """As `DecodingState.repeated`."""
-        return self._each(lambda state: state.repeated(copies))
+    def repeat(self, copies: int) -> "EnsembleState":
+        """Apply `DecodingState.repeat` to each member."""
+        return self._map(lambda state: state.repeat(copies))
 
-    def at(self, length: jax.Array) -> "EnsembleState":
-        """As `DecodingState.at`."""
-        return self._each(lambda state: state.at(length))
+    def truncate(self, length: jax.Array) -> "EnsembleState":
+        """Apply `DecodingState.truncate` to each member."""
+        return self._map(lambda state: state.truncate(length))
 
-    def _each(self, change: Callable[[DecodingState], DecodingState]) -> "EnsembleState":
-        return EnsembleState(tuple(map(change, self.members)))
+    def _map(self, function: Callable[[DecodingState], DecodingState]) -> "EnsembleState":
+        return EnsembleState(tuple(map(function, self.members)))
 
 
 class EnsemblePredictions(NamedTuple):
-    """Hidden states of all members, [batch, length, members, embed], and how they become logits."""
+    """Result of a forward pass of all members.
+
+    Attributes:
+        hidden: Hidden states of all members [batch, length, members, embed].
+        output: Maps them, or a part of the positions, to mean logits [batch, length, vocab].
+    """
 
     hidden: jax.Array
     output: Callable[[jax.Array], jax.Array]
 
 
 class Ensemble:
-    """Models whose logits are averaged before the softmax, as the T5 study's ensembles did.
-
-    Decodes and predicts as a `Transformer` does. Source: Raffel et al. 2020, section 3.6.
-    """
+    """Predicts and decodes as a `Transformer` does, with the mean of its members' logits."""
 
     def __init__(self, members: Sequence[Transformer]):
         self.members = tuple(members)
 
     def __call__(self, batch: Mapping[str, jax.Array]) -> EnsemblePredictions:
-        """Every member's hidden states, whose logits are averaged."""
-        told = [member(batch) for member in self.members]
+        """Predict all target positions of a batch; see `Transformer.__call__`."""
+        predictions = [member(batch) for member in self.members]
 
         def output(hidden_blne: jax.Array) -> jax.Array:
-            return _mean([one.output(hidden_blne[..., i, :]) for i, one in enumerate(told)])
+            return _mean([p.output(hidden_blne[..., i, :]) for i, p in enumerate(predictions)])
 
-        return EnsemblePredictions(jnp.stack([one.hidden for one in told], axis=2), output)
+        return EnsemblePredictions(jnp.stack([p.hidden for p in predictions], axis=2), output)
 
-    def start_decoding(self, *arguments: Any, **named: Any) -> EnsembleState:
-        """As `Transformer.start_decoding`."""
-        return EnsembleState(tuple(m.start_decoding(*arguments, **named) for m in self.members))
+    def start_decoding(self, *args: Any, **kwargs: Any) -> EnsembleState:
+        """Encode the inputs and allocate caches for each member.
+
+        Args:
+            *args: Passed to `Transformer.start_decoding`.
+            **kwargs: Passed to `Transformer.start_decoding`.
+        """
+        return EnsembleState(tuple(m.start_decoding(*args, **kwargs) for m in self.members))
 
     def decode_tokens(
         self, tokens_bl: jax.Array, state: EnsembleState, *, prefix: bool = False
     ) -> tuple[jax.Array, EnsembleState]:
-        """As `Transformer.decode_tokens`."""
-        pairs = zip(self.members, state.members, strict=True)
-        found = [member.decode_tokens(tokens_bl, own, prefix=prefix) for member, own in pairs]
-        return _mean([logits for logits, _ in found]), EnsembleState(tuple(s for _, s in found))
+        """Decode the next tokens of every sequence with each member.
+
+        Args:
+            tokens_bl: As for `Transformer.decode_tokens`.
+            state: The members' states before them.
+            prefix: As for `Transformer.decode_tokens`.
+
+        Returns:
+            Mean logits [sequences, length, vocab], and the states after the tokens.
+        """
+        results = [
+            member.decode_tokens(tokens_bl, member_state, prefix=prefix)
+            for member, member_state in zip(self.members, state.members, strict=True)
+        ]
+        states = EnsembleState(tuple(member_state for _, member_state in results))
+        return _mean([logits for logits, _ in results]), states
 
     def decode_token(
         self, tokens_b: jax.Array, state: EnsembleState
     ) -> tuple[jax.Array, EnsembleState]:
-        """As `Transformer.decode_token`."""
+        """Decode one token of every sequence with each member.
+
+        Args:
+            tokens_b: The tokens [sequences].
+            state: The members' states before them.
+
+        Returns:
+            Mean logits [sequences, vocab] of the next tokens, and the states after the given ones.
+        """
         logits_blv, state = self.decode_tokens(tokens_b[:, None], state)
         return logits_blv[:, 0], state
 
 
-def bind_all(graphdef: nnx.GraphDef, params: Params | tuple[Params, ...]) -> Any:
-    """The model that has these weights, or, of a tuple, several together; as `bind`."""
+def bind_models(graphdef: nnx.GraphDef, params: Params | tuple[Params, ...]) -> Any:
+    """Combine graph definition and weights into a `Transformer` or an `Ensemble`.
+
+    Args:
+        graphdef: From `abstract_model`.
+        params: The weights of one model, or a tuple of several models' weights.
+    """
     if isinstance(params, tuple):
-        return Ensemble([bind(graphdef, each) for each in params])
+        return Ensemble([bind(graphdef, member) for member in params])
     return bind(graphdef, params)
 
 

@@ -1,27 +1,31 @@
-"""Model FLOPs, counted by hand for every architecture: the honest numerator of MFU.
+"""Model FLOPs of every architecture, the numerator of model FLOPs utilization (MFU).
 
-Only matrix products count, a multiplication and an addition as two. The backward pass costs twice
-the forward; what it recomputes does not count. Attention counts in full, also where a causal mask
-or segments hide a part of it (PaLM, appendix B). Padding counts: `token_flops` says what a real
-token is worth. Of frozen weights no gradients are made, which is not taken off: where most weights
-are frozen, a step executes about two thirds of what is counted, and MFU is told too high.
+Only matrix products count, with two FLOPs for a multiplication and an addition. The backward pass
+counts twice the forward pass; recomputed activations do not count. Attention counts in full, also
+where a causal mask or segments hide a part of it (PaLM, Chowdhery et al. 2022, appendix B). Padding
+counts; `token_flops` gives the FLOPs of a token, for an MFU of real tokens only. Gradients of
+frozen weights are not subtracted: if most weights are frozen, a step executes about two thirds of
+the count, and MFU is overestimated.
 """
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.moe import expert_places
+from t5x_lite.models.moe import expert_capacity
 
-TRAINING = 3  # a training step in forward passes: one forward, two backward
+TRAINING = 3  # FLOPs of a training step over those of its forward pass
 
 
 class Flops(NamedTuple):
     """FLOPs of a forward pass by part.
 
-    encoder, decoder: layers. head: scores of the vocabulary (BERT's second head too). routing: what
-    a mixture of experts computes besides the model: tokens sent to experts and back as matrix
-    products, and places of experts that no token takes. Executed, but no model FLOPs.
+    Attributes:
+        encoder: Encoder layers.
+        decoder: Decoder layers.
+        head: Logits, and BERT's next-sentence head.
+        routing: What a mixture of experts executes in addition and MFU does not count: dispatch and
+            combine as matrix products, and empty slots of experts.
     """
 
     encoder: float
@@ -36,12 +40,17 @@ class Flops(NamedTuple):
 
     @property
     def executed(self) -> float:
-        """Model FLOPs and routing."""
+        """FLOPs that devices execute: model FLOPs and routing."""
         return self.total + self.routing
 
 
 class TokenFlops(NamedTuple):
-    """What a token of either side of a training batch is worth, in model FLOPs."""
+    """Model FLOPs of training per token.
+
+    Attributes:
+        inputs: Per token of the inputs.
+        targets: Per token of the targets.
+    """
 
     inputs: float
     targets: float
@@ -50,9 +59,13 @@ class TokenFlops(NamedTuple):
 def train_step_flops(
     config: TransformerConfig, *, batch_size: int, lengths: Mapping[str, int]
 ) -> float:
-    """Model FLOPs of a training step on so many rows of these `lengths` ("inputs", "targets").
+    """Return the model FLOPs of a training step.
 
-    A decoder without an encoder reads both as one text; an encoder alone reads "inputs".
+    Args:
+        config: The model.
+        batch_size: Rows of the global batch.
+        lengths: Length of "inputs" and "targets". A decoder-only model has both in one row; an
+            encoder-only model has "inputs" only.
     """
     return TRAINING * forward_flops(config, batch_size=batch_size, lengths=lengths).total
 
@@ -60,29 +73,41 @@ def train_step_flops(
 def token_flops(
     config: TransformerConfig, *, batch_size: int, lengths: Mapping[str, int]
 ) -> TokenFlops:
-    """Model FLOPs of training per token of either side, at full rows of these lengths.
+    """Return the model FLOPs of training per token of either side, for full rows.
 
-    All tokens of a batch add up to `train_step_flops`; real tokens alone give effective MFU. What
-    the decoder does with the encoder's output (keys, values) and a prompt count among the inputs.
+    The sum over all positions of a batch is `train_step_flops`; the sum over real tokens gives an
+    MFU that does not count padding. The keys and values that the decoder computes from the
+    encoder's output, and a prompt, count as inputs.
+
+    Args:
+        config: The model.
+        batch_size: Rows of the global batch.
+        lengths: Length of "inputs" and "targets", as for `train_step_flops`.
     """
     inputs, targets = _row_lengths(config, lengths)
     flops = forward_flops(config, batch_size=batch_size, lengths=lengths)
     if config.decoder_only:
-        each = TRAINING * flops.total / (batch_size * targets)
-        return TokenFlops(each, each)
+        per_token = TRAINING * flops.total / (batch_size * targets)
+        return TokenFlops(per_token, per_token)
     if config.encoder_only:
         return TokenFlops(TRAINING * flops.total / (batch_size * inputs), 0.0)
-    lent = 2 * batch_size * inputs * config.num_decoder_layers * _keys_and_values(config)
+    cross_kv = 2 * batch_size * inputs * config.num_decoder_layers * _keys_and_values(config)
     return TokenFlops(
-        TRAINING * (flops.encoder + lent) / (batch_size * lengths["inputs"]),
-        TRAINING * (flops.decoder - lent + flops.head) / (batch_size * targets),
+        TRAINING * (flops.encoder + cross_kv) / (batch_size * lengths["inputs"]),
+        TRAINING * (flops.decoder - cross_kv + flops.head) / (batch_size * targets),
     )
 
 
 def forward_flops(
     config: TransformerConfig, *, batch_size: int, lengths: Mapping[str, int]
 ) -> Flops:
-    """FLOPs of the training forward (an expert's capacity is that of training) on full rows."""
+    """Return the FLOPs of a forward pass in training, for full rows.
+
+    Args:
+        config: The model; experts have their capacity in training.
+        batch_size: Rows of the global batch.
+        lengths: Length of "inputs" and "targets", as for `train_step_flops`.
+    """
     inputs, targets = _row_lengths(config, lengths)
     encoder, encoder_routing = _stack(config, config.num_encoder_layers, batch_size, inputs)
     decoder, decoder_routing = _stack(config, config.num_decoder_layers, batch_size, targets)
@@ -100,7 +125,7 @@ def forward_flops(
 
 
 def _row_lengths(config: TransformerConfig, lengths: Mapping[str, int]) -> tuple[int, int]:
-    """Positions of a row in the encoder, a prompt's among them, and in the decoder."""
+    """Positions of a row in the encoder, including a prompt's, and in the decoder."""
     if config.decoder_only:
         return 0, lengths["inputs"] + lengths["targets"]
     inputs = lengths["inputs"] + config.prompt_length
@@ -110,36 +135,37 @@ def _row_lengths(config: TransformerConfig, lengths: Mapping[str, int]) -> tuple
 def _stack(
     config: TransformerConfig, layers: int, batch_size: int, length: int
 ) -> tuple[float, float]:
-    """Self-attention and feed-forward of a stack: model FLOPs, and its routing."""
+    """Model FLOPs of self-attention and feed-forward of a stack, and FLOPs of its routing."""
     tokens = batch_size * length
     if not layers or not tokens:
         return 0.0, 0.0
     attention = _query_and_out(config) + _keys_and_values(config) + _scores_and_sums(config, length)
-    attention += 2 * config.emb_dim * (config.adapter_dim or 0)  # of each layer, whatever its mlp
+    attention += 2 * config.emb_dim * (config.adapter_dim or 0)  # of dense and sparse layers
     mlp = (len(config.mlp_activations) + 1) * config.emb_dim * config.mlp_dim
     if config.moe is None:
         return 2.0 * layers * tokens * (attention + mlp), 0.0
     sparse = layers // config.moe.every
-    groups, size, capacity = expert_places(config.moe, tokens, training=True)
-    places = groups * config.moe.num_experts * capacity
-    used = min(tokens, places)
+    groups, group_size, capacity = expert_capacity(config.moe, tokens, training=True)
+    slots = groups * config.moe.num_experts * capacity
+    used = min(tokens, slots)
     router = tokens * config.emb_dim * config.moe.num_experts
     model = layers * tokens * attention + (layers - sparse) * tokens * mlp
     model += sparse * (used * mlp + router)
-    moved = 2 * places * size * config.emb_dim  # one-hot matrices: to the experts and back
-    return 2.0 * model, 2.0 * sparse * (moved + (places - used) * mlp)
+    # Dispatch and combine are products with the one-hot [tokens of a group, slots] matrices.
+    moved = 2 * slots * group_size * config.emb_dim
+    return 2.0 * model, 2.0 * sparse * (moved + (slots - used) * mlp)
 
 
 def _query_and_out(config: TransformerConfig) -> int:
-    """Multiplications of these two projections, a query."""
+    """Multiplications per query of the projections query and out."""
     return 2 * config.emb_dim * config.num_heads * config.head_dim
 
 
 def _keys_and_values(config: TransformerConfig) -> int:
-    """Multiplications of these two projections, a key."""
+    """Multiplications per key of the projections key and value."""
     return 2 * config.emb_dim * config.kv_heads * config.head_dim
 
 
 def _scores_and_sums(config: TransformerConfig, keys: int) -> int:
-    """Multiplications of scores and of weighted sums over `keys`, a query."""
+    """Multiplications per query of the scores and the weighted sum over `keys`."""
     return 2 * keys * config.num_heads * config.head_dim

@@ -1,6 +1,10 @@
-"""The small parts: weights with logical axes, dense, norms, feed-forward, embeddings, dropout.
+"""Building blocks: parameters with logical axes, dropout, dense, norm, feed-forward, embeddings.
 
-Initializers are those of T5X unless `config.init_std` asks for plain normals.
+Initializers are T5X's, or normal with standard deviation `config.init_std` if that is set. Weights
+are float32; activations have the type `config.dtype`.
+
+Array names: b batch, l length, e embed, m mlp, v vocab, p prompt; i and o input and output of a
+projection, j all heads side by side.
 """
 
 import dataclasses
@@ -36,18 +40,30 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def weight(
+def make_param(
     init: Initializer, shape: Sequence[int], axes: tuple[str, ...], rngs: nnx.Rngs
 ) -> nnx.Param:
-    """A float32 parameter whose dimensions carry the logical `axes`."""
+    """Create a float32 parameter with logical axes.
+
+    Args:
+        init: Initializer.
+        shape: Shape of the parameter.
+        axes: Logical axis of each dimension (`partitioning.LOGICAL_TO_MESH`).
+        rngs: Source of the initializer's key.
+    """
     return nnx.Param(init(rngs.params(), tuple(shape), jnp.float32), axes=axes)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, *, shared_axis: int | None):
-    """Zero a share `rate` of `x` and scale the rest up; the mask is the same along one axis.
+    """Zero elements of `x` with probability `rate` and scale the others by 1 / (1 - rate).
 
-    T5 shares masks along the length: [batch, 1, embed], and along the queries of attention weights
-    [batch, heads, 1, keys]. Without a key (evaluation) or a rate it returns `x`.
+    Args:
+        x: Activations.
+        rate: Dropout probability in [0, 1).
+        key: PRNG key; None in evaluation, which returns `x`.
+        shared_axis: Axis along which the mask is constant (flax: `broadcast_dims`). T5 shares masks
+            along the length: [batch, 1, embed], and along the queries of attention weights:
+            [batch, heads, 1, keys]. None draws each element.
     """
     if key is None or rate == 0.0:
         return x
@@ -58,42 +74,68 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, *, shared_axis: in
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
-def drop(x: jax.Array, config: TransformerConfig, key: jax.Array | None, rate: float | None = None):
-    """`dropout` as the config has it, on [batch, length, ...] or on attention weights."""
+def apply_dropout(
+    x: jax.Array, config: TransformerConfig, key: jax.Array | None, rate: float | None = None
+):
+    """Apply `dropout` with the settings of the config.
+
+    Args:
+        x: Activations [batch, length, features] or attention weights [batch, heads, query, key].
+            `dropout_shared_along_length` shares the mask along the second to last axis.
+        config: The model.
+        key: PRNG key; None in evaluation.
+        rate: Dropout rate; None means `config.dropout_rate`.
+    """
     rate = config.dropout_rate if rate is None else rate
     return dropout(x, rate, key, shared_axis=-2 if config.dropout_shared_along_length else None)
 
 
 def split_key(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:
-    """`count` independent keys, or as many times None where there is no key."""
+    """Split a PRNG key, or pass on its absence.
+
+    Args:
+        key: The key; None in evaluation.
+        count: Number of keys.
+
+    Returns:
+        `count` keys, each None if `key` is.
+    """
     return (None,) * count if key is None else list(jax.random.split(key, count))
 
 
 @jax.custom_vjp
 def project(x: jax.Array, kernel_io: jax.Array) -> jax.Array:
-    """Multiply by a kernel, over the last dimension, with a gradient that suits every backend.
+    """Compute x @ kernel over the last dimension, with a gradient that is fast on CPUs too.
 
-    XLA's CPU backend turns one operand of that gradient's product around, and does the element-wise
-    work before it in the turned order, which is slow: here it is always the narrower operand.
+    XLA's CPU backend transposes one operand of the product that makes the kernel's gradient, and
+    computes the element-wise operations fused into that operand in the transposed order, which is
+    slow. The custom gradient orders the operands so that it is always the narrower one.
+
+    Args:
+        x: Activations [..., in].
+        kernel_io: Kernel [in, out], of the type of `x`.
+
+    Returns:
+        Activations [..., out].
     """
     return jnp.einsum("...i,io->...o", x, kernel_io)
 
 
-def _project_backward(saved: tuple[jax.Array, jax.Array], slopes: jax.Array):
-    x, kernel_io = saved
-    rows = tuple(range(x.ndim - 1))
-    if x.shape[-1] <= slopes.shape[-1]:
-        kernel_slopes_io = jax.lax.dot_general(x, slopes, ((rows, rows), ((), ())))
+def _project_backward(residuals: tuple[jax.Array, jax.Array], dy: jax.Array):
+    x, kernel_io = residuals
+    rows = tuple(range(x.ndim - 1))  # all axes but the last are contracted
+    if x.shape[-1] <= dy.shape[-1]:
+        dkernel_io = jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
     else:
-        kernel_slopes_io = jax.lax.dot_general(slopes, x, ((rows, rows), ((), ()))).T
-    return jnp.einsum("...o,io->...i", slopes, kernel_io), kernel_slopes_io
+        dkernel_io = jax.lax.dot_general(dy, x, ((rows, rows), ((), ()))).T
+    return jnp.einsum("...o,io->...i", dy, kernel_io), dkernel_io
 
 
 project.defvjp(lambda x, kernel: (project(x, kernel), (x, kernel)), _project_backward)
 
 
 class Dense(nnx.Module):
-    """y = x @ kernel (+ bias), over the last dimension; computed in the type of `x`."""
+    """Linear layer over the last dimension: y = x @ kernel (+ bias), in the type of `x`."""
 
     def __init__(
         self,
@@ -105,14 +147,26 @@ class Dense(nnx.Module):
         into_residual: bool = False,
         rngs: nnx.Rngs,
     ):
+        """Create the parameters.
+
+        Args:
+            config: The model; `use_bias` and `init_std` apply.
+            sizes: Input and output size.
+            axes: Logical axes of the kernel.
+            init: Initializer of the kernel, unless `config.init_std` is set.
+            into_residual: Whether the output is added to the residual stream, whose variance
+                `scale_residual_init` keeps from growing with the number of layers.
+            rngs: Source of the initializer's key.
+        """
         if config.init_std is not None:
             layers = max(config.num_encoder_layers, config.num_decoder_layers)
             shrink = (2 * layers) ** -0.5 if into_residual and config.scale_residual_init else 1.0
             init = jax.nn.initializers.normal(config.init_std * shrink)
-        self.kernel = weight(init, sizes, axes, rngs)
+        self.kernel = make_param(init, sizes, axes, rngs)
         if config.use_bias:
+            # "embed" splits weights over devices, which is not worthwhile for a vector.
             bias_axis = "embed_whole" if axes[1] == "embed" else axes[1]
-            self.bias = weight(zeros, sizes[1:], (bias_axis,), rngs)
+            self.bias = make_param(zeros, sizes[1:], (bias_axis,), rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = checkpoint_name(project(x, self.kernel[...].astype(x.dtype)), "projection")
@@ -120,13 +174,16 @@ class Dense(nnx.Module):
 
 
 class Norm(nnx.Module):
-    """RMS norm, x / sqrt(mean(x²) + ε) * scale, or LayerNorm; statistics in float32."""
+    """RMS norm, x / sqrt(mean(x²) + ε) * scale, or LayerNorm, by `config.norm`.
+
+    Statistics are computed in float32. T5's layers use the RMS norm without a bias.
+    """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.scale = weight(ones, [config.emb_dim], ("embed_whole",), rngs)
+        self.scale = make_param(ones, [config.emb_dim], ("embed_whole",), rngs)
         if config.norm == "layer":
-            self.bias = weight(zeros, [config.emb_dim], ("embed_whole",), rngs)
+            self.bias = make_param(zeros, [config.emb_dim], ("embed_whole",), rngs)
 
     def __call__(self, x_ble: jax.Array) -> jax.Array:
         x32_ble = x_ble.astype(jnp.float32)
@@ -140,9 +197,10 @@ class Norm(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Feed-forward; with several activations their branches are multiplied (gated, T5 1.1).
+    """Feed-forward: wo(act_0(wi_0(x)) * act_1(wi_1(x)) * ...), gated if there are several (T5 1.1).
 
-    T5X: wi has standard deviation emb_dim**-0.5, wo mlp_dim**-0.5, truncated normal.
+    Initializers are T5X's: truncated normal with standard deviation emb_dim**-0.5 for wi and
+    mlp_dim**-0.5 for wo.
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
@@ -159,20 +217,20 @@ class MLP(nnx.Module):
         ]
         h_blm = shard(functools.reduce(operator.mul, branches), "batch", "length", "mlp")
         h_blm = checkpoint_name(h_blm, "mlp_hidden")
-        return self.wo(drop(h_blm, self.config, key, self.config.mlp_dropout_rate))
+        return self.wo(apply_dropout(h_blm, self.config, key, self.config.mlp_dropout_rate))
 
 
 class Adapter(nnx.Module):
-    """A small block to be trained while what surrounds it is frozen: x + up(relu(down(x))).
+    """Bottleneck that is trained while other weights are frozen: x + up(relu(down(x))).
 
-    T5 (Raffel et al. 2020, section 3.5.1) puts one after the feed-forward of every layer. `up` is 0
-    at first, so that a model does the same with fresh adapters as without (Houlsby et al. 2019).
+    It follows the feed-forward of every layer (T5 paper, section 3.5.1). `up` is initialized to 0,
+    so that new adapters do not change the model (Houlsby et al. 2019).
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         inner, embed = config.adapter_dim, config.emb_dim
         assert inner is not None
-        config = dataclasses.replace(config, init_std=None)
+        config = dataclasses.replace(config, init_std=None)  # which would override zeros
         self.down = Dense(config, (embed, inner), ("embed", "mlp"), rngs=rngs)
         self.up = Dense(config, (inner, embed), ("mlp", "embed"), init=zeros, rngs=rngs)
 
@@ -182,14 +240,14 @@ class Adapter(nnx.Module):
 
 
 class Prompt(nnx.Module):
-    """Vectors learned in the place of words, in front of an encoder's inputs (Lester et al. 2021).
+    """Prompt tuning: learned vectors in front of the encoder's inputs (Lester et al. 2021).
 
-    They begin as the embeddings of words (`prompt_words`).
+    They are initialized with token embeddings (`initial_prompt_ids`).
     """
 
     def __init__(self, config: TransformerConfig, embedding: "Embedding"):
-        words = prompt_words(config.prompt_length, config.vocab_size)
-        self.embedding = nnx.Param(embedding.embedding[...][words], axes=("length_table", "embed"))
+        ids = initial_prompt_ids(config.prompt_length, config.vocab_size)
+        self.embedding = nnx.Param(embedding.embedding[...][ids], axes=("length_table", "embed"))
 
     def __call__(self, x_ble: jax.Array) -> jax.Array:
         prompt_ple = self.embedding[...].astype(x_ble.dtype)
@@ -197,37 +255,40 @@ class Prompt(nnx.Module):
         return shard(jnp.concatenate([prompt_bpe, x_ble], axis=1), "batch", None, None)
 
 
-def prompt_words(length: int, vocab_size: int) -> np.ndarray:
-    """Ids that a prompt begins with: spread evenly over the 5,000 most frequent words.
+def initial_prompt_ids(length: int, vocab_size: int) -> np.ndarray:
+    """Return the token ids whose embeddings initialize a prompt, int32 [length].
 
-    Lester et al. draw them there; SentencePiece's ids descend in frequency, after pad, eos and unk.
+    They are spread evenly over the 5,000 most frequent tokens, from which Lester et al. draw them.
+    SentencePiece's ids are in order of descending frequency after pad, eos and unk.
+
+    Args:
+        length: Number of vectors.
+        vocab_size: Rows of the token embedding.
     """
     return np.linspace(3, min(5003, vocab_size) - 1, length).astype(np.int32)
 
 
 class Embedding(nnx.Module):
-    """What a token looks like at its place: token, learned position and type, then norm.
-
-    The token table has standard deviation 1 (T5X); the head may be tied to it.
-    """
+    """Token embedding; its table has standard deviation 1 (T5X) and may be tied to the output."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.config = config
         std = config.init_std
         init = unit_normal if std is None else jax.nn.initializers.normal(std)
         shape = [config.vocab_size, config.emb_dim]
-        self.embedding = weight(init, shape, ("vocab", "embed"), rngs)
+        self.embedding = make_param(init, shape, ("vocab", "embed"), rngs)
 
     def __call__(self, tokens_bl: jax.Array) -> jax.Array:
-        # Gathering a row needs it whole: bring its slices together first, or XLA replicates more.
+        # Looking up a row needs all of its columns. Without this all-gather over the embed axis,
+        # XLA replicates the table over the vocab axis as well.
         table_ve = shard(self.embedding[...].astype(self.config.dtype), "vocab", None)
         return jnp.take(table_ve, tokens_bl, axis=0)
 
 
 class PositionEmbedding(nnx.Module):
-    """What one stack adds to its token embeddings, and what it does to the sum.
+    """Input of a stack: token embeddings plus learned positions and token types, then a norm.
 
-    Learned positions and token types where the config has them; then norm.
+    Each of the three is optional; T5 has none of them.
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
@@ -235,10 +296,12 @@ class PositionEmbedding(nnx.Module):
         init = jax.nn.initializers.normal(config.init_std or 0.02)
         if config.positions == "learned":
             rows = config.max_positions + config.position_offset
-            self.positions = weight(init, [rows, config.emb_dim], ("length_table", "embed"), rngs)
+            self.positions = make_param(
+                init, [rows, config.emb_dim], ("length_table", "embed"), rngs
+            )
         if config.num_token_types:
             shape = [config.num_token_types, config.emb_dim]
-            self.types = weight(init, shape, ("length_table", "embed"), rngs)
+            self.types = make_param(init, shape, ("length_table", "embed"), rngs)
         if config.embedding_norm:
             self.norm = Norm(config, rngs=rngs)
 
@@ -262,10 +325,15 @@ class PositionEmbedding(nnx.Module):
 )
 @dataclasses.dataclass(frozen=True)
 class OutputLayer:
-    """The last linear map, from hidden states to scores of the vocabulary; weights in float32.
+    """The last linear map: logits = scale * (hidden @ kernel) + bias.
 
-    The kernel is [vocab, embed] if `vocab_first` (a tied embedding), else [embed, vocab]; logits
-    are scale * (hidden @ kernel) + bias.
+    A pytree of weights rather than a module, so that a loss can compute logits in chunks.
+
+    Attributes:
+        kernel: float32 [vocab, embed] if `vocab_first`, else [embed, vocab].
+        bias: float32 [vocab], or None.
+        vocab_first: Whether the kernel is a tied embedding.
+        scale: Factor of the logits before the bias.
     """
 
     kernel: jax.Array
@@ -274,7 +342,7 @@ class OutputLayer:
     scale: float
 
     def __call__(self, hidden_ble: jax.Array) -> jax.Array:
-        """Logits, float32 [batch, length, vocab]."""
+        """Return logits, float32 [batch, length, vocab]."""
         letters = "ve" if self.vocab_first else "ev"
         kernel = self.kernel.astype(hidden_ble.dtype)
         logits_blv = jnp.einsum(
@@ -286,10 +354,10 @@ class OutputLayer:
 
 
 class Head(nnx.Module):
-    """From a stack's output to scores of the vocabulary, tied to the embedding or not.
+    """Parameters between a stack's output and the logits.
 
-    Untied: standard deviation emb_dim**-0.5, truncated normal, no scaling of logits (T5X). Tied
-    logits are multiplied by emb_dim**-0.5 where the configuration asks for it (T5 1.0).
+    An untied kernel has standard deviation emb_dim**-0.5, truncated normal, and its logits are not
+    scaled (T5X). Tied logits are multiplied by emb_dim**-0.5 if `scale_tied_logits` (T5 1.0).
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
@@ -302,19 +370,23 @@ class Head(nnx.Module):
             shape = [config.emb_dim, config.vocab_size]
             std = config.init_std
             init = fan_in_truncated_normal if std is None else jax.nn.initializers.normal(std)
-            self.kernel = weight(init, shape, ("embed", "vocab"), rngs)
+            self.kernel = make_param(init, shape, ("embed", "vocab"), rngs)
         if config.head_bias:
-            self.bias = weight(zeros, [config.vocab_size], ("vocab",), rngs)
+            self.bias = make_param(zeros, [config.vocab_size], ("vocab",), rngs)
 
-    def transformed(self, x_ble: jax.Array) -> jax.Array:
-        """What the output layer reads: BERT's head has a layer of its own before it."""
+    def transform_hidden(self, x_ble: jax.Array) -> jax.Array:
+        """Apply the layer that BERT's head has before the output layer, if the model has it."""
         if not self.config.head_transform:
             return x_ble
         activation = ACTIVATION_FUNCTIONS[self.config.mlp_activations[0]]
         return self.norm(activation(self.transform(x_ble)))
 
     def output(self, embedding: Embedding) -> OutputLayer:
-        """The linear map to the vocabulary, whichever weights it has."""
+        """Return the output layer.
+
+        Args:
+            embedding: The token embedding, whose table is the kernel of tied logits.
+        """
         tied = self.config.logits_via_embedding
         scaled = tied and self.config.scale_tied_logits
         return OutputLayer(

@@ -1,9 +1,13 @@
-"""The sparse feed-forward of Switch Transformers: route, send, compute, bring back.
+"""Sparse feed-forward of the Switch Transformer: route, dispatch, compute, combine.
 
-Tokens are taken in groups. Within a group each token goes to the expert its router likes best, in
-the order of the text, until the expert is full; tokens beyond that skip the layer (the residual
-carries them). With experts sharded over the mesh's expert axis, XLA turns the two einsums that move
-tokens between groups and experts into all-to-alls.
+The tokens of a batch are divided into groups. Within a group each token goes to the expert with the
+highest router probability, in the order of the sequence, until the expert's capacity is used.
+Tokens beyond that are dropped: the layer adds nothing to them, and the residual connection carries
+them on. With experts sharded over the mesh's expert axis, XLA lowers the einsums that dispatch and
+combine tokens to all-to-alls.
+
+Array names: b batch, l length, e embed, m mlp, g groups, t tokens of a group, x experts, c slots of
+an expert's capacity.
 """
 
 import functools
@@ -15,19 +19,30 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
-from t5x_lite.models.layers import ACTIVATION_FUNCTIONS, drop, split_key, weight
-from t5x_lite.partitioning import batch_parts, shard
+from t5x_lite.models.layers import ACTIVATION_FUNCTIONS, apply_dropout, make_param, split_key
+from t5x_lite.partitioning import num_batch_shards, shard
 
 
 class RouterLosses(NamedTuple):
-    """What keeps routers healthy, weighted and ready to be added to the loss per token."""
+    """Auxiliary losses, multiplied by their coefficients, to be added to the loss per token.
+
+    Attributes:
+        load_balance: Keeps the load of the experts even.
+        z_loss: Keeps router logits small.
+    """
 
     load_balance: jax.Array
     z_loss: jax.Array
 
 
 class Routing(NamedTuple):
-    """Where tokens go, one-hot by group, token, expert and place, and with what weight."""
+    """Assignment of tokens to slots of experts.
+
+    Attributes:
+        dispatch_gtxc: One-hot over (expert, slot) for each token; all zeros if it is dropped.
+        combine_gtxc: The same, multiplied by the router probability of the expert.
+        losses: Auxiliary losses.
+    """
 
     dispatch_gtxc: jax.Array
     combine_gtxc: jax.Array
@@ -35,40 +50,53 @@ class Routing(NamedTuple):
 
 
 class SwitchMLP(nnx.Module):
-    """Feed-forward of which each token passes one of several copies (Switch; top-1 routing).
+    """Mixture of feed-forward experts with top-1 routing (Fedus et al. 2021, section 2).
 
-    The router has standard deviation 0.02 and works in float32; experts start with a tenth of the
-    dense layers' variance (Switch paper, 2.4).
+    The router is initialized with standard deviation 0.02 and computed in float32. Experts are
+    initialized with a tenth of the variance of dense layers, for stability (section 2.4).
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         assert config.moe is not None
         self.config, self.moe = config, config.moe
         experts, emb_dim, mlp_dim = config.moe.num_experts, config.emb_dim, config.mlp_dim
-        # The expert axis counts as a batch of matrices: fan-in is that of one expert.
+        # With the expert axis as a batch axis, the fan-in is that of one expert.
         init = jax.nn.initializers.variance_scaling(
             0.1, "fan_in", "truncated_normal", batch_axis=(0,)
         )
         router_init = jax.nn.initializers.normal(0.02)
-        self.router = weight(router_init, [emb_dim, experts], ("embed", "experts_whole"), rngs)
+        self.router = make_param(router_init, [emb_dim, experts], ("embed", "experts_whole"), rngs)
         for i in range(len(config.mlp_activations)):
             axes = ("expert", "embed", "mlp")
-            setattr(self, f"wi_{i}", weight(init, [experts, emb_dim, mlp_dim], axes, rngs))
-        self.wo = weight(init, [experts, mlp_dim, emb_dim], ("expert", "mlp", "embed"), rngs)
+            setattr(self, f"wi_{i}", make_param(init, [experts, emb_dim, mlp_dim], axes, rngs))
+        self.wo = make_param(init, [experts, mlp_dim, emb_dim], ("expert", "mlp", "embed"), rngs)
 
     def __call__(
         self, x_ble: jax.Array, real_bl: jax.Array, *, key: jax.Array | None = None
     ) -> tuple[jax.Array, RouterLosses]:
-        """Return the layer's output and the router's losses; padding is routed nowhere."""
+        """Apply the layer.
+
+        Args:
+            x_ble: Activations [batch, length, embed].
+            real_bl: bool, False for padding, which is not routed.
+            key: PRNG key of jitter and dropout; None in evaluation, which uses the evaluation
+                capacity factor.
+
+        Returns:
+            Activations [batch, length, embed] and the router's losses.
+        """
         jitter_key, dropout_key = split_key(key, 2)
         tokens = x_ble.shape[0] * x_ble.shape[1]
-        groups, _, _ = expert_places(self.moe, tokens, training=key is not None)
+        groups = expert_capacity(self.moe, tokens, training=key is not None).num_groups
+        # [b, l, e] -> [g, t, e]
         x_gte = shard(x_ble.reshape(groups, -1, x_ble.shape[-1]), "batch", None, None)
         real_gt = real_bl.reshape(groups, -1)
         routing = self._route(x_gte, real_gt, training=key is not None, key=jitter_key)
+        # Dispatch: from sharded by groups to sharded by experts.
         x_xgce = jnp.einsum("gte,gtxc->xgce", x_gte, routing.dispatch_gtxc.astype(x_gte.dtype))
         x_xgce = shard(x_xgce, "expert", "expert_groups", None, None)
         y_xgce = shard(self._experts(x_xgce, dropout_key), "expert", "expert_groups", None, None)
+        # Combine: back to sharded by groups, weighted by router probabilities.
         y_gte = jnp.einsum("xgce,gtxc->gte", y_xgce, routing.combine_gtxc.astype(x_gte.dtype))
         y_ble = shard(y_gte, "batch", None, None).reshape(x_ble.shape)
         return shard(y_ble, "batch", "length", None), routing.losses
@@ -85,7 +113,7 @@ class SwitchMLP(nnx.Module):
         h_xgcm = functools.reduce(operator.mul, branches)
         rate = self.moe.expert_dropout_rate
         rate = self.config.mlp_dropout_rate if rate is None else rate
-        h_xgcm = drop(h_xgcm, self.config, key, rate)
+        h_xgcm = apply_dropout(h_xgcm, self.config, key, rate)
         return jnp.einsum("xgcm,xme->xgce", h_xgcm, self.wo[...].astype(x_xgce.dtype))
 
     def _route(self, x_gte, real_gt, *, training: bool, key) -> Routing:
@@ -99,9 +127,11 @@ class SwitchMLP(nnx.Module):
         probabilities_gtx = jax.nn.softmax(logits_gtx, axis=-1)
         real_gt1 = real_gt[..., None].astype(jnp.float32)
         chosen_gtx = jax.nn.one_hot(jnp.argmax(probabilities_gtx, axis=-1), experts) * real_gt1
-        capacity = expert_places(moe, real_gt.size, training=training)[2]
-        place_gtx = (jnp.cumsum(chosen_gtx, axis=1) * chosen_gtx - 1.0).astype(jnp.int32)
-        dispatch_gtxc = jax.nn.one_hot(place_gtx, capacity)  # no place, or none left: all zeros
+        capacity = expert_capacity(moe, real_gt.size, training=training).capacity
+        # The k-th token of a group that chooses an expert gets its slot k; -1 for other experts.
+        slot_gtx = (jnp.cumsum(chosen_gtx, axis=1) * chosen_gtx - 1.0).astype(jnp.int32)
+        # one_hot gives all zeros for indices outside [0, capacity): dropped, or another expert.
+        dispatch_gtxc = jax.nn.one_hot(slot_gtx, capacity)
         gate_gt = jnp.sum(probabilities_gtx * chosen_gtx, axis=-1)
         return Routing(
             dispatch_gtxc,
@@ -110,31 +140,53 @@ class SwitchMLP(nnx.Module):
         )
 
     def _losses(self, logits_gtx, probabilities_gtx, chosen_gtx, real_gt1) -> RouterLosses:
+        # Load balance (Switch Transformer, equations 4 to 6): experts * sum_x(fraction of tokens
+        # that choose x * mean probability of x), 1 if both are even.
         count_g1 = jnp.maximum(jnp.sum(real_gt1, axis=1), 1.0)
-        share_gx = jnp.sum(chosen_gtx, axis=1) / count_g1
+        fraction_gx = jnp.sum(chosen_gtx, axis=1) / count_g1
         mean_gx = jnp.sum(probabilities_gtx * real_gt1, axis=1) / count_g1
-        balance = self.moe.num_experts * jnp.mean(jnp.sum(share_gx * mean_gx, axis=-1))
+        balance = self.moe.num_experts * jnp.mean(jnp.sum(fraction_gx * mean_gx, axis=-1))
+        # Router z-loss (ST-MoE, equation 5): mean of (log Z)².
         squares_gt1 = jnp.square(jax.nn.logsumexp(logits_gtx, axis=-1, keepdims=True))
         z_loss = jnp.sum(squares_gt1 * real_gt1) / jnp.maximum(jnp.sum(real_gt1), 1.0)
         return RouterLosses(self.moe.load_balance_loss * balance, self.moe.router_z_loss * z_loss)
 
 
-def expert_places(moe: MixtureOfExperts, tokens: int, *, training: bool) -> tuple[int, int, int]:
-    """Groups of a batch of so many tokens, tokens of a group, and places of an expert in it.
+class ExpertCapacity(NamedTuple):
+    """How the tokens of a batch are grouped.
 
-    A group is as large as the largest divisor of `tokens` up to `moe.group_size`. If such groups
-    cannot be shared out evenly among the parts of the current mesh that hold the tokens, it is the
-    largest that divides one part: otherwise every device would compute every group. Only then does
-    the mesh decide which tokens compete for an expert's places (as in Mesh TensorFlow).
+    Attributes:
+        num_groups: Number of groups.
+        group_size: Tokens of a group.
+        capacity: Tokens of a group that an expert can process.
     """
-    parts = batch_parts(jax.sharding.get_abstract_mesh())
+
+    num_groups: int
+    group_size: int
+    capacity: int
+
+
+def expert_capacity(moe: MixtureOfExperts, tokens: int, *, training: bool) -> ExpertCapacity:
+    """Divide a batch into groups and compute the capacity of experts.
+
+    The group size is the largest divisor of `tokens` up to `moe.group_size`. If the resulting
+    groups cannot be distributed evenly over the current mesh, it is the largest divisor of a
+    device's tokens instead: otherwise every device would compute every group. Only in that case
+    does the mesh influence which tokens compete for capacity (as in Mesh TensorFlow).
+
+    Args:
+        moe: Group size and capacity factors.
+        tokens: Positions of the batch, padding included.
+        training: Which of the capacity factors applies.
+    """
+    shards = num_batch_shards(jax.sharding.get_abstract_mesh())
     size = _largest_divisor(tokens, moe.group_size)
-    if tokens % parts == 0 and tokens // size % parts:
-        size = _largest_divisor(tokens // parts, moe.group_size)
+    if tokens % shards == 0 and tokens // size % shards:
+        size = _largest_divisor(tokens // shards, moe.group_size)
     factor = moe.train_capacity_factor if training else moe.eval_capacity_factor
     capacity = min(max(round(factor * size / moe.num_experts), moe.min_capacity), size)
-    return tokens // size, size, capacity
+    return ExpertCapacity(tokens // size, size, capacity)
 
 
-def _largest_divisor(number: int, at_most: int) -> int:
-    return next(size for size in range(min(number, at_most), 0, -1) if number % size == 0)
+def _largest_divisor(number: int, bound: int) -> int:
+    return next(size for size in range(min(number, bound), 0, -1) if number % size == 0)

@@ -1,4 +1,4 @@
-"""Where a token stands: T5's relative bias with its buckets, and rotary positions."""
+"""Positions in attention: T5's relative position bias, and rotary embeddings."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.layers import fan_average_uniform, weight
+from t5x_lite.models.layers import fan_average_uniform, make_param
 
 
 def relative_position_buckets(
@@ -17,40 +17,63 @@ def relative_position_buckets(
     num_buckets: int = 32,
     max_distance: int = 128,
 ) -> np.ndarray:
-    """Bucket of each (query, key) pair, int32 [query, key], computed in NumPy at trace time.
+    """Return the bucket of each (query, key) pair (T5 paper, section 2.1).
 
-    Short distances have a bucket each, longer ones share logarithmically growing buckets. Looking
-    both ways, half of the buckets serve keys ahead of the query (T5 paper, section 2.1; the bucket
-    edges round differently in float32 on accelerators, hence NumPy's float64 here).
+    Half of the buckets stand for one short distance each, the others for ranges of distances that
+    grow logarithmically up to `max_distance`. Computed in NumPy's float64 at trace time: on
+    accelerators the bucket edges would be rounded differently in float32.
+
+    Args:
+        query_positions: Positions [query].
+        key_positions: Positions [key].
+        bidirectional: Whether keys after the query have buckets of their own (half of all), as in
+            an encoder. Otherwise they share the bucket of distance 0.
+        num_buckets: Number of buckets.
+        max_distance: Distance from which on all keys share the last bucket.
+
+    Returns:
+        int32 [query, key].
     """
-    behind = query_positions[:, None] - key_positions[None, :]
-    buckets = np.zeros_like(behind)
+    distance_qk = query_positions[:, None] - key_positions[None, :]  # positive: key before query
+    offset_qk = np.zeros_like(distance_qk)
     if bidirectional:
         num_buckets //= 2
-        buckets = np.where(behind < 0, num_buckets, 0)
-        behind = np.abs(behind)
-    behind = np.maximum(behind, 0)
+        offset_qk = np.where(distance_qk < 0, num_buckets, 0)
+        distance_qk = np.abs(distance_qk)
+    distance_qk = np.maximum(distance_qk, 0)
     num_exact = num_buckets // 2
-    # Powers of two land exactly on an edge; the small term keeps log's rounding from losing them.
-    log_ratio = np.log(np.maximum(behind, 1) / num_exact) / np.log(max_distance / num_exact)
-    coarse = num_exact + np.trunc(log_ratio * (num_buckets - num_exact) + 1e-9).astype(np.int64)
-    coarse = np.minimum(coarse, num_buckets - 1)
-    return (buckets + np.where(behind < num_exact, behind, coarse)).astype(np.int32)
+    # Powers of two are exactly on an edge; 1e-9 keeps the rounding of log from moving them below.
+    log_ratio = np.log(np.maximum(distance_qk, 1) / num_exact) / np.log(max_distance / num_exact)
+    log_bucket = np.trunc(log_ratio * (num_buckets - num_exact) + 1e-9).astype(np.int64)
+    coarse_qk = np.minimum(num_exact + log_bucket, num_buckets - 1)
+    bucket_qk = np.where(distance_qk < num_exact, distance_qk, coarse_qk)
+    return (offset_qk + bucket_qk).astype(np.int32)
 
 
 class RelativePositionBias(nnx.Module):
-    """A learned [heads, buckets] table added to attention scores; one a stack, or one a layer.
+    """T5's learned bias of attention scores, a table [heads, buckets]; one per stack or per layer.
 
-    Uniform with standard deviation sqrt(2 / (heads + buckets)).
+    Initialized uniformly with standard deviation sqrt(2 / (heads + buckets)), as in T5X.
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         shape = [config.num_heads, config.relpos_num_buckets]
-        self.rel_embedding = weight(fan_average_uniform, shape, ("heads", "relpos_buckets"), rngs)
+        self.rel_embedding = make_param(
+            fan_average_uniform, shape, ("heads", "relpos_buckets"), rngs
+        )
         self.config = config
 
     def __call__(self, query_length: int, key_length: int, *, bidirectional: bool) -> jax.Array:
-        """Bias [1, heads, query, key] in float32 for positions 0, 1, 2, ..."""
+        """Return the bias of queries and keys at positions 0, 1, 2, ...
+
+        Args:
+            query_length: Number of queries.
+            key_length: Number of keys.
+            bidirectional: As in `relative_position_buckets`.
+
+        Returns:
+            float32 [1, heads, query, key].
+        """
         buckets_qk = relative_position_buckets(
             np.arange(query_length),
             np.arange(key_length),
@@ -60,32 +83,53 @@ class RelativePositionBias(nnx.Module):
         )
         return jnp.take(self.rel_embedding[...], buckets_qk, axis=1)[None]
 
-    def from_place(
-        self, first: jax.Array, query_length: int, key_length: int, *, bidirectional: bool
+    def from_position(
+        self, first_query: jax.Array, query_length: int, key_length: int, *, bidirectional: bool
     ) -> jax.Array:
-        """The rows of `__call__` from query `first` on, which only the running program knows."""
+        """Return the bias of queries that start at a traced position, as in decoding.
+
+        Args:
+            first_query: Position of the first query, a traced scalar.
+            query_length: Number of queries.
+            key_length: Number of keys; they are at positions 0, 1, 2, ...
+            bidirectional: As in `relative_position_buckets`.
+
+        Returns:
+            float32 [1, heads, query, key].
+        """
+        # Buckets of all distances query - key from key_length - 1 down to 1 - key_length, computed
+        # at trace time; the traced positions then only index this table.
         buckets_d = relative_position_buckets(
-            np.arange(key_length - 1, -key_length, -1),  # how far behind the query a key is
+            np.arange(key_length - 1, -key_length, -1),
             np.zeros(1, int),
             bidirectional=bidirectional,
             num_buckets=self.config.relpos_num_buckets,
             max_distance=self.config.relpos_max_distance,
         )[:, 0]
-        place_q = first + jnp.arange(query_length)
-        place_qk = key_length - 1 - place_q[:, None] + jnp.arange(key_length)
-        return jnp.take(self.rel_embedding[...], jnp.asarray(buckets_d)[place_qk], axis=1)[None]
+        query_q = first_query + jnp.arange(query_length)
+        index_qk = key_length - 1 - query_q[:, None] + jnp.arange(key_length)
+        return jnp.take(self.rel_embedding[...], jnp.asarray(buckets_d)[index_qk], axis=1)[None]
 
 
-def rotate(x_blhd: jax.Array, positions_bl: jax.Array, theta: float) -> jax.Array:
-    """Rotary positions (Su et al. 2021): the halves of each head turned by position * frequency.
+def apply_rotary(x_blhd: jax.Array, positions_bl: jax.Array, theta: float) -> jax.Array:
+    """Apply rotary position embeddings (RoPE, Su et al. 2021).
 
-    Dimension i of the first half turns together with i of the second, by theta**(-2i / head_dim)
-    a position (the pairing of LLaMA's public weights). Angles in float32.
+    Dimension i of the first half of a head is rotated together with dimension i of the second half,
+    by the angle position * theta**(-2i / head_dim). This pairing is that of LLaMA's published
+    weights; the paper pairs adjacent dimensions. Computed in float32.
+
+    Args:
+        x_blhd: Queries or keys [batch, length, heads, head_dim].
+        positions_bl: Position of each token [batch, length].
+        theta: Base of the frequencies.
+
+    Returns:
+        Rotated queries or keys, of the type of `x_blhd`.
     """
     half = x_blhd.shape[-1] // 2
     frequencies_d = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
     angles_bl1d = positions_bl[..., None, None].astype(jnp.float32) * frequencies_d
     cosine, sine = jnp.cos(angles_bl1d), jnp.sin(angles_bl1d)
     first, second = jnp.split(x_blhd.astype(jnp.float32), 2, axis=-1)
-    turned = (first * cosine - second * sine, second * cosine + first * sine)
-    return jnp.concatenate(turned, axis=-1).astype(x_blhd.dtype)
+    rotated = (first * cosine - second * sine, second * cosine + first * sine)
+    return jnp.concatenate(rotated, axis=-1).astype(x_blhd.dtype)

@@ -1,4 +1,11 @@
-"""The model: batch in, hidden states and logits out; the same weights train, score and decode."""
+"""The model: one module for encoder-decoder, decoder-only and encoder-only Transformers.
+
+`abstract_model` gives the graph definition, shapes and logical axes without allocating anything,
+`initialize` makes the weights as nested dicts, and `bind` turns them into a `Transformer` inside
+jitted functions. Batches have seqio's feature names ("encoder_input_tokens", ...).
+
+Array names: b batch, l length, q queries, k keys or encoder positions, e embed, v vocab.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -25,23 +32,25 @@ from t5x_lite.models.stack import (
     LayerCache,
     LayerContext,
     Stack,
-    stacked,
-    unstacked,
+    stack_modules,
+    unstack_modules,
 )
 from t5x_lite.partitioning import LogicalAxes, shard
-from t5x_lite.tree_paths import nested
+from t5x_lite.tree_paths import unflatten
 
 Params = dict[str, Any]
 Batch = Mapping[str, jax.Array]
 
 
 class Predictions(NamedTuple):
-    """What a forward pass says: hidden states and how they become logits, and what families add.
+    """Result of a forward pass.
 
-    hidden: [batch, length, embed], all that the output layer reads. A loss can take logits from it
-    in chunks; `logits` makes them all.
-    router: auxiliary losses of a mixture of experts, summed over its layers.
-    next_sentence: logits [batch, 2] of BERT's second head.
+    Attributes:
+        hidden: Input of the output layer [batch, length, embed], from which a loss can compute
+            logits in chunks.
+        output: The output layer.
+        router: Auxiliary losses of a mixture of experts, summed over layers; else None.
+        next_sentence: Logits [batch, 2] of BERT's next-sentence head; else None.
     """
 
     hidden: jax.Array
@@ -51,12 +60,18 @@ class Predictions(NamedTuple):
 
     @property
     def logits(self) -> jax.Array:
-        """Scores of the vocabulary, float32 [batch, length, vocab]."""
+        """All logits, float32 [batch, length, vocab]."""
         return self.output(self.hidden)
 
 
-class Text(NamedTuple):
-    """Tokens of one side of a batch, with segments (0: padding) and positions, all [b, l]."""
+class TokenSequence(NamedTuple):
+    """One side of a batch, all int32 [batch, length].
+
+    Attributes:
+        tokens_bl: Token ids.
+        segments_bl: Segment ids of packed examples, from 1 on; 0 is padding.
+        positions_bl: Positions within each example.
+    """
 
     tokens_bl: jax.Array
     segments_bl: jax.Array
@@ -64,37 +79,56 @@ class Text(NamedTuple):
 
 
 class DecodingState(NamedTuple):
-    """All that decoding remembers from token to token; an argument and a result, never a secret.
+    """State of decoding between tokens, passed to and returned by `decode_tokens`.
 
-    The caches have a row for each text being written; texts about one input stand side by side and
-    share its cross-attention. Prompts end at the same place, `padding_b` empty places before them.
+    Self-attention caches have a row per decoded sequence. The sequences of one input are adjacent
+    rows and share its cross-attention cache. Prompts of a decoder-only model are aligned to the
+    right, so that all end at the same position.
+
+    Attributes:
+        caches: Cache of each layer; keys and values are [sequences, length, heads, head_dim].
+        real_inputs_bk: bool [batch, input length], False for padding; None without an encoder.
+        length: Number of positions in the caches, an int32 scalar.
+        padding_b: Number of padding positions before each prompt [sequences]; None for no padding.
     """
 
-    caches: Caches  # keys and values [texts, length, heads, head_dim]
-    real_inputs_bk: jax.Array | None  # which inputs are no padding
-    length: jax.Array  # how many places are already written
+    caches: Caches
+    real_inputs_bk: jax.Array | None
+    length: jax.Array
     padding_b: jax.Array | None = None
 
-    def taken(self, rows: jax.Array) -> "DecodingState":
-        """The state whose text i goes on from text `rows[i]`, one about the same input."""
-        return self._own(lambda x: jnp.take(x, rows, axis=0))
+    def gather(self, rows: jax.Array) -> "DecodingState":
+        """Return the state in which sequence i continues the sequence `rows[i]`.
 
-    def repeated(self, copies: int) -> "DecodingState":
-        """The state with so many texts, side by side, for each one."""
+        Args:
+            rows: int32 [sequences]; a sequence may only continue one of the same input, whose
+                cross-attention cache it shares.
+        """
+        return self._map_self_caches(lambda x: jnp.take(x, rows, axis=0))
+
+    def repeat(self, copies: int) -> "DecodingState":
+        """Return the state with `copies` adjacent sequences for each one."""
         padding_b = None if self.padding_b is None else jnp.repeat(self.padding_b, copies)
-        return self._own(lambda x: jnp.repeat(x, copies, axis=0))._replace(padding_b=padding_b)
+        repeated = self._map_self_caches(lambda x: jnp.repeat(x, copies, axis=0))
+        return repeated._replace(padding_b=padding_b)
 
-    def at(self, length: jax.Array) -> "DecodingState":
-        """The state that goes on behind the first `length` places."""
+    def truncate(self, length: jax.Array) -> "DecodingState":
+        """Return the state after the first `length` positions; the next tokens overwrite others."""
         return self._replace(length=length)
 
-    def _own(self, change: Callable[[jax.Array], jax.Array]) -> "DecodingState":
-        caches = (cache._replace(own=jax.tree.map(change, cache.own)) for cache in self.caches)
+    def _map_self_caches(self, function: Callable[[jax.Array], jax.Array]) -> "DecodingState":
+        caches = (
+            cache._replace(self_kv=jax.tree.map(function, cache.self_kv)) for cache in self.caches
+        )
         return self._replace(caches=tuple(caches))
 
 
 class Transformer(nnx.Module):
-    """Encoder, decoder or both, over one token embedding; logits tied to it or not."""
+    """Encoder, decoder or both, with one token embedding and one output head.
+
+    Attribute names are the paths of the weights in checkpoints ("encoder_places/positions" are the
+    learned positions of the encoder), so they do not change.
+    """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -106,7 +140,7 @@ class Transformer(nnx.Module):
         if decoder:
             self.decoder_places = PositionEmbedding(config, rngs=rngs)
             if config.share_stacks:
-                self.cross = stacked(lambda r: CrossAttention(config, rngs=r), decoder, rngs)
+                self.cross = stack_modules(lambda r: CrossAttention(config, rngs=r), decoder, rngs)
             else:
                 has_encoder = bool(encoder)
                 self.decoder = Stack(config, num_layers=decoder, cross=has_encoder, rngs=rngs)
@@ -119,11 +153,16 @@ class Transformer(nnx.Module):
             self.prompt = Prompt(config, self.token_embedder)
 
     def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> Predictions:
-        """Predict every target position of a batch of seqio's feature names.
+        """Predict all target positions of a batch.
 
-        Segment ids and positions are optional: without them a row is one segment, and zeros at
-        its end are padding. A prefix LM's batch marks its inputs in decoder_causal_attention;
-        BERT's has encoder_token_types. A dropout key makes it the training forward.
+        Args:
+            batch: Features by seqio's names, int32 [batch, length] each. Required are
+                "encoder_input_tokens" of a model with an encoder, and "decoder_input_tokens" and
+                "decoder_target_tokens" of one with a decoder. "*_segment_ids" and "*_positions" are
+                optional: without them a row is one example, and zeros at its end are padding.
+                "decoder_causal_attention" marks the inputs of a prefix LM, "encoder_token_types"
+                the sentences of BERT.
+            key: Dropout key; None in evaluation.
         """
         encoder_key, decoder_key = split_key(key, 2)
         if self.config.decoder_only:
@@ -138,82 +177,107 @@ class Transformer(nnx.Module):
         router = jax.tree.map(jnp.add, router, decoder_router)
         return self._predictions(hidden_ble, router)
 
-    def inputs(self, tokens_bk: jax.Array, batch: Batch | None = None) -> Text:
-        """An encoder's tokens with segments and positions, the batch's or those of unpacked rows.
+    def inputs(self, tokens_bk: jax.Array, batch: Batch | None = None) -> TokenSequence:
+        """Return the encoder's tokens with segments and positions.
 
-        A prompt has the first positions and segment 1: it takes rows that are not packed.
+        A prompt occupies the first positions with segment 1, which requires rows that are not
+        packed; tokens then have fewer columns than segments and positions.
+
+        Args:
+            tokens_bk: Input tokens [batch, length].
+            batch: Where segment ids and positions are taken from, if it has them.
         """
-        text, prompt = _text(batch or {}, "encoder", tokens_bk), self.config.prompt_length
+        sequence = _token_sequence(batch or {}, "encoder", tokens_bk)
+        prompt = self.config.prompt_length
         if not prompt:
-            return text
-        before = ((0, 0), (prompt, 0))
-        positions_bl = jnp.broadcast_to(jnp.arange(prompt), (len(tokens_bk), prompt))
-        return text._replace(
-            segments_bl=jnp.pad(text.segments_bl, before, constant_values=1),
-            positions_bl=jnp.concatenate([positions_bl, text.positions_bl + prompt], axis=1),
+            return sequence
+        prompt_bp = jnp.broadcast_to(jnp.arange(prompt), (len(tokens_bk), prompt))
+        return sequence._replace(
+            segments_bl=jnp.pad(sequence.segments_bl, ((0, 0), (prompt, 0)), constant_values=1),
+            positions_bl=jnp.concatenate([prompt_bp, sequence.positions_bl + prompt], axis=1),
         )
 
     @jax.named_scope("encoder")
     def encode(
-        self, text: Text, types_bl: jax.Array | None = None, *, key: jax.Array | None = None
+        self,
+        sequence: TokenSequence,
+        types_bl: jax.Array | None = None,
+        *,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, RouterLosses | None]:
-        """The encoder's output [batch, length, embed], and its routers' losses.
+        """Run the encoder.
 
-        A prompt stands before the tokens: `text` is what `inputs` returns, whose segments and
-        positions are those of the prompt and the tokens.
+        Args:
+            sequence: The inputs, as `inputs` returns them.
+            types_bl: Token types [batch, length] of BERT; None means type 0.
+            key: Dropout key; None in evaluation.
+
+        Returns:
+            The encoder's output [batch, length, embed], which starts with that of a prompt, and
+            router losses.
         """
-        length, prompt = text.segments_bl.shape[1], self.config.prompt_length
-        around = LayerContext(
-            segments_bl=text.segments_bl,
-            positions_bl=text.positions_bl,
-            self_mask_bhqk=segment_mask(text.segments_bl, text.segments_bl),
+        length, prompt = sequence.segments_bl.shape[1], self.config.prompt_length
+        context = LayerContext(
+            segments_bl=sequence.segments_bl,
+            positions_bl=sequence.positions_bl,
+            self_mask_bhqk=segment_mask(sequence.segments_bl, sequence.segments_bl),
             bias=lambda table: table(length, length, bidirectional=True),
         )
-        positions_bl = text.positions_bl[:, prompt:] - prompt
-        x_ble = self.encoder_places(self._embed(text.tokens_bl), positions_bl, types_bl)
+        # Learned positions are of the tokens only; the prompt is put in front after they are added.
+        positions_bl = sequence.positions_bl[:, prompt:] - prompt
+        x_ble = self.encoder_places(self._embed(sequence.tokens_bl), positions_bl, types_bl)
         x_ble = self.prompt(x_ble) if prompt else x_ble
-        encoded_ble, output = self.encoder(x_ble, around, key=key)
+        encoded_ble, output = self.encoder(x_ble, context, key=key)
         return encoded_ble, output.router
 
     def encode_inputs(self, tokens_bl: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The encoder's output on unpacked inputs, and what of it is no padding [b, l].
+        """Run the encoder on unpacked inputs without dropout.
 
-        A prompt's output comes first.
+        Args:
+            tokens_bl: Input tokens [batch, length], zeros at the end being padding.
+
+        Returns:
+            The encoder's output [batch, prompt_length + length, embed], and a mask of its positions
+            that are not padding, bool [batch, prompt_length + length].
         """
         inputs = self.inputs(tokens_bl)
         return self.encode(inputs)[0], inputs.segments_bl > 0
 
     @jax.named_scope("decoder")
-    def _decode(self, batch: Batch, encoded_bke, inputs: Text | None, key):
-        # The first input token is 0, so what is padding is asked of the targets.
-        text = _text(batch, "decoder", batch["decoder_input_tokens"], "decoder_target_tokens")
-        length, both_ways = text.tokens_bl.shape[1], self.config.decoder_buckets_bidirectional
+    def _decode(self, batch: Batch, encoded_bke, inputs: TokenSequence | None, key):
+        """Run the decoder on all target positions at once (teacher forcing)."""
+        # The start token is 0 as padding is, so padding is derived from the targets.
+        sequence = _token_sequence(
+            batch, "decoder", batch["decoder_input_tokens"], "decoder_target_tokens"
+        )
+        segments_bl, length = sequence.segments_bl, sequence.tokens_bl.shape[1]
+        bidirectional = self.config.decoder_buckets_bidirectional
         causal = causal_mask(length, batch.get("decoder_causal_attention"))
-        around = LayerContext(
-            segments_bl=text.segments_bl,
-            positions_bl=text.positions_bl,
-            self_mask_bhqk=segment_mask(text.segments_bl, text.segments_bl) & causal,
-            bias=lambda table: table(length, length, bidirectional=both_ways),
-            cross_mask_bhqk=inputs and segment_mask(text.segments_bl, inputs.segments_bl),
+        context = LayerContext(
+            segments_bl=segments_bl,
+            positions_bl=sequence.positions_bl,
+            self_mask_bhqk=segment_mask(segments_bl, segments_bl) & causal,
+            bias=lambda table: table(length, length, bidirectional=bidirectional),
+            cross_mask_bhqk=inputs and segment_mask(segments_bl, inputs.segments_bl),
             encoded_bke=encoded_bke,
         )
-        x_ble = self.decoder_places(self._embed(text.tokens_bl), text.positions_bl, None)
-        hidden_ble, output = self._run_decoder(x_ble, around, key=key)
+        x_ble = self.decoder_places(self._embed(sequence.tokens_bl), sequence.positions_bl, None)
+        hidden_ble, output = self._run_decoder(x_ble, context, key=key)
         return hidden_ble, output.router
 
-    def _run_decoder(self, x_ble: jax.Array, around: LayerContext, **options):
+    def _run_decoder(self, x_ble: jax.Array, context: LayerContext, **options):
         if self.config.share_stacks:
-            return self.encoder(x_ble, around, cross_layers=self.cross, **options)
-        return self.decoder(x_ble, around, **options)
+            return self.encoder(x_ble, context, cross_layers=self.cross, **options)
+        return self.decoder(x_ble, context, **options)
 
     def logits(self, hidden_ble: jax.Array) -> jax.Array:
-        """Scores of the vocabulary, float32 [batch, length, vocab]."""
+        """Compute logits, float32 [batch, length, vocab], from a stack's output."""
         return self._predictions(hidden_ble).logits
 
     @jax.named_scope("output_layer")
     def _predictions(self, hidden_ble: jax.Array, *others: Any) -> Predictions:
         output = self.head.output(self.token_embedder)
-        return Predictions(self.head.transformed(hidden_ble), output, *others)
+        return Predictions(self.head.transform_hidden(hidden_ble), output, *others)
 
     @jax.named_scope("output_layer")
     def _next_sentence(self, encoded_ble: jax.Array) -> jax.Array | None:
@@ -231,10 +295,17 @@ class Transformer(nnx.Module):
         copies: int = 1,
         padding_b: jax.Array | None = None,
     ) -> DecodingState:
-        """Set up caches for up to `max_length` tokens; with an encoder, encode unpacked inputs.
+        """Encode the inputs and allocate caches.
 
-        copies: how many texts are written about each input. A decoder-only model has no inputs
-        here: its prompt is fed to `decode_tokens`, behind `padding_b` empty places.
+        A decoder-only model has no inputs here; its prompts are the first tokens for
+        `decode_tokens`.
+
+        Args:
+            input_tokens_bk: Unpacked inputs [batch, length]; None for a decoder-only model.
+            max_length: Number of positions of the caches.
+            batch_size: Number of rows, if there are no inputs.
+            copies: Number of sequences decoded for each row.
+            padding_b: Number of padding positions before each prompt [batch]; None for none.
         """
         config, real_bk = self.config, None
         (self.encoder if config.share_stacks else self.decoder).unstack_layers()
@@ -242,7 +313,7 @@ class Transformer(nnx.Module):
         if input_tokens_bk is not None:
             batch_size = input_tokens_bk.shape[0]
             encoded_bke, real_bk = self.encode_inputs(input_tokens_bk)
-            crosses = [c.attention.keys_and_values(encoded_bke) for c in self._crosses()]
+            crosses = [c.attention.keys_and_values(encoded_bke) for c in self._cross_attentions()]
         assert batch_size is not None
         shape = (batch_size * copies, max_length, config.kv_heads, config.head_dim)
         empty = shard(jnp.zeros(shape, config.dtype), "batch", None, "heads", "kv")
@@ -253,76 +324,106 @@ class Transformer(nnx.Module):
     def decode_tokens(
         self, tokens_bl: jax.Array, state: DecodingState, *, prefix: bool = False
     ) -> tuple[jax.Array, DecodingState]:
-        """Feed the next tokens of every row; logits [batch, length, vocab], and the state after.
+        """Decode the next tokens of every sequence.
 
-        With `prefix` the tokens see each other both ways, as a prefix LM's inputs do.
+        Args:
+            tokens_bl: The tokens [sequences, length], at the positions from `state.length` on.
+            state: The state before them.
+            prefix: Whether the tokens attend to each other in both directions, as a prefix LM's
+                inputs do.
+
+        Returns:
+            Logits [sequences, length, vocab], and the state after the tokens.
         """
-        length, max_length = tokens_bl.shape[1], state.caches[0].own.k_bkhd.shape[1]
-        place_bl = jnp.broadcast_to(state.length + jnp.arange(length), tokens_bl.shape)
-        first_b1 = jnp.zeros_like(place_bl[:, :1])
+        length, max_length = tokens_bl.shape[1], state.caches[0].self_kv.k_bkhd.shape[1]
+        # Index in the cache of each token, of a sequence's first token, and of the last key that
+        # each token attends to.
+        index_bl = jnp.broadcast_to(state.length + jnp.arange(length), tokens_bl.shape)
+        first_b1 = jnp.zeros_like(index_bl[:, :1])
         if state.padding_b is not None:
             first_b1 = state.padding_b[:, None]
-        both_ways = self.config.decoder_buckets_bidirectional
-        last_bl = jnp.full_like(place_bl, state.length + length - 1) if prefix else place_bl
-        places_k = jnp.arange(max_length)
+        last_bl = jnp.full_like(index_bl, state.length + length - 1) if prefix else index_bl
+        index_k = jnp.arange(max_length)
+        bidirectional = self.config.decoder_buckets_bidirectional
         cross_mask_bhqk = None
         if state.real_inputs_bk is not None:
             cross_mask_bhqk = state.real_inputs_bk[:, None, None, :]
-        around = LayerContext(
-            segments_bl=(place_bl >= first_b1).astype(jnp.int32),
-            positions_bl=jnp.maximum(place_bl - first_b1, 0),
-            self_mask_bhqk=(places_k <= last_bl[:, None, :, None])
-            & (places_k >= first_b1[:, None, :, None]),
-            bias=lambda table: table.from_place(
-                state.length, length, max_length, bidirectional=both_ways
+        context = LayerContext(
+            segments_bl=(index_bl >= first_b1).astype(jnp.int32),
+            positions_bl=jnp.maximum(index_bl - first_b1, 0),
+            self_mask_bhqk=(index_k <= last_bl[:, None, :, None])
+            & (index_k >= first_b1[:, None, :, None]),
+            bias=lambda table: table.from_position(
+                state.length, length, max_length, bidirectional=bidirectional
             ),
             cross_mask_bhqk=cross_mask_bhqk,
-            written=state.length,
+            cache_length=state.length,
         )
-        x_ble = self.decoder_places(self._embed(tokens_bl), around.positions_bl, None)
+        x_ble = self.decoder_places(self._embed(tokens_bl), context.positions_bl, None)
         if self.config.share_stacks:
-            x_ble, caches = self.encoder.step(x_ble, around, state.caches, cross_layers=self.cross)
+            x_ble, caches = self.encoder.decode_step(
+                x_ble, context, state.caches, cross_layers=self.cross
+            )
         else:
-            x_ble, caches = self.decoder.step(x_ble, around, state.caches)
+            x_ble, caches = self.decoder.decode_step(x_ble, context, state.caches)
         return self.logits(x_ble), state._replace(caches=caches, length=state.length + length)
 
     def decode_token(
         self, tokens_b: jax.Array, state: DecodingState
     ) -> tuple[jax.Array, DecodingState]:
-        """Feed one token a row; logits [batch, vocab] of the next one, and the state after it."""
+        """Decode one token of every sequence.
+
+        Args:
+            tokens_b: The tokens [sequences].
+            state: The state before them.
+
+        Returns:
+            Logits [sequences, vocab] of the next tokens, and the state after the given ones.
+        """
         logits_blv, state = self.decode_tokens(tokens_b[:, None], state)
         return logits_blv[:, 0], state
 
     def _embed(self, tokens_bl: jax.Array) -> jax.Array:
         return shard(self.token_embedder(tokens_bl), "batch", "length", None)
 
-    def _crosses(self) -> list[CrossAttention]:
-        """The cross-attention of every layer."""
-        units = unstacked(self.cross if self.config.share_stacks else self.decoder.layers)
+    def _cross_attentions(self) -> list[CrossAttention]:
+        """Return the cross-attention of each decoder layer."""
+        units = unstack_modules(self.cross if self.config.share_stacks else self.decoder.layers)
         if self.config.share_stacks:
             return units
         if self.config.moe is None:
             return [layer.cross for layer in units]
-        return [cross for block in units for cross in block.crosses()]
+        return [cross for block in units for cross in block.cross_attentions()]
 
 
-def _text(batch: Batch, side: str, tokens_bl: jax.Array, padding_of: str | None = None) -> Text:
-    """One side of a batch; what its features leave out is one segment, zeros at its end aside."""
+def _token_sequence(
+    batch: Batch, side: str, tokens_bl: jax.Array, padding_feature: str | None = None
+) -> TokenSequence:
+    """Take one side of a batch, with default segments and positions for rows of one example.
+
+    `padding_feature` is the feature whose trailing zeros are padding; by default the tokens.
+    """
     segments_bl = batch.get(f"{side}_segment_ids")
     if segments_bl is None:
-        source = tokens_bl if padding_of is None else batch.get(padding_of, tokens_bl)
+        source = tokens_bl if padding_feature is None else batch.get(padding_feature, tokens_bl)
+        # 1 up to the last token that is not 0: a 0 within the row is no padding.
         segments_bl = jax.lax.cummax((source > 0).astype(jnp.int32), axis=1, reverse=True)
     positions_bl = batch.get(f"{side}_positions")
     if positions_bl is None:
         positions_bl = jnp.broadcast_to(jnp.arange(tokens_bl.shape[1]), tokens_bl.shape)
-    return Text(tokens_bl, segments_bl, positions_bl)
+    return TokenSequence(tokens_bl, segments_bl, positions_bl)
 
 
-def abstract(config: TransformerConfig) -> tuple[nnx.GraphDef, Params, Any]:
-    """The model without its numbers: graph definition, shapes and logical axes of the weights.
+def abstract_model(config: TransformerConfig) -> tuple[nnx.GraphDef, Params, Any]:
+    """Describe a model without allocating its weights.
 
-    Nothing is allocated. Shapes and axes are nested dicts of the same structure; stacked weights
-    carry "layers" in front of what their layer declared.
+    Args:
+        config: The model.
+
+    Returns:
+        The graph definition for `bind`; the weights as `jax.ShapeDtypeStruct`s in nested dicts; and
+        their logical axes in nested dicts of the same structure. Stacked weights have "layers"
+        before the axes that the layer declares.
     """
     model = jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(params=0)))
     graphdef, state = nnx.split(model)
@@ -334,19 +435,32 @@ def abstract(config: TransformerConfig) -> tuple[nnx.GraphDef, Params, Any]:
     axes = {
         "/".join(map(str, path)): axes_of(variable) for path, variable in nnx.to_flat_state(state)
     }
-    return graphdef, nnx.to_pure_dict(state), nested(axes)
+    return graphdef, nnx.to_pure_dict(state), unflatten(axes)
 
 
 def initialize(config: TransformerConfig, key: jax.Array) -> Params:
-    """Fresh float32 weights as a nested dict; jit it with shardings to place them."""
+    """Initialize the weights; jit it with `out_shardings` to create them on the mesh.
+
+    Args:
+        config: The model.
+        key: PRNG key.
+
+    Returns:
+        Nested dicts of float32 arrays.
+    """
     return nnx.to_pure_dict(nnx.state(Transformer(config, rngs=nnx.Rngs(params=key))))
 
 
 def bind(graphdef: nnx.GraphDef, params: Params) -> Transformer:
-    """The model that has these weights. Call it inside traced functions: it is free there."""
+    """Combine graph definition and weights into a model; costs nothing in a traced function.
+
+    Args:
+        graphdef: From `abstract_model`.
+        params: The weights.
+    """
     return nnx.merge(graphdef, nnx.State(params))
 
 
 def num_parameters(config: TransformerConfig) -> int:
-    """How many weights the model has."""
-    return sum(leaf.size for leaf in jax.tree.leaves(abstract(config)[1]))
+    """Return the number of parameters of a model."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_model(config)[1]))

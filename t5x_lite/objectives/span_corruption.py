@@ -1,7 +1,10 @@
-"""Self-supervised objectives: from pieces of text to inputs and targets.
+"""The interface of self-supervised objectives, and span corruption, T5's objective.
 
-An objective is a frozen value that says how long a piece of text fills the configured features, and
-what becomes of such pieces. It neither tokenizes nor appends EOS.
+An objective maps chunks of text, as token ids, to inputs and targets. It also computes how many
+tokens of text fill the configured features. It neither tokenizes nor appends EOS. Objectives are
+frozen dataclasses and pure functions of chunks and keys.
+
+Array names: b chunks of the batch, l positions.
 """
 
 from collections.abc import Mapping
@@ -17,56 +20,85 @@ from t5x_lite.objectives.feature_lengths import check_targets, length_of
 from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.spans import Rows
 
-EosAfter = Literal["pieces", "documents"]
+EosAfter = Literal["chunks", "documents"]
 
 
 class Objective(Protocol):
-    """What the data path asks of an objective.
+    """What the data pipeline requires of an objective.
 
-    `eos_after` says where EOS goes: after both features of every piece, or after every document. In
-    the second case a piece's tokens include the EOS of the documents that end in it, and its
-    features get none (but no feature is empty: an empty one becomes EOS alone).
+    Attributes:
+        eos_after: "chunks": EOS is appended to both features of every chunk. "documents": the text
+            contains the EOS of each document, and nothing is appended to features, except that an
+            empty feature becomes EOS alone.
     """
 
     eos_after: ClassVar[EosAfter]
 
     @property
     def documents_per_group(self) -> int:
-        """How many consecutive documents are joined before they are cut into pieces."""
+        """Number of consecutive documents that are concatenated before they are cut into chunks."""
         ...
 
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
-        """Return how many tokens of text fill the features, EOS of each feature included.
+        """Compute how many tokens of text fill the features, leaving room for EOS.
 
-        Raises ConfigError where the features cannot hold what the objective makes. Where the
-        length of what it makes is random, the features must hold the average; what is longer is
-        cut by the caller, which keeps its EOS.
+        If the lengths of the features are random, the configured ones must hold the average; the
+        caller truncates what is longer and keeps EOS.
+
+        Args:
+            feature_lengths: Length of "inputs" and "targets" (TASK_FEATURE_LENGTHS), EOS included.
+
+        Returns:
+            Length of a chunk.
+
+        Raises:
+            ConfigError: The features cannot hold what the objective makes.
         """
         ...
 
     def sentinels_needed(self, feature_lengths: Mapping[str, int]) -> int:
-        """Return how many sentinels a piece takes at most; the vocabulary must have as many."""
+        """Return the largest number of sentinels of a chunk, which the vocabulary must have.
+
+        Args:
+            feature_lengths: As for `raw_length`.
+        """
         ...
 
     def lengths(
         self, lengths_b: NDArray[np.integer], keys_b2: NDArray[np.uint32]
     ) -> dict[str, NDArray[np.int64]]:
-        """Return how long the features of pieces of these lengths are, without EOS: [b] each.
+        """Compute the lengths of the features that `__call__` makes with the same keys.
 
-        What `__call__` makes of the same keys is as long; packing asks before any text is read.
+        Packing uses them before any text is read.
+
+        Args:
+            lengths_b: Length of each chunk [b].
+            keys_b2: Key of each chunk, uint32 [b, 2].
+
+        Returns:
+            int64 [b] for each feature, without appended EOS.
         """
         ...
 
     def __call__(
         self, rows: Rows, keys_b2: NDArray[np.uint32], sentinels: Sentinels
     ) -> dict[str, Rows]:
-        """Return the features of each piece, without EOS. Row i depends on row i and key i only."""
+        """Make the features of chunks; row i depends on chunk i and key i only.
+
+        Args:
+            rows: The chunks.
+            keys_b2: Key of each chunk, uint32 [b, 2].
+            sentinels: The vocabulary's sentinels.
+
+        Returns:
+            Rows of each feature, without appended EOS.
+        """
         ...
 
 
 @runtime_checkable
 class PairObjective(Protocol):
-    """An objective that also wants, with each piece, another one drawn from the same task."""
+    """An objective that combines each chunk with another one drawn from the same task (BERT)."""
 
     def pair_lengths(
         self,
@@ -74,54 +106,87 @@ class PairObjective(Protocol):
         other_lengths_b: NDArray[np.integer],
         keys_b2: NDArray[np.uint32],
     ) -> dict[str, NDArray[np.int64]]:
-        """Return what `Objective.lengths` does, for pieces and others of these lengths."""
+        """Compute the lengths of the features that `pair` makes with the same keys.
+
+        Args:
+            lengths_b: Length of each chunk [b].
+            other_lengths_b: Length of the other chunk of each [b].
+            keys_b2: Key of each chunk, uint32 [b, 2].
+
+        Returns:
+            int64 [b] for each feature, without appended EOS.
+        """
         ...
 
     def pair(
         self, rows: Rows, others: Rows, keys_b2: NDArray[np.uint32], sentinels: Sentinels
     ) -> dict[str, Rows]:
-        """Return what `Objective.__call__` does, from each piece and the other beside it."""
+        """Make the features of pairs of chunks.
+
+        Args:
+            rows: The chunks.
+            others: The other chunk of each.
+            keys_b2: Key of each chunk, uint32 [b, 2].
+            sentinels: The vocabulary's sentinels.
+
+        Returns:
+            Rows of each feature, without appended EOS.
+        """
         ...
 
 
 @runtime_checkable
-class PredictsInPlace(Protocol):
-    """An objective of encoders, which gives more than "inputs" and "targets".
+class TokenLevelObjective(Protocol):
+    """An objective for encoders, which predict tokens at the positions of the inputs.
 
-    beside_inputs: features with one number for each token of the inputs, and the number each has at
-    the EOS that ends them; one is "weights", 1 where a prediction counts. labels: features of one
-    number for a whole example.
+    Attributes:
+        aligned_features: Additional features with one value per token of the inputs, and the value
+            of each at the EOS that ends them. One is "weights", 1 for positions that are predicted.
+        labels: Additional features with one value per example.
     """
 
-    beside_inputs: ClassVar[Mapping[str, int]]
+    aligned_features: ClassVar[Mapping[str, int]]
     labels: ClassVar[tuple[str, ...]]
 
 
 @runtime_checkable
-class RandomPieces(Protocol):
-    """An objective whose pieces have a length of their own in every group of documents."""
+class RandomLengthObjective(Protocol):
+    """An objective whose chunk length is drawn for each group of documents."""
 
-    def piece_lengths(self, longest: int, keys_b2: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """Return how long the pieces of each group are, at most `longest` tokens: [b]."""
+    def chunk_lengths(self, longest: int, keys_b2: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """Draw the chunk length of each group of documents.
+
+        Args:
+            longest: Largest chunk length, which fills the features.
+            keys_b2: Key of each group, uint32 [b, 2].
+
+        Returns:
+            int64 [b].
+        """
         ...
 
 
 @dataclass(frozen=True)
 class SpanCorruption:
-    """T5's objective: random spans are cut out of the inputs and spelt out in the targets.
+    """T5's objective: random spans of the text are replaced by sentinels and predicted.
 
         text      Thank you for inviting me to your party last week
         inputs    Thank you <X> me to your party <Y> week
         targets   <X> for inviting <Y> last
 
-    The default, 15 % of the tokens in spans of 3 on average, is the one T5 1.0, T5 1.1 and mT5 were
-    trained with (Raffel et al. 2020, tables 5 to 7). `documents_per_group` documents are joined
-    without a separator before they are cut; 1 keeps every piece inside one document.
+    The defaults are those of T5 1.0, T5 1.1 and mT5 (Raffel et al. 2020, tables 5 to 7).
 
-    random_roll: turn the mask of a piece round, so that it may begin with noise or end with text.
-    reserved_for_packing: tokens of the inputs that a piece leaves free, for others to be packed in.
-    borrow_pieces: mark spans beyond the vocabulary's sentinels with its last pieces, as the T5
-    library does; otherwise settings that need more than it has are refused.
+    Attributes:
+        noise_density: Fraction of tokens that are replaced.
+        mean_noise_span_length: Mean length of the replaced spans, in tokens.
+        documents_per_group: Number of documents that are concatenated, without a separator, before
+            they are cut into chunks; 128 as in the T5 library. 1 keeps chunks within a document.
+        random_roll: Rotate the mask of each chunk, so that it may start with noise or end with
+            text.
+        reserved_for_packing: Tokens of the inputs that a chunk leaves free, so that other examples
+            can be packed into its row.
+        borrow_pieces: Mark spans beyond the vocabulary's sentinels with its last pieces of text, as
+            the T5 library does. False raises an error for settings that need more sentinels.
     """
 
     noise_density: float = 0.15
@@ -131,18 +196,18 @@ class SpanCorruption:
     reserved_for_packing: int = 0
     borrow_pieces: bool = False
 
-    eos_after: ClassVar[EosAfter] = "pieces"
+    eos_after: ClassVar[EosAfter] = "chunks"
 
     def __post_init__(self):
-        """Refuse settings that no text could be corrupted by."""
+        """Check the settings."""
         require_field(self, "noise_density", 0 < self.noise_density < 1, "in (0, 1)")
         for name in ("mean_noise_span_length", "documents_per_group"):
             require_field(self, name, getattr(self, name) >= 1, "at least 1")
         require_field(self, "reserved_for_packing", self.reserved_for_packing >= 0, "0 or more")
 
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
-        """Return how many tokens of text fill the inputs: 568 for 512 inputs and 114 targets."""
-        cut = int(self.random_roll)  # a rolled mask may cut a span in two
+        """Compute the chunk length; by default 568 for inputs of 512 and targets of 114 tokens."""
+        cut = int(self.random_roll)  # a rotated mask may cut one span in two: one more sentinel
         inputs_length = length_of(
             feature_lengths,
             "inputs",
@@ -156,8 +221,8 @@ class SpanCorruption:
             noise_density=self.noise_density,
             mean_noise_span_length=self.mean_noise_span_length,
         )
-        # The T5 library's arithmetic, in float64 and with no span at all for very little noise, is
-        # off by a token here and there: what the masks make counts.
+        # The T5 library's formula rounds in float64 and allows no span at all for very little
+        # noise, so it can differ from its masks by a token. The masks' lengths are decisive.
         inputs, targets = self._counts(raw_length)
         while inputs >= filled_length and raw_length > 1:
             raw_length -= 1
@@ -171,7 +236,7 @@ class SpanCorruption:
         return raw_length
 
     def sentinels_needed(self, feature_lengths: Mapping[str, int]) -> int:
-        """Return the number of spans of a full piece, or 1 where pieces are borrowed."""
+        """Return the number of spans of a full chunk, or 1 if pieces are borrowed."""
         if self.borrow_pieces:
             return 1
         raw_length = np.array([max(self.raw_length(feature_lengths), 2)])
@@ -181,13 +246,13 @@ class SpanCorruption:
     def lengths(
         self, lengths_b: NDArray[np.integer], keys_b2: NDArray[np.uint32]
     ) -> dict[str, NDArray[np.int64]]:
-        """Return the lengths of "inputs" and "targets", which chance touches only by a roll."""
+        """Compute the lengths of "inputs" and "targets"; they are random only if masks rotate."""
         lengths_b = np.asarray(lengths_b, np.int64)
         if self.random_roll:
             mask_bl = self._mask(lengths_b, keys_b2, int(lengths_b.max(initial=0)))
             return {
-                "inputs": noise.length_with("sentinels", lengths_b, mask_bl),
-                "targets": noise.length_with("sentinels", lengths_b, ~mask_bl),
+                "inputs": noise.replaced_lengths("sentinels", lengths_b, mask_bl),
+                "targets": noise.replaced_lengths("sentinels", lengths_b, ~mask_bl),
             }
         inputs_b, targets_b = self._unrolled_lengths(lengths_b)
         return {"inputs": inputs_b, "targets": targets_b}
@@ -195,10 +260,10 @@ class SpanCorruption:
     def __call__(
         self, rows: Rows, keys_b2: NDArray[np.uint32], sentinels: Sentinels
     ) -> dict[str, Rows]:
-        """Return "inputs" (noise spans as sentinels) and "targets" (kept spans as sentinels)."""
+        """Make "inputs", with noise spans as sentinels, and "targets", with kept spans as such."""
         mask_bl = self._mask(rows.lengths, keys_b2, rows.tokens.shape[1])
         if self.borrow_pieces:
-            sentinels = noise.with_borrowed_pieces(sentinels)
+            sentinels = noise.extend_sentinels(sentinels)
         return {
             "inputs": noise.noise_spans_to_unique_sentinel(rows, mask_bl, sentinels),
             "targets": noise.noise_spans_to_unique_sentinel(rows, ~mask_bl, sentinels),
@@ -217,16 +282,18 @@ class SpanCorruption:
         )
 
     def _counts(self, raw_length: int) -> tuple[int, int]:
+        """Lengths of inputs and targets of one chunk, without EOS."""
         inputs_b, targets_b = self._unrolled_lengths(np.array([raw_length]))
         return int(inputs_b[0]), int(targets_b[0])
 
     def _unrolled_lengths(
         self, lengths_b: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Lengths of inputs and targets without EOS, where no mask is rotated."""
         noise_b, spans_b = spans.noise_counts(
             np.maximum(lengths_b, 2), self.noise_density, self.mean_noise_span_length
         )
-        # The noise of a single token is the second of the two that its mask is cut from.
+        # A chunk of one token has the mask of the first of two, which is kept.
         noise_b = np.where(lengths_b < 2, 0, noise_b)
         return (
             lengths_b - noise_b + np.where(lengths_b < 2, 0, spans_b),

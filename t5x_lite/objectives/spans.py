@@ -1,9 +1,12 @@
-"""The masks of random spans, and the lengths of what is made with them.
+"""Random span masks of span corruption, and the resulting feature lengths.
 
-Everything works on a batch of rows at once and is a pure function of (tokens, keys). With the same
-seeds the masks equal those of the T5 library bit for bit.
+All functions work on a batch and are pure functions of lengths and keys. With the same seeds the
+masks equal those of the T5 library bit for bit.
 
-Sources: Raffel et al. 2020 (T5), section 3.1.4 and table 3; the T5 library's preprocessors.
+Sources: Raffel et al. 2020 (T5), section 3.1.4 and table 3; the T5 library's preprocessors
+(`random_spans_noise_mask`, `random_spans_helper`).
+
+Array names: b rows of the batch, l positions, s spans, g gaps between items.
 """
 
 from typing import NamedTuple
@@ -15,7 +18,12 @@ from t5x_lite.objectives import philox
 
 
 class Rows(NamedTuple):
-    """Token rows of unequal length: `tokens` int32 [batch, length], 0 beyond each of `lengths`."""
+    """A batch of token sequences of unequal length.
+
+    Attributes:
+        tokens: int32 [batch, width], 0 beyond a row's length.
+        lengths: int32 [batch].
+    """
 
     tokens: NDArray[np.int32]
     lengths: NDArray[np.int32]
@@ -30,31 +38,42 @@ def random_spans_mask(
     max_length: int,
     random_roll: bool = False,
 ) -> NDArray[np.bool_]:
-    """Return which tokens of each row are noise: [b, max_length], False beyond a row's length.
+    """Draw the noise masks of span corruption.
 
-    A row of n tokens has round(n * density) noise tokens (at least 1, at most n - 1) in
-    round(noise / mean length) spans (at least 1); all ways to cut the noise and the kept tokens
-    into that many positive parts are equally likely. Kept and noise spans alternate, a kept one
-    first, so a row begins with kept tokens and ends with noise:
+    A row of n tokens has round(n * noise_density) noise tokens, at least 1 and at most n - 1, in
+    round(noise tokens / mean_noise_span_length) spans, at least 1. All partitions of the noise
+    tokens and of the kept tokens into that many positive parts are equally likely. Kept and noise
+    spans alternate, starting with a kept one, so a row starts with kept tokens and ends with noise:
 
-        length 11, density 0.15, mean 3   ->   . . . . . . . . . N N
+        length 11, noise_density 0.15, mean_noise_span_length 3   ->   . . . . . . . . . N N
 
-    Rounding is half to even, in float32, as TensorFlow does. Where the settings ask for more spans
-    than there are kept tokens (very high densities), the spans are as many as fit.
+    Rounding is half to even, in float32, as in TensorFlow. If there are fewer kept tokens than
+    spans (very high densities), the number of spans is reduced to fit.
 
-    `random_roll` turns each row's mask round by a uniform number of places: a row may then begin
-    with noise or end with kept tokens, and a span may be cut in two by the row's ends.
+    Args:
+        lengths_b: Length of each row [b].
+        noise_density: Fraction of tokens that are noise.
+        mean_noise_span_length: Mean length of noise spans, in tokens.
+        keys_b2: Key of each row, uint32 [b, 2].
+        max_length: Width of the masks.
+        random_roll: Rotate each mask by a uniform number of positions. A row may then start with
+            noise or end with kept tokens, and its ends may cut a span in two.
+
+    Returns:
+        bool [b, max_length], True for noise, False beyond a row's length.
     """
     lengths_b = np.asarray(lengths_b, np.int64)
     if noise_density == 0:
         return np.zeros((len(lengths_b), max_length), np.bool_)
-    totals_b = np.maximum(lengths_b, 2)  # a row of one token is cut from a row of two
+    totals_b = np.maximum(lengths_b, 2)  # a row of one token has the first of two tokens' mask
     noise_b, spans_b = noise_counts(totals_b, noise_density, mean_noise_span_length)
     keys_bs2 = philox.split(keys_b2, 2)
+    # End of each noise span counted in noise tokens, and of each kept span in kept tokens, [b, s].
     noise_ends_bs = _random_composition(noise_b, spans_b, keys_bs2[:, 0])
     kept_ends_bs = _random_composition(totals_b - noise_b, spans_b, keys_bs2[:, 1])
 
-    # A position is noise where an odd number of spans has ended; a row's last span ends with it.
+    # Mark where each noise span starts and ends in the row; then a position is noise if an odd
+    # number of marks precede it, which a running exclusive-or computes.
     is_noise_bl = np.zeros((len(lengths_b), max_length + 1), np.bool_)
     row_b1 = np.arange(len(lengths_b))[:, None]
     noise_starts_bs = kept_ends_bs.copy()
@@ -74,11 +93,22 @@ def span_corruption_lengths(
     extra_tokens_per_span_inputs: int = 1,
     extra_tokens_per_span_targets: int = 1,
 ) -> tuple[int, int]:
-    """Return (raw length, targets length): how much text fills inputs of `inputs_length` tokens.
+    """Compute how much text fills the inputs, and how long the targets then are.
 
-    Both features end in EOS, which is counted. Example: 512 at density 0.15 and mean length 3 gives
-    (568, 114): 85 noise tokens in 28 spans. At a density of exactly 0.5 where the targets come out
-    longer than the inputs, both results are one less, as in the T5 library.
+    Example: inputs of 512 tokens at noise density 0.15 and mean span length 3 give (568, 114):
+    85 noise tokens in 28 spans. This is the T5 library's `random_spans_helper`, including its
+    exception: at a density of exactly 0.5, both results are one less if the targets would be longer
+    than the inputs.
+
+    Args:
+        inputs_length: Length of the inputs, EOS included.
+        noise_density: Fraction of tokens that are noise.
+        mean_noise_span_length: Mean length of noise spans, in tokens.
+        extra_tokens_per_span_inputs: Tokens that replace a noise span in the inputs: a sentinel.
+        extra_tokens_per_span_targets: Tokens that replace a kept span in the targets: a sentinel.
+
+    Returns:
+        Number of tokens of text, without EOS, and length of the targets, EOS included.
     """
 
     def lengths(raw_length: int) -> tuple[int, int]:
@@ -101,9 +131,18 @@ def span_corruption_lengths(
 def noise_counts(
     totals_b: NDArray[np.int64], noise_density: float, mean_noise_span_length: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return how many noise tokens and how many noise spans a row of each length has."""
-    asked_b = np.round(totals_b.astype(np.float32) * np.float32(noise_density)).astype(np.int64)
-    noise_b = np.clip(asked_b, 1, totals_b - 1)
+    """Compute the number of noise tokens and of noise spans of each row.
+
+    Args:
+        totals_b: Length of each row [b], at least 2.
+        noise_density: Fraction of tokens that are noise.
+        mean_noise_span_length: Mean length of noise spans, in tokens.
+
+    Returns:
+        Noise tokens [b] and noise spans [b].
+    """
+    rounded_b = np.round(totals_b.astype(np.float32) * np.float32(noise_density)).astype(np.int64)
+    noise_b = np.clip(rounded_b, 1, totals_b - 1)
     mean = np.float32(mean_noise_span_length)
     spans_b = np.round(noise_b.astype(np.float32) / mean).astype(np.int64)
     return noise_b, np.clip(spans_b, 1, np.minimum(noise_b, totals_b - noise_b))
@@ -112,34 +151,34 @@ def noise_counts(
 def _roll(
     mask_bl: NDArray[np.bool_], lengths_b: NDArray[np.int64], keys_bs2: NDArray[np.uint32]
 ) -> NDArray[np.bool_]:
-    """Turn each row's mask to the right by a number of places drawn from its length."""
+    """Rotate each row's mask to the right by a number of positions drawn below its length."""
     (a_b, b_b), (c_b, d_b) = keys_bs2.transpose(1, 2, 0)
     bits_b = philox.random_bits(np.stack([a_b + d_b, b_b - c_b], axis=1), 1)[:, 0]
     offset_b = bits_b % np.maximum(lengths_b, 2)
-    place_bl = np.arange(mask_bl.shape[1]) - offset_b[:, None]
-    place_bl %= np.maximum(lengths_b, 1)[:, None]
+    source_bl = np.arange(mask_bl.shape[1]) - offset_b[:, None]
+    source_bl %= np.maximum(lengths_b, 1)[:, None]
     inside_bl = np.arange(mask_bl.shape[1]) < lengths_b[:, None]
-    return np.take_along_axis(mask_bl, np.where(inside_bl, place_bl, 0), axis=1) & inside_bl
+    return np.take_along_axis(mask_bl, np.where(inside_bl, source_bl, 0), axis=1) & inside_bl
 
 
 def _random_composition(
     items_b: NDArray[np.int64], parts_b: NDArray[np.int64], keys_b2: NDArray[np.uint32]
 ) -> NDArray[np.int64]:
-    """Cut `items` into `parts` positive parts, uniformly at random: their ends, [b, most parts].
+    """Split `items` into `parts` positive parts, uniformly at random; return their ends [b, s].
 
-    The items - 1 places between two items are put in random order (argsort of uniforms, by sorting
-    each with its place below it); a cut is made where one of the first parts - 1 numbers landed.
-    Beyond a row's parts stands the end of its last one.
+        items 5, parts 2, order of the gaps 2 0 3 1   ->   cut in gap 1   ->   ends 2 5
+
+    There are items - 1 gaps between items. parts - 1 cuts are shuffled among them, as in the T5
+    library: gap g is cut if a random order of the gaps has one of 0 ... parts - 2 at position g.
+    Entries beyond a row's parts are the end of its last one.
     """
     gaps = max(int(items_b.max(initial=1)) - 1, 0)
     inside_bg = np.arange(gaps) < (items_b - 1)[:, None]
-    sorted_bg = philox.mantissas(keys_b2, gaps).astype(np.uint64) << np.uint64(32)
-    sorted_bg |= np.arange(gaps, dtype=np.uint64)
-    sorted_bg[~inside_bg] = np.iinfo(np.uint64).max
-    sorted_bg.sort(axis=1)
-    order_bg = sorted_bg.astype(np.uint32)
+    order_bg = philox.random_order(keys_b2, items_b - 1, gaps)
     cuts_bg = (order_bg < (parts_b - 1)[:, None]) & inside_bg
     ends_bs = np.repeat(items_b[:, None], int(parts_b.max(initial=1)), axis=1)
+    # Both masks have parts - 1 True entries per row, in the same order. A cut in gap g ends a part
+    # after g + 1 items.
     is_cut_bs = np.arange(ends_bs.shape[1]) < (parts_b - 1)[:, None]
     ends_bs[is_cut_bs] = np.flatnonzero(cuts_bg) % max(gaps, 1) + 1
     return ends_bs

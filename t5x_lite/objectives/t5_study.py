@@ -1,10 +1,11 @@
-"""The objectives of the T5 study: a mask, what replaces noise in the inputs, what in the targets.
+"""Objectives of the T5 paper's study: a noise mask, and replacements for inputs and targets.
 
-The examples show the paper's own sentence, "Thank you for inviting me to your party last week .",
-with M the mask token and X, Y, Z sentinels.
+The examples show the paper's sentence, "Thank you for inviting me to your party last week .", with
+M the mask token and X, Y, Z sentinels. `Denoising` combines any mask and replacements; its
+subclasses are the combinations of the study.
 
-Source: Raffel et al. 2020 (T5), sections 3.3 and table 3; the T5 library's preprocessors, whose
-bits these are; Song et al. 2019 (MASS).
+Source: Raffel et al. 2020 (T5), section 3.3 and table 3, and the T5 library's preprocessors, whose
+outputs these equal bit for bit; Song et al. 2019 (MASS).
 """
 
 import math
@@ -28,17 +29,23 @@ MaskName = Literal["iid", "regular", "suffix", "block", "all"]
 
 @dataclass(frozen=True)
 class Denoising:
-    """Any combination of a mask with what replaces noise in the inputs and text in the targets.
+    """Denoising with any combination of a mask and replacements (T5's `denoise`).
 
-    mask: "iid", "regular" (spans), "suffix" (all after a random prefix), "block" (one), "all".
-    inputs: what noise becomes in the inputs. targets: what the rest becomes in the targets, or
-    "nothing" for the whole text. See `noise` for the ten.
-    borrow_pieces: mark spans beyond the vocabulary's sentinels with its last pieces, as the T5
-    library does: the number of spans of an i.i.d. mask is random, and at 25 % and 50 % above 100.
+    A chunk is one token shorter than the inputs, for EOS. The length of the targets is random with
+    "iid" and "regular" masks; the feature must hold the average, and longer targets are truncated,
+    as in the study (144 on average for inputs of 512 at 15 % with sentinels; the study has 192).
 
-    A piece is one token shorter than the inputs. The length of the targets is random for "iid" and
-    "regular" masks: they must hold the average and are cut beyond, as in the study (of 512 inputs
-    at 15 % with sentinels: 144 on average; the study took 192).
+    Attributes:
+        mask: Which tokens are noise: "iid" (independent), "regular" (equal spans at equal
+            distances), "suffix" (all after a random prefix), "block" (one span), or "all".
+        inputs: Replacement of noise in the inputs (`noise.Replacement`).
+        targets: Replacement of the other tokens in the targets; "nothing" for the whole text.
+        noise_density: Fraction of tokens that are noise.
+        documents_per_group: Number of documents that are concatenated before they are cut into
+            chunks; 128 as in the T5 library. 1 keeps each chunk within a document.
+        borrow_pieces: Mark spans beyond the vocabulary's sentinels with its last pieces of text, as
+            the T5 library does. The number of spans of an "iid" mask is random and exceeds 100 at
+            densities of 25 % and 50 %.
     """
 
     mask: MaskName = "iid"
@@ -48,10 +55,10 @@ class Denoising:
     documents_per_group: int = 128
     borrow_pieces: bool = True
 
-    eos_after: ClassVar[EosAfter] = "pieces"
+    eos_after: ClassVar[EosAfter] = "chunks"
 
     def __post_init__(self):
-        """Refuse settings that no text could be corrupted by."""
+        """Check the settings."""
         density = self.noise_density
         if self.mask in ("suffix", "all"):
             most = {"suffix": 0.5, "all": 1.0}[self.mask]
@@ -61,7 +68,7 @@ class Denoising:
         require_field(self, "documents_per_group", self.documents_per_group >= 1, "at least 1")
 
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
-        """Return how many tokens of text fill the inputs: one less than they hold."""
+        """Compute the chunk length: that of the inputs without EOS."""
         name = type(self).__name__
         inputs_length = length_of(feature_lengths, "inputs", least=3, objective=name)
         length_of(feature_lengths, "targets", least=1, objective=name)
@@ -69,12 +76,12 @@ class Denoising:
             feature_lengths,
             self._targets_length(inputs_length - 1),
             made_by=f"{name} of inputs of {inputs_length} tokens",
-            average=self.mask in ("iid", "regular") and self.targets in _SHORTENING,
+            average=self.mask in ("iid", "regular") and self.targets in noise.SHORTENING,
         )
         return inputs_length - 1
 
     def sentinels_needed(self, feature_lengths: Mapping[str, int]) -> int:
-        """Return 1, or half a piece where unique sentinels are used and none are borrowed."""
+        """Return 1, or half the chunk length for unique sentinels that are not borrowed."""
         if self.borrow_pieces or "sentinels" not in (self.inputs, self.targets):
             return 1
         return (self.raw_length(feature_lengths) + 1) // 2
@@ -82,24 +89,26 @@ class Denoising:
     def lengths(
         self, lengths_b: NDArray[np.integer], keys_b2: NDArray[np.uint32]
     ) -> dict[str, NDArray[np.int64]]:
-        """Return the lengths of "inputs" and "targets", from the mask drawn for each piece."""
+        """Compute the lengths of "inputs" and "targets" from the mask drawn for each chunk."""
         mask_bl = self._mask(lengths_b, keys_b2, int(np.max(lengths_b, initial=0)))
         return {
-            "inputs": noise.length_with(self.inputs, lengths_b, mask_bl),
-            "targets": noise.length_with(self.targets, lengths_b, ~mask_bl),
+            "inputs": noise.replaced_lengths(self.inputs, lengths_b, mask_bl),
+            "targets": noise.replaced_lengths(self.targets, lengths_b, ~mask_bl),
         }
 
     def __call__(
         self, rows: Rows, keys_b2: NDArray[np.uint32], sentinels: Sentinels
     ) -> dict[str, Rows]:
-        """Return "inputs" and "targets"."""
+        """Make "inputs" and "targets"."""
         mask_bl = self._mask(rows.lengths, keys_b2, rows.tokens.shape[1])
         if self.borrow_pieces:
-            sentinels = noise.with_borrowed_pieces(sentinels)
+            sentinels = noise.extend_sentinels(sentinels)
         keys_bs2 = philox.split(keys_b2, 6)  # two each for mask, inputs and targets
         return {
-            "inputs": noise.replace(self.inputs, rows, mask_bl, sentinels, keys_bs2[:, 2:4]),
-            "targets": noise.replace(self.targets, rows, ~mask_bl, sentinels, keys_bs2[:, 4:6]),
+            "inputs": noise.replace_noise(self.inputs, rows, mask_bl, sentinels, keys_bs2[:, 2:4]),
+            "targets": noise.replace_noise(
+                self.targets, rows, ~mask_bl, sentinels, keys_bs2[:, 4:6]
+            ),
         }
 
     def _mask(
@@ -108,30 +117,34 @@ class Denoising:
         inside_bl = np.arange(max_length) < np.asarray(lengths_b)[:, None]
         if self.mask == "all":
             return inside_bl
-        drawn_bl = _MASKS[self.mask](
+        mask_bl = _MASKS[self.mask](
             lengths_b, noise_density=self.noise_density, keys_b2=keys_b2, max_length=max_length
         )
-        return inside_bl & ~drawn_bl if self.mask == "suffix" else drawn_bl
+        return inside_bl & ~mask_bl if self.mask == "suffix" else mask_bl
 
     def _targets_length(self, raw_length: int) -> int:
-        """Return the length of the targets of a full piece, EOS included; at most or on average."""
-        if self.targets not in _SHORTENING:
+        """Return the targets' length for a full chunk, EOS included.
+
+        It is the mean for "iid" and "regular" masks, the maximum for the others.
+        """
+        if self.targets not in noise.SHORTENING:
             return raw_length + 1
-        marked = self.targets != "drop"
+        marked = self.targets != "drop"  # each run of kept tokens becomes one token, not none
         density = self.noise_density
         match self.mask:
             case "iid":
+                # A run of kept tokens starts at a kept token that is first or follows noise.
                 runs = (1 - density) * (1 + (raw_length - 1) * density)
                 return math.ceil(raw_length * density + marked * runs + 1)
             case "regular":
-                length_k = np.arange(1, 6)
+                length_k = np.arange(1, 6)  # the span lengths that the mask draws
                 period_k = masks.regular_period(length_k, density)
                 return math.ceil(
                     raw_length * np.mean((length_k + marked) / period_k) + marked / 2 + 1
                 )
             case "suffix":
-                least = max(round((1 - 2 * density) * (raw_length - 1)), 1)
-                return raw_length - least + marked + 1
+                shortest_prefix = max(round((1 - 2 * density) * (raw_length - 1)), 1)
+                return raw_length - shortest_prefix + marked + 1
             case "block":
                 return round(raw_length * density) + 2 * marked + 1
             case "all":
@@ -140,10 +153,17 @@ class Denoising:
 
 @dataclass(frozen=True)
 class ReplaceSpans(Denoising):
-    """The study's baseline: i.i.d. noise, each run of it replaced by a sentinel of its own.
+    """The study's baseline: each run of i.i.d. noise is replaced with a sentinel.
 
-    inputs    Thank you X me to your party Y week .
-    targets   X for inviting Y last Z
+        inputs    Thank you X me to your party Y week .
+        targets   X for inviting Y last Z
+
+    The fields below are fixed; the others of `Denoising` can be set.
+
+    Attributes:
+        mask: "iid".
+        inputs: "sentinels".
+        targets: "sentinels".
     """
 
     mask: MaskName = field(default="iid", init=False)
@@ -153,10 +173,17 @@ class ReplaceSpans(Denoising):
 
 @dataclass(frozen=True)
 class DropTokens(Denoising):
-    """I.i.d. noise is left out of the inputs, and the targets are what was left out.
+    """I.i.d. noise is removed from the inputs, and the targets are the removed tokens.
 
-    inputs    Thank you me to your party week .
-    targets   for inviting last
+        inputs    Thank you me to your party week .
+        targets   for inviting last
+
+    The fields below are fixed; the others of `Denoising` can be set.
+
+    Attributes:
+        mask: "iid".
+        inputs: "drop".
+        targets: "drop".
     """
 
     mask: MaskName = field(default="iid", init=False)
@@ -171,7 +198,13 @@ class BertStyle(Denoising):
         inputs    Thank you M M me to your party apple week .
         targets   Thank you for inviting me to your party last week .
 
-    Unlike BERT, no noise is left as it is and the whole text is predicted.
+    Unlike in BERT, all noise is replaced and the whole text is predicted. The fields below are
+    fixed; the others of `Denoising` can be set.
+
+    Attributes:
+        mask: "iid".
+        inputs: "random_or_mask".
+        targets: "nothing".
     """
 
     mask: MaskName = field(default="iid", init=False)
@@ -181,10 +214,17 @@ class BertStyle(Denoising):
 
 @dataclass(frozen=True)
 class MassStyle(Denoising):
-    """I.i.d. noise becomes the mask token; targets are the text: the study's version of MASS.
+    """The study's version of MASS: i.i.d. noise becomes the mask token; targets are the text.
 
-    inputs    Thank you M M me to your party M week .
-    targets   Thank you for inviting me to your party last week .
+        inputs    Thank you M M me to your party M week .
+        targets   Thank you for inviting me to your party last week .
+
+    The fields below are fixed; the others of `Denoising` can be set.
+
+    Attributes:
+        mask: "iid".
+        inputs: "mask_tokens".
+        targets: "nothing".
     """
 
     mask: MaskName = field(default="iid", init=False)
@@ -194,10 +234,16 @@ class MassStyle(Denoising):
 
 @dataclass(frozen=True)
 class Mass(Denoising):
-    """MASS as it was published: one block of half the text is masked, and it alone is predicted.
+    """MASS as published: a block of half the text is masked, and only the block is predicted.
 
-    inputs    Thank you M M M M M party last week .
-    targets   for inviting me to your
+        inputs    Thank you M M M M M party last week .
+        targets   for inviting me to your
+
+    Attributes:
+        mask: "block", fixed.
+        inputs: "mask_tokens", fixed.
+        targets: "drop", fixed.
+        noise_density: Fraction of the tokens in the block; 0.5 as in Song et al. 2019.
     """
 
     mask: MaskName = field(default="block", init=False)
@@ -208,10 +254,18 @@ class Mass(Denoising):
 
 @dataclass(frozen=True)
 class Deshuffling(Denoising):
-    """All tokens are put in random order; targets are the text. Pieces stay in one document.
+    """Deshuffling: the tokens are permuted; targets are the text.
 
-    inputs    party me for your to . last you inviting week Thank
-    targets   Thank you for inviting me to your party last week .
+        inputs    party me for your to . last you inviting week Thank
+        targets   Thank you for inviting me to your party last week .
+
+    Attributes:
+        mask: "all", fixed.
+        inputs: "permute", fixed.
+        targets: "nothing", fixed.
+        noise_density: 1, fixed.
+        documents_per_group: Number of documents that are concatenated before they are cut into
+            chunks; 1, as in the study, keeps each chunk within a document.
     """
 
     mask: MaskName = field(default="all", init=False)
@@ -223,12 +277,21 @@ class Deshuffling(Denoising):
 
 @dataclass(frozen=True)
 class PrefixLM(Denoising):
-    """The inputs are a random prefix of the text, the targets the rest. Pieces stay in a document.
+    """Prefix language modeling: the inputs are a random prefix of the text, the targets the rest.
 
         inputs    Thank you for inviting
         targets   me to your party last week .
 
-    The prefix is between round((1 - 2 density) (n - 1)), at least 1, and n - 1 tokens long.
+    The prefix of a chunk of n tokens has between round((1 - 2 * noise_density) * (n - 1)), at least
+    1, and n - 1 tokens.
+
+    Attributes:
+        mask: "suffix", fixed.
+        inputs: "drop", fixed.
+        targets: "drop", fixed.
+        noise_density: Mean fraction of the tokens in the targets, at most 0.5.
+        documents_per_group: Number of documents that are concatenated before they are cut into
+            chunks; 1, as in the study, keeps each chunk within a document.
     """
 
     mask: MaskName = field(default="suffix", init=False)
@@ -238,7 +301,6 @@ class PrefixLM(Denoising):
     documents_per_group: int = 1
 
 
-_SHORTENING = ("mask_spans", "sentinels", "drop")
 _MASKS = {
     "iid": masks.iid_mask,
     "regular": masks.regular_spans_mask,

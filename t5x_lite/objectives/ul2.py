@@ -1,4 +1,4 @@
-"""UL2's mixture of denoisers: each piece is corrupted by one of several, named by a mode token.
+"""UL2's mixture of denoisers: each chunk is corrupted by one of them, marked by a mode token.
 
 Source: Tay et al. 2022 (UL2), section 3.1 and table 1.
 """
@@ -18,29 +18,35 @@ from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import EosAfter, SpanCorruption
 from t5x_lite.objectives.spans import Rows
 
-_CHOICE = 0x554C32  # what is folded into an example's key to draw its denoiser
+# Folded into a chunk's key to draw its denoiser, as the key itself draws the noise ("UL2").
+_DENOISER_STREAM = 0x554C32
 
 
 @dataclass(frozen=True)
 class SequentialDenoising:
-    """The last part of a piece, always the same share of it, is predicted from the first.
+    """UL2's S-denoiser: the last part of a chunk, a fixed fraction, is predicted from the first.
 
-    inputs    Thank you for inviting me to your party
-    targets   last week .
+        inputs    Thank you for inviting me to your party
+        targets   last week .
+
+    Attributes:
+        target_share: Fraction of the tokens in the targets.
+        documents_per_group: Number of documents that are concatenated before they are cut into
+            chunks.
     """
 
     target_share: float = 0.25
     documents_per_group: int = 128
 
-    eos_after: ClassVar[EosAfter] = "pieces"
+    eos_after: ClassVar[EosAfter] = "chunks"
 
     def __post_init__(self):
-        """Refuse a share that leaves no inputs or no targets."""
+        """Check the settings."""
         require_field(self, "target_share", 0 < self.target_share < 1, "in (0, 1)")
         require_field(self, "documents_per_group", self.documents_per_group >= 1, "at least 1")
 
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
-        """Return how many tokens of text fill the inputs."""
+        """Compute the chunk length that fills the inputs."""
         inputs_length = length_of(
             feature_lengths, "inputs", least=3, objective="sequential denoising"
         )
@@ -54,14 +60,14 @@ class SequentialDenoising:
         return raw_length
 
     def sentinels_needed(self, feature_lengths: Mapping[str, int]) -> int:
-        """Return 0."""
+        """Return 0: no sentinels are used."""
         del feature_lengths
         return 0
 
     def lengths(
         self, lengths_b: NDArray[np.integer], keys_b2: NDArray[np.uint32]
     ) -> dict[str, NDArray[np.int64]]:
-        """Return the lengths of "inputs" and "targets", which chance does not touch."""
+        """Compute the lengths of "inputs" and "targets", which are not random."""
         del keys_b2
         inputs_b, targets_b = self._counts(np.asarray(lengths_b, np.int64))
         return {"inputs": inputs_b, "targets": targets_b}
@@ -69,7 +75,7 @@ class SequentialDenoising:
     def __call__(
         self, rows: Rows, keys_b2: NDArray[np.uint32], sentinels: Sentinels
     ) -> dict[str, Rows]:
-        """Return the first part as "inputs" and the last as "targets"."""
+        """Make "inputs", the first part, and "targets", the last."""
         del keys_b2, sentinels
         inputs_b, _ = self._counts(rows.lengths.astype(np.int64))
         is_last_bl = np.arange(rows.tokens.shape[1]) >= inputs_b[:, None]
@@ -79,13 +85,20 @@ class SequentialDenoising:
         }
 
     def _counts(self, lengths_b: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        asked_b = np.round(lengths_b * self.target_share).astype(np.int64)
-        targets_b = np.minimum(np.maximum(asked_b, 1), np.maximum(lengths_b - 1, 0))
+        """Lengths of inputs and targets without EOS; a chunk of 2 tokens has 1 of each."""
+        targets_b = np.round(lengths_b * self.target_share).astype(np.int64)
+        targets_b = np.minimum(np.maximum(targets_b, 1), np.maximum(lengths_b - 1, 0))
         return lengths_b - targets_b, targets_b
 
 
 class Denoiser(NamedTuple):
-    """One of a mixture: what it does, and the number of the mode token that tells it apart."""
+    """A component of the mixture.
+
+    Attributes:
+        objective: How it corrupts chunks.
+        mode: Index of its mode token: 0 for R, 1 for S, 2 for X.
+        rate: Its relative frequency.
+    """
 
     objective: SpanCorruption | SequentialDenoising
     mode: int
@@ -93,6 +106,7 @@ class Denoiser(NamedTuple):
 
 
 R, S, X = range(3)
+# R: regular span corruption; S: sequential; X: extreme, with much noise or long spans.
 UL2_DENOISERS = (
     Denoiser(SpanCorruption(0.15, 3.0), R),
     Denoiser(SpanCorruption(0.15, 8.0), R),
@@ -106,44 +120,50 @@ UL2_DENOISERS = (
 
 @dataclass(frozen=True)
 class UL2:
-    """A denoiser is drawn for every piece, and its mode token stands before the inputs.
+    """UL2's objective: a denoiser is drawn for each chunk, and its mode token precedes the inputs.
 
-        denoiser   inputs                                    targets
-        R          <R> Thank you <X> me to your party <Y> .   <X> for inviting <Y> last week
-        S          <S> Thank you for inviting me to your party  last week .
-        X          <X> Thank <X> to <Y> .                     <X> you ... me <Y> your ... week
+        denoiser   inputs                                       targets
+        R          [R] Thank you <X> me to your party <Y> .     <X> for inviting <Y> last week
+        S          [S] Thank you for inviting me to your party  last week .
+        X          [X] Thank <X> to <Y> .                       <X> you ... me <Y> your ... week
 
-    mode_tokens: the ids of R's, S's and X's mode (released models: those of "[NLU]", "[S2S]" and
-    "[NLG]"); by default the last three sentinels of the vocabulary, which then mark no span.
+    All denoisers get chunks of one length, the longest that fits each of them (567 tokens for
+    inputs of 512). High noise densities leave room in the inputs, which packing fills. In the paper
+    chunks have up to 1,006 tokens for the two denoisers with long spans and half the tokens.
 
-    All denoisers get pieces of one length, the longest that fits every one of them (567 tokens for
-    512 inputs): what corrupts much leaves room, which packing fills. The paper's own pieces are up
-    to 1,006 tokens long for the two denoisers with long spans and half the tokens.
+    Attributes:
+        denoisers: The mixture; the seven denoisers of the paper by default.
+        mode_tokens: Ids that precede the inputs for the modes R, S and X (in the released models,
+            those of "[NLU]", "[S2S]" and "[NLG]"). By default each mode is one of the last three
+            sentinels of the vocabulary, which then mark no spans.
+        documents_per_group: Number of documents that are concatenated before they are cut into
+            chunks.
     """
 
     denoisers: tuple[Denoiser, ...] = UL2_DENOISERS
     mode_tokens: tuple[tuple[int, ...], ...] = ()
     documents_per_group: int = 128
 
-    eos_after: ClassVar[EosAfter] = "pieces"
+    eos_after: ClassVar[EosAfter] = "chunks"
 
     def __post_init__(self):
-        """Refuse a mixture of nothing and modes without a token."""
+        """Check the settings."""
         require_field(self, "documents_per_group", self.documents_per_group >= 1, "at least 1")
         rates = [denoiser.rate for denoiser in self.denoisers]
         if not rates or min(rates) < 0 or not sum(rates):
             raise ConfigError(
-                f"the denoisers' rates are {rates}: they must be none below 0, one above 0",
+                f"the rates of the denoisers must be 0 or more, one of them positive; got {rates}",
                 "UL2.denoisers",
             )
         if self.mode_tokens and len(self.mode_tokens) < self._modes:
             raise ConfigError(
-                f"{len(self.mode_tokens)} mode tokens are given for {self._modes} modes",
+                f"mode_tokens needs an entry for each of {self._modes} modes; got "
+                f"{len(self.mode_tokens)}",
                 "UL2.mode_tokens",
             )
 
     def raw_length(self, feature_lengths: Mapping[str, int]) -> int:
-        """Return the length of the longest piece that fits the features under every denoiser."""
+        """Compute the longest chunk that fits the features under every denoiser."""
         inputs_length = length_of(
             feature_lengths, "inputs", least=3 + self._prefix_length, objective="UL2"
         )
@@ -156,7 +176,7 @@ class UL2:
         return raw_length
 
     def sentinels_needed(self, feature_lengths: Mapping[str, int]) -> int:
-        """Return the most spans of a full piece, and the mode tokens where they are sentinels."""
+        """Return the most spans of a full chunk, plus the mode tokens if they are sentinels."""
         raw_length = self.raw_length(feature_lengths)
         most = 0
         for denoiser in self._used:
@@ -169,35 +189,37 @@ class UL2:
     def lengths(
         self, lengths_b: NDArray[np.integer], keys_b2: NDArray[np.uint32]
     ) -> dict[str, NDArray[np.int64]]:
-        """Return the lengths of "inputs", mode token included, and "targets"."""
+        """Compute the lengths of "inputs", mode token included, and "targets"."""
         lengths_b = np.asarray(lengths_b, np.int64)
-        made = {name: np.zeros_like(lengths_b) for name in ("inputs", "targets")}
-        for denoiser, own in self._draw(keys_b2):
-            part = denoiser.objective.lengths(lengths_b[own], keys_b2[own])
-            made["inputs"][own] = part["inputs"] + self._mode_length(denoiser.mode)
-            made["targets"][own] = part["targets"]
-        return made
+        lengths = {name: np.zeros_like(lengths_b) for name in ("inputs", "targets")}
+        for denoiser, rows_r in self._draw(keys_b2):
+            corrupted = denoiser.objective.lengths(lengths_b[rows_r], keys_b2[rows_r])
+            lengths["inputs"][rows_r] = corrupted["inputs"] + self._mode_length(denoiser.mode)
+            lengths["targets"][rows_r] = corrupted["targets"]
+        return lengths
 
     def __call__(
         self, rows: Rows, keys_b2: NDArray[np.uint32], sentinels: Sentinels
     ) -> dict[str, Rows]:
-        """Return "inputs", which begin with the mode token, and "targets"."""
+        """Make "inputs", which start with the mode token, and "targets"."""
         modes, sentinels = self._mode_ids(sentinels)
-        count, length = rows.tokens.shape
-        made = {
-            name: Rows(np.zeros((count, length + extra), np.int32), np.zeros(count, np.int32))
+        count, width = rows.tokens.shape
+        # Targets can be one token longer than the text: a sentinel before all of it.
+        features = {
+            name: Rows(np.zeros((count, width + extra), np.int32), np.zeros(count, np.int32))
             for name, extra in (("inputs", self._prefix_length), ("targets", 1))
         }
-        for denoiser, own in self._draw(keys_b2):
+        for denoiser, rows_r in self._draw(keys_b2):
             corrupted = denoiser.objective(
-                Rows(rows.tokens[own], rows.lengths[own]), keys_b2[own], sentinels
+                Rows(rows.tokens[rows_r], rows.lengths[rows_r]), keys_b2[rows_r], sentinels
             )
             for name, prefix in (("inputs", modes[denoiser.mode]), ("targets", ())):
-                part, start = corrupted[name], len(prefix)
-                made[name].tokens[own, :start] = prefix
-                made[name].tokens[own, start : start + part.tokens.shape[1]] = part.tokens
-                made[name].lengths[own] = part.lengths + start
-        return made
+                tokens, lengths = corrupted[name]
+                start, end = len(prefix), len(prefix) + tokens.shape[1]
+                features[name].tokens[rows_r, :start] = prefix
+                features[name].tokens[rows_r, start:end] = tokens
+                features[name].lengths[rows_r] = lengths + start
+        return features
 
     @property
     def _used(self) -> list[Denoiser]:
@@ -215,23 +237,27 @@ class UL2:
         return len(self.mode_tokens[mode]) if self.mode_tokens else 1
 
     def _mode_ids(self, sentinels: Sentinels) -> tuple[tuple[tuple[int, ...], ...], Sentinels]:
-        """Return the ids of each mode and the sentinels that are left to mark spans."""
+        """Return the ids of each mode, and the sentinels that remain to mark spans."""
         if self.mode_tokens:
             return self.mode_tokens, sentinels
-        left = sentinels.count - self._modes
-        ids = tuple((sentinels.first - left - mode,) for mode in range(self._modes))
-        return ids, Sentinels(sentinels.first, left)
+        remaining = sentinels.count - self._modes
+        ids = tuple((sentinels.first - remaining - mode,) for mode in range(self._modes))
+        return ids, Sentinels(sentinels.first, remaining)
 
     def _counts(self, denoiser: Denoiser, raw_length: int) -> tuple[int, int]:
-        """Return the lengths of what a denoiser makes of a piece, without mode token and EOS."""
-        made = denoiser.objective.lengths(np.array([raw_length]), np.zeros((1, 2), np.uint32))
-        return int(made["inputs"][0]), int(made["targets"][0])
+        """Lengths of a denoiser's inputs and targets for a chunk, without mode token and EOS."""
+        lengths = denoiser.objective.lengths(np.array([raw_length]), np.zeros((1, 2), np.uint32))
+        return int(lengths["inputs"][0]), int(lengths["targets"][0])
 
     def _draw(self, keys_b2: NDArray[np.uint32]) -> list[tuple[Denoiser, NDArray[np.int64]]]:
-        """Return the rows that each denoiser gets."""
+        """Draw a denoiser for each row; return each drawn denoiser with the indices of its rows."""
         rates = np.array([denoiser.rate for denoiser in self._used])
-        shares = np.cumsum(rates)[:-1] / rates.sum()
-        drawn_b1 = philox.uniform(philox.fold_in(keys_b2, _CHOICE), 1)
-        which_b = np.searchsorted(shares, drawn_b1[:, 0], side="right")
-        rows = [np.flatnonzero(which_b == number) for number in range(len(self._used))]
-        return [(each, own) for each, own in zip(self._used, rows, strict=True) if len(own)]
+        cumulative = np.cumsum(rates)[:-1] / rates.sum()
+        uniform_b1 = philox.uniform(philox.fold_in(keys_b2, _DENOISER_STREAM), 1)
+        index_b = np.searchsorted(cumulative, uniform_b1[:, 0], side="right")
+        drawn = []
+        for index, denoiser in enumerate(self._used):
+            rows_r = np.flatnonzero(index_b == index)
+            if len(rows_r):
+                drawn.append((denoiser, rows_r))
+        return drawn

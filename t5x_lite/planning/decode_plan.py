@@ -18,7 +18,7 @@ from t5x_lite.models.flops import forward_flops
 from t5x_lite.planning.costs import Cost
 from t5x_lite.planning.hlo import Instruction, Module
 from t5x_lite.planning.roofline import Roofline, parts
-from t5x_lite.tree_paths import flat
+from t5x_lite.tree_paths import flatten
 
 PREFILL, TOKEN = "prefill", "token"
 _LOOP = re.compile(r"[(/]token_choice[)/]+while")  # the loop over tokens, by its named scope
@@ -109,10 +109,10 @@ def _weights_read(model: TransformerConfig, mesh: Mapping[str, int]) -> dict[str
 
     Embeddings that are only looked up are among them: a tied one is the output layer.
     """
-    _, shapes, _ = transformer.abstract(model)
+    _, shapes, _ = transformer.abstract_model(model)
     sizes = {
         path: math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
-        for path, leaf in flat(shapes).items()
+        for path, leaf in flatten(shapes).items()
     }
     of_encoder = sum(size for path, size in sizes.items() if path.startswith("encoder"))
     everything = sum(sizes.values())

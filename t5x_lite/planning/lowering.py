@@ -15,8 +15,8 @@ from t5x_lite.hardware.topologies import Topology
 from t5x_lite.inference.engine import Inference
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.transformer import abstract, bind
-from t5x_lite.partitioning import check_divisible, make_mesh, named_sharding, shardings
+from t5x_lite.models.transformer import abstract_model, bind
+from t5x_lite.partitioning import check_divisible, make_mesh, named_sharding, tree_shardings
 from t5x_lite.planning.collectives import Layout, MeshPosition
 from t5x_lite.planning.decode_plan import DecodingWorkload
 from t5x_lite.training.optimizers import OptimizerConfig
@@ -68,7 +68,7 @@ def summed_loss(model: TransformerConfig) -> Callable[[Any, Any], jax.Array]:
 
     The hidden states' side only: what the loss keeps of its logits depends on how it chunks them.
     """
-    graphdef, _, _ = abstract(model)
+    graphdef, _, _ = abstract_model(model)
 
     def loss(params: Any, batch: Any) -> jax.Array:
         return jnp.sum(bind(graphdef, params)(batch).logits)
@@ -158,13 +158,13 @@ def _traced_generation(setting: Setting, devices: Sequence[Any]) -> Traced:
     inference = Inference(
         setting.model, setting.generation, mesh=mesh, batch_size=setting.batch_size
     )
-    _, shapes, axes = transformer.abstract(inference.config)
+    _, shapes, axes = transformer.abstract_model(inference.config)
     check_divisible(mesh, shapes, axes)
 
     def placed(leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    params = jax.tree.map(placed, shapes, shardings(mesh, axes))
+    params = jax.tree.map(placed, shapes, tree_shardings(mesh, axes))
     batch = {
         name: placed(leaf, named_sharding(mesh, ("batch", "length")[: leaf.ndim]))
         for name, leaf in inference.shapes(setting.lengths["inputs"]).items()

@@ -28,7 +28,7 @@ from t5x_lite.planning.estimate import (
 )
 from t5x_lite.planning.lowering import KINDS, Setting, layout_of, trace
 from t5x_lite.planning.plan_schema import VERSION, check_schema
-from t5x_lite.tree_paths import flat
+from t5x_lite.tree_paths import flatten
 
 _LOG = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def _largest_of(state: Any) -> list[tuple[float, str]]:
             float(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize),
             path,
         )
-        for path, leaf in flat(state).items()
+        for path, leaf in flatten(state).items()
     ]
     return sorted(arrays, reverse=True)[:12]
 

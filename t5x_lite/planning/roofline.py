@@ -10,7 +10,7 @@ import numpy as np
 from t5x_lite.hardware.chips import Chip
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.partitioning import LOGICAL_TO_MESH, is_axes, partition_spec
+from t5x_lite.partitioning import LOGICAL_TO_MESH, is_logical_axes, partition_spec
 from t5x_lite.training.optimizers import OptimizerConfig
 
 
@@ -48,7 +48,7 @@ def state_bytes(
     Returns:
         Bytes by kind: "weights", "optimizer state" and "gradients".
     """
-    _, shapes, axes = transformer.abstract(model)
+    _, shapes, axes = transformer.abstract_model(model)
     bound = optimizer.for_weights(shapes, axes)
     state = jax.eval_shape(bound.init, shapes)
     weights = _bytes_on_a_device(shapes, axes, mesh)
@@ -76,7 +76,7 @@ def activation_bytes(
         mesh: sizes of mesh axes; activations are taken as split like the batch.
         loss: a scalar function of (params, batch).
     """
-    _, params, _ = transformer.abstract(model)
+    _, params, _ = transformer.abstract_model(model)
     kept = jax.eval_shape(lambda p, b: jax.vjp(lambda q: loss(q, b), p)[1], params, dict(batch))
     weight_shapes = {leaf.shape for leaf in jax.tree.leaves(params)}
     size = sum(
@@ -137,7 +137,7 @@ def roofline(
 
 def _bytes_on_a_device(shapes: Any, axes: Any, mesh: Mapping[str, int]) -> int:
     leaves = jax.tree.leaves(shapes)
-    names = jax.tree.leaves(axes, is_leaf=is_axes)
+    names = jax.tree.leaves(axes, is_leaf=is_logical_axes)
     total = 0
     for leaf, logical in zip(leaves, names, strict=True):
         spec = partition_spec(logical)

@@ -10,7 +10,7 @@ from t5x_lite.metrics.task_metrics import TaskMetrics
 from t5x_lite.objectives.span_corruption import Objective
 from t5x_lite.suites import glue_superglue, text_generation
 from t5x_lite.suites.task_specs import (
-    Table,
+    TaskTable,
     TextTask,
     add_mixtures,
     evaluations,
@@ -65,7 +65,7 @@ _OTHERS = ("cnn_dailymail_v002", "squad_v010_allanswers", *_LARGE_TRANSLATIONS, 
 _SUPERVISED = (*GLUE_EXAMPLES, *SUPER_GLUE_EXAMPLES, *_OTHERS)
 _LEFT_OUT = (_GLUE, _SUPER_GLUE, *_OTHERS)
 
-TASKS: Table = (
+TASKS: TaskTable = (
     *text_generation.C4,
     *text_generation.WIKIPEDIA,
     *glue_superglue.GLUE,

@@ -108,16 +108,16 @@ class TextTask:
         add_task(self.name, source, text_steps(self.objective), vocabulary)
 
 
-Table = Sequence[SupervisedTask | TextTask]
+TaskTable = Sequence[SupervisedTask | TextTask]
 
 
-def own_objectives(table: Table) -> dict[str, Objective]:
+def own_objectives(table: TaskTable) -> dict[str, Objective]:
     """Return the objectives of those tasks that do not take the run's."""
     texts = [task for task in table if isinstance(task, TextTask)]
     return {task.name: task.objective for task in texts if task.objective is not None}
 
 
-def evaluations(table: Table) -> dict[str, TaskMetrics]:
+def evaluations(table: TaskTable) -> dict[str, TaskMetrics]:
     """Return how the supervised tasks are judged."""
     return {
         task.name: TaskMetrics(task.postprocess, task.metrics)

@@ -17,7 +17,7 @@ from t5x_lite.errors import ConfigError, require_field
 from t5x_lite.io.append_file import AppendFile
 from t5x_lite.io.json_lines import read_json_lines, write_json_lines
 from t5x_lite.training.callbacks import Callback, Report, StepInfo
-from t5x_lite.training.step_metrics import Packed, fetch
+from t5x_lite.training.step_metrics import PackedMetrics, fetch_metrics
 
 DECISIONS = "decisions.jsonl"
 _LOG = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ class AnomalyGuardCallback(Callback):
     ):
         self._guard, self._directory, self._stream = guard, epath.Path(directory), stream
         self._seed, self._steps_saved = seed, steps_saved
-        self._open: list[tuple[int, Packed, StreamPosition]] = []
+        self._open: list[tuple[int, PackedMetrics, StreamPosition]] = []
         self._position: Any = None
         self.judge = AnomalyDetector(guard)
 
@@ -207,7 +207,7 @@ class AnomalyGuardCallback(Callback):
 
     def _judge_all(self) -> None:
         taken, self._open = self._open, []
-        fetched = fetch([metrics for _, metrics, _ in taken])
+        fetched = fetch_metrics([metrics for _, metrics, _ in taken])
         for (step, _, before), numbers in zip(taken, fetched, strict=True):
             loss = float(numbers["loss"]) / max(float(numbers["weight"]), 1.0)
             seen = Seen(step, loss, float(numbers["grad_norm"]), float(numbers["skipped_steps"]))

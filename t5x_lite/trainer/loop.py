@@ -118,7 +118,7 @@ class TrainingLoop:
 
     def _results(self, baselines: Mapping[str, Any]) -> Results:
         with logged_wait(_LOG, "decoding validation examples"):
-            samples = self._held_out.samples(self._state.evaluated)
+            samples = self._held_out.samples(self._state.eval_params)
         tasks = {
             name: TaskResult(
                 loss=numbers["loss"],
@@ -126,7 +126,7 @@ class TrainingLoop:
                 tokens=int(numbers["tokens"]),
                 **baselines[name]._asdict(),
             )
-            for name, numbers in self._held_out.losses(self._state.evaluated).items()
+            for name, numbers in self._held_out.losses(self._state.eval_params).items()
         }
         return Results(
             step=self.step, seconds=self._seconds, tasks=tasks, samples=samples, goodput={}
@@ -257,7 +257,7 @@ class TrainingLoop:
 
     def _evaluate(self) -> None:
         with self._meter.paused(), self._ledger.spending("evaluating"):
-            losses = self._held_out.losses(self._state.evaluated)
+            losses = self._held_out.losses(self._state.eval_params)
             for name, numbers in losses.items():
                 self._report(f"validation/{name}", numbers)
             shown = ", ".join(f"{name} {numbers['loss']:.3f}" for name, numbers in losses.items())

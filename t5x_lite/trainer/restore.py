@@ -16,11 +16,11 @@ from t5x_lite.console import logged_wait
 from t5x_lite.data.stream.stream import StreamPosition
 from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError
-from t5x_lite.models.layers import prompt_words
+from t5x_lite.models.layers import initial_prompt_ids
 from t5x_lite.trainer import anomaly_guard
 from t5x_lite.training.setup import TrainSetup
 from t5x_lite.training.state import TrainState
-from t5x_lite.tree_paths import flat, joined, nested
+from t5x_lite.tree_paths import flatten, merge, unflatten
 
 _LOG = logging.getLogger(__name__)
 
@@ -114,12 +114,12 @@ def check_init_from(init_from: InitFrom, shapes: Any) -> int:
         )
     with Checkpointer(directory) as other:
         step = chosen_step(other, init_from.step, "InitFrom.model_dir", "InitFrom.step")
-        there = flat(other.saved_weights(step))
+        there = flatten(other.saved_weights(step))
     wanted = _taken(init_from, shapes)
     if not wanted:
         raise ConfigError(
             f"param_regex={init_from.param_regex!r} matches none of the weights "
-            f"({', '.join(flat(shapes))})",
+            f"({', '.join(flatten(shapes))})",
             "InitFrom.param_regex",
         )
     wrong = [
@@ -202,24 +202,24 @@ def from_weights(program: TrainSetup, saved: Checkpointer, init_from: InitFrom) 
     step = check_init_from(init_from, program.abstract.params)
     taken = _taken(init_from, program.abstract.params)
     with Checkpointer(init_from.model_dir) as other:
-        params = other.restore_weights(step, nested(taken))
-    frozen = {path: leaf for path, leaf in flat(params).items() if path in program.frozen}
+        params = other.restore_weights(step, unflatten(taken))
+    frozen = {path: leaf for path, leaf in flatten(params).items() if path in program.frozen}
     if frozen:
         saved.rest_on(BaseCheckpoint.of(absolute(epath.Path(init_from.model_dir)), step, frozen))
-    if len(taken) < len(flat(program.abstract.params)):
+    if len(taken) < len(flatten(program.abstract.params)):
         params = _with_fresh(program.initial().params, params)
     first = step if init_from.keep_step else 0
     return Start(program.from_weights(params, first), first, None, 0.0)
 
 
 def _taken(init_from: InitFrom, shapes: Any) -> dict[str, Any]:
-    return {k: v for k, v in flat(shapes).items() if re.fullmatch(init_from.param_regex, k)}
+    return {k: v for k, v in flatten(shapes).items() if re.fullmatch(init_from.param_regex, k)}
 
 
 def _with_fresh(fresh: Any, taken: Any) -> Any:
     """Fresh weights where none were taken; a fresh prompt says words of the embedding taken."""
-    found, table = flat(taken), flat(taken).get("token_embedder/embedding")
+    found, table = flatten(taken), flatten(taken).get("token_embedder/embedding")
     if "prompt" in fresh and table is not None:
-        words = prompt_words(len(fresh["prompt"]["embedding"]), len(table))
+        words = initial_prompt_ids(len(fresh["prompt"]["embedding"]), len(table))
         found = {"prompt/embedding": table[words]} | found
-    return joined(fresh, found)
+    return merge(fresh, found)

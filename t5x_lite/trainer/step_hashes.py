@@ -14,9 +14,9 @@ from t5x_lite.distributed import processes
 from t5x_lite.errors import require_field
 from t5x_lite.io.append_file import AppendFile
 from t5x_lite.io.json_lines import drop_steps_after
-from t5x_lite.training.bit_fingerprints import as_text
+from t5x_lite.training.bit_fingerprints import to_hex
 from t5x_lite.training.callbacks import Callback, Report, StepInfo
-from t5x_lite.training.step_metrics import BITS, Packed, fetch
+from t5x_lite.training.step_metrics import FINGERPRINT_PREFIX, PackedMetrics, fetch_metrics
 
 RECEIPTS = "receipts.jsonl"
 
@@ -50,7 +50,7 @@ class StepHashWriter(Callback):
         self._path = epath.Path(directory) / RECEIPTS
         self._identities: Iterator[ExampleIds] = iter(())
         self._expected: Any = None  # the position that `_identities` goes on from
-        self._open: list[tuple[int, str, Packed]] = []
+        self._open: list[tuple[int, str, PackedMetrics]] = []
         self._lines: AppendFile | None = None
 
     def on_start(self, step: int, progress: Mapping[str, Any]) -> None:
@@ -85,16 +85,16 @@ class StepHashWriter(Callback):
     def _write(self) -> None:
         if self._lines is None:
             return
-        window = fetch([metrics for *_, metrics in self._open])
+        window = fetch_metrics([metrics for *_, metrics in self._open])
         for (step, ids, _), made in zip(self._open, window, strict=True):
             line = {
                 "step": step,
                 "ids": ids,
-                "batch": as_text(made[f"{BITS}batch"]),
+                "batch": to_hex(made[f"{FINGERPRINT_PREFIX}batch"]),
                 "loss": float(made["loss"]).hex(),
             }
             if step % self._receipts.params_every_steps == 0:
-                line["params"] = as_text(made[f"{BITS}params"])
+                line["params"] = to_hex(made[f"{FINGERPRINT_PREFIX}params"])
             self._lines.write((json.dumps(line) + "\n").encode())
         self._open = []
 

@@ -10,7 +10,7 @@ import jax
 from t5x_lite.hardware.chips import peak_flops
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.flops import TokenFlops, token_flops, train_step_flops
-from t5x_lite.training.step_metrics import Packed, fetch, summarize, summarize_tasks
+from t5x_lite.training.step_metrics import PackedMetrics, fetch_metrics, summarize, summarize_tasks
 
 IN_FLIGHT = 2  # steps that may be under way at once
 
@@ -70,7 +70,7 @@ class ThroughputMeter:
         self._seconds_before = seconds_before
         self._began = self._last = time.perf_counter()
         self._waited = batches.waited
-        self._window: list[Packed] = []
+        self._window: list[PackedMetrics] = []
         self._positions = 0
 
     @property
@@ -78,7 +78,7 @@ class ThroughputMeter:
         """Seconds of training over all launches, evaluations left out."""
         return self._seconds_before + time.perf_counter() - self._began
 
-    def add(self, metrics: Packed, batch: Mapping[str, jax.Array]) -> None:
+    def add(self, metrics: PackedMetrics, batch: Mapping[str, jax.Array]) -> None:
         """Take the metrics of one step; nothing is fetched from the devices.
 
         At most two steps are under way: enough to keep devices busy, and a wish to stop is
@@ -92,7 +92,7 @@ class ThroughputMeter:
 
     def read(self) -> dict[str, float]:
         """The numbers since the last reading, which then start afresh."""
-        window = fetch(self._window)
+        window = fetch_metrics(self._window)
         numbers = summarize(window)
         self.by_task = summarize_tasks(window, self._tasks)
         now, waited = time.perf_counter(), self._batches.waited

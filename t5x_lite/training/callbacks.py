@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Self
 import jax
 
 from t5x_lite.data.stream.stream import Batch, StreamPosition
-from t5x_lite.training.step_metrics import Packed
+from t5x_lite.training.step_metrics import PackedMetrics
 
 Report = Callable[[str, Mapping[str, float]], None]  # (kind, numbers), for the writers
 
@@ -24,7 +24,7 @@ class StepInfo(NamedTuple):
     batch: Mapping[str, jax.Array]
     before: StreamPosition
     position: StreamPosition
-    metrics: Packed
+    metrics: PackedMetrics
 
 
 class Callback:
@@ -78,7 +78,7 @@ class Callback:
         """Hear the numbers of the steps since the last line, and report more of them."""
 
     def on_evaluate(self, step: int, state: Any, report: Report) -> None:
-        """Evaluate `state.evaluated` in a way of one's own; this time is not counted as training.
+        """Evaluate `state.eval_params` in a way of one's own; this time is not counted as training.
 
         What is reported here or in `on_log` can say which checkpoint is the best.
         """

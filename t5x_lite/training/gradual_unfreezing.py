@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.training.per_parameter import Optimizer, OptimizerConfig, Tree, described
-from t5x_lite.tree_paths import flat, nested
+from t5x_lite.tree_paths import flatten, unflatten
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,9 +55,9 @@ class GraduallyUnfrozen:
             return jnp.where(trained_n.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
         def merged(step: jax.Array, new: Tree, old: Tree) -> Tree:
-            before = flat(old)
-            return nested(
-                {p: where_trained(p, step, leaf, before[p]) for p, leaf in flat(new).items()}
+            before = flatten(old)
+            return unflatten(
+                {p: where_trained(p, step, leaf, before[p]) for p, leaf in flatten(new).items()}
             )
 
         def update(grads: Tree, state: Tree, params: Tree, step: jax.Array, rate: jax.Array):

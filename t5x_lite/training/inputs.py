@@ -137,7 +137,7 @@ def check_vocabulary(plan: Plan, model: TransformerConfig) -> None:
 def check_tasks(plan: Plan, model: TransformerConfig) -> None:
     """Raise ConfigError if a model without a decoder is to learn what it cannot say."""
     for task in [*plan.train_tasks(), *plan.validation_tasks()] if model.encoder_only else ():
-        if "weights" not in getattr(task.objective, "beside_inputs", ()):
+        if "weights" not in getattr(task.objective, "aligned_features", ()):
             has = "no objective" if task.objective is None else type(task.objective).__name__
             raise ConfigError(
                 f"a model without a decoder predicts masked tokens where they stand, and task "

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from t5x_lite.partitioning import LogicalAxes, is_axes
-from t5x_lite.tree_paths import flat, nested
+from t5x_lite.partitioning import LogicalAxes, is_logical_axes
+from t5x_lite.tree_paths import flatten, unflatten
 
 Tree = Any
 STACKED = ("layers", "expert")  # leading axes that make several weights of one array
@@ -136,25 +136,25 @@ def bind_rules(
         state_axes[path] = {k: (*names[:depth], *v) for k, v in weight_rule.state_axes.items()}
 
     def init(params: Tree) -> Tree:
-        weights = flat(params)
-        return nested({path: rule.init(weights[path]) for path, rule in rules.items()})
+        weights = flatten(params)
+        return unflatten({path: rule.init(weights[path]) for path, rule in rules.items()})
 
     def update(grads: Tree, state: Tree, params: Tree, step: jax.Array, rate: jax.Array):
-        grads, weights, states = flat(grads), flat(params), {}
+        grads, weights, states = flatten(grads), flatten(params), {}
         for path, rule in rules.items():
             before = _at(state, path)
             weights[path], states[path] = rule.update(
                 grads[path], before, weights[path], step, rate
             )
-        return nested(weights), nested(states)
+        return unflatten(weights), unflatten(states)
 
-    return Optimizer(init, update, nested(state_axes), frozenset(frozen))
+    return Optimizer(init, update, unflatten(state_axes), frozenset(frozen))
 
 
 def described(shapes: Tree, axes: Tree) -> list[tuple[str, tuple[int, ...], LogicalAxes]]:
     """Return path, shape and logical axes of every weight, layers and experts included."""
-    names = flat(axes, is_leaf=is_axes)
-    return [(path, tuple(leaf.shape), names[path]) for path, leaf in flat(shapes).items()]
+    names = flatten(axes, is_leaf=is_logical_axes)
+    return [(path, tuple(leaf.shape), names[path]) for path, leaf in flatten(shapes).items()]
 
 
 def optax_rule(

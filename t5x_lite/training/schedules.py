@@ -1,7 +1,7 @@
-"""Learning rates as functions of the step; a schedule is a frozen object that is called.
+"""Learning rate schedules: frozen objects that map a step to a learning rate.
 
-All take `step_offset`: the step they count from, for a run that goes on from another's weights and
-step number. Steps before it count as 0.
+All have `step_offset`, the step from which they count, for a run that starts from a checkpoint and
+keeps its step number. Steps before the offset count as 0.
 """
 
 import dataclasses
@@ -17,18 +17,35 @@ from t5x_lite.errors import require_field
 
 @runtime_checkable
 class Schedule(Protocol):
-    """Maps a step (counted from 0, may be traced) to a float32 learning rate."""
+    """Anything that maps a step to a learning rate."""
 
-    def __call__(self, step: jax.typing.ArrayLike) -> jax.Array: ...
+    def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
+        """Return the learning rate of a step.
+
+        Args:
+            step: Step counted from 0; may be traced.
+
+        Returns:
+            float32 scalar, or an array of the shape of `step`.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InverseSquareRoot:
-    """base / sqrt(max(step, warmup_steps)): flat while warming up, then falling (T5, 3.1.2).
+    """base / sqrt(max(step, warmup_steps)): constant, then decaying (T5, section 3.1.2).
 
-    T5's own numbers are base 1 and 10,000 steps: 0.01 at first, 0.001 at step 1,000,000. A positive
-    `linear_warmup_steps` raises the rate from 0 in a line over that many first steps. The study's
-    baseline takes the rate to 0 in a line over the last `decay_fraction` = 0.1 of `total_steps`.
+    The defaults are T5's: 0.01 for 10,000 steps, 0.001 at step 1,000,000.
+
+    Attributes:
+        base: Numerator.
+        warmup_steps: Number of first steps with a constant rate.
+        linear_warmup_steps: Number of first steps over which the rate also rises linearly from 0;
+            0 for none, as T5.
+        total_steps: Last step, needed for a final decay.
+        decay_fraction: Fraction of `total_steps` at the end over which the rate also falls linearly
+            to 0; the baseline of the T5 paper's study has 0.1. 0 for none.
+        step_offset: Step from which the schedule counts.
     """
 
     base: float = 1.0
@@ -46,31 +63,48 @@ class InverseSquareRoot:
         require_field(self, "total_steps", valid, "set for a final decay")
 
     def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
-        step = _counted(step, self.step_offset)
+        step = _steps_since(step, self.step_offset)
         rate = self.base * jax.lax.rsqrt(jnp.maximum(step, self.warmup_steps))
         if self.linear_warmup_steps:
             rate *= jnp.minimum(1.0, (step + 1.0) / self.linear_warmup_steps)
         if self.decay_fraction and self.total_steps:
-            left = (self.total_steps - step) / (self.total_steps * self.decay_fraction)
-            rate *= jnp.clip(left, 0.0, 1.0)
+            remaining = (self.total_steps - step) / (self.total_steps * self.decay_fraction)
+            rate *= jnp.clip(remaining, 0.0, 1.0)
         return rate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Constant:
-    """The same rate at every step, after a linear warm-up if any; T5 fine-tunes with 0.001."""
+    """A constant rate, optionally after a linear warmup.
+
+    Attributes:
+        value: The rate; T5 fine-tunes with 0.001.
+        warmup_steps: Number of first steps over which the rate rises linearly; 0 for none.
+        step_offset: Step from which the schedule counts.
+    """
 
     value: float = 1e-3
     warmup_steps: int = 0
     step_offset: int = 0
 
     def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
-        return self.value * _warm(_counted(step, self.step_offset), self.warmup_steps)
+        step = _steps_since(step, self.step_offset)
+        return self.value * _warmup_factor(step, self.warmup_steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Decaying:
-    """A linear warm-up to `peak`, then down to `final` at `total_steps`, where it stays."""
+    """A linear warmup to `peak`, then a decay to `final` at `total_steps`, constant from there.
+
+    Subclasses define the shape of the decay.
+
+    Attributes:
+        peak: Highest rate.
+        total_steps: Step at which the rate reaches `final`.
+        warmup_steps: Number of first steps over which the rate rises linearly; 0 for none.
+        final: Rate at the end.
+        step_offset: Step from which the schedule counts.
+    """
 
     peak: float
     total_steps: int
@@ -86,41 +120,65 @@ class _Decaying:
         require_field(self, "total_steps", self.total_steps > self.warmup_steps, wanted)
 
     def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
-        step = _counted(step, self.step_offset)
-        done = (step - self._first) / (self.total_steps - self._first)
-        share = self._share(jnp.clip(done, 0.0, 1.0))
-        rate = self.final + (self.peak - self.final) * share
-        return jnp.where(step < self.warmup_steps, self.peak * _warm(step, self.warmup_steps), rate)
+        step = _steps_since(step, self.step_offset)
+        progress = (step - self._decay_start) / (self.total_steps - self._decay_start)
+        factor = self._decay_factor(jnp.clip(progress, 0.0, 1.0))
+        rate = self.final + (self.peak - self.final) * factor
+        warmup_rate = self.peak * _warmup_factor(step, self.warmup_steps)
+        return jnp.where(step < self.warmup_steps, warmup_rate, rate)
 
     @property
-    def _first(self) -> int:
-        """The step from which on the rate falls."""
+    def _decay_start(self) -> int:
+        """Step at which the decay starts."""
         return self.warmup_steps
 
-    def _share(self, done: jax.Array) -> jax.Array:
-        """What is left of the way from peak to final once a share of the decay is done."""
+    def _decay_factor(self, progress: jax.Array) -> jax.Array:
+        """Map the progress of the decay, 0 to 1, to a factor from 1 (peak) to 0 (final)."""
         raise NotImplementedError
 
 
 class Linear(_Decaying):
-    """Warm-up, then a straight line down (BERT)."""
+    """Linear warmup, then linear decay (BERT).
 
-    def _share(self, done: jax.Array) -> jax.Array:
-        return 1.0 - done
+    Attributes:
+        peak: Highest rate.
+        total_steps: Step at which the rate reaches `final`.
+        warmup_steps: Number of first steps over which the rate rises linearly; 0 for none.
+        final: Rate at the end.
+        step_offset: Step from which the schedule counts.
+    """
+
+    def _decay_factor(self, progress: jax.Array) -> jax.Array:
+        return 1.0 - progress
 
 
 class Cosine(_Decaying):
-    """Warm-up, then half a period of a cosine (nanoT5: peak 0.02, final 1e-5)."""
+    """Linear warmup, then half a period of a cosine (nanoT5: peak 0.02, final 1e-5).
 
-    def _share(self, done: jax.Array) -> jax.Array:
-        return 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+    Attributes:
+        peak: Highest rate.
+        total_steps: Step at which the rate reaches `final`.
+        warmup_steps: Number of first steps over which the rate rises linearly; 0 for none.
+        final: Rate at the end.
+        step_offset: Step from which the schedule counts.
+    """
+
+    def _decay_factor(self, progress: jax.Array) -> jax.Array:
+        return 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WarmupStableDecay(_Decaying):
-    """Warm-up, a long plateau, and a fall over the last `decay_steps` (WSD; Hu et al. 2024).
+    """Linear warmup, a plateau at `peak`, and a decay at the end (WSD; Hu et al. 2024).
 
-    shape: "linear", or "sqrt" for 1 - sqrt(share done) (Hägele et al. 2024).
+    Attributes:
+        peak: Highest rate.
+        total_steps: Step at which the rate reaches `final`.
+        warmup_steps: Number of first steps over which the rate rises linearly; 0 for none.
+        final: Rate at the end.
+        step_offset: Step from which the schedule counts.
+        decay_steps: Number of last steps over which the rate decays.
+        shape: "linear", or "sqrt" for 1 - sqrt(progress) (Hägele et al. 2024).
     """
 
     decay_steps: int
@@ -133,23 +191,36 @@ class WarmupStableDecay(_Decaying):
         require_field(self, "shape", self.shape in ("linear", "sqrt"), "linear or sqrt")
 
     @property
-    def _first(self) -> int:
+    def _decay_start(self) -> int:
         return self.total_steps - self.decay_steps
 
-    def _share(self, done: jax.Array) -> jax.Array:
-        return 1.0 - (jnp.sqrt(done) if self.shape == "sqrt" else done)
+    def _decay_factor(self, progress: jax.Array) -> jax.Array:
+        return 1.0 - (jnp.sqrt(progress) if self.shape == "sqrt" else progress)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Factors:
-    """T5X's language of schedules: a product of factors such as "constant * rsqrt_decay".
+    """T5X's schedules (`utils.create_learning_rate_scheduler`): a product of named factors.
 
-    constant: base_learning_rate. linear_warmup: min(1, step / w) with w = warmup_steps.
-    linear_decay: base * min(step / w, 1 + decay_factor * (w - step)).
-    rsqrt_decay: 1 / sqrt(max(step, w)). rsqrt_normalized_decay: sqrt(w) / sqrt(max(step, w)).
-    decay_every: decay_factor to the power of floor(step / steps_per_decay).
-    cosine_decay: a cosine from 1 to 0 over every steps_per_cycle steps after w, then again.
-    The product is at least min_learning_rate. Names and default numbers are T5X's.
+    Names and defaults are T5X's. With w = warmup_steps, the factors are:
+
+        constant                base_learning_rate
+        linear_warmup           min(1, step / w)
+        linear_decay            base_learning_rate * min(step / w, 1 + decay_factor * (w - step))
+        rsqrt_decay             1 / sqrt(max(step, w))
+        rsqrt_normalized_decay  sqrt(w) / sqrt(max(step, w))
+        decay_every             decay_factor ** floor(step / steps_per_decay)
+        cosine_decay            a cosine from 1 to 0 over steps_per_cycle steps after w, repeated
+
+    Attributes:
+        factors: Names joined by "*", such as "constant * rsqrt_decay".
+        base_learning_rate: The factor "constant".
+        warmup_steps: w, at least 1.
+        decay_factor: Base of "decay_every", slope of "linear_decay".
+        steps_per_decay: Number of steps between two decays of "decay_every".
+        steps_per_cycle: Number of steps of a cycle of "cosine_decay".
+        step_offset: Step from which the schedule counts.
+        min_learning_rate: Lower bound of the product.
     """
 
     factors: str = "constant * linear_warmup * rsqrt_decay"
@@ -188,7 +259,7 @@ class Factors:
         require_field(self, "warmup_steps", self.warmup_steps >= 1, "at least 1")
 
     def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
-        step = _counted(step, self.step_offset)
+        step = _steps_since(step, self.step_offset)
         rate = jnp.ones_like(step)
         for name in self._names():
             rate *= self.NAMES[name](self, step)
@@ -201,11 +272,11 @@ class Factors:
         return [name.strip() for name in self.factors.split("*")]
 
 
-def _counted(step: jax.typing.ArrayLike, offset: int) -> jax.Array:
-    """Steps since the offset, float32."""
+def _steps_since(step: jax.typing.ArrayLike, offset: int) -> jax.Array:
+    """Return the steps since the offset, float32, at least 0."""
     return jnp.maximum(jnp.asarray(step, jnp.float32) - offset, 0.0)
 
 
-def _warm(step: jax.Array, warmup_steps: int) -> jax.Array:
-    """The share of the rate that a linear warm-up grants; the first step has some of it."""
+def _warmup_factor(step: jax.Array, warmup_steps: int) -> jax.Array:
+    """Return the factor of a linear warmup: 1 / warmup_steps at step 0, 1 after the warmup."""
     return jnp.minimum(1.0, (step + 1.0) / max(warmup_steps, 1))

@@ -10,8 +10,8 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.hardware.xla_options import compiler_options
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.partitioning import batch_parts, make_mesh, named_sharding, shardings
-from t5x_lite.training.bit_fingerprints import fingerprinted
+from t5x_lite.partitioning import make_mesh, named_sharding, num_batch_shards, tree_shardings
+from t5x_lite.training.bit_fingerprints import with_fingerprints
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.state import (
@@ -22,7 +22,7 @@ from t5x_lite.training.state import (
     state_shardings,
 )
 from t5x_lite.training.step import Loss, Update, make_train_step
-from t5x_lite.training.step_metrics import packed
+from t5x_lite.training.step_metrics import pack_metrics
 
 
 class TrainSetup(NamedTuple):
@@ -63,21 +63,22 @@ def build(
     deterministic: compile for the same bits at every run (`hardware.xla_options`).
     """
     device_mesh = make_mesh(mesh, devices)
-    if batch_size < 1 or batch_size % batch_parts(device_mesh):
+    if batch_size < 1 or batch_size % num_batch_shards(device_mesh):
         raise ConfigError(
             f"a batch of {batch_size} rows does not divide into the "
-            f"{batch_parts(device_mesh)} parts of the mesh {dict(mesh)} (data x fsdp x expert)",
+            f"{num_batch_shards(device_mesh)} parts of the mesh {dict(mesh)} "
+            f"(data x fsdp x expert)",
             "BATCH_SIZE",
             "MESH",
         )
-    if batch_size % (batch_parts(device_mesh) * update.microbatches):
+    if batch_size % (num_batch_shards(device_mesh) * update.microbatches):
         raise ConfigError(
             f"a batch of {batch_size} rows does not divide into {update.microbatches} microbatches "
-            f"for each of the {batch_parts(device_mesh)} parts of the mesh {dict(mesh)}",
+            f"for each of the {num_batch_shards(device_mesh)} parts of the mesh {dict(mesh)}",
             "Update.microbatches",
             "BATCH_SIZE",
         )
-    graphdef, shapes, axes = transformer.abstract(model)
+    graphdef, shapes, axes = transformer.abstract_model(model)
     bound = optimizer.for_weights(shapes, axes)
     placed = state_shardings(
         device_mesh,
@@ -94,12 +95,12 @@ def build(
         loss,
         update,
         seed=seed,
-        optimizer_memory=shardings(device_mesh, bound.state_axes)
+        optimizer_memory=tree_shardings(device_mesh, bound.state_axes)
         if update.offload_optimizer
         else None,
     )
     if fingerprint_every is not None:
-        step = fingerprinted(step, fingerprint_every)
+        step = with_fingerprints(step, fingerprint_every)
     return TrainSetup(
         mesh=device_mesh,
         graphdef=graphdef,
@@ -111,7 +112,7 @@ def build(
         initial=lambda: initial_state(model, bound, placed, seed=seed),
         from_weights=lambda params, step: state_from_weights(params, bound, placed, step=step),
         step=jax.jit(
-            packed(step),
+            pack_metrics(step),
             donate_argnums=0,
             static_argnames="num_tasks",
             out_shardings=(placed, replicated),

@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and where on the mesh each part of it lives."""
+"""The training state, and its sharding over the mesh."""
 
 from typing import Any, NamedTuple
 
@@ -9,17 +9,24 @@ from jax.sharding import Mesh
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.partitioning import check_divisible, shardings
+from t5x_lite.partitioning import check_divisible, tree_shardings
 from t5x_lite.training.optimizers import Optimizer
 
-HOST = "pinned_host"  # the memory of the host that devices read and write without the CPU
+HOST_MEMORY_KIND = "pinned_host"  # page-locked host memory, which devices access by DMA
 
 
 class TrainState(NamedTuple):
-    """Plain nested dicts of arrays.
+    """What a step updates and a checkpoint holds; a pytree of arrays.
 
-    step: int32 scalar. skipped: how many steps were left out for not being finite, int32 scalar.
-    average: a moving average of the weights, empty where none is kept.
+    The same structure also holds shardings or `jax.ShapeDtypeStruct`s. Checkpoints store the fields
+    by these names.
+
+    Attributes:
+        step: Number of steps done, int32 scalar.
+        params: Weights, nested dicts of float32 arrays.
+        opt_state: State of the optimizer.
+        skipped: Number of steps that were skipped because they were not finite, int32 scalar.
+        average: Moving average of the weights, of their structure; None if none is kept.
     """
 
     step: Any
@@ -29,8 +36,8 @@ class TrainState(NamedTuple):
     average: Any = None
 
     @property
-    def evaluated(self) -> Any:
-        """The weights to evaluate and decode with: their average where there is one."""
+    def eval_params(self) -> Any:
+        """Weights for evaluation and decoding: the moving average if there is one."""
         return self.average or self.params
 
 
@@ -42,14 +49,21 @@ def state_shardings(
     average: bool = False,
     offload_optimizer: bool = False,
 ) -> TrainState:
-    """The sharding of every array; ConfigError if the mesh does not divide a weight.
+    """Return the sharding of every array of the state.
 
-    average: the state has a moving average of the weights. offload_optimizer: between steps the
-    optimizer's state lies in pinned memory of the host.
+    Args:
+        mesh: The device mesh.
+        config: The model, whose weights declare logical axes.
+        optimizer: The optimizer, bound to the weights.
+        average: Whether the state has a moving average of the weights.
+        offload_optimizer: Whether the optimizer state is in pinned host memory between steps.
+
+    Raises:
+        ConfigError: The mesh does not divide a weight, or the devices have no pinned host memory.
     """
-    _, shapes, axes = transformer.abstract(config)
+    _, shapes, axes = transformer.abstract_model(config)
     check_divisible(mesh, shapes, axes)
-    placed = shardings(
+    shardings = tree_shardings(
         mesh,
         TrainState(
             step=(),
@@ -60,68 +74,91 @@ def state_shardings(
         ),
     )
     if not offload_optimizer:
-        return placed
+        return shardings
     kinds = sorted(memory.kind for memory in mesh.devices.flat[0].addressable_memories())
-    if HOST not in kinds:
+    if HOST_MEMORY_KIND not in kinds:
         raise ConfigError(
-            f"offload_optimizer needs devices that reach {HOST} memory; these have {kinds}",
+            f"offload_optimizer needs devices with {HOST_MEMORY_KIND} memory; these have {kinds}",
             "Update.offload_optimizer",
         )
-    return placed._replace(
-        opt_state=jax.tree.map(lambda place: place.with_memory_kind(HOST), placed.opt_state)
-    )
+    on_host = jax.tree.map(lambda s: s.with_memory_kind(HOST_MEMORY_KIND), shardings.opt_state)
+    return shardings._replace(opt_state=on_host)
 
 
 def initial_state(
-    config: TransformerConfig, optimizer: Optimizer, placed: TrainState, *, seed: int
+    config: TransformerConfig, optimizer: Optimizer, shardings: TrainState, *, seed: int
 ) -> TrainState:
-    """Step 0 with fresh weights, each made on the devices that keep it.
+    """Initialize the state of step 0.
 
-    The weights depend on the seed alone, not on the mesh.
+    Each device computes only the parts of the weights that it holds. The weights depend on the seed
+    only, not on the mesh.
+
+    Args:
+        config: The model.
+        optimizer: The optimizer, bound to the weights.
+        shardings: Where the arrays are placed (`state_shardings`).
+        seed: Seed of the weights.
     """
 
     def make(key: jax.Array) -> TrainState:
-        return _with_new_optimizer(transformer.initialize(config, key), optimizer, placed, step=0)
+        params = transformer.initialize(config, key)
+        return _with_new_optimizer(params, optimizer, shardings, step=0)
 
-    return jax.jit(make, out_shardings=placed)(jax.random.key(seed))
+    return jax.jit(make, out_shardings=shardings)(jax.random.key(seed))
 
 
 def state_from_weights(
-    params: Any, optimizer: Optimizer, placed: TrainState, *, step: int
+    params: Any, optimizer: Optimizer, shardings: TrainState, *, step: int
 ) -> TrainState:
-    """A state that goes on from given weights, with the optimizer as new."""
+    """Build a state from weights, with a new optimizer state.
+
+    Args:
+        params: Weights, nested dicts of float32 arrays.
+        optimizer: The optimizer, bound to the weights.
+        shardings: Where the arrays are placed (`state_shardings`).
+        step: The step that training continues after; 0 for a new run.
+    """
 
     def make(params: Any) -> TrainState:
-        return _with_new_optimizer(params, optimizer, placed, step=step)
+        return _with_new_optimizer(params, optimizer, shardings, step=step)
 
-    return jax.jit(make, out_shardings=placed)(params)
+    return jax.jit(make, out_shardings=shardings)(params)
 
 
 def _with_new_optimizer(
-    params: Any, optimizer: Optimizer, placed: TrainState, *, step: int
+    params: Any, optimizer: Optimizer, shardings: TrainState, *, step: int
 ) -> TrainState:
-    average = None if placed.average is None else jax.tree.map(jnp.copy, params)
-    none_skipped = jnp.zeros((), jnp.int32)
     return TrainState(
-        jnp.asarray(step, jnp.int32), params, optimizer.init(params), none_skipped, average
+        step=jnp.asarray(step, jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        skipped=jnp.zeros((), jnp.int32),
+        # A copy, as the state is donated and a buffer can be donated only once.
+        average=None if shardings.average is None else jax.tree.map(jnp.copy, params),
     )
 
 
 def abstract_state(
-    config: TransformerConfig, optimizer: Optimizer, placed: TrainState
+    config: TransformerConfig, optimizer: Optimizer, shardings: TrainState
 ) -> TrainState:
-    """Shapes, types and shardings, nothing allocated: what a checkpoint restores into."""
-    _, shapes, _ = transformer.abstract(config)
-    number = jax.ShapeDtypeStruct((), jnp.int32)
+    """Return the state as `jax.ShapeDtypeStruct`s with shardings, to restore a checkpoint into.
+
+    Args:
+        config: The model.
+        optimizer: The optimizer, bound to the weights.
+        shardings: Where the arrays are placed (`state_shardings`).
+    """
+    _, shapes, _ = transformer.abstract_model(config)
+    scalar = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(
-        step=number,
+        step=scalar,
         params=shapes,
         opt_state=jax.eval_shape(optimizer.init, shapes),
-        skipped=number,
-        average=None if placed.average is None else shapes,
+        skipped=scalar,
+        average=None if shardings.average is None else shapes,
     )
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
-        placed,
+        shardings,
     )

@@ -16,7 +16,7 @@ from t5x_lite.checkpoints.checkpointer import Checkpointer
 from t5x_lite.checkpoints.frozen_base import BaseCheckpoint
 from t5x_lite.checkpoints.policy import CheckpointPolicy
 from t5x_lite.errors import ConfigError
-from t5x_lite.models.transformer import abstract
+from t5x_lite.models.transformer import abstract_model
 from t5x_lite.partitioning import make_mesh, named_sharding
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.state import abstract_state, state_shardings
@@ -35,7 +35,7 @@ PROGRESS = {
 def describe(tiny_config):
     """A function from mesh sizes to the abstract state of a model on so many devices."""
     config = tiny_config(head_dim=8)
-    _, shapes, axes = abstract(config)
+    _, shapes, axes = abstract_model(config)
     optimizer = Adafactor(min_dim_size_to_factor=16, momentum=0.9).for_weights(shapes, axes)
 
     def make(**sizes):

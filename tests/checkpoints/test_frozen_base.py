@@ -17,13 +17,13 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation.validation_loss import Evaluation
 from t5x_lite.import_export.export_hf import export_weights
 from t5x_lite.io.metric_writers import read_metrics
-from t5x_lite.models.transformer import abstract
+from t5x_lite.models.transformer import abstract_model
 from t5x_lite.partitioning import make_mesh, named_sharding
 from t5x_lite.trainer.restore import InitFrom, start
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.param_groups import Grouped
 from t5x_lite.training.step import Update
-from t5x_lite.tree_paths import flat
+from t5x_lite.tree_paths import flatten
 
 QUIET = {"evaluation": Evaluation(period=9, max_examples=8, samples=0), "mesh": {"data": 8}}
 ADAPTERS_AND_NORMS = r"^(?!.*(/adapter/|norm/(scale|bias)$))"
@@ -71,10 +71,10 @@ def adapted(place, adapt):
 def all_weights(model_dir):
     """A run's newest weights, frozen ones included, by their paths."""
     with Checkpointer(model_dir) as saved:
-        shapes = abstract(recorded_model(model_dir))[1]
+        shapes = abstract_model(recorded_model(model_dir))[1]
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         wanted = jax.tree.map(lambda leaf: leaf.update(sharding=device), shapes)
-        return flat(jax.device_get(saved.restore_weights(saved.latest_step, wanted)))
+        return flatten(jax.device_get(saved.restore_weights(saved.latest_step, wanted)))
 
 
 def stored(model_dir):
@@ -82,7 +82,7 @@ def stored(model_dir):
     with Checkpointer(model_dir) as saved:
         path = model_dir / "checkpoints" / str(saved.latest_step)
     found = ocp.checkpointables_metadata(path).metadata["state"]
-    sizes = {name: math.prod(leaf.shape) for name, leaf in flat(found).items()}
+    sizes = {name: math.prod(leaf.shape) for name, leaf in flatten(found).items()}
     return sizes, sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 

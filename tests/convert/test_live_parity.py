@@ -34,7 +34,7 @@ def our_predictions(config, params, example):
 
     import jax
 
-    from t5x_lite.models.transformer import abstract, bind
+    from t5x_lite.models.transformer import abstract_model, bind
 
     config = dataclasses.replace(config, dtype="float32")
     side = "decoder" if config.decoder_only else "encoder"
@@ -47,7 +47,7 @@ def our_predictions(config, params, example):
     if "targets_in" in example:
         batch["decoder_input_tokens"] = example["targets_in"]
         batch["decoder_segment_ids"] = example["targets_real"]
-    graphdef = abstract(config)[0]
+    graphdef = abstract_model(config)[0]
     return jax.jit(lambda params: bind(graphdef, params)(batch))(params)
 
 
@@ -83,15 +83,15 @@ def test_loss_and_every_gradient_are_theirs(family, theirs, tmp_path):
 
     from t5x_lite.convert.huggingface import FAMILIES as TABLES
     from t5x_lite.convert.huggingface import import_checkpoint
-    from t5x_lite.convert.param_mapping import scatter, tensors_of
-    from t5x_lite.models.transformer import abstract, bind
+    from t5x_lite.convert.param_mapping import export_tensors, tensor_mappings
+    from t5x_lite.models.transformer import abstract_model, bind
     from t5x_lite.training.losses import cross_entropy
 
     model, example = theirs.make_model(family, seed=21), theirs.make_example(family, seed=22)
     model.save_pretrained(tmp_path)
     config, params = import_checkpoint(tmp_path)
     config = dataclasses.replace(config, dtype="float32", dropout_rate=0.0)
-    graphdef, real = abstract(config)[0], example["targets_real"].astype(np.float32)
+    graphdef, real = abstract_model(config)[0], example["targets_real"].astype(np.float32)
     batch = {
         "encoder_input_tokens": example["inputs"],
         "encoder_segment_ids": example["inputs_real"],
@@ -106,7 +106,7 @@ def test_loss_and_every_gradient_are_theirs(family, theirs, tmp_path):
     loss, gradients = jax.jit(jax.value_and_grad(mean_loss))(params)
     expected = theirs.expect(model, family, example)
     assert float(loss) == pytest.approx(float(expected["loss"]), rel=1e-5)
-    ours = dict(scatter(gradients, tensors_of(config, TABLES["t5"].table(config))))
+    ours = dict(export_tensors(gradients, tensor_mappings(config, TABLES["t5"].table(config))))
     assert {f"gradients/{name}" for name in ours} <= expected.keys()
     for name, gradient in ours.items():
         reference = expected[f"gradients/{name}"]
@@ -152,7 +152,7 @@ def test_an_encoder_alone_gives_its_states_there(family, theirs, tmp_path, plaus
     import transformers
 
     from t5x_lite.convert.huggingface import export_checkpoint, import_checkpoint
-    from t5x_lite.models.transformer import Text, abstract, bind
+    from t5x_lite.models.transformer import TokenSequence, abstract_model, bind
 
     theirs.make_model(family).save_pretrained(tmp_path / "pattern")
     config, _ = import_checkpoint(tmp_path / "pattern")
@@ -170,8 +170,8 @@ def test_an_encoder_alone_gives_its_states_there(family, theirs, tmp_path, plaus
         states = model.eval()(
             input_ids=torch.tensor(tokens.astype(np.int64)), attention_mask=torch.tensor(real)
         ).last_hidden_state.numpy()
-    graphdef = abstract(config)[0]
-    text = Text(tokens, real, np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape))
+    graphdef = abstract_model(config)[0]
+    text = TokenSequence(tokens, real, np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape))
     ours = jax.jit(lambda params: bind(graphdef, params).encode(text)[0])(params)
     ours, states = np.asarray(ours)[real > 0], states[real > 0]
     assert np.linalg.norm(ours - states) < 1e-4 * np.linalg.norm(states)

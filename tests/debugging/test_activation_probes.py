@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from t5x_lite.debugging.activation_probes import Probes, Range
-from t5x_lite.models.transformer import abstract, bind
-from t5x_lite.tree_paths import flat
+from t5x_lite.models.transformer import abstract_model, bind
+from t5x_lite.tree_paths import flatten
 
 
 def looking(config, batch):
     """A model with probes and the compiled function that looks into it, given weights."""
-    graphdef, shapes, _ = abstract(config)
+    graphdef, shapes, _ = abstract_model(config)
     probes = Probes(graphdef, shapes)
 
     def look(params):
@@ -21,7 +21,7 @@ def looking(config, batch):
 
         seen, grads = probes.apart(jax.grad(loss)(probes.added(params)))
         seen = jax.tree.map(lambda x: x[None], seen)
-        return seen, probes.ranges_of_weights(flat(params)), probes.ranges_of_weights(grads)
+        return seen, probes.ranges_of_weights(flatten(params)), probes.ranges_of_weights(grads)
 
     compiled = jax.jit(look)
     return lambda params: probes.rows(*jax.device_get(compiled(params)))
@@ -53,7 +53,7 @@ def ends(x):
 
 def test_ranges_are_those_of_the_plain_model(look, config, batch, params):
     rows = {row.name: row for row in look(params)}
-    graphdef, _, _ = abstract(config)
+    graphdef, _, _ = abstract_model(config)
 
     @jax.jit
     def plain(params):
@@ -62,7 +62,7 @@ def test_ranges_are_those_of_the_plain_model(look, config, batch, params):
 
         model = bind(graphdef, params)
         text = model.inputs(batch["encoder_input_tokens"], batch)
-        return model.encode(text)[0], model(batch).hidden, flat(jax.grad(loss)(params))
+        return model.encode(text)[0], model(batch).hidden, flatten(jax.grad(loss)(params))
 
     encoded, hidden, grads = jax.device_get(plain(params))
     np.testing.assert_allclose(rows["encoder"].output[2:], ends(encoded), rtol=1e-5)
@@ -72,7 +72,7 @@ def test_ranges_are_those_of_the_plain_model(look, config, batch, params):
         ("decoder/layers/1/mlp/wo", "decoder/layers/mlp/wo/kernel", 1),
         ("encoder/layers/0/self_attention/query", "encoder/layers/self_attention/query/kernel", 0),
     ):
-        np.testing.assert_allclose(rows[name].weights[2:], ends(flat(params)[path][layer]))
+        np.testing.assert_allclose(rows[name].weights[2:], ends(flatten(params)[path][layer]))
         found = rows[name].weights_gradient
         np.testing.assert_allclose(found[2:], ends(grads[path][layer]), rtol=1e-4, atol=1e-9)
     assert rows["head"].output is None
@@ -117,7 +117,7 @@ def test_the_first_bad_output_is_that_of_the_module_whose_weight_is_bad(
     path, layer, value, named, look, params
 ):
     spoiled = jax.tree.map(np.array, params)
-    array = flat(spoiled)[path]
+    array = flatten(spoiled)[path]
     (array if layer is None else array[layer]).flat[3] = value
     bad = [row for row in look(spoiled) if row.output is not None and row.output.bad]
     assert bad[0].name == named

@@ -11,7 +11,7 @@ from t5x_lite.debugging.replay import Looked, findings, replay
 from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation.validation_loss import Evaluation
 from t5x_lite.training.step import Update
-from t5x_lite.tree_paths import flat, joined
+from t5x_lite.tree_paths import flatten, merge
 
 QUIET = {
     "evaluation": Evaluation(period=100, max_examples=1, samples=0),
@@ -81,10 +81,10 @@ def planted(monkeypatch):
 
         def with_it(*arguments):
             found = go_on(*arguments)
-            array = np.array(flat(found.state.params)[path])
+            array = np.array(flatten(found.state.params)[path])
             (array if layer is None else array[layer]).flat[3] = value
-            place = flat(found.state.params)[path].sharding
-            params = joined(found.state.params, {path: jax.device_put(array, place)})
+            place = flatten(found.state.params)[path].sharding
+            params = merge(found.state.params, {path: jax.device_put(array, place)})
             return found._replace(state=found.state._replace(params=params))
 
         monkeypatch.setattr(replaying, "go_on", with_it)

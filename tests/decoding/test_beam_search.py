@@ -24,11 +24,11 @@ def markov(log_probs):
         logits_nv = table[row_n, step, last_n, before_n]
         return logits_nv, (step + 1, last_n, row_n)
 
-    def take(cache, rows_n):
+    def gather_cache(cache, rows_n):
         step, before_n, row_n = cache
         return step, before_n[rows_n], row_n[rows_n]
 
-    return next_token, take
+    return next_token, gather_cache
 
 
 def random_scores(seed, rows):
@@ -38,7 +38,7 @@ def random_scores(seed, rows):
 
 
 def search(log_probs, beams, **options):
-    next_token, take = markov(log_probs)
+    next_token, gather_cache = markov(log_probs)
     rows = len(log_probs)
     nothing = jnp.zeros(rows * beams, jnp.int32)
     cache = (jnp.zeros((), jnp.int32), nothing, jnp.repeat(jnp.arange(rows), beams))
@@ -46,8 +46,8 @@ def search(log_probs, beams, **options):
         lambda cache: beam_search(
             next_token,
             cache,
-            take,
-            first_b=jnp.zeros(rows, jnp.int32),
+            gather_cache,
+            start_tokens_b=jnp.zeros(rows, jnp.int32),
             num_beams=beams,
             max_length=LENGTH,
             **options,
@@ -146,7 +146,7 @@ def test_the_search_ends_once_no_live_beam_can_win():
     steps = []
     table = np.full((2, LENGTH, VOCAB, VOCAB, VOCAB), -20.0, np.float32)
     table[..., EOS] = 0.0
-    next_token, take = markov(table)
+    next_token, gather_cache = markov(table)
 
     def counted(last_n, cache):
         jax.debug.callback(steps.append, cache[0])
@@ -155,7 +155,12 @@ def test_the_search_ends_once_no_live_beam_can_win():
     nothing = jnp.zeros(2, jnp.int32)
     cache = (jnp.zeros((), jnp.int32), nothing, jnp.arange(2))
     beam_search(
-        counted, cache, take, first_b=jnp.zeros(2, jnp.int32), num_beams=1, max_length=LENGTH
+        counted,
+        cache,
+        gather_cache,
+        start_tokens_b=jnp.zeros(2, jnp.int32),
+        num_beams=1,
+        max_length=LENGTH,
     )
     jax.effects_barrier()
     assert len(steps) == 1

@@ -7,7 +7,7 @@ import pytest
 
 from t5x_lite.decoding.sampling import Sampling, decode
 from t5x_lite.errors import ConfigError
-from t5x_lite.models.transformer import abstract, bind
+from t5x_lite.models.transformer import abstract_model, bind
 
 VOCAB, EOS = 6, 1
 
@@ -42,7 +42,7 @@ def test_greedy_takes_the_most_likely_token_until_each_rows_eos(eos_id):
     expected = brute_force(scores, eos_id=eos_id)
     greedy = functools.partial(decode, chain(jnp.asarray(scores)), jnp.int32(0))
     tokens, _ = jax.jit(
-        lambda: greedy(first_b=jnp.zeros(40, jnp.int32), max_length=9, eos_id=eos_id)
+        lambda: greedy(start_tokens_b=jnp.zeros(40, jnp.int32), max_length=9, eos_id=eos_id)
     )()
     assert tokens.dtype == jnp.int32
     np.testing.assert_array_equal(tokens, expected)
@@ -61,7 +61,7 @@ def test_decoding_stops_when_the_last_row_has_its_eos(ends, expected_calls):
         return jax.nn.one_hot(token_b, VOCAB), step + 1
 
     tokens, _ = decode(
-        next_token, jnp.int32(0), first_b=jnp.zeros(len(ends), jnp.int32), max_length=8
+        next_token, jnp.int32(0), start_tokens_b=jnp.zeros(len(ends), jnp.int32), max_length=8
     )
     jax.effects_barrier()
     assert len(calls) == expected_calls
@@ -73,7 +73,7 @@ def test_greedy_from_caches_equals_scoring_the_whole_prefix_anew(
     tiny_config, random_params, random_batch
 ):
     config = tiny_config()
-    graphdef, params = abstract(config)[0], random_params(config)
+    graphdef, params = abstract_model(config)[0], random_params(config)
     inputs = random_batch(4, rows=6)["encoder_input_tokens"]
     length = 10
 
@@ -82,7 +82,7 @@ def test_greedy_from_caches_equals_scoring_the_whole_prefix_anew(
         model = bind(graphdef, params)
         state = model.start_decoding(inputs, length)
         return decode(
-            model.decode_token, state, first_b=jnp.zeros(6, jnp.int32), max_length=length
+            model.decode_token, state, start_tokens_b=jnp.zeros(6, jnp.int32), max_length=length
         ).tokens
 
     @jax.jit
@@ -120,7 +120,7 @@ def drawn(sampling, *, rows=20_000, length=2, logits=LOGITS, keys=None, **option
     out = decode(
         next_token,
         (),
-        first_b=jnp.zeros(len(keys), jnp.int32),
+        start_tokens_b=jnp.zeros(len(keys), jnp.int32),
         max_length=length,
         sampling=sampling,
         keys_b=keys,
@@ -195,7 +195,7 @@ def test_drawing_without_keys_is_refused():
         decode(
             lambda t, c: (t, c),
             (),
-            first_b=jnp.zeros(1, jnp.int32),
+            start_tokens_b=jnp.zeros(1, jnp.int32),
             max_length=1,
             sampling=Sampling(temperature=1.0),
         )

@@ -13,7 +13,7 @@ from t5x_lite.evaluation.eval_sets import EvaluationSet
 from t5x_lite.evaluation.task_eval import AVERAGES, TaskEvalCallback, TaskEvaluation, TaskEvaluator
 from t5x_lite.inference.engine import Generated, Inference, Scored
 from t5x_lite.metrics import metrics, postprocessors
-from t5x_lite.metrics.task_metrics import Case, TaskMetrics, metric_kind
+from t5x_lite.metrics.task_metrics import EvalExample, TaskMetrics, metric_kind
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.partitioning import make_mesh
 from t5x_lite.tokenizers.vocabularies import ByteVocabulary
@@ -44,7 +44,7 @@ class Parrot:
 def case(inputs, target, **example):
     pretokenized = {"inputs_pretokenized": inputs.encode(), "targets_pretokenized": target.encode()}
     ids = [[*BYTES.encode(text), 1] for text in (inputs, target)]
-    return Case(*ids, {**pretokenized, **example})
+    return EvalExample(*ids, {**pretokenized, **example})
 
 
 def backwards(count):

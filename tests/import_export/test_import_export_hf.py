@@ -12,7 +12,7 @@ from t5x_lite.checkpoints.policy import CheckpointPolicy
 from t5x_lite.checkpoints.run_directory import recorded_model
 from t5x_lite.cli import gin_config, main
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.transformer import abstract
+from t5x_lite.models.transformer import abstract_model
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.schedules import Constant
 from t5x_lite.training.state import TrainState
@@ -58,7 +58,7 @@ def test_the_model_file_of_an_import_gives_the_model_that_was_imported(family, c
     gin_config.parse(["run/model.gin"], [], [""])
     written = gin.get_configurable(TransformerConfig)()
     recorded = recorded_model(Path("run"))
-    assert abstract(written)[1] == abstract(recorded)[1]
+    assert abstract_model(written)[1] == abstract_model(recorded)[1]
     assert written.moe == recorded.moe
     assert written.dropout_rate == {"bert": 0.1, "gpt2": 0.1}.get(family, 0.0)  # config.json
     gin.parse_config("config.dropout_rate.run = 0.25")  # DROPOUT_RATE of a run file
@@ -68,7 +68,7 @@ def test_the_model_file_of_an_import_gives_the_model_that_was_imported(family, c
 def test_training_can_start_from_what_was_imported(command, batch_for):
     command("import", SOURCE=REFERENCES / "gpt2", MODEL_DIR="run", **{"import_weights.step": 7})
     config = recorded_model(Path("run"))
-    graphdef, shapes, axes = abstract(config)
+    graphdef, shapes, axes = abstract_model(config)
     with Checkpointer("run", CheckpointPolicy()) as saved:
         assert saved.latest_step == 7
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -10,8 +10,8 @@ import pytest
 from t5x_lite.decoding.generation import Generation, SpecialTokens
 from t5x_lite.errors import ConfigError
 from t5x_lite.inference.engine import Inference, rounded_up
-from t5x_lite.models.transformer import abstract, bind
-from t5x_lite.partitioning import make_mesh, shardings
+from t5x_lite.models.transformer import abstract_model, bind
+from t5x_lite.partitioning import make_mesh, tree_shardings
 
 KINDS = {
     "t5_1_1": ("t5_1_1/tiny", {}),
@@ -71,7 +71,7 @@ def log_probs_by_teacher_forcing(config, params, inputs, texts):
         batch["decoder_causal_attention"] = (places <= first_b[:, None]).astype(np.int32)
     if not config.decoder_only:
         batch["encoder_input_tokens"] = inputs
-    graphdef = abstract(config)[0]
+    graphdef = abstract_model(config)[0]
     forward = jax.jit(lambda batch: jax.nn.log_softmax(bind(graphdef, params)(batch).logits))
     found = np.asarray(forward(batch))
     return [row[first:end] for row, first, end in zip(found, first_b, ends_b, strict=True)]
@@ -146,7 +146,7 @@ def test_beams_are_those_of_the_rules_with_whole_texts_scored_anew(kind, model, 
     generation = Generation(max_length=5, num_beams=3, num_returns=3, min_length=3)
     inference = Inference(config, generation, mesh=one_device, batch_size=2)
     tokens, scores = inference.generate(params, {"inputs": inputs})
-    graphdef = abstract(inference.config)[0]
+    graphdef = abstract_model(inference.config)[0]
     forward = jax.jit(lambda batch: jax.nn.log_softmax(bind(graphdef, params)(batch).logits))
     for row in range(2):
         prompt = inputs[row, : np.count_nonzero(inputs[row])]
@@ -172,7 +172,7 @@ def test_beams_are_those_of_the_rules_with_whole_texts_scored_anew(kind, model, 
 def test_a_mesh_gives_the_texts_of_one_device(kind, model, one_device):
     config, params = model(kind)
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    spread = jax.device_put(params, shardings(mesh, abstract(config)[2]))
+    spread = jax.device_put(params, tree_shardings(mesh, abstract_model(config)[2]))
     batch = {"inputs": rows_of([5, 2, 9, 12, 1, 3]), "targets": rows_of([3, 5, 1, 2, 4, 4], 1)}
     for generation in (Generation(max_length=5, num_beams=2, num_returns=2),):
         here = Inference(config, generation, mesh=one_device, batch_size=8)
@@ -216,7 +216,7 @@ def test_texts_begin_and_end_as_the_model_says(model, one_device):
     tokens, scores = inference.generate(params, {"inputs": prompt})
     whole = np.concatenate([prompt, tokens[0]], axis=1)
     batch = {"decoder_input_tokens": whole, "decoder_segment_ids": np.ones_like(whole)}
-    logits = bind(abstract(config)[0], params)(batch).logits
+    logits = bind(abstract_model(config)[0], params)(batch).logits
     np.testing.assert_array_equal(np.argmax(logits[0, 3:7], axis=-1), tokens[0, 0])
     scored = inference.score(params, {"inputs": prompt, "targets": tokens[0]})
     np.testing.assert_allclose(scored.totals, scores[0], rtol=1e-4)
@@ -229,7 +229,7 @@ def test_embeddings_are_means_over_real_tokens(model, one_device):
     inference = Inference(config, mesh=one_device, batch_size=2)
     inputs = rows_of([3, 7])
     found = inference.embed(params, {"inputs": inputs})
-    bound = bind(abstract(config)[0], params)
+    bound = bind(abstract_model(config)[0], params)
     encoded, _ = bound.encode_inputs(jnp.asarray(inputs[:1, :3]))
     np.testing.assert_allclose(found[0], encoded[0].mean(axis=0), rtol=1e-4, atol=1e-5)
 

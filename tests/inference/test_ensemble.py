@@ -8,7 +8,7 @@ import pytest
 from t5x_lite.decoding.generation import Generation
 from t5x_lite.errors import ConfigError
 from t5x_lite.inference.engine import Inference
-from t5x_lite.models.transformer import abstract, bind
+from t5x_lite.models.transformer import abstract_model, bind
 from t5x_lite.partitioning import make_mesh
 
 GREEDY, BEAMS = Generation(max_length=6), Generation(max_length=6, num_beams=3)
@@ -57,7 +57,7 @@ def test_scores_are_of_the_mean_of_the_logits(tiny_config, plausible_params, inf
     batch = {"inputs": INPUTS, "targets": TARGETS}
     found = inference(config).score((one, other), batch).tokens
 
-    graphdef = abstract(config)[0]
+    graphdef = abstract_model(config)[0]
     shifted = np.pad(TARGETS, ((0, 0), (1, 0)))[:, :-1]
     whole = {
         "encoder_input_tokens": INPUTS,

@@ -22,7 +22,7 @@ def test_a_query_sees_itself_and_what_came_before():
 def test_a_cache_is_written_in_one_place_and_the_old_one_stays_as_it_was():
     old = KeyValue(jnp.zeros((2, 4, 1, 3)), jnp.zeros((2, 4, 1, 3)))
     new = KeyValue(jnp.ones((2, 1, 1, 3)), jnp.full((2, 1, 1, 3), 2.0))
-    written = old.written_at(jnp.int32(2), new)
+    written = old.update_at(jnp.int32(2), new)
     assert written.k_bkhd[:, :, 0, 0].tolist() == [[0, 0, 1, 0]] * 2
     assert written.v_bkhd[:, :, 0, 0].tolist() == [[0, 0, 2, 0]] * 2
     assert not old.k_bkhd.any()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite.models.transformer import abstract, bind, num_parameters
+from t5x_lite.models.transformer import abstract_model, bind, num_parameters
 
 MODELS = Path(__file__).resolve().parents[2] / "gin_configs" / "models"
 TINY = Path(__file__).resolve().parents[1] / "gin_configs" / "models"
@@ -107,7 +107,7 @@ def test_no_shipped_size_escapes_the_count():
 def test_bert_without_its_heads_has_the_size_of_its_encoder_and_pooler(
     name, without_heads, shipped
 ):
-    shapes = abstract(shipped(f"bert/{name}"))[1]
+    shapes = abstract_model(shipped(f"bert/{name}"))[1]
     heads = sum(leaf.size for leaf in jax.tree.leaves([shapes["head"], shapes["next_sentence"]]))
     assert num_parameters(shipped(f"bert/{name}")) - heads == without_heads
 
@@ -150,7 +150,7 @@ def without_dropped_tokens(config):
 @pytest.fixture(scope="module")
 def logits_of(config, plausible_params):
     """A jitted function from a batch to the logits of one model."""
-    graphdef, params = abstract(config)[0], plausible_params(config)
+    graphdef, params = abstract_model(config)[0], plausible_params(config)
     forward = jax.jit(lambda params, batch: bind(graphdef, params)(batch).logits)
     return lambda batch: np.asarray(forward(params, batch))
 
@@ -205,7 +205,7 @@ def test_packed_examples_are_computed_as_if_each_had_its_row(config, logits_of, 
 def test_a_scanned_stack_equals_an_unrolled_one(config, logits_of, wide, plausible_params):
     """To the bit; but where layers have biases XLA fuses sums another way when it sees them all."""
     unrolled = dataclasses.replace(config, scan_layers=False)
-    graphdef, params = abstract(unrolled)[0], plausible_params(unrolled)
+    graphdef, params = abstract_model(unrolled)[0], plausible_params(unrolled)
     logits = jax.jit(lambda params: bind(graphdef, params)(wide).logits)(params)
     scanned = logits_of(wide)
     if config.use_bias:
@@ -227,7 +227,7 @@ def test_decoding_from_caches_equals_teacher_forcing(
         "decoder_segment_ids": np.ones_like(full),
         "decoder_positions": np.broadcast_to(np.arange(LENGTH, dtype=np.int32), full.shape),
     }
-    graphdef, params = abstract(config)[0], plausible_params(config)
+    graphdef, params = abstract_model(config)[0], plausible_params(config)
 
     @jax.jit
     def stepped(params):
@@ -255,7 +255,7 @@ def prefix_lm(request, shipped, plausible_params):
     config = shipped(
         "t5_1_0/tiny", num_encoder_layers=0, decoder_buckets_bidirectional=request.param
     )
-    graphdef, params = abstract(config)[0], plausible_params(config)
+    graphdef, params = abstract_model(config)[0], plausible_params(config)
     forward = jax.jit(lambda params, batch: bind(graphdef, params)(batch).logits)
     return config, params, forward
 
@@ -303,7 +303,7 @@ def test_a_prefix_lm_decodes_from_a_prompt_that_sees_itself_both_ways(prefix_lm,
     tokens = marked["decoder_input_tokens"]
     prefix = np.broadcast_to(np.arange(12) < 5, tokens.shape).astype(np.int32)
     forced = forward(params, {**marked, "decoder_causal_attention": prefix})
-    model = bind(abstract(config)[0], params)
+    model = bind(abstract_model(config)[0], params)
     state = model.start_decoding(None, max_length=12, batch_size=3)
     prompt, state = model.decode_tokens(tokens[:, :5], state, prefix=True)
     rest, _ = model.decode_tokens(tokens[:, 5:], state)

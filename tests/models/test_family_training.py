@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite.models.transformer import abstract, initialize
+from t5x_lite.models.transformer import abstract_model, initialize
 from t5x_lite.partitioning import make_mesh, named_sharding
 from t5x_lite.training.optimizers import Optimizer
 from t5x_lite.training.schedules import Constant
 from t5x_lite.training.state import TrainState, state_shardings
 from t5x_lite.training.step import Loss, make_train_step
 from t5x_lite.training.step_metrics import global_norm
-from t5x_lite.tree_paths import flat
+from t5x_lite.tree_paths import flatten
 
 MESH = dict(data=2, fsdp=2, tensor=2)
 EXPERT_MESH = dict(data=2, expert=2, tensor=2)
@@ -43,7 +43,7 @@ def trained(shipped, plausible_params, batch_for):
     def train(family, mesh_items, **changes):
         config = shipped(f"{family}/tiny", **changes)
         mesh = make_mesh(dict(mesh_items))
-        graphdef = abstract(config)[0]
+        graphdef = abstract_model(config)[0]
         placed = state_shardings(mesh, config, DESCENT)
         everywhere = named_sharding(mesh, ())
         step = make_train_step(graphdef, DESCENT, Constant(value=0.5), Loss(), seed=0)
@@ -95,7 +95,7 @@ def test_where_experts_lie_changes_no_loss(trained):
 def test_plain_normal_initialisers_have_their_deviation(family, shipped):
     """0.02 for all; what goes into GPT-2's residual is divided by sqrt(2 * layers)."""
     config = shipped(f"{family}/tiny", emb_dim=64, mlp_dim=128, head_dim=32)
-    initial = flat(initialize(config, jax.random.key(0)))
+    initial = flatten(initialize(config, jax.random.key(0)))
     kinds = {"scale": 0, "bias": 0, "matrix": 0}
     for path, array in initial.items():
         if path.endswith("scale"):

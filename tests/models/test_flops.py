@@ -6,7 +6,7 @@ import pytest
 
 from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
 from t5x_lite.models.flops import forward_flops, token_flops, train_step_flops
-from t5x_lite.models.transformer import abstract, bind
+from t5x_lite.models.transformer import abstract_model, bind
 
 LENGTHS = {"inputs": 48, "targets": 16}
 WIDE = dict(vocab_size=2048, emb_dim=256, num_heads=4, head_dim=64, mlp_dim=1024)
@@ -52,7 +52,7 @@ def _batch(config, rows):
 
 def _xla_flops(config, rows, *, backward):
     """XLA's count for the forward pass, or for the gradient of a loss too."""
-    graphdef, params, _ = abstract(config)
+    graphdef, params, _ = abstract_model(config)
 
     def total(params, batch):
         predictions = bind(graphdef, params)(batch, key=jax.random.key(0))

@@ -6,7 +6,7 @@ from flax import nnx
 
 from t5x_lite.models.layers import MLP, Norm, dropout
 from t5x_lite.models.transformer import initialize
-from t5x_lite.tree_paths import flat
+from t5x_lite.tree_paths import flatten
 
 WIDE = dict(vocab_size=512, emb_dim=96, num_heads=8, head_dim=32, mlp_dim=160)
 QUERY, EMBED = (96 * 32) ** -0.5, 96**-0.5
@@ -30,7 +30,7 @@ EXPECTED = {
 def initial(tiny_config):
     """Fresh weights of a model wide enough to measure deviations, by path."""
     params = initialize(tiny_config(**WIDE), jax.random.key(0))
-    return {path: np.asarray(leaf) for path, leaf in flat(params).items()}
+    return {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
 
 
 @pytest.mark.parametrize("name", EXPECTED)

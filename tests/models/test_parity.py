@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from t5x_lite.convert.huggingface import FAMILIES, import_checkpoint
-from t5x_lite.convert.param_mapping import scatter, tensors_of
-from t5x_lite.models.transformer import abstract, bind
+from t5x_lite.convert.param_mapping import export_tensors, tensor_mappings
+from t5x_lite.models.transformer import abstract_model, bind
 from t5x_lite.training.losses import cross_entropy
-from t5x_lite.tree_paths import flat
+from t5x_lite.tree_paths import flatten
 
 REFERENCES = Path(__file__).parent / "references"
 ALL = (
@@ -67,7 +67,7 @@ def imported(family):
 @pytest.fixture(scope="module")
 def predictions(imported, expected):
     config, params = imported
-    graphdef, batch = abstract(config)[0], our_batch(config, expected)
+    graphdef, batch = abstract_model(config)[0], our_batch(config, expected)
     return jax.jit(lambda params: bind(graphdef, params)(batch))(params)
 
 
@@ -90,7 +90,7 @@ def test_what_was_imported_is_written_back_to_the_bit(family, imported):
 
     config, params = imported
     table = FAMILIES[MODEL_TYPES.get(family, family)].table(config)
-    ours = dict(scatter(params, tensors_of(config, table)))
+    ours = dict(export_tensors(params, tensor_mappings(config, table)))
     theirs = load_file(REFERENCES / family / "model.safetensors")
     assert sorted(ours) == sorted(theirs)
     for name, array in theirs.items():
@@ -100,7 +100,7 @@ def test_what_was_imported_is_written_back_to_the_bit(family, imported):
 @pytest.mark.parametrize("family", ["t5_1_0", "t5_1_1"], scope="module")
 def test_loss_and_every_gradient_equal_hugging_faces(family, imported, expected):
     config, params = imported
-    graphdef, batch = abstract(config)[0], our_batch(config, expected)
+    graphdef, batch = abstract_model(config)[0], our_batch(config, expected)
     real = expected["targets_real"].astype(np.float32)
 
     def mean_loss(params):
@@ -109,11 +109,11 @@ def test_loss_and_every_gradient_equal_hugging_faces(family, imported, expected)
 
     loss, gradients = jax.jit(jax.value_and_grad(mean_loss))(params)
     assert float(loss) == pytest.approx(float(expected["loss"]), rel=1e-6)
-    ours = dict(scatter(gradients, tensors_of(config, FAMILIES["t5"].table(config))))
+    ours = dict(export_tensors(gradients, tensor_mappings(config, FAMILIES["t5"].table(config))))
     prefix = "gradients/"
     theirs = {k.removeprefix(prefix): v for k, v in expected.items() if k.startswith(prefix)}
     assert sorted(ours) == sorted(theirs)
-    assert len(ours) == len(jax.tree.leaves(flat(ours)))
+    assert len(ours) == len(jax.tree.leaves(flatten(ours)))
     errors = {name: relative_error(ours[name], theirs[name]) for name in ours}
     assert max(errors.values()) < 1e-4, errors
 
@@ -126,7 +126,7 @@ def test_dropped_tokens_equal_hugging_faces(family, imported, expected):
     moe = dataclasses.replace(
         config.moe, group_size=length, eval_capacity_factor=1e-6, min_capacity=3
     )
-    graphdef = abstract(dataclasses.replace(config, moe=moe))[0]
+    graphdef = abstract_model(dataclasses.replace(config, moe=moe))[0]
     batch = our_batch(config, expected)
     logits = np.asarray(jax.jit(lambda params: bind(graphdef, params)(batch).logits)(params))
     real = real_of(expected)

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.models.transformer import abstract, bind
-from t5x_lite.partitioning import is_axes, partition_spec
+from t5x_lite.models.transformer import abstract_model, bind
+from t5x_lite.partitioning import is_logical_axes, partition_spec
 from t5x_lite.training.losses import cross_entropy
 
 
 def test_every_weight_is_float32_and_declares_an_axis_for_each_dimension(tiny_config):
-    _, shapes, axes = abstract(tiny_config(dtype="bfloat16"))
+    _, shapes, axes = abstract_model(tiny_config(dtype="bfloat16"))
     flat = jax.tree.leaves_with_path(shapes)
-    declared = jax.tree.leaves(axes, is_leaf=is_axes)
+    declared = jax.tree.leaves(axes, is_leaf=is_logical_axes)
     for (path, leaf), names in zip(flat, declared, strict=True):
         assert leaf.dtype == jnp.float32
         assert len(names) == leaf.ndim
@@ -55,7 +55,7 @@ def without_segments(batch):
 def logits_of(tiny_config, random_params):
     """A jitted function from a batch to the logits of one model."""
     config = tiny_config()
-    graphdef, params = abstract(config)[0], random_params(config)
+    graphdef, params = abstract_model(config)[0], random_params(config)
     forward = jax.jit(lambda params, batch: bind(graphdef, params)(batch).logits)
     return lambda batch: np.asarray(forward(params, batch))
 
@@ -126,7 +126,7 @@ def test_decoding_token_by_token_equals_teacher_forcing(
     config = tiny_config(**changes)
     batch = random_batch(2, rows=3, target_length=24)
     batch["decoder_segment_ids"] = np.ones_like(batch["decoder_segment_ids"])
-    graphdef, params = abstract(config)[0], random_params(config)
+    graphdef, params = abstract_model(config)[0], random_params(config)
 
     @jax.jit
     def both_ways(params):
@@ -162,7 +162,7 @@ def loss_and_gradients(tiny_config, random_params, random_batch):
     params, batch = random_params(base), random_batch(3, rows=3)
 
     def compute(changes):
-        graphdef = abstract(dataclasses.replace(base, **changes))[0]
+        graphdef = abstract_model(dataclasses.replace(base, **changes))[0]
 
         def loss(params):
             logits_blv = bind(graphdef, params)(batch).logits
@@ -190,7 +190,7 @@ def test_the_less_is_kept_for_the_backward_pass_the_less_memory_it_takes(tiny_co
     temporaries = []
     for remat in (*kept, "minimal"):
         config = tiny_config(remat=remat, num_encoder_layers=0, num_decoder_layers=4)
-        graphdef, shapes, _ = abstract(config)
+        graphdef, shapes, _ = abstract_model(config)
         tokens = jax.ShapeDtypeStruct((8, 64), jnp.int32)
         names = ("decoder_input_tokens", "decoder_target_tokens")
 
@@ -214,7 +214,7 @@ def test_dropout_acts_where_t5_says_and_only_with_a_key(
 ):
     config = tiny_config(dropout_rate=0.1, scan_layers=False)
     batch = random_batch(0, rows=2, input_length=12, target_length=8)
-    graphdef, params = abstract(config)[0], random_params(config)
+    graphdef, params = abstract_model(config)[0], random_params(config)
     masks = []
 
     def bernoulli(key, probability, shape):
@@ -238,7 +238,7 @@ def test_dropout_acts_where_t5_says_and_only_with_a_key(
 
 def test_dropout_depends_on_its_key_alone(tiny_config, random_params, random_batch):
     config, batch = tiny_config(dropout_rate=0.1), random_batch(0, rows=2)
-    graphdef, params = abstract(config)[0], random_params(config)
+    graphdef, params = abstract_model(config)[0], random_params(config)
     forward = jax.jit(lambda key: bind(graphdef, params)(batch, key=key).logits)
     keys = (jax.random.key(number, impl="rbg") for number in (0, 0, 1))
     first, again, other = (np.asarray(forward(key)) for key in keys)
@@ -250,7 +250,7 @@ def test_a_bfloat16_model_gives_float32_logits_near_the_float32_ones(
     tiny_config, random_params, random_batch, logits_of
 ):
     config, batch = tiny_config(dtype="bfloat16"), random_batch(0, rows=4)
-    graphdef, params = abstract(config)[0], random_params(config)
+    graphdef, params = abstract_model(config)[0], random_params(config)
     logits = jax.jit(lambda params: bind(graphdef, params)(batch).logits)(params)
     exact = logits_of(batch)
     assert logits.dtype == jnp.float32

@@ -79,7 +79,7 @@ def test_infilling_puts_one_mask_for_each_span_and_some_for_none(lists_of, keys_
 
 
 def test_span_lengths_are_poisson_distributed():
-    table = bart.poisson_table(3.0)
+    table = bart.poisson_cdf(3.0)
     drawn = np.searchsorted(table, np.linspace(0, 1, 100_000, endpoint=False), side="right")
     expected = [math.exp(-3) * 3**k / math.factorial(k) for k in range(10)]
     np.testing.assert_allclose(np.bincount(drawn)[:10] / 100_000, expected, atol=2e-5)
@@ -101,7 +101,7 @@ def test_a_share_of_the_sentences_leaves_the_others_in_place(keys_of):
     text = [token for first in range(10, 20) for token in (first, STOP)]
     rows = Rows(np.array([text] * 500, np.int32), np.full(500, 20, np.int32))
     keys = philox.split(keys_of(500), 2)
-    made = bart.permute_sentences(rows, (STOP,), keys, share=0.31).tokens
+    made = bart.permute_sentences(rows, (STOP,), keys, fraction=0.31).tokens
     moved = (made[:, ::2] != np.arange(10, 20)).sum(axis=1)
     assert set(moved.tolist()) <= {0, 2, 3, 4}
     assert moved.max() == 4
@@ -118,7 +118,7 @@ def test_rotation_begins_at_every_other_token_equally_often(keys_of):
 
 def test_inserted_tokens_stand_anywhere(rows_of, lists_of, keys_of):
     rows = rows_of(*[[5, 6, 7]] * 4000)
-    made = bart.insert(rows, 9, np.ones(4000, int), keys_of(4000))
+    made = bart.insert_tokens(rows, 9, np.ones(4000, int), keys_of(4000))
     places, counts = np.unique(np.argmax(made.tokens == 9, axis=1), return_counts=True)
     assert places.tolist() == [0, 1, 2, 3]
     assert np.sum((counts - 1000) ** 2 / 1000) < 16.3  # chi-squared, 3 degrees, one in a thousand

@@ -18,7 +18,7 @@ SAME_LENGTH |= {"bert", "nothing"}
 def replace(name, rows, mask, seed=0, sentinels=SENTINELS):
     count = len(rows.lengths)
     keys = philox.example_keys(seed, 0, np.zeros(count, int), np.arange(count))
-    return noise.replace(name, rows, mask, sentinels, philox.split(keys, 2))
+    return noise.replace_noise(name, rows, mask, sentinels, philox.split(keys, 2))
 
 
 @st.composite
@@ -40,17 +40,17 @@ def masked(draw):
 def test_kept_tokens_stay_in_order_and_lengths_are_foretold(name, example, seed):
     rows, mask = example
     made = replace(name, rows, mask, seed)
-    told = noise.length_with(name, rows.lengths, mask)
+    told = noise.replaced_lengths(name, rows.lengths, mask)
     assert made.lengths.tolist() == told.tolist()
     assert made.tokens.dtype == np.int32
     assert made.tokens.shape == rows.tokens.shape
-    assert not made.tokens[~noise.valid(made)].any()
-    kept_mask = noise.valid(rows) & ~mask
+    assert not made.tokens[~noise.valid_positions(made)].any()
+    kept_mask = noise.valid_positions(rows) & ~mask
     if name in SAME_LENGTH:
         assert (made.lengths == rows.lengths).all()
         np.testing.assert_array_equal(made.tokens[kept_mask], rows.tokens[kept_mask])
     else:
-        kept = made.tokens[noise.valid(made) & (made.tokens <= 800)]
+        kept = made.tokens[noise.valid_positions(made) & (made.tokens <= 800)]
         np.testing.assert_array_equal(kept, rows.tokens[kept_mask])
 
 
@@ -64,7 +64,7 @@ def test_a_row_depends_on_itself_alone(name, example, seed):
     keys = philox.split(philox.example_keys(seed, 0, np.zeros(count, int), np.arange(count)), 2)
     for row in range(count):
         own, width = slice(row, row + 1), int(rows.lengths[row])
-        alone = noise.replace(
+        alone = noise.replace_noise(
             name,
             Rows(rows.tokens[own, :width], rows.lengths[own]),
             mask[own, :width],

@@ -9,7 +9,7 @@ from t5x_lite.objectives.span_corruption import SpanCorruption
 
 
 def test_the_logarithm_of_the_lengths_is_uniform(keys_of):
-    drawn = RandomLengths().piece_lengths(512, keys_of(20_000))
+    drawn = RandomLengths().chunk_lengths(512, keys_of(20_000))
     assert (drawn.min(), drawn.max()) == (8, 511)
     shares = np.histogram(np.log2(drawn), [3, 4, 5, 6, 7, 8, 9])[0] / 20_000
     np.testing.assert_allclose(shares, 1 / 6, atol=0.012)
@@ -31,9 +31,9 @@ def test_everything_else_is_the_objectives(rows_of, lists_of, keys_of):
 
 def test_what_cannot_be_is_refused(keys_of):
     for objective in (Bert(), MaskedLM(), FullLM()):
-        with pytest.raises(ConfigError, match="cannot have pieces of random lengths"):
+        with pytest.raises(ConfigError, match="does not support chunks of random length"):
             RandomLengths(objective)
     with pytest.raises(ConfigError, match="shortest must be at least 1; got 0"):
         RandomLengths(shortest=0)
-    with pytest.raises(ConfigError, match="hold pieces of 5 tokens"):
-        RandomLengths().piece_lengths(5, keys_of(1))
+    with pytest.raises(ConfigError, match="hold chunks of 5 tokens"):
+        RandomLengths().chunk_lengths(5, keys_of(1))

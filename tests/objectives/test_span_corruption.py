@@ -148,5 +148,5 @@ def test_spans_beyond_the_sentinels_borrow_the_last_pieces_if_they_may():
     targets = features["targets"].tokens[0]
     marks = targets[targets > 31_000]
     assert marks.tolist() == list(range(32_099, 32_099 - 128, -1))
-    with pytest.raises(ConfigError, match=r"128 noise spans .* 100 sentinels"):
+    with pytest.raises(ConfigError, match=r"128 noise spans, but .* 100 sentinels"):
         corrupt([766], objective=SpanCorruption(0.5, 3.0))

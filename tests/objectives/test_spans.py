@@ -194,7 +194,7 @@ def test_rows_keep_their_width_and_are_zero_beyond_their_lengths(example):
 
 def test_more_spans_than_sentinels_are_refused():
     rows, mask = rows_of([5, 6, 7, 8, 9]), np.array([[1, 0, 1, 0, 1]], bool)
-    with pytest.raises(ConfigError, match=r"holds 3 noise spans .* has 2 sentinels") as caught:
+    with pytest.raises(ConfigError, match=r"has 3 noise spans, .* has 2 sentinels") as caught:
         noise_spans_to_unique_sentinel(rows, mask, Sentinels(first=99, count=2))
     assert caught.value.names == ("TASK_FEATURE_LENGTHS",)
 

@@ -97,7 +97,7 @@ def test_masks_are_the_t5_librarys(name):
 def test_what_replaces_noise_is_what_the_t5_library_puts_there(name):
     rows = pieces([60] * len(KEYS))
     mask = masks.iid_mask(rows.lengths, noise_density=0.4, keys_b2=KEYS, max_length=60)
-    made = noise.replace(NOISE[name], rows, mask, SENTINELS, philox.split(KEYS, 6)[:, 2:4])
+    made = noise.replace_noise(NOISE[name], rows, mask, SENTINELS, philox.split(KEYS, 6)[:, 2:4])
     assert lists(made) == stored(f"noise/{name}")
 
 

@@ -218,7 +218,7 @@ def test_nothing_exceeds_lengths_that_were_accepted(objective, inputs_length, ta
         return
     pieces = [[5] * length for length in (raw_length, raw_length - 1, 1, 0)]
     made, _ = make(objective, pieces, seed)
-    eos = int(objective.eos_after == "pieces")
+    eos = int(objective.eos_after == "chunks")
     for feature, length in lengths.items():
         assert made[feature].lengths.max() + eos <= length
     if isinstance(objective, SpanCorruption):

@@ -9,7 +9,7 @@ import pytest
 from t5x_lite.hardware.chips import CHIPS
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.flops import forward_flops
-from t5x_lite.models.transformer import abstract, bind
+from t5x_lite.models.transformer import abstract_model, bind
 from t5x_lite.partitioning import make_mesh, named_sharding
 from t5x_lite.planning.decode_plan import (
     PREFILL,
@@ -29,7 +29,7 @@ V5E = next(chip for chip in CHIPS if chip.name == "v5e")
 
 @pytest.mark.parametrize("model", [BOTH, ALONE], ids=["encoder and decoder", "decoder alone"])
 def test_the_cache_of_a_device_is_what_its_shards_hold(model):
-    graphdef, params, _ = abstract(model)
+    graphdef, params, _ = abstract_model(model)
     mesh = make_mesh({"data": 4, "tensor": 2})
 
     def start(params):
@@ -68,7 +68,7 @@ def test_a_token_is_bound_by_the_weights_it_reads_until_there_are_many_texts():
     assert few.bound == "memory"
     decoder = sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize
-        for path, leaf in jax.tree.leaves_with_path(abstract(BOTH)[1])
+        for path, leaf in jax.tree.leaves_with_path(abstract_model(BOTH)[1])
         if not jax.tree_util.keystr(path, simple=True).startswith("encoder")
     )
     assert few.memory * V5E.hbm_bandwidth == pytest.approx(

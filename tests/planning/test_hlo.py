@@ -6,7 +6,7 @@ import pytest
 
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.flops import train_step_flops
-from t5x_lite.models.transformer import abstract
+from t5x_lite.models.transformer import abstract_model
 from t5x_lite.planning.costs import costs
 from t5x_lite.planning.hlo import Module, parse_shapes
 from t5x_lite.planning.lowering import batch_shapes, summed_loss
@@ -112,7 +112,7 @@ def test_a_model_of_24_scanned_layers_counts_as_by_hand():
     lengths = {"inputs": 64, "targets": 32}
     batch = batch_shapes(config, lengths, 4, packed=True)
     gradient = jax.jit(jax.grad(summed_loss(config)))
-    compiled = gradient.lower(abstract(config)[1], batch).compile()
+    compiled = gradient.lower(abstract_model(config)[1], batch).compile()
     counted = sum(cost.flops for cost in costs(Module(compiled.as_text())))
     by_hand = train_step_flops(config, batch_size=4, lengths=lengths)
     assert counted == pytest.approx(by_hand, rel=0.03)

@@ -158,7 +158,7 @@ def test_generation_is_compiled_and_split_at_its_loop_over_tokens(tmp_path):
     ("changes", "said"),
     [
         ({"mesh": {"fsdp": 3}}, "does not fit the 8 devices of h200:8"),
-        ({"mesh": {"sideways": 8}}, "the mesh has an axis 'sideways'"),
+        ({"mesh": {"sideways": 8}}, "unknown mesh axis 'sideways'"),
         ({"price": 0.0}, "wanted more than 0"),
         ({"mode": "sing"}, "plan.mode is 'sing'"),
         ({"search": True}, "a search needs a compiler"),

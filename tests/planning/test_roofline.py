@@ -10,7 +10,7 @@ import pytest
 from t5x_lite.hardware.chips import CHIPS
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.flops import train_step_flops
-from t5x_lite.models.transformer import abstract, num_parameters
+from t5x_lite.models.transformer import abstract_model, num_parameters
 from t5x_lite.partitioning import make_mesh
 from t5x_lite.planning.lowering import batch_shapes, summed_loss
 from t5x_lite.planning.roofline import activation_bytes, roofline, state_bytes
@@ -125,5 +125,5 @@ def test_every_architecture_traces_on_its_batch(shipped):
     for name in ("bert/tiny", "gpt2/tiny", "bart/tiny", "switch/tiny", "t5_1_0/prefix_lm"):
         model = shipped(name)
         batch = batch_shapes(model, LENGTHS, 4, packed=True)
-        traced = jax.eval_shape(summed_loss(model), abstract(model)[1], batch)
+        traced = jax.eval_shape(summed_loss(model), abstract_model(model)[1], batch)
         assert traced.shape == ()

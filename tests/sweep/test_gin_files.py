@@ -7,9 +7,9 @@ import pytest
 
 from t5x_lite.data.tasks.mixing_rates import ExamplesProportionalRate
 from t5x_lite.metrics.published_t5_study import STUDY_TABLES
-from t5x_lite.models.transformer import abstract, num_parameters
+from t5x_lite.models.transformer import abstract_model, num_parameters
 from t5x_lite.suites.t5 import Study
-from t5x_lite.tree_paths import flat
+from t5x_lite.tree_paths import flatten
 
 GIN_CONFIGS = Path(__file__).resolve().parents[2] / "gin_configs"
 STUDIES = sorted(p.stem for p in (GIN_CONFIGS / "explore").glob("*.gin") if p.stem != "base")
@@ -241,6 +241,6 @@ def test_methods_of_fine_tuning_train_what_they_say_from_one_pretraining(planned
     for width in (32, 128, 512, 2048):
         given = call("finetuning_methods", "base", f"adapters, {width}", "cnn_dailymail")
         assert given["model"].adapter_dim == width
-        _, shapes, axes = abstract(given["model"])
-        trained = flat(shapes).keys() - given["optimizer"].for_weights(shapes, axes).frozen
+        _, shapes, axes = abstract_model(given["model"])
+        trained = flatten(shapes).keys() - given["optimizer"].for_weights(shapes, axes).frozen
         assert all("adapter" in path or "norm" in path for path in trained)

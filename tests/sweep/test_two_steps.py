@@ -58,7 +58,7 @@ def losses(planned, read_call, tmp_path_factory):
             for batch, _ in itertools.islice(feed.stream.batches(feed.stream.start()), 2):
                 placed = to_devices(batch, program.batch_sharding, batch_size=ROWS)
                 state, metrics = program.step(state, placed, num_tasks=tasks)
-                found.append(metrics.fetched())
+                found.append(metrics.unpack())
         return found
 
     def of(name, row, *, tasks=None):

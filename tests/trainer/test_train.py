@@ -212,7 +212,7 @@ def test_switches_that_leave_the_weights_alone_may_change_between_launches(train
     ("changes", "message", "names"),
     [
         ({"mesh": {"data": 3}}, "needs 3 devices, but 8 are visible", {"MESH"}),
-        ({"mesh": {"model": 8}}, "has an axis 'model'", {"MESH"}),
+        ({"mesh": {"model": 8}}, "unknown mesh axis 'model'", {"MESH"}),
         ({"batch_size": 6}, "a batch of 6 rows does not divide into the 4 parts", {"BATCH_SIZE"}),
         ({"model": {"num_heads": 1}}, "which 2 devices along tensor do not divide", {"MESH"}),
         ({"model": {"vocab_size": 256}}, "512 ids but the model's embedding only 256 rows", None),

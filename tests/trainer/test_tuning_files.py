@@ -8,10 +8,10 @@ import pytest
 
 from t5x_lite.cli import gin_config
 from t5x_lite.errors import ConfigError
-from t5x_lite.models.transformer import abstract
+from t5x_lite.models.transformer import abstract_model
 from t5x_lite.trainer.batch_size import rows_of_tokens
 from t5x_lite.trainer.train import train
-from t5x_lite.tree_paths import flat
+from t5x_lite.tree_paths import flatten
 
 GIN_CONFIGS = Path(__file__).resolve().parents[2] / "gin_configs"
 
@@ -42,8 +42,8 @@ def given():
 
 def trained(model, optimizer):
     """The paths of the weights that an optimizer changes."""
-    _, shapes, axes = abstract(model)
-    return flat(shapes).keys() - optimizer.for_weights(shapes, axes).frozen
+    _, shapes, axes = abstract_model(model)
+    return flatten(shapes).keys() - optimizer.for_weights(shapes, axes).frozen
 
 
 def test_the_recipe_is_t5s(given):
@@ -51,7 +51,7 @@ def test_the_recipe_is_t5s(given):
     assert model.dropout_rate == 0.1
     assert float(rate(0)) == float(rate(10**6)) == pytest.approx(1e-3)
     assert (init.keep_step, init.relative_steps) == (False, True)
-    assert trained(model, optimizer) == flat(abstract(model)[1]).keys()
+    assert trained(model, optimizer) == flatten(abstract_model(model)[1]).keys()
 
 
 def test_the_run_file_has_the_papers_numbers():

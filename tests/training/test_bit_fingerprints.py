@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from t5x_lite.partitioning import make_mesh, named_sharding
-from t5x_lite.training.bit_fingerprints import as_text, fingerprint
+from t5x_lite.training.bit_fingerprints import fingerprint, to_hex
 
 TREE = {
     "floats": np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32),
@@ -15,7 +15,7 @@ TREE = {
 
 
 def text(tree):
-    return as_text(jax.device_get(jax.jit(fingerprint)(tree)))
+    return to_hex(jax.device_get(jax.jit(fingerprint)(tree)))
 
 
 @pytest.mark.parametrize("sizes", [dict(data=8), dict(data=2, fsdp=2), dict(data=1)], ids=str)

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from t5x_lite.partitioning import make_mesh, named_sharding
-from t5x_lite.training.chunked_loss import OutputForm, chunked_cross_entropy
-from t5x_lite.training.losses import TokenLoss
+from t5x_lite.training.chunked_loss import OutputSpec, chunked_cross_entropy
+from t5x_lite.training.losses import TokenLossConfig
 
 # Rows, length, embedding, vocabulary: what the meshes below divide.
 BATCH, LENGTH, EMBED, VOCAB = 8, 5, 16, 24
 FORMS = {
-    "mT5, T5 1.1: a head of its own": (OutputForm(), False),
-    "T5 1.0: tied and scaled": (OutputForm(vocab_first=True, scale=EMBED**-0.5), False),
-    "BERT, BART: tied, with a bias": (OutputForm(vocab_first=True), True),
+    "mT5, T5 1.1: a head of its own": (OutputSpec(), False),
+    "T5 1.0: tied and scaled": (OutputSpec(vocab_first=True, scale=EMBED**-0.5), False),
+    "BERT, BART: tied, with a bias": (OutputSpec(vocab_first=True), True),
 }
 
 
@@ -63,7 +63,7 @@ class Hidden:
 
         def call(*arguments):
             return chunked_cross_entropy(
-                *arguments, form=self.form, wanted=self.wanted, chunk=chunk
+                *arguments, output=self.form, config=self.wanted, chunk_size=chunk
             )
 
         wrt = (0, 1) if self.bias is None else (0, 1, 2)
@@ -74,7 +74,7 @@ class Hidden:
 def hidden_case(request, expected_sums):
     form, has_bias = FORMS[request.param]
     smoothing = 0.1 if has_bias else 0.0  # BART fine-tunes with it
-    wanted = TokenLoss(z_loss=1e-2, label_smoothing=smoothing)
+    wanted = TokenLossConfig(z_loss=1e-2, label_smoothing=smoothing)
     return Hidden(form, has_bias, wanted, expected_sums)
 
 
@@ -128,12 +128,12 @@ def test_a_loss_in_chunks_is_the_same_on_every_mesh(hidden_case, sizes):
 
 @pytest.mark.parametrize("sizes", [None, dict(data=2, tensor=2, sequence=2)], ids=["", "mesh"])
 def test_the_sums_of_each_task_equal_float64_of_its_tokens_alone(expected_sums, sizes):
-    case = Hidden(OutputForm(), False, TokenLoss(z_loss=1e-2), expected_sums)
+    case = Hidden(OutputSpec(), False, TokenLossConfig(z_loss=1e-2), expected_sums)
     tasks = np.random.default_rng(5).integers(0, 3, case.targets.shape).astype(np.int32)
     with jax.set_mesh(make_mesh(sizes)) if sizes else contextlib.nullcontext():
         sums = jax.jit(
             lambda *arguments: chunked_cross_entropy(
-                *arguments, form=case.form, wanted=case.wanted, chunk=7, num_tasks=4
+                *arguments, output=case.form, config=case.wanted, chunk_size=7, num_tasks=4
             )[1]
         )(*case.arguments, tasks)
     logits = np.float64(case.hidden) @ np.float64(case.kernel)
@@ -146,7 +146,7 @@ def test_the_sums_of_each_task_equal_float64_of_its_tokens_alone(expected_sums, 
 
 
 def test_products_in_bfloat16_are_added_up_in_float32(expected_sums):
-    case = Hidden(OutputForm(), False, TokenLoss(), expected_sums)
+    case = Hidden(OutputSpec(), False, TokenLossConfig(), expected_sums)
     hidden, kernel, *others = case.arguments
     hidden, kernel = (
         np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32) for x in (hidden, kernel)
@@ -162,12 +162,12 @@ def test_products_in_bfloat16_are_added_up_in_float32(expected_sums):
 
 
 def test_only_the_objective_has_a_gradient(expected_sums):
-    case = Hidden(OutputForm(), False, TokenLoss(z_loss=1.0), expected_sums)
+    case = Hidden(OutputSpec(), False, TokenLossConfig(z_loss=1.0), expected_sums)
 
     def count(hidden):
         arguments = (hidden, *case.arguments[1:])
-        return chunked_cross_entropy(*arguments, form=case.form, wanted=case.wanted, chunk=7)[
-            1
-        ].loss
+        return chunked_cross_entropy(
+            *arguments, output=case.form, config=case.wanted, chunk_size=7
+        )[1].loss
 
     assert not jax.grad(count)(case.hidden).any()

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.models.transformer import abstract
+from t5x_lite.models.transformer import abstract_model
 from t5x_lite.training.gradual_unfreezing import GraduallyUnfrozen
 from t5x_lite.training.optimizers import Adafactor, AdamW
-from t5x_lite.tree_paths import flat
+from t5x_lite.tree_paths import flatten
 
 
 @pytest.fixture
 def updated(tiny_config, random_params):
     """Weights and state before and after an update at a step, by their paths."""
     config = tiny_config()
-    _, shapes, axes = abstract(config)
+    _, shapes, axes = abstract_model(config)
     params = jax.tree.map(jnp.asarray, random_params(config))
     grads = jax.tree.map(lambda x: jnp.ones_like(x), params)
 
@@ -25,7 +25,7 @@ def updated(tiny_config, random_params):
         state = bound.init(params)
         new, after = bound.update(grads, state, params, jnp.asarray(step), jnp.asarray(0.1))
         trained = bound.trained(grads, jnp.asarray(step))
-        return tuple(map(flat, (params, new, state, after, trained)))
+        return tuple(map(flatten, (params, new, state, after, trained)))
 
     return run
 

@@ -19,8 +19,8 @@ from t5x_lite.training.param_groups import Grouped
 from t5x_lite.training.schedules import Constant, Linear
 from t5x_lite.training.setup import build
 from t5x_lite.training.step import Loss, Update
-from t5x_lite.training.step_metrics import fetch
-from t5x_lite.tree_paths import flat
+from t5x_lite.training.step_metrics import fetch_metrics
+from t5x_lite.tree_paths import flatten
 
 STEPS, LAYERS = 6, 3
 SHAPES = {"stack": (LAYERS, 12, 20), "experts": (2, 2, 12, 20), "table": (24, 12), "vector": (12,)}
@@ -226,14 +226,14 @@ def test_training_on_a_mesh_shards_the_state_like_the_weights(name, tiny_config,
         losses = []
         for _ in range(12):
             state, metrics = step(state, batch)
-            (metrics,) = fetch([metrics])
+            (metrics,) = fetch_metrics([metrics])
             losses.append(float(metrics["loss"] / metrics["weight"]))
     assert losses[-1] < 0.9 * losses[0]
     path = "decoder/layers/mlp/wo/kernel"
-    weight = flat(state.params)[path]
+    weight = flatten(state.params)[path]
     assert weight.sharding.spec == partition_spec(("layers", "mlp", "embed"))
     sharded = 0
-    for leaf_path, leaf in flat(state.opt_state).items():
+    for leaf_path, leaf in flatten(state.opt_state).items():
         if leaf_path.startswith(path):
             if leaf.shape == weight.shape:
                 assert leaf.sharding.spec == weight.sharding.spec

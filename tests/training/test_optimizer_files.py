@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from t5x_lite.cli import gin_config
-from t5x_lite.models.transformer import abstract
+from t5x_lite.models.transformer import abstract_model
 
 GIN_CONFIGS = Path(__file__).resolve().parents[2] / "gin_configs"
 FILES = sorted((GIN_CONFIGS / "optimizers").glob("*.gin"))
@@ -27,7 +27,7 @@ def given(request):
 
 def test_the_file_gives_an_optimizer_for_every_weight(given, tiny_config):
     optimizer, _ = given
-    _, shapes, axes = abstract(tiny_config())
+    _, shapes, axes = abstract_model(tiny_config())
     bound = optimizer.for_weights(shapes, axes)
     assert set(bound.state_axes) == {"encoder", "decoder", "token_embedder", "head"}
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.partitioning import is_axes
+from t5x_lite.partitioning import is_logical_axes
 from t5x_lite.training.optimizers import Adafactor
 
 MIN_DIM = 16
@@ -227,8 +227,8 @@ def test_no_gradient_means_no_change(initial):
 def test_the_states_axes_fit_the_state(changes, initial):
     optimizer = Adafactor(min_dim_size_to_factor=MIN_DIM, **changes).for_weights(SHAPES, AXES)
     state = jax.eval_shape(optimizer.init, initial)
-    axes = jax.tree.map(lambda leaf: leaf, optimizer.state_axes, is_leaf=is_axes)
-    assert jax.tree.structure(state) == jax.tree.structure(axes, is_leaf=is_axes)
+    axes = jax.tree.map(lambda leaf: leaf, optimizer.state_axes, is_leaf=is_logical_axes)
+    assert jax.tree.structure(state) == jax.tree.structure(axes, is_leaf=is_logical_axes)
     for name, moments in state.items():
         size_of = dict(zip(AXES[name], SHAPES[name].shape, strict=True))
         for moment, leaf in moments.items():

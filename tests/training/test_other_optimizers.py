@@ -10,7 +10,7 @@ import pytest
 from optax import contrib
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.models.transformer import abstract
+from t5x_lite.models.transformer import abstract_model
 from t5x_lite.partitioning import make_mesh, named_sharding
 from t5x_lite.training.optimizers import Adafactor, AdamW, Lion, Muon
 from t5x_lite.training.param_groups import Grouped
@@ -209,7 +209,7 @@ def test_every_optimizer_trains_on_a_mesh_with_its_state_placed_like_its_weights
     config = tiny_config(head_dim=8, num_encoder_layers=2, num_decoder_layers=1)
     optimizer_config, rate = ON_A_MESH[name]
     mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
-    graphdef, shapes, axes = abstract(config)
+    graphdef, shapes, axes = abstract_model(config)
     optimizer = optimizer_config.for_weights(shapes, axes)
     placed = state_shardings(mesh, config, optimizer, average=True)
     everywhere = named_sharding(mesh, ())

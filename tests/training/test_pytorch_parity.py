@@ -8,7 +8,7 @@ import pytest
 from t5x_lite.convert.huggingface import export_checkpoint
 from t5x_lite.data.sources.embedded_corpus import embedded_documents
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.transformer import abstract, initialize
+from t5x_lite.models.transformer import abstract_model, initialize
 from t5x_lite.objectives.noise import Rows
 from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import SpanCorruption
@@ -80,7 +80,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def our_losses(batches, params):
-    graphdef, shapes, axes = abstract(CONFIG)
+    graphdef, shapes, axes = abstract_model(CONFIG)
     optimizer = AdamW(weight_decay=DECAY).for_weights(shapes, axes)
     loss, update = Loss(z_loss=0.0, logits_chunk=100), Update(clip_norm=CLIP)
     step = make_train_step(graphdef, optimizer, Constant(value=RATE), loss, update, seed=0)

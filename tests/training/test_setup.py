@@ -47,7 +47,7 @@ def test_an_offloaded_optimizer_lives_in_the_hosts_memory_and_works_the_same(pro
             kinds = {
                 leaf.sharding.memory_kind for leaf in jax.tree.leaves(getattr(after[offload], name))
             }
-            assert (kinds == {state.HOST}) == (offload and name == "opt_state")
+            assert (kinds == {state.HOST_MEMORY_KIND}) == (offload and name == "opt_state")
     jax.tree.map(
         np.testing.assert_array_equal,
         *(jax.tree.map(np.asarray, after[offload].params) for offload in (True, False)),

@@ -9,7 +9,7 @@ import pytest
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.layers import dropout
-from t5x_lite.models.transformer import abstract
+from t5x_lite.models.transformer import abstract_model
 from t5x_lite.partitioning import make_mesh, named_sharding, shard
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.schedules import InverseSquareRoot
@@ -44,7 +44,7 @@ def config(tiny_config):
 
 @pytest.fixture(scope="module")
 def optimizer(config):
-    _, shapes, axes = abstract(config)
+    _, shapes, axes = abstract_model(config)
     return Adafactor(min_dim_size_to_factor=16).for_weights(shapes, axes)
 
 
@@ -56,7 +56,11 @@ def runs(config, optimizer, random_batch):
         mesh = make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
         placed = state_shardings(mesh, config, optimizer)
         step = make_train_step(
-            abstract(config)[0], optimizer, InverseSquareRoot(warmup_steps=100), Loss(), seed=SEED
+            abstract_model(config)[0],
+            optimizer,
+            InverseSquareRoot(warmup_steps=100),
+            Loss(),
+            seed=SEED,
         )
         everywhere = named_sharding(mesh, ())
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(placed, everywhere))
@@ -147,5 +151,5 @@ def test_the_state_before_a_step_gives_its_memory_to_the_one_after(mesh, runs):
 
 
 def test_a_mesh_that_does_not_divide_a_weight_is_refused_before_anything_is_made(config, optimizer):
-    with pytest.raises(ConfigError, match="which 8 devices along tensor do not divide"):
+    with pytest.raises(ConfigError, match="not divisible by the 8 devices along tensor"):
         state_shardings(make_mesh(dict(tensor=8)), config, optimizer)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.layers import OutputLayer
-from t5x_lite.models.transformer import Predictions, abstract
+from t5x_lite.models.transformer import Predictions, abstract_model
 from t5x_lite.training.optimizers import Adafactor, Optimizer
 from t5x_lite.training.schedules import Constant, InverseSquareRoot
 from t5x_lite.training.state import TrainState
@@ -293,12 +293,12 @@ def test_the_average_follows_the_weights_and_is_what_is_evaluated(table, start, 
         state, _ = step(state, random_batch(number, rows=4))
         expected = 0.75 * expected + 0.25 * np.float64(state.params["table"])
     np.testing.assert_allclose(state.average["table"], expected, rtol=1e-5, atol=1e-7)
-    assert state.evaluated is state.average
-    assert start().evaluated["table"] is not None
+    assert state.eval_params is state.average
+    assert start().eval_params["table"] is not None
 
 
 def test_norms_are_told_for_the_whole_and_for_its_parts(tiny_config, random_params, random_batch):
-    graphdef, _, _ = abstract(tiny_config())
+    graphdef, _, _ = abstract_model(tiny_config())
     params = random_params(tiny_config())
     step = jax.jit(make_train_step(graphdef, SGD, Constant(value=0.5), Loss(), seed=0))
     arguments = (TrainState(jnp.int32(0), params, {}, jnp.int32(0)), random_batch(0, rows=4))
@@ -340,7 +340,7 @@ def test_impossible_settings_are_named(config, name, value):
 
 def test_a_bfloat16_transformer_learns_a_batch_by_heart(tiny_config, random_params, random_batch):
     config = tiny_config(dtype="bfloat16", num_encoder_layers=1, num_decoder_layers=1)
-    graphdef, shapes, axes = abstract(config)
+    graphdef, shapes, axes = abstract_model(config)
     optimizer = Adafactor(min_dim_size_to_factor=16).for_weights(shapes, axes)
     step = make_train_step(graphdef, optimizer, Constant(value=0.1), Loss(), seed=0)
     params = jax.tree.map(jnp.asarray, random_params(config))

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite.training.step_metrics import fetch, packed, summarize
+from t5x_lite.training.step_metrics import fetch_metrics, pack_metrics, summarize
 
 
 def one_step(**numbers):
@@ -43,10 +43,10 @@ def test_packed_metrics_come_back_with_their_bits_shapes_and_types():
         "bits/batch": jnp.array([0xFFFFFFFF, 7], jnp.uint32),
         "nothing": jnp.zeros((0, 2), jnp.float32),
     }
-    step = jax.jit(packed(lambda state, batch, num_tasks: (state + batch, made)))
+    step = jax.jit(pack_metrics(lambda state, batch, num_tasks: (state + batch, made)))
     state, metrics = step(1, 2)
     assert state == 3
-    (found,) = fetch([metrics])
+    (found,) = fetch_metrics([metrics])
     assert list(found) == list(made)
     for name, array in made.items():
         assert found[name].dtype == array.dtype

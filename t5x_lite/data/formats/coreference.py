@@ -133,7 +133,7 @@ def wnli(example: Example) -> list[dict[str, Any]]:
     match = _best_match(_words(premise), _words(hypothesis))
     return [
         {
-            "inputs": f"wsc: {_mark(premise, match.index)}",
+            "inputs": f"wsc: {_mark(premise, match.position)}",
             "targets": _as_written(match.candidate, hypothesis),
             "premise": premise,
             "hypothesis": hypothesis,
@@ -160,10 +160,10 @@ def _around(example: Example) -> tuple[str, str]:
 
 
 class _Match(NamedTuple):
-    """How many words around a pronoun are shared, its word index, and what replaces it."""
+    """Shared words around a pronoun, its position among the words, and the text for it."""
 
     shared: int
-    index: int
+    position: int
     candidate: str
 
 

@@ -29,7 +29,7 @@ from t5x_lite.data.stream.trim_and_eos import (
 )
 from t5x_lite.objectives import philox
 from t5x_lite.objectives.sentinels import Sentinels, check_sentinels
-from t5x_lite.objectives.span_corruption import Objective, PairObjective, RandomPieces
+from t5x_lite.objectives.span_corruption import Objective, PairObjective, RandomLengthObjective
 from t5x_lite.objectives.spans import Rows
 
 # Folded into keys, so that no two uses of one key share random numbers.
@@ -213,9 +213,9 @@ class TextExamples:
         )
         groups = np.arange(len(self._group_starts) - 1)
         self._piece_lengths = np.broadcast_to(np.int64(raw_length), len(groups))
-        if isinstance(objective, RandomPieces):
+        if isinstance(objective, RandomLengthObjective):
             keys_g2 = philox.fold_in(self._keys(np.zeros_like(groups), groups), _PIECE_LENGTH)
-            self._piece_lengths = objective.piece_lengths(raw_length, keys_g2)
+            self._piece_lengths = objective.chunk_lengths(raw_length, keys_g2)
         pieces = -(-self._group_lengths(groups) // self._piece_lengths)  # rounded up
         # Of each group, the index of its first piece; last, the number of all pieces.
         self._first_pieces = np.concatenate([[0], np.cumsum(pieces)])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from t5x_lite.data.stream import numba_loader
 from t5x_lite.objectives import philox, spans
 from t5x_lite.objectives.sentinels import Sentinels
-from t5x_lite.objectives.span_corruption import Objective, PredictsInPlace, SpanCorruption
+from t5x_lite.objectives.span_corruption import Objective, SpanCorruption, TokenLevelObjective
 from t5x_lite.objectives.spans import Rows
 
 EOS_ID = 1
@@ -34,8 +34,8 @@ def feature_widths(objective: Objective, feature_lengths: Mapping[str, int]) -> 
         aligned with them (loss weights, segments), 1 for labels.
     """
     widths = {feature: feature_lengths[feature] for feature in FEATURES}
-    if isinstance(objective, PredictsInPlace):
-        widths |= dict.fromkeys(objective.beside_inputs, widths["inputs"])
+    if isinstance(objective, TokenLevelObjective):
+        widths |= dict.fromkeys(objective.aligned_features, widths["inputs"])
         widths |= dict.fromkeys(objective.labels, 1)
     return widths
 
@@ -59,8 +59,8 @@ def finish_features(
     """
     end = trim if objective.eos_after == "documents" else trim_and_append
     finished = {feature: end(features[feature], widths[feature]) for feature in FEATURES}
-    if isinstance(objective, PredictsInPlace):
-        for feature, value in objective.beside_inputs.items():
+    if isinstance(objective, TokenLevelObjective):
+        for feature, value in objective.aligned_features.items():
             finished[feature] = trim_and_append(features[feature], widths[feature], value)
         finished |= {label: features[label] for label in objective.labels}
     return finished

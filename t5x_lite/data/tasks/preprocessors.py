@@ -21,9 +21,9 @@ from t5x_lite.objectives.sentinels import check_sentinels
 from t5x_lite.objectives.span_corruption import (
     Objective,
     PairObjective,
-    PredictsInPlace,
-    RandomPieces,
+    RandomLengthObjective,
     SpanCorruption,
+    TokenLevelObjective,
 )
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary, ByteVocabulary, Vocabulary
 
@@ -242,8 +242,8 @@ def _cut_groups(groups: Any, objective: Objective, raw_length: int) -> "tf.data.
 
     def with_random_length(group: Any, seed: Any) -> Any:
         def draw(seed: NDArray) -> NDArray:
-            assert isinstance(objective, RandomPieces)
-            return objective.piece_lengths(raw_length, _key(seed))[0]
+            assert isinstance(objective, RandomLengthObjective)
+            return objective.chunk_lengths(raw_length, _key(seed))[0]
 
         length = tf.numpy_function(draw, (tf.stack(seed),), tf.int64)
         return group, tf.ensure_shape(length, [])
@@ -252,7 +252,7 @@ def _cut_groups(groups: Any, objective: Objective, raw_length: int) -> "tf.data.
         starts = tf.data.Dataset.range(0, tf.size(group, tf.int64), length)
         return starts.map(lambda start: group[start : start + length])
 
-    if isinstance(objective, RandomPieces):
+    if isinstance(objective, RandomLengthObjective):
         draw_all: Any = seqio.map_over_dataset(with_random_length, num_seeds=1)
         groups = draw_all(groups)
     else:
@@ -398,7 +398,7 @@ def to_vocabulary(vocabulary: "seqio.Vocabulary") -> AnyVocabulary:
 
 def _check_runs_in_seqio(objective: Objective) -> None:
     """Raise ConfigError for an objective that only the data stream can run."""
-    if isinstance(objective, PairObjective | PredictsInPlace):
+    if isinstance(objective, PairObjective | TokenLevelObjective):
         raise ConfigError(
             f"seqio's own pipeline carries inputs and targets made of one piece each; "
             f"{type(objective).__name__} gives more: train it from token stores, as "

@@ -22,7 +22,7 @@ LENGTHS = {"inputs": 40, "targets": 16}
 class Identity:
     """An objective whose inputs and targets are the text."""
 
-    eos_after = "pieces"
+    eos_after = "chunks"
 
     def __init__(self, length, documents_per_group):
         self.length, self.documents_per_group = length, documents_per_group

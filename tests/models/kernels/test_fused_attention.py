@@ -21,9 +21,9 @@ from jax.sharding import (
 from t5x_lite.hardware.topologies import topology, tpu_devices
 from t5x_lite.models.kernels import attention_gpu, attention_tpu
 from t5x_lite.models.kernels.attention_gpu import Tiling, Tilings
-from t5x_lite.models.kernels.attention_tpu import Operands
+from t5x_lite.models.kernels.dot_product_attention import AttentionInputs, unfused_attention
 from t5x_lite.models.kernels.fused_attention import fused_attention
-from t5x_lite.models.transformer import abstract, bind
+from t5x_lite.models.transformer import abstract_model, bind
 from t5x_lite.partitioning import MESH_AXES, make_mesh
 from t5x_lite.planning.costs import costs
 from t5x_lite.planning.hlo import Module
@@ -45,7 +45,7 @@ def make_operands():
 
         mask = (rng.random((2, queries, keys)) < 0.7).astype(np.int8)
         mask[1, 7] = 0  # a query that may look nowhere
-        return Operands(
+        return AttentionInputs(
             normal(2, queries, HEADS * head_dim) * (16 / head_dim) ** 0.5,  # scores of one size
             normal(2, keys, HEADS * head_dim),
             normal(2, keys, HEADS * head_dim),
@@ -64,7 +64,7 @@ def make_operands():
 def test_the_kernel_and_its_gradient_equal_plain_attention(
     make_operands, monkeypatch, queries, keys, blocks, head_dim, bias
 ):
-    monkeypatch.setattr(attention_tpu, "_SCORES", keys * queries // blocks)
+    monkeypatch.setattr(attention_tpu, "MAX_SCORES_PER_BLOCK", keys * queries // blocks)
     assert_equals_plain(attention_tpu, make_operands(queries, keys, bias=bias, head_dim=head_dim))
 
 
@@ -78,7 +78,7 @@ def test_the_kernel_and_its_gradient_equal_plain_attention(
 def test_the_gpus_kernels_and_their_gradient_equal_plain_attention(
     make_operands, monkeypatch, queries, keys, programs, head_dim, bias
 ):
-    monkeypatch.setattr(attention_gpu, "_PROGRAMS", programs)
+    monkeypatch.setattr(attention_gpu, "MIN_BIAS_PROGRAMS", programs)
     operands = make_operands(queries, keys, bias=bias, head_dim=head_dim)
     assert_equals_plain(attention_gpu, operands, everywhere=False)
 
@@ -104,7 +104,7 @@ def test_a_program_for_gpus_holds_their_kernels():
     bias_hqk = jax.ShapeDtypeStruct((heads, length, length), jnp.float32)
 
     def loss(q_bqj, bias_hqk, mask_bqk):
-        operands = Operands(q_bqj, q_bqj, q_bqj, mask_bqk, bias_hqk)
+        operands = AttentionInputs(q_bqj, q_bqj, q_bqj, mask_bqk, bias_hqk)
         return jnp.sum(fused_attention(operands, heads=heads))
 
     gpu = AbstractDevice(device_kind="NVIDIA H200", platform="cuda", num_cores=132)
@@ -112,7 +112,7 @@ def test_a_program_for_gpus_holds_their_kernels():
     with use_abstract_mesh(AbstractMesh(sizes, MESH_AXES, abstract_device=gpu)):
         traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(q_bqj, bias_hqk, mask_bqk)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    parts = {"", "_of_keys", "_of_queries", "_of_bias"}
+    parts = {"", "_keys_gradient", "_queries_gradient", "_bias_gradient"}
     assert set(re.findall(r'name = "attention(\w*)"', text)) == parts
 
 
@@ -124,7 +124,7 @@ def assert_equals_plain(kernels, operands, *, everywhere=True, **options):
 
     def plain(real):
         given = real._replace(mask_bqk=operands.mask_bqk)
-        return attention_tpu.plain(given, **HOW)
+        return unfused_attention(given, **HOW)
 
     how = {**HOW, **options, "interpret": True}
     expected, pull = jax.vjp(plain, operands._replace(mask_bqk=None))
@@ -146,7 +146,7 @@ def test_products_of_the_kernel_take_the_type_of_the_values(make_operands):
         **{n: getattr(operands, n).astype(jnp.bfloat16) for n in ("q_bqj", "k_bkj", "v_bkj")}
     )
     found = attention_tpu.forward(halves, **HOW, interpret=True)
-    expected = attention_tpu.plain(halves, **HOW)
+    expected = unfused_attention(halves, **HOW)
     assert found.dtype == expected.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.float32(found), np.float32(expected), atol=0.02)
 
@@ -172,7 +172,7 @@ def test_a_model_with_fused_attention_computes_what_it_computes_without(
 
     def differentiated(config):
         def loss(params):
-            model = bind(abstract(config)[0], params)
+            model = bind(abstract_model(config)[0], params)
             return jnp.mean(weights_bl1 * model(batch).logits ** 2)
 
         return jax.jit(jax.value_and_grad(loss))
@@ -200,7 +200,7 @@ def test_the_tpus_compiler_takes_the_kernel_and_its_plan_counts_it(lengths, bias
 
     queries, keys = lengths
     per_query, per_key = (array(jnp.bfloat16, 2, length, 4 * 64) for length in lengths)
-    operands = Operands(
+    operands = AttentionInputs(
         per_query,
         per_key,
         per_key,
