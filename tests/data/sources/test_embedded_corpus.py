@@ -175,10 +175,10 @@ def test_the_corpus_of_other_packages_is_refused(tmp_path, orchard):
 
 
 def test_a_corpus_cut_short_is_no_corpus(tmp_path, orchard, monkeypatch):
-    def fail(path, lines):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(embedded_corpus, "_write_gzip", fail)
+    monkeypatch.setattr(gzip, "GzipFile", interrupt)
     with pytest.raises(KeyboardInterrupt):
         embedded_corpus.write_embedded_corpus(tmp_path / "corpus" / "embedded", [orchard])
     assert list((tmp_path / "corpus").iterdir()) == []
@@ -227,14 +227,14 @@ def test_missing_shards_are_named_by_their_pattern(tmp_path):
 
 
 def test_two_processes_that_write_the_corpus_at_once_end_with_one(tmp_path, monkeypatch):
-    write, directory = embedded_corpus._write_corpus, tmp_path / "corpus"
+    read, directory = embedded_corpus.embedded_documents, tmp_path / "corpus"
 
-    def overtaken(partial, packages):
-        write(partial, packages)
-        monkeypatch.setattr(embedded_corpus, "_write_corpus", write)
+    def overtaken(packages):
+        monkeypatch.setattr(embedded_corpus, "embedded_documents", read)
         embedded_corpus.write_embedded_corpus(directory, packages)
+        return read(packages)
 
-    monkeypatch.setattr(embedded_corpus, "_write_corpus", overtaken)
+    monkeypatch.setattr(embedded_corpus, "embedded_documents", overtaken)
     summary = embedded_corpus.write_embedded_corpus(directory, ("gin",))
     assert summary == embedded_corpus.write_embedded_corpus(directory, ("gin",))
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t5x_lite.data.stream.examples import TextExamples
 from t5x_lite.data.stream.open_examples import open_examples
 from t5x_lite.data.stream.pair_trimming import PairTrimming
 from t5x_lite.data.stream.trim_and_eos import FEATURES
@@ -118,8 +117,10 @@ def seqio_seeds(first, count):
 
 
 def through_stream(monkeypatch, store, objective, vocabulary, *, seeds):
-    """The stream's examples, with seqio's seeds in the place of its own keys."""
-    monkeypatch.setattr(TextExamples, "_keys", lambda self, epochs_n, indices_n: seeds[indices_n])
+    """The stream's examples, with seqio's seeds instead of its own keys."""
+    monkeypatch.setattr(
+        "t5x_lite.data.stream.examples.example_keys", lambda *drawn_from: seeds[drawn_from[-1]]
+    )
     opened = open_examples(
         "task",
         store,
