@@ -1,1 +1,1 @@
-"""Metrics of the study's tasks, and what is made of decoded text before they are computed."""
+"""Validation losses and task metrics of checkpoints, during training and by `t5x_lite evaluate`."""

@@ -1,8 +1,9 @@
-"""What tasks are judged on: every example of a split as its dataset holds it, read once.
+"""The examples and metrics that each task of a mixture is evaluated with.
 
-A metric may need what no token store keeps: all answers to a question, the number of a paragraph.
-The first start asks seqio for a split's examples and writes them down; later ones read that, and
-import neither seqio nor TensorFlow where the task_providers tell how their tasks are judged.
+A metric may need features that no token store keeps, such as all answers to a question or the
+number of a paragraph. The first evaluation of a split therefore reads its examples from seqio and
+writes them to a file below `data_dir`. Later evaluations read that file. They import neither seqio
+nor TensorFlow if the task providers define the metrics.
 """
 
 import hashlib
@@ -30,35 +31,51 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1
-_KEPT = ("inputs", "targets")
+_REQUIRED_FEATURES = ("inputs", "targets")
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """A task's examples of one split, and how what a model says of them is judged."""
+    """The examples of one split of a task, with the task's metrics.
+
+    Attributes:
+        name: The task.
+        split: The split, such as "validation".
+        task_metrics: Postprocessor and metrics.
+        examples: All examples of the split, in the order of the dataset.
+    """
 
     name: str
     split: str
-    how: TaskMetrics
-    cases: Sequence[EvalExample]
+    task_metrics: TaskMetrics
+    examples: Sequence[EvalExample]
 
     @property
-    def secret(self) -> bool:
-        """Whether no example tells its label."""
-        return labels_are_hidden(self.cases)
+    def has_hidden_labels(self) -> bool:
+        """Whether no example has a label, as in the test sets of benchmarks."""
+        return labels_are_hidden(self.examples)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Which split of each task is looked at: one of all tasks, but for those that are named."""
+    """The split that each task is evaluated on.
+
+    Attributes:
+        default: The split of all tasks that `named` does not contain.
+        named: Splits by task.
+    """
 
     default: str = "validation"
     named: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, wanted: str | Mapping[str, str]) -> "Splits":
-        """Read "test", or {"dpr_v001_simple": "test"}, which leaves the others at "validation"."""
-        return cls(default=wanted) if isinstance(wanted, str) else cls(named=wanted)
+    def of(cls, split: str | Mapping[str, str]) -> "Splits":
+        """Return the splits for a value of `evaluate.split`.
+
+        "test" is the split of all tasks. {"dpr_v001_simple": "test"} is the split of one task; all
+        others use "validation".
+        """
+        return cls(default=split) if isinstance(split, str) else cls(named=split)
 
     def __getitem__(self, task: str) -> str:
         return self.named.get(task, self.default)
@@ -71,18 +88,27 @@ def evaluation_sets(
     splits: Splits = Splits(),
     without_metrics: bool = False,
 ) -> list[EvaluationSet]:
-    """Return the sets of all tasks of a mixture that have their split and metrics.
+    """Return the evaluation sets of a mixture: of each task that has its split and metrics.
 
-    without_metrics: also of tasks that have a postprocessor alone, for their predictions. Inputs
-    and targets are cut to `data.feature_lengths`, EOS included. Raises ConfigError where a task has
-    a metric of a kind that nobody could call.
+    Args:
+        data: Data of the run. Inputs and targets are truncated to `data.feature_lengths`, EOS
+            included.
+        plan: Plan of `data`.
+        splits: The split of each task.
+        without_metrics: Whether to include tasks that have a postprocessor and no metrics, for
+            their predictions.
+
+    Raises:
+        ConfigError: A task has a metric with unknown arguments, or its examples lack inputs or
+            targets.
     """
     reader = _Reader(data, plan, splits, without_metrics)
-    return [found for name in (task.name for task in plan.tasks) if (found := reader.read(name))]
+    sets = [reader.read(task.name) for task in plan.tasks]
+    return [evaluation_set for evaluation_set in sets if evaluation_set is not None]
 
 
 class _Reader:
-    """Reads sets from where they were written down or, with seqio, from their sources."""
+    """Reads evaluation sets from their files or, if there is none yet, with seqio."""
 
     def __init__(
         self,
@@ -95,31 +121,36 @@ class _Reader:
         self._without_metrics = without_metrics
         self._plan = {task.name: task for task in plan.tasks}
         self._registered: dict[str, seqio.Task] | None = None
-        self._known: dict[str, TaskMetrics] = {}
-        for declaration in data.task_providers:
-            self._known |= getattr(declaration, "evaluations", {})
+        self._known_metrics: dict[str, TaskMetrics] = {}
+        for provider in data.task_providers:
+            self._known_metrics |= getattr(provider, "evaluations", {})
 
     def read(self, name: str) -> EvaluationSet | None:
-        """Return a task's set; None for one without metrics or without its split."""
+        """Return the evaluation set of a task; None for a task without metrics or its split."""
         split = self._splits[name]
-        if self._lacks(name, split) or (how := self._how(name)) is None:
+        if self._lacks_split(name, split) or (task_metrics := self._task_metrics(name)) is None:
             return None
-        _ = [how.needs(kind) for kind in ("predictions", "scores")]
+        # Raises ConfigError for a metric with unknown arguments before any example is read.
+        for kind in ("predictions", "scores"):
+            task_metrics.needs(kind)
         path = self._path(name, split)
         if path is None or not path.exists():
-            task = self._task(name)
+            task = self._registered_task(name)
             if split not in task.splits:
                 return None
             _LOG.info(f"reading the evaluation examples of {name}/{split} ...")
-            examples = _examples(task, split, self._data)
+            features = _read_examples(task, split, self._data)
             if path is None:
-                return _set(name, split, how, examples)
+                return _evaluation_set(name, split, task_metrics, features)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json_lines(path, examples)
-        return _set(name, split, how, read_json_lines(path, strict=True))
+            write_json_lines(path, features)
+        return _evaluation_set(name, split, task_metrics, read_json_lines(path, strict=True))
 
-    def _lacks(self, name: str, split: str) -> bool:
-        """Whether the plan tells that a task has no such split; it knows those it was made for."""
+    def _lacks_split(self, name: str, split: str) -> bool:
+        """Return whether the plan shows that a task has no such split.
+
+        The plan knows the splits of `Data.splits`, and of tasks with rate 0 only "validation".
+        """
         task = self._plan[name]
         return (
             split in self._data.splits
@@ -127,25 +158,32 @@ class _Reader:
             and split not in {**task.stores, **task.live}
         )
 
-    def _how(self, name: str) -> TaskMetrics | None:
-        how = self._known.get(name)
-        if how is None and self._data.module_names:
-            task = self._task(name)
-            how = TaskMetrics(task.postprocess_fn, task.metric_fns)
-        judged = how is not None and (how.metrics or (self._without_metrics and how.postprocess))
-        return how if judged else None
+    def _task_metrics(self, name: str) -> TaskMetrics | None:
+        """Return the metrics of a task, from its provider or else from seqio's registry."""
+        task_metrics = self._known_metrics.get(name)
+        if task_metrics is None and self._data.module_names:
+            task = self._registered_task(name)
+            task_metrics = TaskMetrics(task.postprocess_fn, task.metric_fns)
+        if task_metrics is None:
+            return None
+        predictions_only = self._without_metrics and task_metrics.postprocess
+        return task_metrics if task_metrics.metrics or predictions_only else None
 
-    def _task(self, name: str) -> "seqio.Task":
+    def _registered_task(self, name: str) -> "seqio.Task":
         if self._registered is None:
             if "seqio" not in sys.modules:
                 _LOG.info("importing seqio and TensorFlow ...")
             import_seqio()
-            found = registered_tasks(self._data)
-            self._registered = {task.name: task for task, _ in found}
+            self._registered = {task.name: task for task, _ in registered_tasks(self._data)}
         return self._registered[name]
 
     def _path(self, name: str, split: str) -> Path | None:
-        """Where a set is written down: for splits whose store tells what the source held."""
+        """Return the file of an evaluation set; None for a split without a token store.
+
+        The name of the file contains a hash of all that determines its content. The name of the
+        token store is part of it, because it changes with the source. Without a store, nothing
+        shows that the source has changed, so the examples are read again each time.
+        """
         store = self._plan[name].stores.get(split)
         if store is None:
             return None
@@ -156,15 +194,16 @@ class _Reader:
         return Path(self._data.data_dir, "evaluation", folder, f"{split}-{digest}.jsonl")
 
 
-def _set(
-    name: str, split: str, how: TaskMetrics, examples: Iterable[Mapping[str, Any]]
+def _evaluation_set(
+    name: str, split: str, task_metrics: TaskMetrics, lines: Iterable[Mapping[str, Any]]
 ) -> EvaluationSet | None:
-    cases = [_case(example) for example in examples]
-    return EvaluationSet(name, split, how, cases) if cases else None
+    """Return the evaluation set of examples in the form of `_to_json`; None without examples."""
+    examples = [_eval_example(line) for line in lines]
+    return EvaluationSet(name, split, task_metrics, examples) if examples else None
 
 
-def _examples(task: "seqio.Task", split: str, data: Data) -> Iterator[dict[str, Any]]:
-    """Yield a split's examples in the order of the dataset, with values that JSON has."""
+def _read_examples(task: "seqio.Task", split: str, data: Data) -> Iterator[dict[str, Any]]:
+    """Yield the examples of a split in the order of the dataset, in the form of `_to_json`."""
     dataset = task.get_dataset(
         sequence_length=dict(data.feature_lengths),
         split=split,
@@ -174,44 +213,47 @@ def _examples(task: "seqio.Task", split: str, data: Data) -> Iterator[dict[str, 
         num_epochs=1,
     )
     for example in dataset.as_numpy_iterator():
-        if missing := [name for name in _KEPT if name not in example]:
+        if missing := [name for name in _REQUIRED_FEATURES if name not in example]:
             raise ConfigError(
-                f"task {task.name!r} has metrics and no {missing[0]!r}; it has "
-                f"{', '.join(sorted(example))}",
+                f"task {task.name!r} has metrics, which need the feature {missing[0]!r}; its "
+                f"features are {', '.join(sorted(example))}",
                 "MIXTURE_OR_TASK_NAME",
             )
-        yield {name: _as_json(value) for name, value in example.items()}
+        yield {name: _to_json(value) for name, value in example.items()}
 
 
-def _case(line: Mapping[str, Any]) -> EvalExample:
-    example = {name: _from_json(value) for name, value in line.items()}
-    return EvalExample(example["inputs"].tolist(), example["targets"].tolist(), example)
+def _eval_example(line: Mapping[str, Any]) -> EvalExample:
+    features = {name: _from_json(value) for name, value in line.items()}
+    return EvalExample(features["inputs"].tolist(), features["targets"].tolist(), features)
 
 
-def _as_json(value: Any) -> Any:
-    """A value of a dataset as JSON: texts tell themselves from numbers, arrays from lists.
+def _to_json(value: Any) -> Any:
+    """Convert a value of a dataset to JSON that `_from_json` converts back without loss.
 
-    >>> _as_json(b"Zola"), _as_json(np.array([2, 3], np.int32)), _as_json(np.float32(0.5))
+    Objects distinguish strings from numbers, and arrays from lists.
+
+    >>> _to_json(b"Zola"), _to_json(np.array([2, 3], np.int32)), _to_json(np.float32(0.5))
     ({'text': 'Zola'}, {'array': [2, 3], 'dtype': 'int32'}, 0.5)
     """
     if isinstance(value, bytes):
         return {"text": value.decode("utf-8", "surrogateescape")}
     if isinstance(value, np.generic):
-        return _as_json(value.item())
+        return _to_json(value.item())
     if isinstance(value, np.ndarray) and value.dtype != object:
         return {"array": value.tolist(), "dtype": value.dtype.name}
     if isinstance(value, np.ndarray):
-        return [_as_json(part) for part in value.tolist()]
+        return [_to_json(item) for item in value.tolist()]
     if isinstance(value, list | tuple):
-        return [_as_json(part) for part in value]
-    if hasattr(value, "to_list"):  # a ragged value
-        return _as_json(value.to_list())
+        return [_to_json(item) for item in value]
+    if hasattr(value, "to_list"):  # a ragged tensor
+        return _to_json(value.to_list())
     return value
 
 
 def _from_json(value: Any) -> Any:
+    """Convert a value of `_to_json` back."""
     if isinstance(value, list):
-        return [_from_json(part) for part in value]
+        return [_from_json(item) for item in value]
     if isinstance(value, dict) and "text" in value:
         return value["text"].encode("utf-8", "surrogateescape")
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""`t5x_lite evaluate`: checkpoints of a run, held against the tasks of a mixture."""
+"""`t5x_lite evaluate`: validation losses and task metrics of checkpoints."""
 
 import dataclasses
 import logging
@@ -16,22 +16,23 @@ from t5x_lite.data.data_config import Data
 from t5x_lite.data.prepare import Plan, plan_path, prepare
 from t5x_lite.decoding.generation import Generation
 from t5x_lite.distributed import processes
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import ConfigError, require
 from t5x_lite.evaluation.eval_sets import Splits, evaluation_sets
 from t5x_lite.evaluation.evaluation_report import (
     EVALUATIONS,
+    LOSS,
     PREDICTIONS,
     show_evaluation,
     write_predictions,
     write_records,
 )
-from t5x_lite.evaluation.task_eval import TaskEvaluator, flat_scores
+from t5x_lite.evaluation.task_eval import TaskEvaluator, TaskPredictions, flat_scores
 from t5x_lite.evaluation.validation_loss import Evaluation, Validator
 from t5x_lite.inference.engine import Inference
 from t5x_lite.metrics.glue_average import benchmark_averages, missing_tasks
 from t5x_lite.metrics.published_t5 import PUBLISHED
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.transformer import abstract_model
+from t5x_lite.models.transformer import Params, abstract_model
 from t5x_lite.partitioning import check_divisible, make_mesh, named_sharding, tree_shardings
 from t5x_lite.training.inputs import batch_settings, check_tasks, check_vocabulary
 
@@ -39,22 +40,21 @@ Steps = Literal["newest", "all"] | int | Sequence[int]
 _LOG = logging.getLogger(__name__)
 
 
-class _Wanted(NamedTuple):
-    """What is to be found out of which splits, on how many examples of a task."""
+class _Request(NamedTuple):
+    """What to compute for each checkpoint: the settings of `evaluate` with the same names."""
 
     splits: Splits
     losses: bool
     metrics: bool
     predictions: bool
-    limit: int | None
+    max_examples: int | None
 
 
-class _Tools(NamedTuple):
-    """What looks at a checkpoint's weights, and how they are laid out."""
+class _Evaluators(NamedTuple):
+    """What evaluates the weights of a checkpoint; None where nothing of the kind is requested."""
 
-    judge: TaskEvaluator | None
-    held_out: Validator | None
-    weights: Any  # shapes and shardings
+    validator: Validator | None
+    tasks: TaskEvaluator | None
 
 
 def evaluate(
@@ -77,138 +77,154 @@ def evaluate(
     cpu_devices: int | None = None,
     describe_config: Callable[[], str] = str,
 ) -> None:
-    """Take held-out losses and the tasks' own metrics of one, some or all checkpoints.
+    """Compute validation losses and task metrics of one, some or all checkpoints of a run.
 
-    steps: "newest", "all", a step or several. split: of all tasks, or of some by their names (the
-    others: "validation"); held-out losses are always those of "validation". max_examples: of each
-    task, None takes all. predictions: write what the model said of every example, also of tasks
-    that have no metrics or keep their labels secret. published: rows of the T5 paper to show beside
-    (their names stand in evaluation/published.py). dtype: of activations.
-    ensemble: directories of runs of the same model, whose newest checkpoints' logits are averaged
-    with this one's, for texts and scores; there are no held-out losses then. output_dir: where
-    results go in place of the run's directory.
+    The results are lines of evaluations.jsonl, TensorBoard events, files of predictions
+    (predictions/SPLIT/STEP/TASK.jsonl) and a printed table.
 
-    Results stand in the run's directory: evaluations.jsonl, TensorBoard's events, predictions/.
-    Raises ConfigError, before anything expensive, where there is nothing to evaluate.
+    Args:
+        model_dir: Directory of the run or import.
+        data: The mixture and where its token stores are. Without stores, only the validation split
+            is tokenized.
+        batch_size: Rows of a batch, over all devices.
+        mesh: Sizes of the mesh axes by name; -1 takes the remaining devices.
+        generation: How texts are generated for metrics and predictions.
+        steps: "newest", "all", a step, or several steps.
+        split: The split of all tasks, or a dict of splits by task; tasks that the dict does not
+            name use "validation". Losses are computed only for tasks on "validation", the one
+            evaluation split that is tokenized.
+        losses: Whether to compute validation losses.
+        metrics: Whether to compute the metrics of tasks.
+        max_examples: The largest number of examples of each task; None uses all.
+        predictions: Whether to write the generated text, prediction and score of every example,
+            also of tasks without metrics or with hidden labels.
+        published: Rows of the T5 paper to print beside the scores, such as "T5 base"; names of
+            `metrics.published_t5.PUBLISHED`.
+        dtype: Type of activations. The default, "float32", does not depend on the hardware.
+        ensemble: Directories of further runs of the same model. The logits of their newest
+            checkpoints are averaged with this run's. An ensemble has no validation losses.
+        output_dir: Directory for the results; None uses `model_dir`.
+        cpu_devices: Number of simulated CPU devices; None uses the real devices.
+        describe_config: Not used.
+
+    Raises:
+        ConfigError: A setting is invalid, or no task has the split and metrics; raised before
+            weights are read and before anything is compiled.
     """
-    directory = epath.Path(model_dir)
-    _check(losses, metrics, max_examples, published, ensemble)
-    splits = Splits.of(split)
-    place = epath.Path(output_dir or model_dir)
+    _check_settings(losses, metrics, max_examples, published, ensemble)
+    request = _Request(Splits.of(split), losses, metrics, predictions, max_examples)
+    results_dir = epath.Path(output_dir or model_dir)
     processes.simulate_devices(cpu_devices)
     model = dataclasses.replace(recorded_model(Path(model_dir)), dtype=dtype)
     device_mesh = make_mesh(mesh)
-    with Checkpointer(directory) as saved:
-        chosen = _chosen(saved, steps)
-        if not plan_path(data).exists():  # of a run that trains on it
+    with Checkpointer(epath.Path(model_dir)) as saved, jax.set_mesh(device_mesh):
+        step_numbers = _step_numbers(saved, steps)
+        if not plan_path(data).exists():
+            # This data was never prepared. Do not tokenize a training split to evaluate.
             data = dataclasses.replace(data, splits=("validation",))
         plan = prepare(data)
         check_vocabulary(plan, model)
-        with jax.set_mesh(device_mesh):
-            inference = Inference(model, generation, mesh=device_mesh, batch_size=batch_size)
-            wanted = _Wanted(splits, losses, metrics, predictions, max_examples)
-            tools = _tools(model, data, plan, inference, wanted)
-            figures: dict[int, dict[str, float]] = {}
-            others = tuple(_newest(path, model, tools.weights) for path in ensemble)
-            place.mkdir(parents=True, exist_ok=True)
-            for step in chosen:
-                with logged_wait(_LOG, f"evaluating step {step:,}"):
-                    params = saved.restore_weights(step, tools.weights)
-                    params = (params, *others) if others else params
-                    figures[step] = _evaluate(tools, params, place, wanted, step)
-                    del params
+        inference = Inference(model, generation, mesh=device_mesh, batch_size=batch_size)
+        _check_splits(request.splits, data, plan)
+        weights = _abstract_weights(model, device_mesh)
+        evaluators = _make_evaluators(model, data, plan, inference, request)
+        other_params = tuple(_newest_weights(path, model, weights) for path in ensemble)
+        results_dir.mkdir(parents=True, exist_ok=True)
+        scores: dict[int, dict[str, float]] = {}
+        for step in step_numbers:
+            with logged_wait(_LOG, f"evaluating step {step:,}"):
+                params = saved.restore_weights(step, weights)
+                params = (params, *other_params) if other_params else params
+                scores[step] = _evaluate_checkpoint(evaluators, params, results_dir, request, step)
+                # Free the memory: two checkpoints may not fit on the devices.
+                del params
     console = Console(silent=not processes.is_first())
-    show_evaluation(console, splits, figures, published)
-    for benchmark, lacking in missing_tasks(figures[chosen[-1]], splits.default).items():
+    show_evaluation(console, request.splits, scores, published)
+    for benchmark, lacking in missing_tasks(
+        scores[step_numbers[-1]], request.splits.default
+    ).items():
         _LOG.info(f"no {benchmark} average: scores of {', '.join(lacking)} are missing")
-    more = f" and {place / PREDICTIONS}" if predictions and metrics else ""
-    _LOG.info(f"wrote {place / EVALUATIONS}{more}")
+    predictions_dir = f" and {results_dir / PREDICTIONS}" if predictions and metrics else ""
+    _LOG.info(f"wrote {results_dir / EVALUATIONS}{predictions_dir}")
 
 
-def _check(
+def _check_settings(
     losses: bool,
     metrics: bool,
     max_examples: int | None,
     published: Sequence[str],
     ensemble: Sequence[str],
 ) -> None:
-    if not losses and not metrics:
-        raise ConfigError(
-            "neither losses nor metrics are asked for", "evaluate.losses", "evaluate.metrics"
-        )
-    if ensemble and losses:
-        raise ConfigError(
-            "an ensemble has no held-out losses; wanted losses = False",
-            "evaluate.ensemble",
-            "evaluate.losses",
-        )
-    if (max_examples or 1) < 1:
-        raise ConfigError(
-            f"max_examples is {max_examples}; wanted None or 1 or more", "evaluate.max_examples"
-        )
-    if isinstance(published, str) or set(published) - set(PUBLISHED):
-        raise ConfigError(
-            f"published is {published!r}; wanted rows out of {', '.join(PUBLISHED)}",
-            "evaluate.published",
-        )
+    require(
+        losses or metrics,
+        "losses and metrics are both False; expected at least one to be True",
+        "evaluate.losses",
+        "evaluate.metrics",
+    )
+    require(
+        not (ensemble and losses),
+        "an ensemble has no validation losses; expected losses = False",
+        "evaluate.ensemble",
+        "evaluate.losses",
+    )
+    require(
+        max_examples is None or max_examples >= 1,
+        f"max_examples is {max_examples}; expected None or at least 1",
+        "evaluate.max_examples",
+    )
+    require(
+        not isinstance(published, str) and set(published) <= set(PUBLISHED),
+        f"published is {published!r}; expected a sequence of {', '.join(PUBLISHED)}",
+        "evaluate.published",
+    )
 
 
-def _chosen(saved: Checkpointer, steps: Steps) -> list[int]:
-    """The steps to evaluate, in order; ConfigError if one is not there."""
+def _step_numbers(saved: Checkpointer, steps: Steps) -> list[int]:
+    """Return the steps to evaluate, in order; ConfigError if one has no checkpoint."""
     names = ("MODEL_DIR", "evaluate.steps")
     if steps == "newest":
         return [chosen_step(saved, None, *names)]
     if steps == "all":
-        chosen_step(saved, None, *names)  # there is one
+        chosen_step(saved, None, *names)  # raises ConfigError if there is no checkpoint
         return saved.steps
     if isinstance(steps, str):
         raise ConfigError(
-            f"steps is {steps!r}; wanted 'newest', 'all', a step or several", "evaluate.steps"
+            f"steps is {steps!r}; expected 'newest', 'all', a step or several steps",
+            "evaluate.steps",
         )
-    wanted = [steps] if isinstance(steps, int) else sorted(set(steps))
-    return [chosen_step(saved, step, *names) for step in wanted]
+    numbers = [steps] if isinstance(steps, int) else sorted(set(steps))
+    return [chosen_step(saved, step, *names) for step in numbers]
 
 
-def _newest(model_dir: str, model: TransformerConfig, weights: Any) -> Any:
-    """The newest weights of another run of the same model."""
+def _abstract_weights(model: TransformerConfig, mesh: jax.sharding.Mesh) -> Any:
+    """Return the shapes and shardings of a model's weights, to restore them with."""
+    _, shapes, axes = abstract_model(model)
+    check_divisible(mesh, shapes, axes)
+    return jax.tree.map(
+        lambda leaf, sharding: leaf.update(sharding=sharding), shapes, tree_shardings(mesh, axes)
+    )
+
+
+def _newest_weights(model_dir: str, model: TransformerConfig, weights: Any) -> Params:
+    """Return the newest weights of another run of the same model.
+
+    Args:
+        model_dir: The other run.
+        model: The model that it must have, but for the type of activations.
+        weights: Shapes and shardings.
+    """
     other = dataclasses.replace(recorded_model(Path(model_dir)), dtype=model.dtype)
     if other != model:
         raise ConfigError(
-            f"{model_dir} holds another model; wanted runs of the same", "evaluate.ensemble"
+            f"{model_dir} has another model; expected runs of the model of MODEL_DIR",
+            "evaluate.ensemble",
         )
     with Checkpointer(epath.Path(model_dir)) as saved:
         return saved.restore_weights(chosen_step(saved, None, "evaluate.ensemble"), weights)
 
 
-def _tools(
-    model: TransformerConfig,
-    data: Data,
-    plan: Plan,
-    inference: Inference,
-    wanted: _Wanted,
-) -> _Tools:
-    """Get ready what is asked for; ConfigError where no task has anything of it."""
-    _check_splits(wanted.splits, data, plan)
-    mesh, (_, shapes, axes) = inference.mesh, abstract_model(model)
-    check_divisible(mesh, shapes, axes)
-    weights = jax.tree.map(
-        lambda leaf, place: leaf.update(sharding=place), shapes, tree_shardings(mesh, axes)
-    )
-    judge = _make_judge(data, plan, inference, wanted)
-    held_out = _make_held_out(model, data, plan, inference, wanted)
-    if judge is None and held_out is None:
-        raise ConfigError(
-            f"no task of {data.mixture_or_task_name!r} has "
-            f"{'metrics and a' if wanted.metrics else 'a'} split {wanted.splits.default!r} to be "
-            f"evaluated on",
-            "MIXTURE_OR_TASK_NAME",
-            "evaluate.split",
-        )
-    return _Tools(judge, held_out, weights)
-
-
 def _check_splits(splits: Splits, data: Data, plan: Plan) -> None:
-    """Raise ConfigError where a split is given for what is no task of the mixture."""
+    """Raise ConfigError for a split of a task that the mixture does not have."""
     if unknown := sorted(set(splits.named) - {task.name for task in plan.tasks}):
         raise ConfigError(
             f"a split is given for {', '.join(unknown)}; the tasks of "
@@ -218,37 +234,63 @@ def _check_splits(splits: Splits, data: Data, plan: Plan) -> None:
         )
 
 
-def _make_judge(
-    data: Data, plan: Plan, inference: Inference, wanted: _Wanted
+def _make_evaluators(
+    model: TransformerConfig, data: Data, plan: Plan, inference: Inference, request: _Request
+) -> _Evaluators:
+    """Return what evaluates the requested losses and metrics.
+
+    Raises:
+        ConfigError: No task has any of them.
+    """
+    tasks = _make_task_evaluator(data, plan, inference, request)
+    validator = _make_validator(model, data, plan, inference, request)
+    if tasks is None and validator is None:
+        raise ConfigError(
+            f"no task of {data.mixture_or_task_name!r} has "
+            f"{'metrics and a' if request.metrics else 'a'} split {request.splits.default!r} to be "
+            f"evaluated on",
+            "MIXTURE_OR_TASK_NAME",
+            "evaluate.split",
+        )
+    return _Evaluators(validator, tasks)
+
+
+def _make_task_evaluator(
+    data: Data, plan: Plan, inference: Inference, request: _Request
 ) -> TaskEvaluator | None:
-    """Return what evaluates the tasks that have their split and metrics; log the others."""
-    if not wanted.metrics or inference.config.encoder_only:
+    """Return what evaluates the tasks that have their split and metrics; log the other tasks."""
+    if not request.metrics or inference.config.encoder_only:
         return None
-    splits = wanted.splits
+    splits = request.splits
     sets = processes.first_then_others(
-        lambda: evaluation_sets(data, plan, splits=splits, without_metrics=wanted.predictions)
+        lambda: evaluation_sets(data, plan, splits=splits, without_metrics=request.predictions)
     )
-    named = {each.name for each in sets}
-    if rest := [task.name for task in plan.tasks if task.name not in named]:
+    evaluated = {evaluation_set.name for evaluation_set in sets}
+    if rest := [task.name for task in plan.tasks if task.name not in evaluated]:
         split = f"split {splits.default!r}" if not splits.named else "requested split"
         _LOG.info(f"not evaluated, no metrics or no {split}: {', '.join(rest)}")
-    if secret := [each.name for each in sets if not each.how.metrics or each.secret]:
-        _LOG.info(f"predictions only, no labels or no metrics: {', '.join(secret)}")
+    if predictions_only := [
+        evaluation_set.name
+        for evaluation_set in sets
+        if not evaluation_set.task_metrics.metrics or evaluation_set.has_hidden_labels
+    ]:
+        _LOG.info(f"predictions only, no labels or no metrics: {', '.join(predictions_only)}")
     if not sets:
         return None
-    return TaskEvaluator(inference, sets, plan.vocabulary(), max_examples=wanted.limit)
+    return TaskEvaluator(inference, sets, plan.vocabulary(), max_examples=request.max_examples)
 
 
-def _make_held_out(
-    model: TransformerConfig, data: Data, plan: Plan, inference: Inference, wanted: _Wanted
+def _make_validator(
+    model: TransformerConfig, data: Data, plan: Plan, inference: Inference, request: _Request
 ) -> Validator | None:
-    """What takes the losses of the tasks that are looked at on "validation".
+    """Return what computes the losses of the tasks that are evaluated on "validation".
 
-    The model is the run's own: an `Inference`'s has experts with room for every token.
+    It uses the run's model, so that losses are those of training. The model of `inference` differs
+    from it in mixture-of-experts layers, which have no capacity limit there.
     """
-    if not wanted.losses:
+    if not request.losses:
         return None
-    tasks = [t for t in plan.validation_tasks() if wanted.splits[t.name] == "validation"]
+    tasks = [t for t in plan.validation_tasks() if request.splits[t.name] == "validation"]
     if not tasks:
         return None
     mesh = inference.mesh
@@ -257,7 +299,7 @@ def _make_held_out(
         abstract_model(model)[0],
         tasks,
         plan.vocabulary(),
-        Evaluation(max_examples=wanted.limit, samples=0),
+        Evaluation(max_examples=request.max_examples, samples=0),
         inference,
         batch_sharding=named_sharding(mesh, ("batch", "length")),
         replicated=named_sharding(mesh, ()),
@@ -265,24 +307,39 @@ def _make_held_out(
     )
 
 
-def _evaluate(
-    tools: _Tools, params: Any, directory: epath.Path, wanted: _Wanted, step: int
+def _evaluate_checkpoint(
+    evaluators: _Evaluators, params: Params, results_dir: epath.Path, request: _Request, step: int
 ) -> dict[str, float]:
-    """Evaluate one checkpoint and write what came of it; scores by "task/metric"."""
-    tasks: dict[str, dict[str, float]] = {}
-    splits = wanted.splits
-    if tools.held_out is not None:
-        for name, numbers in tools.held_out.losses(params).items():
-            tasks[name] = {"loss": numbers["loss"], "target_tokens": numbers["tokens"]}
-    found = {f"{name}/loss": numbers["loss"] for name, numbers in tasks.items()}
-    judged = {} if tools.judge is None else tools.judge.judge(params)
-    for name, task in judged.items():
-        tasks[name] = {**tasks.get(name, {}), "examples": len(task.lines), **task.scores}
-    found |= flat_scores(judged)
-    if averages := benchmark_averages(found, splits.default):
-        tasks["averages"] = averages
+    """Evaluate the weights of one checkpoint and write the results of each task.
+
+    All processes compute, and only the first writes.
+
+    Returns:
+        Scores by "task/metric": validation losses as "task/loss", and the metrics of tasks.
+    """
+    losses = {} if evaluators.validator is None else evaluators.validator.losses(params)
+    results = {} if evaluators.tasks is None else evaluators.tasks.evaluate(params)
+    scores = {f"{name}/{LOSS}": numbers["loss"] for name, numbers in losses.items()}
+    scores |= flat_scores(results)
     if processes.is_first():
-        write_records(directory, splits, step, tasks)
-        for name, task in judged.items() if wanted.predictions else ():
-            write_predictions(directory, splits[name], step, name, task.lines)
-    return found
+        splits = request.splits
+        records = _records(losses, results)
+        if averages := benchmark_averages(scores, splits.default):
+            records["averages"] = averages
+        write_records(results_dir, splits, step, records)
+        for name, task in results.items() if request.predictions else ():
+            write_predictions(results_dir, splits[name], step, name, task.lines)
+    return scores
+
+
+def _records(
+    losses: Mapping[str, Mapping[str, float]], results: Mapping[str, TaskPredictions]
+) -> dict[str, dict[str, float]]:
+    """Merge losses and metrics into one record for each task, as evaluations.jsonl has them."""
+    records: dict[str, dict[str, float]] = {
+        name: {LOSS: numbers["loss"], "target_tokens": numbers["tokens"]}
+        for name, numbers in losses.items()
+    }
+    for name, task in results.items():
+        records[name] = {**records.get(name, {}), "examples": len(task.lines), **task.scores}
+    return records

@@ -1,4 +1,4 @@
-"""What evaluations leave behind: JSON lines, TensorBoard, predictions, and a table to look at."""
+"""Results of `t5x_lite evaluate`: JSON lines, TensorBoard events, predictions, printed tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,23 +16,33 @@ from t5x_lite.metrics.published_t5 import PUBLISHED
 EVALUATIONS = "evaluations.jsonl"
 PREDICTIONS = "predictions"
 LOSS = "loss"
-_MOST_COLUMNS = 4  # checkpoints side by side; of more, the best and the newest
+_MOST_COLUMNS = 4  # of more checkpoints, the table has the best and the newest
 
-Figures = Mapping[int, Mapping[str, float]]  # by step: scores by "task/metric"
+Scores = Mapping[str, float]  # by "task/metric"
+Figures = Mapping[int, Scores]  # scores of each checkpoint, by its step
 
 
 def write_records(
     model_dir: epath.Path, splits: Splits, step: int, tasks: Mapping[str, Mapping[str, float]]
 ) -> None:
-    """Write a line for each task into evaluations.jsonl, in the place of one of the same place.
+    """Write the results of a checkpoint to evaluations.jsonl and TensorBoard.
 
-    The same numbers go to TensorBoard, as "evaluation/SPLIT/TASK/METRIC".
+    A line of evaluations.jsonl is the record of one task:
+    {"step": 1000, "split": "test", "task": "glue_cola_v002", "examples": 1043, "accuracy": 80.1}.
+    It replaces an earlier line of the same step, split and task. In TensorBoard the names are
+    "evaluation/SPLIT/TASK/METRIC".
+
+    Args:
+        model_dir: Directory of the results.
+        splits: The split of each task.
+        step: The step of the checkpoint.
+        tasks: By task, its numbers by name.
     """
     path = model_dir / EVALUATIONS
     new = [{"step": step, "split": splits[t], "task": t, **n} for t, n in tasks.items()]
-    known = {_place(line) for line in new}
-    kept = [line for line in read_json_lines(path) if _place(line) not in known]
-    lines = sorted([*kept, *new], key=_place)
+    replaced = {_key(line) for line in new}
+    kept = [line for line in read_json_lines(path) if _key(line) not in replaced]
+    lines = sorted([*kept, *new], key=_key)
     write_json_lines(path, lines)
     with SummaryWriter(str(model_dir / EVENTS / "evaluation")) as events:
         for task, numbers in tasks.items():
@@ -43,59 +53,79 @@ def write_records(
 def write_predictions(
     model_dir: epath.Path, split: str, step: int, task: str, lines: Sequence[Mapping[str, Any]]
 ) -> epath.Path:
-    """Write what a model said of every example: predictions/SPLIT/STEP/TASK.jsonl."""
+    """Write the predictions of a task to predictions/SPLIT/STEP/TASK.jsonl and return the path.
+
+    Args:
+        model_dir: Directory of the results.
+        split: The split of the examples.
+        step: The step of the checkpoint.
+        task: The name of the task.
+        lines: One object for each example (`TaskPredictions.lines`).
+    """
     path = model_dir / PREDICTIONS / split / str(step) / f"{task}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json_lines(path, lines, default=_plain)
+    write_json_lines(path, lines, default=_jsonable)
     return path
 
 
 def show_evaluation(
     console: Console, splits: Splits, figures: Figures, published: Sequence[str] = ()
 ) -> None:
-    """Print a table: a row for each metric, a column for each checkpoint, the paper's beside them.
+    """Print a table of scores: a row for each metric and a column for each checkpoint.
 
-    Of many checkpoints it shows, for each task, the one with the best mean of its metrics (the
-    lowest loss where it has no others), as the T5 study chose them, and the newest. Nothing is
-    shown where nothing has a score.
+    Of more than four checkpoints it shows two columns. The first has, for each task, the scores of
+    its best checkpoint, as the T5 paper reports them: the one with the highest mean of its metrics,
+    or with the lowest loss for a task that has a loss only. The second has those of the newest.
+    Prints nothing if there are no scores.
+
+    Args:
+        console: Where to print.
+        splits: The split of each task; rows of other splits than the default show theirs.
+        figures: Scores of each checkpoint.
+        published: Rows of the T5 paper (`PUBLISHED`) to add as columns.
     """
     if not any(figures.values()):
         return
-    tasks = dict.fromkeys(name.split("/")[0] for scores in figures.values() for name in scores)
-    order = {task: number for number, task in enumerate(tasks)}
-    found = dict.fromkeys(name for scores in figures.values() for name in scores)
-    names = sorted(found, key=lambda name: order[name.split("/")[0]])
+    names = dict.fromkeys(name for scores in figures.values() for name in scores)
+    # All metrics of a task in successive rows. "task/loss" precedes the metrics of all tasks.
+    order = {task: number for number, task in enumerate(dict.fromkeys(map(_task_of, names)))}
     columns = _columns(figures)
-    rows = [
-        (
-            name
-            if (split := splits[name.split("/")[0]]) == splits.default
-            else f"{name} ({split})",
-            *(_shown(name, column.get(name)) for column in columns.values()),
-            *(_shown(name, PUBLISHED[row].scores.get(name)) for row in published),
+    rows = []
+    for name in [*sorted(names, key=lambda n: order[_task_of(n)]), *_add_averages(columns, splits)]:
+        split = splits[_task_of(name)]
+        rows.append(
+            (
+                name if split == splits.default else f"{name} ({split})",
+                *(_formatted(name, column.get(name)) for column in columns.values()),
+                *(_formatted(name, PUBLISHED[row].scores.get(name)) for row in published),
+            )
         )
-        for name in [*names, *_averages_of(columns, splits.default)]
-    ]
     heads = [f"{row} ({PUBLISHED[row].split})" for row in published]
     console.table(f"Evaluation on {splits.default}", ("task / metric", *columns, *heads), rows)
 
 
 def best_of_each_task(figures: Figures) -> dict[str, tuple[int, dict[str, float]]]:
-    """By task: the step whose metrics have the highest mean, or the lowest loss, and its scores."""
-    found: dict[str, tuple[int, dict[str, float]]] = {}
-    tasks = dict.fromkeys(name.split("/")[0] for scores in figures.values() for name in scores)
-    for task in tasks:
-        of_task = {
-            step: {name: value for name, value in scores.items() if name.split("/")[0] == task}
+    """Choose the best checkpoint of each task.
+
+    The best has the highest mean of the task's metrics; for a task that has a loss only, it has the
+    lowest loss. The earliest of equal ones is chosen.
+
+    Returns:
+        By task, the step and the task's scores at that step by "task/metric".
+    """
+    best: dict[str, tuple[int, dict[str, float]]] = {}
+    for task in dict.fromkeys(_task_of(name) for scores in figures.values() for name in scores):
+        scores_by_step = {
+            step: {name: value for name, value in scores.items() if _task_of(name) == task}
             for step, scores in sorted(figures.items())
         }
-        best = max(of_task, key=lambda step, of=of_task: _merit(of[step]))
-        found[task] = (best, of_task[best])
-    return found
+        step = max(scores_by_step, key=lambda step, by_step=scores_by_step: _merit(by_step[step]))
+        best[task] = (step, scores_by_step[step])
+    return best
 
 
 def _columns(figures: Figures) -> dict[str, dict[str, float]]:
-    """Scores by the heads of their columns, with the benchmarks' averages still to come."""
+    """Return the scores of each column of the table, by the head of the column."""
     if len(figures) <= _MOST_COLUMNS:
         return {f"step {step:,}": dict(scores) for step, scores in sorted(figures.items())}
     newest = max(figures)
@@ -105,35 +135,42 @@ def _columns(figures: Figures) -> dict[str, dict[str, float]]:
     return {"best of each task": best, f"step {newest:,}": dict(figures[newest])}
 
 
-def _averages_of(columns: dict[str, dict[str, float]], split: str) -> list[str]:
-    """Add the benchmarks' averages to every column; the names of those there are."""
+def _add_averages(columns: dict[str, dict[str, float]], splits: Splits) -> list[str]:
+    """Add the averages of benchmarks to each column and return the names of their rows."""
     names: dict[str, None] = {}
     for scores in columns.values():
-        for benchmark, value in benchmark_averages(scores, split).items():
+        for benchmark, value in benchmark_averages(scores, splits.default).items():
             scores[f"{benchmark}/average"] = value
             names[f"{benchmark}/average"] = None
     return list(names)
 
 
-def _merit(scores: Mapping[str, float]) -> float:
+def _task_of(name: str) -> str:
+    """Return the task of "task/metric"."""
+    return name.split("/")[0]
+
+
+def _merit(scores: Scores) -> float:
+    """Return what is higher for a better checkpoint, from the scores of one task."""
     metrics = [value for name, value in scores.items() if not name.endswith(f"/{LOSS}")]
     if metrics:
         return sum(metrics) / len(metrics)
     return -next(iter(scores.values()), float("inf"))
 
 
-def _shown(name: str, value: float | None) -> str:
+def _formatted(name: str, value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.3f}" if name.endswith(f"/{LOSS}") else f"{value:.2f}"
 
 
-def _place(line: Mapping[str, Any]) -> tuple[int, str, str]:
+def _key(line: Mapping[str, Any]) -> tuple[int, str, str]:
+    """Return what identifies a line of evaluations.jsonl."""
     return line["step"], line["split"], line["task"]
 
 
-def _plain(value: Any) -> Any:
-    """What a postprocessor made, as JSON."""
+def _jsonable(value: Any) -> Any:
+    """Convert a prediction that JSON does not know: bytes, NumPy values, objects."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return value.tolist() if hasattr(value, "tolist") else str(value)

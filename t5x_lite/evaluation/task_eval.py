@@ -1,4 +1,4 @@
-"""Tasks judged by their metrics: every example said or scored once, by however many processes."""
+"""Evaluation of tasks by their metrics: every example is generated or scored exactly once."""
 
 import dataclasses
 import logging
@@ -23,16 +23,19 @@ from t5x_lite.models.transformer import Params
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary
 from t5x_lite.training.callbacks import Callback, Report
 
-KIND = "metrics"  # of the records: "metrics/glue_cola_v002" holds the task's scores
+KIND = "metrics"  # of the lines in metrics.jsonl: "metrics/glue_cola_v002" has that task's scores
 AVERAGES = f"{KIND}/averages"
 _LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskEvaluation:
-    """How a run's tasks are judged by their metrics, whenever its held-out losses are taken.
+    """Evaluation of a run by the metrics of its tasks, at the steps of `Evaluation.period`.
 
-    generation: how texts are made. max_examples: of a task; None takes the whole split.
+    Args:
+        generation: How texts are generated. The default is greedy decoding.
+        max_examples: The largest number of examples of a task. None, the default, uses the whole
+            split, as published scores do.
     """
 
     generation: Generation = Generation()  # noqa: RUF009  (frozen)
@@ -44,9 +47,12 @@ class TaskEvaluation:
 
 
 class TaskPredictions(NamedTuple):
-    """What became of one task: scores by metric, and a line for each example, in order.
+    """The results of one task.
 
-    A task without metrics, or with secret labels, has no scores.
+    Attributes:
+        scores: Scores by metric; empty if the task has no metrics or its labels are hidden.
+        lines: For each example, in order, a dict of "inputs", "target" and, as far as they were
+            computed, "text", "prediction" and "score".
     """
 
     scores: dict[str, float]
@@ -54,11 +60,17 @@ class TaskPredictions(NamedTuple):
 
 
 class TaskEvaluator:
-    """Lets a model say or score every example of some sets, and computes the tasks' metrics.
+    """Generates a text for, or scores, every example of some tasks, and computes their metrics.
 
-    Every process computes its part of each batch and knows all results. The last batch is filled
-    up, and what it was filled up with is left out again: every example counts once, however many
-    processes there are.
+    Every process computes its rows of each batch and receives all results. The last batch is
+    padded and the results of the padding are dropped. Every example therefore counts once, for any
+    number of processes.
+
+    Args:
+        inference: The model; its batch size is the number of examples computed at a time.
+        sets: The examples and metrics of each task.
+        vocabulary: Decodes generated tokens.
+        max_examples: The largest number of examples of a task; None uses all.
     """
 
     def __init__(
@@ -70,104 +82,135 @@ class TaskEvaluator:
         max_examples: int | None = None,
     ):
         self._inference, self._sets, self._vocabulary = inference, sets, vocabulary
-        self._limit = max_examples
+        self._max_examples = max_examples
 
-    def judge(self, params: Params) -> dict[str, TaskPredictions]:
-        """The scores of every set's task."""
-        return {each.name: self._judged(params, each) for each in self._sets}
+    def evaluate(self, params: Params) -> dict[str, TaskPredictions]:
+        """Return the scores and predictions of each task, by the task's name."""
+        return {
+            evaluation_set.name: self._evaluate_set(params, evaluation_set)
+            for evaluation_set in self._sets
+        }
 
-    def _judged(self, params: Params, of: EvaluationSet) -> TaskPredictions:
-        cases = of.cases[: self._limit]
+    def _evaluate_set(self, params: Params, evaluation_set: EvaluationSet) -> TaskPredictions:
+        examples = evaluation_set.examples[: self._max_examples]
+        task_metrics = evaluation_set.task_metrics
         texts = text_scores = scores = None
-        if of.how.needs("predictions") or not of.how.metrics:
-            said = self._everywhere(cases, lambda batch: self._said(params, batch))
-            texts = [self._vocabulary.decode(row) for row in said[0].tolist()]
-            text_scores = [float(score) for score in said[1]]
-        if of.how.needs("scores"):
-            (found,) = self._everywhere(cases, lambda batch: self._scored(params, batch))
-            scores = [float(score) for score in found]
-        # The first process's numbers count: a metric may draw samples.
-        numbers, targets, predictions = evaluate_task(
-            of.how,
-            cases,
+        # A task without metrics is in the list for its predictions.
+        if task_metrics.needs("predictions") or not task_metrics.metrics:
+            tokens, log_probs = self._run_batches(
+                examples, lambda batch: self._generate(params, batch)
+            )
+            texts = [self._vocabulary.decode(row) for row in tokens.tolist()]
+            text_scores = [float(score) for score in log_probs]
+        if task_metrics.needs("scores"):
+            (totals,) = self._run_batches(examples, lambda batch: self._score(params, batch))
+            scores = [float(score) for score in totals]
+        results, targets, predictions = evaluate_task(
+            task_metrics,
+            examples,
             decode=self._vocabulary.decode,
             texts=texts,
             text_scores=text_scores,
             scores=scores,
         )
         lines = []
-        for i, case in enumerate(cases):
-            line = {"inputs": self._vocabulary.decode(case.inputs), "target": targets[i]}
+        for i, example in enumerate(examples):
+            line = {"inputs": self._vocabulary.decode(example.inputs), "target": targets[i]}
             line |= {} if texts is None else {"text": texts[i], "prediction": predictions[i]}
             line |= {} if scores is None else {"score": scores[i]}
             lines.append(line)
-        return TaskPredictions(processes.broadcast(numbers), lines)
+        # All processes use the scores of the first: a metric may draw random samples (the
+        # bootstrap of ROUGE), and the processes must agree on the best checkpoint.
+        return TaskPredictions(processes.broadcast(results), lines)
 
-    def _said(self, params: Params, batch: dict[str, NDArray]) -> tuple[NDArray, NDArray]:
+    def _generate(self, params: Params, batch: dict[str, NDArray]) -> tuple[NDArray, NDArray]:
+        """Return the best text of each row, as tokens [rows, length], and its score [rows]."""
         tokens, scores = self._inference.generate(params, batch)
         return tokens[:, 0], scores[:, 0]
 
-    def _scored(self, params: Params, batch: dict[str, NDArray]) -> tuple[NDArray]:
+    def _score(self, params: Params, batch: dict[str, NDArray]) -> tuple[NDArray]:
+        """Return the log-likelihood of each row's targets, [rows]."""
         return (self._inference.score(params, batch).totals,)
 
-    def _everywhere(
-        self, cases: Sequence[EvalExample], run: Callable[[dict[str, NDArray]], tuple[NDArray, ...]]
+    def _run_batches(
+        self,
+        examples: Sequence[EvalExample],
+        run: Callable[[dict[str, NDArray]], tuple[NDArray, ...]],
     ) -> list[NDArray]:
-        """What `run` gives of every case's row, in their order, on every process."""
+        """Return the arrays that `run` computes, concatenated over all examples, in their order."""
         size = self._inference.batch_size
-        inputs, targets = (
-            _as_rows([getattr(c, name) for c in cases]) for name in EvalExample._fields[:2]
-        )
-        rows = {"inputs": inputs, "targets": targets, "numbers": np.arange(len(cases))}
-        found = [
-            run({name: column[first : first + size] for name, column in rows.items()})
-            for first in range(0, len(cases), size)
+        columns = {
+            "inputs": _padded_rows([example.inputs for example in examples]),
+            "targets": _padded_rows([example.targets for example in examples]),
+            # Random draws depend on the number of the example, not on its batch.
+            "numbers": np.arange(len(examples)),
+        }
+        results = [
+            run({name: column[first : first + size] for name, column in columns.items()})
+            for first in range(0, len(examples), size)
         ]
-        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        return [np.concatenate(arrays) for arrays in zip(*results, strict=True)]
 
 
 def make_task_evaluator(
-    wanted: TaskEvaluation,
+    task_evaluation: TaskEvaluation,
     data: Data,
     plan: Plan,
     model: TransformerConfig,
     mesh: jax.sharding.Mesh,
     batch_size: int,
 ) -> TaskEvaluator | None:
-    """Return what evaluates a run's tasks; None, with a log line, where no task has metrics."""
+    """Return the task evaluator of a run; None, with a log line, if no task has metrics.
+
+    Args:
+        task_evaluation: Generation settings and number of examples.
+        data: Data of the run.
+        plan: Plan of `data`.
+        model: The run's model; an encoder has no task metrics.
+        mesh: The mesh that weights and batches are laid out over.
+        batch_size: Rows of a batch, over all devices.
+    """
     sets = processes.first_then_others(lambda: evaluation_sets(data, plan))
     if not sets or model.encoder_only:
         _LOG.info("no task has metrics; only validation losses are computed")
         return None
-    inference = Inference(model, wanted.generation, mesh=mesh, batch_size=batch_size)
-    return TaskEvaluator(inference, sets, plan.vocabulary(), max_examples=wanted.max_examples)
+    inference = Inference(model, task_evaluation.generation, mesh=mesh, batch_size=batch_size)
+    return TaskEvaluator(
+        inference, sets, plan.vocabulary(), max_examples=task_evaluation.max_examples
+    )
 
 
 class TaskEvalCallback(Callback):
-    """Judges a run's tasks whenever it is evaluated; reports "metrics/TASK" and the averages."""
+    """Evaluates a run's tasks whenever the run is evaluated.
 
-    def __init__(self, judge: TaskEvaluator):
-        self._judge = judge
+    It reports "metrics/TASK" for each task, and "metrics/averages" with the averages of benchmarks.
+
+    Args:
+        evaluator: Computes the metrics.
+    """
+
+    def __init__(self, evaluator: TaskEvaluator):
+        self._evaluator = evaluator
 
     def on_evaluate(self, step: int, state: Any, report: Report) -> None:
-        """Report every task's scores."""
-        judged = self._judge.judge(state.eval_params)
-        for name, task in judged.items():
+        """Evaluate the weights for evaluation (`state.eval_params`) and report all scores."""
+        results = self._evaluator.evaluate(state.eval_params)
+        for name, task in results.items():
             report(f"{KIND}/{name}", task.scores)
-        if averages := benchmark_averages(flat_scores(judged)):
+        if averages := benchmark_averages(flat_scores(results)):
             report(AVERAGES, averages)
-        for name, task in judged.items():
-            shown = ", ".join(f"{metric} {value:.2f}" for metric, value in task.scores.items())
-            _LOG.info(f"metrics of {name} at step {step:,}: {shown}")
+        for name, task in results.items():
+            scores = ", ".join(f"{metric} {value:.2f}" for metric, value in task.scores.items())
+            _LOG.info(f"metrics of {name} at step {step:,}: {scores}")
 
 
-def flat_scores(judged: dict[str, TaskPredictions]) -> dict[str, float]:
-    """Scores by "task/metric"."""
-    return {f"{name}/{k}": v for name, task in judged.items() for k, v in task.scores.items()}
+def flat_scores(results: dict[str, TaskPredictions]) -> dict[str, float]:
+    """Return all scores by "task/metric"."""
+    return {f"{name}/{k}": v for name, task in results.items() for k, v in task.scores.items()}
 
 
-def _as_rows(tokens: Sequence[Sequence[int]]) -> NDArray[np.int32]:
-    """Token lists as rows, each filled up with 0; one column at least."""
+def _padded_rows(tokens: Sequence[Sequence[int]]) -> NDArray[np.int32]:
+    """Return token lists as rows [examples, length], padded with 0; at least one column."""
     rows = np.zeros((len(tokens), max((len(row) for row in tokens), default=0) or 1), np.int32)
     for i, row in enumerate(tokens):
         rows[i, : len(row)] = row

@@ -1,4 +1,4 @@
-"""Looking at a model with data it was not trained on: loss per task, and decoded samples."""
+"""Validation losses of tasks, and decoded samples of supervised tasks."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -21,10 +21,15 @@ from t5x_lite.training.step import make_eval_step
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How often, and on how much, a run is held against its validation data.
+    """When a run is evaluated, and on how many validation examples.
 
-    period: evaluate when the number of finished steps is a multiple of it, and at the end.
-    max_examples: per task; None takes the whole split. samples: decoded per supervised task.
+    Args:
+        period: Steps between evaluations. A run is evaluated when the number of finished steps is
+            a multiple of it, and at its end.
+        max_examples: The largest number of validation examples of a task; None uses the whole
+            split. The default keeps an evaluation short beside 1000 training steps.
+        samples: The number of validation examples of each supervised task that are decoded
+            greedily and written to the run's samples, to read.
     """
 
     period: int = 1000
@@ -39,7 +44,18 @@ class Evaluation:
 
 
 class Validator:
-    """Validation tasks of a run with their compiled programs."""
+    """Computes validation losses and decodes samples, with programs that are compiled once.
+
+    Args:
+        graphdef: The model's graph definition.
+        tasks: The validation tasks.
+        vocabulary: Decodes the samples.
+        evaluation: The number of examples and samples.
+        inference: Generates the samples.
+        batch_sharding: The sharding of a batch's arrays [batch, length].
+        replicated: The sharding of values that every device holds.
+        stream_settings: Arguments of `evaluation_batches`, such as batch size and lengths.
+    """
 
     def __init__(
         self,
@@ -62,10 +78,16 @@ class Validator:
         self._inference = inference
 
     def losses(self, params: Params) -> dict[str, dict[str, float]]:
-        """Cross-entropy (nats per target token), accuracy and target tokens of every task."""
+        """Compute the loss of every task, as a mean over its target tokens.
+
+        Returns:
+            By task: "loss", the cross-entropy in nats per target token; "accuracy", the fraction
+            of target tokens with the highest probability; "tokens", the number of target tokens.
+        """
         results = {}
         for task in self.tasks:
             sums = [self._eval_step(params, batch) for batch in self._batches(task)]
+            # Summed in float64 on the host: float32 loses digits over a long split.
             total = jax.tree.map(
                 lambda *x: float(np.sum(x, dtype=np.float64)), *jax.device_get(sums)
             )
@@ -77,28 +99,28 @@ class Validator:
         return results
 
     def samples(self, params: Params) -> list[Sample]:
-        """Greedy decodings of the first examples of every supervised task.
+        """Return decoded texts of the first `samples` examples of every supervised task.
 
-        An encoder without a decoder gives none.
+        The list is empty for an encoder without a decoder.
         """
-        found: list[Sample] = []
+        samples: list[Sample] = []
         count = self._evaluation.samples
         if self._inference.config.encoder_only or not count:
-            return found
+            return samples
         for task in self.tasks:
-            if task.objective is not None:
+            if task.objective is not None:  # unsupervised
                 continue
             settings = {**self._settings, "converter": unconverted}
-            features, real = next(evaluation_batches(task, **settings, limit=self._limit))
-            written = self._inference.generate(params, features)
-            columns = features["inputs"], features["targets"], written.tokens[:, 0]
-            columns = (column[: min(count, real)].tolist() for column in columns)
+            features, num_real = next(evaluation_batches(task, **settings, limit=self._limit))
+            generated = self._inference.generate(params, features)
+            columns = features["inputs"], features["targets"], generated.tokens[:, 0]
+            columns = (column[: min(count, num_real)].tolist() for column in columns)
             for tokens in zip(*columns, strict=True):
                 inputs, target, prediction = map(self._vocabulary.decode, tokens)
-                found.append(
+                samples.append(
                     Sample(task=task.name, inputs=inputs, target=target, prediction=prediction)
                 )
-        return found
+        return samples
 
     @property
     def _limit(self) -> int | None:

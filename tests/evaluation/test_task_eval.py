@@ -64,9 +64,9 @@ def test_every_example_counts_once(count, batch_size):
     cases = backwards(count)
     parrot = Parrot(batch_size)
     how = TaskMetrics(None, (remember,))
-    judged = TaskEvaluator(parrot, [EvaluationSet("t", "validation", how, cases)], BYTES).judge({})[
-        "t"
-    ]
+    judged = TaskEvaluator(parrot, [EvaluationSet("t", "validation", how, cases)], BYTES).evaluate(
+        {}
+    )["t"]
     assert sum(parrot.given) == count
     assert max(parrot.given) <= batch_size
     texts = [BYTES.decode(c.inputs)[::-1] for c in cases]
@@ -81,7 +81,7 @@ def test_every_example_counts_once(count, batch_size):
 def test_a_limit_takes_the_first_examples():
     how = TaskMetrics(None, (metrics.sequence_accuracy,))
     sets = [EvaluationSet("t", "validation", how, backwards(9))]
-    judged = TaskEvaluator(Parrot(4), sets, BYTES, max_examples=6).judge({})["t"]
+    judged = TaskEvaluator(Parrot(4), sets, BYTES, max_examples=6).evaluate({})["t"]
     assert len(judged.lines) == 6
     assert judged.scores["sequence_accuracy"] == pytest.approx(100 * 4 / 6)
 
@@ -95,9 +95,9 @@ def test_labels_are_told_by_the_task_and_what_is_none_is_wrong():
     said = ["entailment", "not_entailment", "entailment", "what?", "entailment"]
     wanted = ["entailment", "entailment", "not_entailment", "entailment", "entailment"]
     cases = [case(text[::-1], target) for text, target in zip(said, wanted, strict=True)]
-    found = TaskEvaluator(Parrot(2), [EvaluationSet("rte", "validation", how, cases)], BYTES).judge(
-        {}
-    )
+    found = TaskEvaluator(
+        Parrot(2), [EvaluationSet("rte", "validation", how, cases)], BYTES
+    ).evaluate({})
     true, predicted = [1, 1, 0, 1, 1], [1, 0, 1, 0, 1]  # an invalid one counts as the other class
     assert found["rte"].scores == {
         "f1": pytest.approx(100 * f1_score(true, predicted)),
@@ -116,7 +116,7 @@ def test_metrics_see_what_only_the_datasets_example_holds():
     ]
     found = TaskEvaluator(
         Parrot(4), [EvaluationSet("squad", "validation", how, cases)], BYTES
-    ).judge({})
+    ).evaluate({})
     assert found["squad"].scores == {"em": 50.0, "f1": 50.0}
 
 
@@ -130,7 +130,7 @@ def test_options_are_ranked_by_their_scores():
     ]
     found = TaskEvaluator(
         Parrot(3), [EvaluationSet("copa", "validation", how, cases)], BYTES
-    ).judge({})
+    ).evaluate({})
     assert found["copa"].scores == {"accuracy": 50.0}
     assert [line["score"] for line in found["copa"].lines] == [-4.0, -6.0, -8.0, -3.0]
 
@@ -143,7 +143,7 @@ def test_numbers_are_read_from_text():
     cases = [case(text[::-1], target) for text, target in zip(said, wanted, strict=True)]
     found = TaskEvaluator(
         Parrot(3), [EvaluationSet("stsb", "validation", how, cases)], BYTES
-    ).judge({})
+    ).evaluate({})
     numbers = [2.4, 0.0, -1.0, 4.0], [2.6, 0.4, 5.0, 3.2]
     assert found["stsb"].scores == {
         "pearson_corrcoef": pytest.approx(100 * pearsonr(*numbers).statistic),
@@ -161,9 +161,9 @@ def test_metrics_may_ask_for_the_scores_of_what_was_said_and_answer_in_seqios_ow
 
     how = TaskMetrics(None, (sure,))
     cases = [case("ab", "ba"), case("abcd", "x"), case("abc", "cba")]
-    found = TaskEvaluator(Parrot(2), [EvaluationSet("t", "validation", how, cases)], BYTES).judge(
-        {}
-    )["t"]
+    found = TaskEvaluator(
+        Parrot(2), [EvaluationSet("t", "validation", how, cases)], BYTES
+    ).evaluate({})["t"]
     assert found.scores == {"mean": -3.0}
     assert [line["text"] for line in found.lines] == ["ba", "dcba", "cba"]
 
@@ -171,13 +171,15 @@ def test_metrics_may_ask_for_the_scores_of_what_was_said_and_answer_in_seqios_ow
 def test_without_labels_there_are_predictions_and_no_scores():
     how = TaskMetrics(functools.partial(postprocessors.label, labels=("no",)), (metrics.accuracy,))
     cases = [case("on", "<unk>"), case("ab", "<unk>")]
-    found = TaskEvaluator(Parrot(2), [EvaluationSet("t", "test", how, cases)], BYTES).judge({})["t"]
+    found = TaskEvaluator(Parrot(2), [EvaluationSet("t", "test", how, cases)], BYTES).evaluate({})[
+        "t"
+    ]
     assert found.scores == {}
     assert [line["prediction"] for line in found.lines] == [0, -1]
     labelled = [*cases, case("on", "no")]
-    some = TaskEvaluator(Parrot(2), [EvaluationSet("t", "test", how, labelled)], BYTES).judge({})[
-        "t"
-    ]
+    some = TaskEvaluator(Parrot(2), [EvaluationSet("t", "test", how, labelled)], BYTES).evaluate(
+        {}
+    )["t"]
     assert some.scores == {"accuracy": pytest.approx(100 * 2 / 3)}  # of -1 and -1, too
 
 
@@ -225,7 +227,7 @@ def test_a_models_own_words_do_not_depend_on_the_batch(decoder_only, random_para
     for data, batch_size in ((1, 2), (2, 8)):
         mesh = make_mesh({"data": data}, jax.devices()[:data])
         inference = Inference(config, Generation(max_length=5), mesh=mesh, batch_size=batch_size)
-        found[data] = TaskEvaluator(inference, sets, BYTES).judge(params)["t"]
+        found[data] = TaskEvaluator(inference, sets, BYTES).evaluate(params)["t"]
     one, other = found.values()
     assert [line["text"] for line in one.lines] == [line["text"] for line in other.lines]
     assert one.scores == pytest.approx(other.scores, rel=1e-5)
