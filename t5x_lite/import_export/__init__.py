@@ -1,1 +1,1 @@
-"""Models in and out of run directories: Hugging Face, StableHLO, SavedModel."""
+"""Convert run directories from Hugging Face models, and to Hugging Face, StableHLO, SavedModel."""

@@ -1,4 +1,4 @@
-"""`t5x_lite export`: the weights of a run become a Hugging Face directory."""
+"""`t5x_lite export`: write a run's model in the format of another framework."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from t5x_lite.tokenizers.text_codec import TextRecord, read_text_record
 from t5x_lite.tokenizers.tokenizer_files import write_tokenizer
 
 _LOG = logging.getLogger(__name__)
-# How a model that generates by itself is exported, and how to run it.
+# Formats that contain the decoding loop: the function that writes them, and how to run them.
 _PROGRAMS = {
     "stablehlo": (export_program, "python {destination}/run.py TEXT"),
     "saved_model": (export_saved_model, 'tf.saved_model.load("{destination}").signatures'),
@@ -41,16 +41,34 @@ def export_weights(
     input_lengths: Sequence[int] = (64, 256),
     describe_config: Callable[[], str] = str,
 ) -> None:
-    """Write config.json, safetensors and the tokenizer; read the weights again, compare logits.
+    """Export the model of a run.
 
-    step: which checkpoint; None is the newest. model_type: transformers' name of the family, or
-    None for the first that is this model. encoder_only: without decoder and head. vocab_size: rows
-    of the embedding, cut off or filled up with zeros; None keeps them. If the logits differ,
-    nothing is left at `destination`.
+    A Hugging Face directory has config.json, safetensors and the tokenizer. After writing, it is
+    read again and its logits are compared with the model's; if they differ, the directory is
+    removed.
 
-    form: "stablehlo" writes programs that generate as `generation` says, for batches of
-    `batch_size` texts of each of `input_lengths` tokens, with a run.py that needs jax alone;
-    "saved_model" the same for TensorFlow, from token ids to token ids.
+    Args:
+        model_dir: Directory of the run.
+        destination: Directory to make.
+        step: Checkpoint to export; None is the newest.
+        model_type: Model type of transformers, such as "mt5"; None is the first that fits the
+            model. For Hugging Face only, like `encoder_only` and `vocab_size`.
+        encoder_only: Whether to export the encoder without decoder and head.
+        vocab_size: Rows of the embedding: more rows than the model's are zeros, fewer cut it off;
+            None keeps them.
+        form: "huggingface"; "stablehlo" for programs that generate texts, with a run.py that needs
+            only jax and a tokenizer's library; or "saved_model" for a TensorFlow SavedModel from
+            token ids to token ids.
+        generation: How the exported programs generate. For programs only, like `batch_size` and
+            `input_lengths`.
+        batch_size: Rows of a batch of the programs.
+        input_lengths: Tokens of the inputs; there is one program for each length. The defaults are
+            a short one and one for most inputs of T5's tasks.
+        describe_config: Not used.
+
+    Raises:
+        ConfigError: The form is unknown, the destination exists, the format cannot represent the
+            model, or the exported model computes something else.
     """
     if form in _PROGRAMS:
         export, how_to_run = _PROGRAMS[form]
@@ -75,34 +93,43 @@ def export_weights(
         )
     else:
         forms = ", ".join(map(repr, ["huggingface", *_PROGRAMS]))
-        raise ConfigError(f"form is {form!r}; wanted one of {forms}", "export_weights.form", "FORM")
+        raise ConfigError(
+            f"form is {form!r}; expected one of {forms}", "export_weights.form", "FORM"
+        )
 
 
 def _export_huggingface(directory: Path, destination: str, step: int | None, **family: Any) -> None:
-    """Write weights and tokenizer."""
+    """Write weights and tokenizer.
+
+    Args:
+        directory: The run.
+        destination: Directory to make.
+        step: Checkpoint; None is the newest.
+        **family: Further arguments of `export_checkpoint`.
+    """
     config = recorded_model(directory)
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
-        lambda leaf: leaf.update(sharding=place), transformer.abstract_model(config)[1]
+        lambda leaf: leaf.update(sharding=sharding), transformer.abstract_model(config)[1]
     )
     record = read_text_record(directory)
     with Checkpointer(directory) as saved:
         step = chosen_step(saved, step, "MODEL_DIR", "export_weights.step")
         params = saved.restore_weights(step, abstract)
-    written = export_checkpoint(destination, config, params, **family)
+    model_type = export_checkpoint(destination, config, params, **family)
     tokenizer = _write_text_files(Path(destination), record)
     _LOG.info(
-        f"exported step {step:,} of {directory} to {destination} as {written} {tokenizer}; "
+        f"exported step {step:,} of {directory} to {destination} as {model_type} {tokenizer}; "
         f"loaded again, it gives the same logits"
     )
 
 
 def _write_text_files(directory: Path, record: TextRecord) -> str:
-    """Write tokenizer and special tokens as transformers reads them; return which, in words."""
+    """Write tokenizer and special tokens for transformers; return a phrase for the log."""
     start, end = record.special
     special = {"decoder_start_token_id": start, "bos_token_id": start, "eos_token_id": end}
     atomic.write_json(directory / "generation_config.json", {**special, "pad_token_id": 0})
     if record.vocabulary is None:
-        return "without a tokenizer, as the run has not recorded one"
+        return "without a tokenizer, because the run has none"
     write_tokenizer(directory, record.vocabulary)
     return "with its tokenizer"

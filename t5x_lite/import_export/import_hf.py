@@ -1,4 +1,4 @@
-"""`t5x_lite import`: a Hugging Face directory becomes a run directory."""
+"""`t5x_lite import`: make a run directory from a Hugging Face directory."""
 
 import dataclasses
 import logging
@@ -23,7 +23,12 @@ MODEL_GIN = "model.gin"
 
 
 class Weights(NamedTuple):
-    """A train state without its optimizer: what an import can know."""
+    """The part of a train state that an import has: no optimizer state.
+
+    Attributes:
+        step: The step that the weights count as.
+        params: The weights.
+    """
 
     step: Any
     params: Any
@@ -37,23 +42,34 @@ def import_weights(
     vocab_size: int | None = None,
     describe_config: Callable[[], str] = str,
 ) -> None:
-    """Read config.json and safetensors of `source`; write a checkpoint and model.gin.
+    """Make a run directory from the config.json, safetensors and tokenizer of a model.
 
-    step: the step the weights count as (T5's released ones: about 1,000,000), which schedules go on
-    from. vocab_size: rows of the embedding, cut off or filled up with zeros; None keeps them.
+    The run directory has a checkpoint with step and weights, without optimizer state, and
+    model.gin, the gin file of the model for fine-tuning.
 
-    The checkpoint holds step and weights under the names of a train state, and no optimizer;
-    model.gin is the model file to train it with.
+    Args:
+        source: Hugging Face directory.
+        model_dir: Run directory to make.
+        step: The step that the weights count as, from which learning rate schedules continue.
+            T5's released checkpoints have about 1,000,000 steps.
+        vocab_size: Rows of the embedding: more rows than the source's are zeros, fewer cut it off;
+            None keeps them.
+        describe_config: Returns the configuration as text, which is saved in the run directory.
+
+    Raises:
+        ConfigError: The source cannot be converted, or `model_dir` has a checkpoint already.
     """
     directory = Path(model_dir)
     if step < 0:
-        raise ConfigError(f"step is {step}; wanted 0 or more", "import_weights.step")
+        raise ConfigError(f"step is {step}; expected 0 or more", "import_weights.step")
     config, params = import_checkpoint(source, vocab_size=vocab_size)
     check_model_dir(directory, config)
     with Checkpointer(directory, CheckpointPolicy(period=1, keep=None)) as saved:
         if saved.latest_step is not None:
             raise ConfigError(
-                f"{directory} already holds step {saved.latest_step:,}; wanted a new directory",
+                f"{directory} already has a checkpoint of step {saved.latest_step:,}; expected a "
+                f"new "
+                f"directory",
                 "MODEL_DIR",
             )
         saved.save(
@@ -70,7 +86,11 @@ def import_weights(
 
 
 def model_gin(config: TransformerConfig, source: str) -> str:
-    """A gin file that gives MODEL as this configuration, without what is default anyway.
+    """Return a gin file that sets MODEL to a configuration; default values are omitted.
+
+    Args:
+        config: The configuration.
+        source: The model's directory, for the head of the file.
 
     >>> print(model_gin(TransformerConfig(vocab_size=8, ...), "t5-small"))
     # Imported from t5-small.
@@ -90,6 +110,7 @@ def model_gin(config: TransformerConfig, source: str) -> str:
 
 
 def _bindings(module: str, name: str, values: TransformerConfig | MixtureOfExperts) -> str:
+    """Return the gin block of a configuration object: its fields that are not default."""
     lines = [f"{module}.{name}:"]
     for field in dataclasses.fields(values):
         value = getattr(values, field.name)

@@ -1,8 +1,9 @@
 """Run a text model that was exported as StableHLO.
 
-It needs jax, numpy and sentencepiece alone; with a tokenizer.json, tokenizers in its place.
+An exported directory has a copy as run.py. It needs only jax, numpy, and sentencepiece (or
+tokenizers, if the directory has tokenizer.json).
 
-python run.py "a text" "another"        # or lines of standard input
+    python run.py "a text" "another"        # or texts as lines of standard input
 """
 
 import importlib
@@ -16,7 +17,11 @@ import numpy as np
 
 
 class Exported:
-    """An exported directory: texts in, texts out."""
+    """The model of an exported directory.
+
+    Args:
+        directory: The directory, with about.json, weights.npz, programs and vocabulary.
+    """
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
@@ -26,7 +31,7 @@ class Exported:
         self._programs: dict[int, Any] = {}
         self._pieces, self._tokenizer, vocabulary = None, None, self.about["vocabulary"]
         if vocabulary == "tokenizer.json":
-            # By name: an extra that type checkers need not find.
+            # Imported by name, so that type checkers do not need this optional dependency.
             tokenizers: Any = importlib.import_module("tokenizers")
             self._tokenizer = tokenizers.Tokenizer.from_file(str(self.directory / vocabulary))
             self._tokenizer.enable_truncation(self.about["input_lengths"][-1])
@@ -37,38 +42,46 @@ class Exported:
             self._pieces = sentencepiece.SentencePieceProcessor(model_file=path)
 
     def generate(self, texts: list[str]) -> list[dict[str, Any]]:
-        """For each text the generated texts, their scores, and the best one's tokens."""
-        size, found = self.about["batch_size"], []
+        """Generate texts.
+
+        Args:
+            texts: The inputs; the end of one that is longer than the largest input length is cut.
+
+        Returns:
+            For each input "texts" and "scores", best first, and "tokens" [returns, length].
+        """
+        size, results = self.about["batch_size"], []
         for first in range(0, len(texts), size):
             rows = [self._encode(text) for text in texts[first : first + size]]
             out = self._run(rows, first)
             for tokens, scores in zip(out["tokens"][: len(rows)], out["scores"], strict=False):
-                found.append(
+                results.append(
                     {
                         "texts": [self._decode(row.tolist()) for row in tokens],
                         "scores": [float(score) for score in scores],
                         "tokens": tokens,
                     }
                 )
-        return found
+        return results
 
     def _run(self, rows: list[list[int]], first: int) -> dict[str, np.ndarray]:
+        """Run the shortest program that fits a batch; `first` is the index of its first input."""
         about, lengths = self.about, self.about["input_lengths"]
         start = [about["start"]] if about["decoder_only"] and about["start"] is not None else []
         longest = max(len(start + row) for row in rows)
         length = next((n for n in lengths if n >= longest), lengths[-1])
-        room = length - len(start) - about["end_inputs"]
+        max_ids = length - len(start) - about["end_inputs"]
         tokens = np.zeros((about["batch_size"], length), np.int32)
         padding = np.zeros(about["batch_size"], np.int32)
         for i, row in enumerate(rows):
-            whole = start + row[:room] + [about["end"]] * about["end_inputs"]
-            if about["decoder_only"]:  # prompts stand against the right edge
+            whole = start + row[:max_ids] + [about["end"]] * about["end_inputs"]
+            if about["decoder_only"]:  # prompts end in the last column
                 padding[i] = length - len(whole)
                 tokens[i, padding[i] :] = whole
             else:
                 tokens[i, : len(whole)] = whole
         count = np.arange(about["batch_size"])
-        batch = {"numbers": (count + first).astype(np.uint32), "wanted": count < len(rows)}
+        batch = {"numbers": (count + first).astype(np.uint32), "active": count < len(rows)}
         if about["decoder_only"]:
             batch |= {"prompts": tokens, "padding": padding}
         else:
@@ -99,7 +112,7 @@ class Exported:
 
 
 def main() -> None:
-    """Print a JSON line for each text of the command line or of standard input."""
+    """Print a JSON line of results for each text of the command line or of standard input."""
     exported = Exported(Path(__file__).resolve().parent)
     texts = sys.argv[1:] or [line.rstrip("\n") for line in sys.stdin]
     for text, result in zip(texts, exported.generate(texts), strict=True):

@@ -1,4 +1,4 @@
-"""A model's generation as StableHLO: a directory that runs with jax and a tokenizer's library."""
+"""Export generation as StableHLO: a directory that runs with jax and a tokenizer's library."""
 
 import dataclasses
 import shutil
@@ -37,10 +37,25 @@ def export_program(
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     step: int | None = None,
 ) -> Path:
-    """Write programs, weights, vocabulary and run.py; read a program again and compare its texts.
+    """Write programs, weights, vocabulary and run.py; run it and compare its tokens.
 
-    One program for each of `input_lengths` tokens, a batch of `batch_size` rows, to be run on any
-    of the `platforms`. The weights stand apart in weights.npz.
+    The directory has program_N.stablehlo for each N of `input_lengths`, weights.npz, about.json
+    with the settings, and the files of the vocabulary.
+
+    Args:
+        model_dir: Directory of a run, an import or a Hugging Face model.
+        destination: Directory to make.
+        generation: How the programs generate.
+        batch_size: Rows of a batch.
+        input_lengths: Tokens of the inputs, for each program.
+        platforms: Platforms that the programs run on.
+        step: Checkpoint of the run; None is the newest.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ConfigError: The exported program generates other tokens, or the destination exists.
     """
     directory = free_directory(destination)
     model, inference, weights, program = open_exportable(model_dir, generation, batch_size, step)
@@ -48,7 +63,7 @@ def export_program(
         "batch_size": batch_size,
         "input_lengths": sorted(input_lengths),
         "decoder_only": model.config.decoder_only,
-        # What stands around a text, a tokenizer of another library adds by itself.
+        # A Hugging Face tokenizer adds the special tokens around a text itself.
         "end_inputs": model.end_inputs and not isinstance(model.vocabulary, HFTokenizer),
         "start": model.special.start,
         "end": model.special.end,
@@ -60,18 +75,26 @@ def export_program(
         for length in sorted(input_lengths):
             exported = jax.export.export(jax.jit(program), platforms=tuple(platforms))(
                 {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()},
-                inference.shapes(length),
+                inference.generation_shapes(length),
             )
             atomic.write_bytes(partial / PROGRAM.format(length=length), bytes(exported.serialize()))
         about["vocabulary"] = _write_vocabulary(partial, model.vocabulary)
         atomic.write_json(partial / "about.json", about)
         shutil.copy(run_exported.__file__, partial / "run.py")
-        _check(partial, model, generation)
+        _check_tokens(partial, model, generation)
     return directory
 
 
 class Exportable(NamedTuple):
-    """A model to be exported. program: (weights by path, batch of `Inference.shapes`) to arrays."""
+    """A model to export.
+
+    Attributes:
+        model: The loaded model.
+        inference: Its inference, with the settings of generation.
+        weights: Weights by path.
+        program: (weights by path, batch of `Inference.generation_shapes`) -> "tokens"
+            [batch, returns, length] and "scores" [batch, returns].
+    """
 
     model: TextModel
     inference: Inference
@@ -82,14 +105,21 @@ class Exportable(NamedTuple):
 def open_exportable(
     model_dir: str, generation: Generation, batch_size: int, step: int | None
 ) -> Exportable:
-    """Read a model directory; the program gives "tokens" [batch, returns, length] and "scores"."""
+    """Load a model to export it.
+
+    Args:
+        model_dir: Directory of a run, an import or a Hugging Face model.
+        generation: How the program generates.
+        batch_size: Rows of a batch.
+        step: Checkpoint of the run; None is the newest.
+    """
     model = load(model_dir, step=step, batch_size=batch_size)
     inference = Inference(
         model.config, generation, mesh=model.mesh, batch_size=batch_size, special=model.special
     )
 
     def generate(weights: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-        tokens, scores = inference.written(unflatten(weights), batch)
+        tokens, scores = inference.generation_function(unflatten(weights), batch)
         return {"tokens": tokens.astype(jnp.int32), "scores": scores}
 
     weights = {name: np.asarray(value) for name, value in flatten(model.params).items()}
@@ -97,17 +127,18 @@ def open_exportable(
 
 
 def free_directory(destination: str) -> Path:
-    """The path of a directory that is still to be made or empty; else ConfigError."""
+    """Return the path of a directory that does not exist or is empty; else raise ConfigError."""
     directory = Path(destination)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(
-            f"{directory} exists; wanted a directory to be made, or an empty one", "DESTINATION"
+            f"{directory} exists and is not an empty directory; expected a new or an empty one",
+            "DESTINATION",
         )
     return directory
 
 
 def _write_vocabulary(directory: Path, vocabulary: Tokenizer) -> str:
-    """Write what turns texts into ids, and return the name that run.py knows it by."""
+    """Write the vocabulary and return its name in about.json, by which run.py loads it."""
     if isinstance(vocabulary, HFTokenizer):
         vocabulary.write_json(directory / TOKENIZER)
         return TOKENIZER
@@ -117,10 +148,12 @@ def _write_vocabulary(directory: Path, vocabulary: Tokenizer) -> str:
     return BYTES
 
 
-def _check(directory: Path, model, generation: Generation) -> None:
-    """Raise ConfigError if the directory, read again, generates other tokens."""
-    text = "a"  # fits into any length
-    ours = model.written([{"inputs": model.encode(text).ids}], generation)[0][0]
-    theirs = run_exported.Exported(directory).generate([text])[0]
-    if not np.array_equal(ours, theirs["tokens"]):
-        raise ConfigError("the exported program, read again, generates another text")
+def _check_tokens(directory: Path, model: TextModel, generation: Generation) -> None:
+    """Raise ConfigError if run.py's class generates other tokens from the directory."""
+    text = "a"  # fits every input length
+    expected = model.generate_ids([{"inputs": model.encode(text).ids}], generation)[0][0]
+    actual = run_exported.Exported(directory).generate([text])[0]
+    if not np.array_equal(expected, actual["tokens"]):
+        raise ConfigError(
+            "the exported program generates another text than the model; it was not written"
+        )

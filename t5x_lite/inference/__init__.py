@@ -1,1 +1,1 @@
-"""Generation, scoring and embedding with a trained model, in batches or behind a web page."""
+"""Generation, scoring and embedding with a trained model, for files of texts or on a web page."""

@@ -1,23 +1,23 @@
 "use strict";
-// All that comes from the model or the run is put in as text, never as markup.
+// Text from the model or the run is inserted as text, never as markup: it may contain HTML.
 const at = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 
 function element(name, content, className) {
-  const made = document.createElement(name);
-  if (className) made.className = className;
-  if (content !== undefined) made.textContent = content;
-  return made;
+  const node = document.createElement(name);
+  if (className) node.className = className;
+  if (content !== undefined) node.textContent = content;
+  return node;
 }
 
-function drawn(name, attributes, content) {
-  const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  if (content !== undefined) made.textContent = content;
-  return made;
+function svgElement(name, attributes, content) {
+  const node = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  if (content !== undefined) node.textContent = content;
+  return node;
 }
 
-function say(text, bad = false) {
+function showState(text, bad = false) {
   at("state").textContent = text;
   at("state").className = bad ? "bad" : "";
 }
@@ -43,8 +43,8 @@ function showOutputs(answer) {
   const best = Math.max(...answer.outputs.map((output) => output.score));
   at("outputs").replaceChildren(...answer.outputs.map((output) => {
     const item = element("li");
-    const said = output.filled ?? output.text;
-    item.append(element("div", said || "(nothing)", said ? "text" : "text empty"));
+    const shown = output.filled ?? output.text;
+    item.append(element("div", shown || "(nothing)", shown ? "text" : "text empty"));
     if (output.filled !== undefined) item.append(element("div", output.text, "filled"));
     const line = element("div", undefined, "score");
     line.append(element("span", `score ${output.score.toFixed(3)}`));
@@ -62,22 +62,22 @@ function showOutputs(answer) {
 async function generate(event) {
   event?.preventDefault();
   at("go").disabled = true;
-  say("generating …");
-  const began = performance.now();
+  showState("generating …");
+  const start = performance.now();
   try {
     const answer = await fetch("/generate", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ text: at("prefix").value + at("text").value, settings: settings() }),
     });
-    const found = await answer.json();
-    if (!answer.ok) throw new Error(found.error);
-    showOutputs(found);
-    const cut = found.truncated ? ", the text's end was cut off" : "";
-    const seconds = ((performance.now() - began) / 1000).toFixed(1);
-    say(`${found.input_tokens} tokens read${cut}, ${seconds} s`);
+    const result = await answer.json();
+    if (!answer.ok) throw new Error(result.error);
+    showOutputs(result);
+    const cut = result.truncated ? ", the end was cut" : "";
+    const seconds = ((performance.now() - start) / 1000).toFixed(1);
+    showState(`${result.input_tokens} tokens read${cut}, ${seconds} s`);
   } catch (error) {
-    say(error.message, true);
+    showState(error.message, true);
   }
   at("go").disabled = false;
 }
@@ -86,9 +86,9 @@ function ticks(low, high, count) {
   const raw = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= raw);
-  const found = [];
-  for (let x = Math.ceil(low / step) * step; x <= high + step / 1e6; x += step) found.push(x);
-  return found;
+  const values = [];
+  for (let x = Math.ceil(low / step) * step; x <= high + step / 1e6; x += step) values.push(x);
+  return values;
 }
 
 function showCurves(curves) {
@@ -101,18 +101,18 @@ function showCurves(curves) {
   const span = high - low || 1;
   const x = (step) => left + (step / (highestStep || 1)) * (width - left - 12);
   const y = (loss) => top + ((high - loss) / span) * (height - top - bottom);
-  const picture = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
-  picture.append(drawn("title", {}, "loss by step"));
+  const picture = svgElement("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
+  picture.append(svgElement("title", {}, "loss by step"));
   for (const loss of ticks(low, high, 5)) {
-    picture.append(drawn("line", { class: "grid", x1: left, x2: width - 12, y1: y(loss), y2: y(loss) }));
-    picture.append(drawn("text", { x: left - 8, y: y(loss) + 4, "text-anchor": "end" }, String(+loss.toFixed(3))));
+    picture.append(svgElement("line", { class: "grid", x1: left, x2: width - 12, y1: y(loss), y2: y(loss) }));
+    picture.append(svgElement("text", { x: left - 8, y: y(loss) + 4, "text-anchor": "end" }, String(+loss.toFixed(3))));
   }
   for (const step of ticks(0, highestStep, 8)) {
-    picture.append(drawn("text", { x: x(step), y: height - 6, "text-anchor": "middle" }, step.toLocaleString("en")));
+    picture.append(svgElement("text", { x: x(step), y: height - 6, "text-anchor": "middle" }, step.toLocaleString("en")));
   }
   curves.forEach((curve, i) => {
     const line = curve.points.map(([step, loss]) => `${x(step).toFixed(1)},${y(loss).toFixed(1)}`);
-    picture.append(drawn("polyline", { class: `curve c${i % 6}`, points: line.join(" ") }));
+    picture.append(svgElement("polyline", { class: `curve c${i % 6}`, points: line.join(" ") }));
     const item = element("li", undefined, `c${i % 6}`);
     const last = curve.points.at(-1)[1].toFixed(3);
     item.append(element("span", `${curve.name} ${last}`));
@@ -122,7 +122,7 @@ function showCurves(curves) {
   at("run").hidden = false;
 }
 
-async function begin() {
+async function load() {
   const about = await (await fetch("/about")).json();
   const [encoder, decoder] = about.layers;
   at("about").textContent =
@@ -137,7 +137,7 @@ async function begin() {
   at("max_length").max = about.most_tokens;
   if (!about.generates) {
     at("go").disabled = true;
-    say("a model without a decoder generates nothing", true);
+    showState("a model without a decoder cannot generate text", true);
   }
   showCurves(await (await fetch("/curves")).json());
 }
@@ -148,4 +148,4 @@ at("text").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) generate(event);
 });
 showSettings();
-begin().catch((error) => say(error.message, true));
+load().catch((error) => showState(error.message, true));

@@ -153,7 +153,7 @@ def trace(setting: Setting, devices: Sequence[Any]) -> Traced:
 def _traced_generation(setting: Setting, devices: Sequence[Any]) -> Traced:
     """What `Inference.generate` runs: weights as they are stored, all rows wanted to the end."""
     if setting.model.encoder_only:
-        raise ConfigError("a model without a decoder generates nothing", "plan.mode")
+        raise ConfigError("a model without a decoder cannot generate text", "plan.mode")
     mesh = make_mesh(setting.mesh, devices)
     inference = Inference(
         setting.model, setting.generation, mesh=mesh, batch_size=setting.batch_size
@@ -167,10 +167,10 @@ def _traced_generation(setting: Setting, devices: Sequence[Any]) -> Traced:
     params = jax.tree.map(placed, shapes, tree_shardings(mesh, axes))
     batch = {
         name: placed(leaf, named_sharding(mesh, ("batch", "length")[: leaf.ndim]))
-        for name, leaf in inference.shapes(setting.lengths["inputs"]).items()
+        for name, leaf in inference.generation_shapes(setting.lengths["inputs"]).items()
     }
     with jax.set_mesh(mesh):
-        program = jax.jit(inference.written, out_shardings=named_sharding(mesh, ()))
+        program = jax.jit(inference.generation_function, out_shardings=named_sharding(mesh, ()))
         return Traced(program.lower(params, batch), mesh, params, {})
 
 

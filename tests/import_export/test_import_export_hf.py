@@ -128,4 +128,4 @@ def test_an_import_never_mixes_with_a_run_that_is_there(command, capsys):
     command("import", SOURCE=REFERENCES / "gpt2", MODEL_DIR="run")
     with pytest.raises(SystemExit):
         command("import", SOURCE=REFERENCES / "gpt2", MODEL_DIR="run")
-    assert "already holds step 0; wanted a new directory" in capsys.readouterr().err
+    assert "already has a checkpoint of step 0; expected a new directory" in capsys.readouterr().err

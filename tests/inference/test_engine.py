@@ -256,11 +256,11 @@ def test_what_a_kind_of_model_cannot_do_is_said(shipped, plausible_params, model
     encoder = shipped("bert/tiny")
     inference = Inference(encoder, mesh=one_device, batch_size=1)
     batch = {"inputs": rows_of([3]), "targets": rows_of([2])}
-    for method, wanted in (("generate", "generates nothing"), ("score", "scores no targets")):
+    for method, wanted in (("generate", "cannot generate text"), ("score", "cannot score")):
         with pytest.raises(ConfigError, match=wanted):
             getattr(inference, method)({}, batch)
     config, _ = model("lm")
-    with pytest.raises(ConfigError, match="embeds nothing"):
+    with pytest.raises(ConfigError, match="cannot compute embeddings"):
         Inference(config, mesh=one_device, batch_size=1).embed({}, batch)
     gpt2 = Inference(model("gpt2")[0], Generation(max_length=64), mesh=one_device, batch_size=1)
     assert gpt2.config.max_positions == 64

@@ -81,5 +81,5 @@ def test_what_is_written_scores_as_it_was_written(kind, inference):
 def test_several_models_embed_nothing(tiny_config, plausible_params, inference):
     config = tiny_config()
     params = plausible_params(config)
-    with pytest.raises(ConfigError, match="embed nothing"):
+    with pytest.raises(ConfigError, match="ensemble cannot compute embeddings"):
         inference(config).embed((params, params), {"inputs": INPUTS})

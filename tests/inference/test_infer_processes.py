@@ -79,4 +79,4 @@ def test_killed_processes_go_on_as_one_or_as_two(start, tmp_path):
 def test_several_processes_do_not_share_standard_input(start):
     code, said = ended(start(2, "out.jsonl", inputs="-"))
     assert code == 2
-    assert "several processes cannot share standard input; wanted a file" in said
+    assert "several processes cannot share standard input; expected a file" in said

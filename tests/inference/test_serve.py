@@ -112,12 +112,12 @@ def test_texts_come_with_scores_best_first(ask):
         ({"text": "a", "settings": {"max_length": 2000}}, "at most 1024 tokens"),
         (
             {"text": "a", "settings": {"max_length": "4"}},
-            "max_length is '4'; wanted a whole number",
+            "max_length is '4'; expected an integer",
         ),
         ({"text": "a", "settings": {"beams": 4}}, "unknown setting 'beams'"),
         ({"settings": {}}, "the request has no text"),
-        ("[]", "the request is no JSON object"),
-        ("{", "the request is no JSON"),
+        ("[]", "the request is not a JSON object"),
+        ("{", "the request is not JSON"),
     ],
 )
 def test_what_cannot_be_generated_is_said(body, said, ask):

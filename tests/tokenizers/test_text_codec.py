@@ -48,7 +48,7 @@ def test_a_few_lines_generate_score_embed_and_fill(run_directory):
     np.testing.assert_allclose(model.embed("con"), vectors[2], rtol=1e-4, atol=1e-5)
     assert model.generate([]) == []
     assert model.embed([]).shape == (0, 16)
-    with pytest.raises(ValueError, match="1 inputs and 2 targets; wanted as many"):
+    with pytest.raises(ValueError, match="1 inputs and 2 targets; expected equal numbers"):
         model.score("ban", ["gum", "det"])
     filled = model.fill("ban <extra_id_0> gum", max_length=4)
     assert len(filled.spans) == 1
@@ -59,7 +59,7 @@ def test_what_was_generated_for_a_sentinel_stands_in_its_place(run_directory):
     first = model.vocabulary.sentinels.first
     said = {n: model.vocabulary.encode(text) for n, text in ((0, "fol gum"), (1, "det"))}
     tokens = np.array([first, *said[0], first - 1, *said[1], first - 2, 1, 0, 0])
-    filled = model.filled("ban <extra_id_0> con <extra_id_1>.", tokens, -1.0)
+    filled = model.fill_sentinels("ban <extra_id_0> con <extra_id_1>.", tokens, -1.0)
     assert filled.text == "ban fol gum con det."
     assert filled.spans == ["fol gum", "det"]
 
@@ -94,7 +94,7 @@ def test_infer_keeps_lines_and_their_order(run_directory, command, capsys):
     assert "out.jsonl is complete: 5 lines" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         command("infer", *flags, "--inputs=in.txt", "--outputs=out.jsonl", "--prefix=x")
-    assert "holds results of other settings (max_input_length 8 -> 512" in capsys.readouterr().err
+    assert "has results of other settings (max_input_length 8 -> 512" in capsys.readouterr().err
 
 
 def test_infer_does_not_mix_the_texts_of_two_checkpoints(run_directory, command, tmp_path, capsys):
@@ -107,7 +107,10 @@ def test_infer_does_not_mix_the_texts_of_two_checkpoints(run_directory, command,
     shutil.copytree(run / "checkpoints" / "3", run / "checkpoints" / "4")
     with pytest.raises(SystemExit):
         command("infer", *flags, "--gin.Generation.max_length=4")
-    assert "holds results of other settings (step 3 -> 4); wanted" in capsys.readouterr().err
+    assert (
+        "has results of other settings (step 3 -> 4); use another OUTPUTS"
+        in capsys.readouterr().err
+    )
     command("infer", *flags, "--gin.Generation.max_length=4", "--gin.STEP=3")
     assert "out.jsonl is complete" in capsys.readouterr().out
 
@@ -166,7 +169,7 @@ def test_infer_goes_on_where_it_was_killed(run_directory, tmp_path):
 @pytest.mark.parametrize(
     ("content", "flags", "said"),
     [
-        ("", {}, "in.jsonl is empty; wanted at least one line"),
+        ("", {}, "in.jsonl is empty; expected at least one line"),
         ('{"inputs": "a"}\n{"inputs": ', {}, "in.jsonl, line 2: no JSON"),
         ('{"text": "a"}', {}, "line 1: no text field (not a JSON object with a string 'inputs')"),
         (
@@ -178,7 +181,7 @@ def test_infer_goes_on_where_it_was_killed(run_directory, tmp_path):
         ('{"inputs": "a"}', {"gin.BATCH_SIZE": "0"}, "batch_size is 0; wanted 1 or more"),
         ('{"inputs": "a"}', {"outputs": "in.jsonl/out"}, "in.jsonl/out cannot be written"),
         ('{"inputs": "a"}', {"inputs": "gone"}, "gone cannot be read: No such file"),
-        ('{"inputs": "a"}', {"model_dir": "gone"}, "gone holds no model"),
+        ('{"inputs": "a"}', {"model_dir": "gone"}, "gone has no model"),
         ('{"inputs": "a"}', {"gin.STEP": "7"}, "no checkpoint of step 7; the steps there: 3"),
     ],
 )
@@ -196,7 +199,7 @@ def test_what_infer_cannot_use_is_one_line(content, flags, said, run_directory, 
 
 def test_a_directory_without_a_vocabulary_is_said(run_directory, tmp_path):
     (tmp_path / "model.json").write_text((run_directory() / "model.json").read_text())
-    with pytest.raises(ConfigError, match="says nothing about a vocabulary") as error:
+    with pytest.raises(ConfigError, match="has no vocabulary") as error:
         t5x_lite.load(tmp_path)
     assert "VOCABULARY" in error.value.names
     with pytest.raises(ConfigError, match=r"has 259 ids; the model of .* has 128 rows"):
@@ -273,7 +276,7 @@ def test_what_tensorflow_cannot_run_is_not_left_behind(run_directory, tmp_path, 
         raise tf.errors.NotFoundError(None, None, "no such operation\nat all")
 
     monkeypatch.setattr(tf.saved_model, "load", broken)
-    with pytest.raises(ConfigError, match=r"cannot run what jax .* wrote: no such operation;"):
+    with pytest.raises(ConfigError, match=r"cannot run a program of jax .*: no such operation;"):
         export_saved_model(
             model_dir=str(run_directory("t5_1_1/tiny")),
             destination=str(tmp_path / "saved"),
@@ -317,7 +320,7 @@ def test_transformers_generates_the_same_texts_from_an_export(beams, run_directo
         generation = Generation(
             max_length=8, min_length=8, num_beams=beams, num_returns=beams, length_penalty=0.0
         )
-        ((tokens, _),) = ours.written([{"inputs": ours.encode(text).ids}], generation)
+        ((tokens, _),) = ours.generate_ids([{"inputs": ours.encode(text).ids}], generation)
         assert 1 not in tokens
         assert tokens.tolist() == found[:, 1:].tolist()
         best = [t for t in tokens[0].tolist() if 2 < t <= ours.vocabulary.sentinels.first - 20]
