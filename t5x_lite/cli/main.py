@@ -8,8 +8,8 @@ import inspect
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from t5x_lite import log_setup
 from t5x_lite.cli import arguments, gin_allowlist, gin_config
@@ -28,26 +28,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     request = arguments.parse(list(sys.argv[1:] if argv is None else argv))
     bindings: list[gin_config.Binding] = []
+    leave = _alone
     try:
         bindings = check(request)
         _prepare_environment()
         _parse_gin(request.files, request.settings, request.search, request.packages)
         if request.command.multi_process:
-            _join_processes(request)
+            leave = _join_processes(request)
         _call(request)
-        _leave_processes(0)
+        leave(0)
     except ConfigError as error:
         # gin appends to the text of errors that pass through it; `message` stays as it was raised.
         parts = [error.message, *gin_config.where_set(error.names, bindings)]
-        _exit(request.command.name, "; ".join(parts))
+        message = "; ".join(parts)
+        print(f"t5x_lite {request.command.name}: {message}", file=sys.stderr)
+        leave(2, message)
+        sys.exit(2)
     except KeyboardInterrupt:
-        _leave_processes(130, "interrupted")
+        leave(130, "interrupted")
         sys.exit(130)
     except SystemExit:
-        _leave_processes(0)
+        leave(0)
         raise
     except Exception as error:
-        _leave_processes(1, error)
+        leave(1, error)
         raise
 
 
@@ -133,7 +137,17 @@ def _call(request: arguments.Request) -> None:
     gin_config.call(called, builds_on=bool(command.builds_on), **extra)
 
 
-def _join_processes(request: arguments.Request) -> None:
+def _alone(code: int, why: str | Exception = "") -> None:
+    """Do nothing at the end of a command that has not joined other processes."""
+
+
+def _join_processes(request: arguments.Request) -> Callable[..., None]:
+    """Join the other processes of a pod, if there are any.
+
+    Returns:
+        leave(code, why), to be called at the end of the command: with code 0 it exits cleanly from
+        the other processes, with any other code it ends them too.
+    """
     from t5x_lite.distributed import heartbeat, processes, rendezvous
 
     options = request.options
@@ -146,12 +160,7 @@ def _join_processes(request: arguments.Request) -> None:
     heartbeat.start(seconds)
     if not processes.is_first():
         log_setup.only_warnings()
-
-
-def _leave_processes(code: int, why: str | Exception = "") -> None:
-    """Exit cleanly from the other processes (code 0), or end them too; nothing without others."""
-    if heartbeat := sys.modules.get("t5x_lite.distributed.heartbeat"):
-        heartbeat.leave(code, why)
+    return heartbeat.leave
 
 
 def _prepare_environment() -> None:
@@ -165,12 +174,6 @@ def _prepare_environment() -> None:
         flag = f"--xla_cpu_{name}_seconds"
         if flag not in os.environ.get("XLA_FLAGS", ""):
             os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}=600".strip()
-
-
-def _exit(name: str, message: str) -> NoReturn:
-    print(f"t5x_lite {name}: {message}", file=sys.stderr)
-    _leave_processes(2, message)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from t5x_lite.trainer.prepare_run import PreparedRun, prepare_run
 from t5x_lite.trainer.restore import Start, from_weights, go_on
 from t5x_lite.trainer.step_hashes import RECEIPTS
 from t5x_lite.training.bit_fingerprints import to_hex
+from t5x_lite.training.callbacks import Callback
 from t5x_lite.training.inputs import in_order
 from t5x_lite.training.step import split_microbatches
 from t5x_lite.training.step_metrics import FINGERPRINT_PREFIX
@@ -88,17 +89,20 @@ def replay(
     parameters = inspect.signature(prepare_run).parameters
     shared = {name: value for name, value in settings.items() if name in parameters}
     with prepare_run(**shared, describe_config=describe_config) as prepared:
-        _replay(prepared, step=step, largest=largest)
+        _replay(prepared, settings.get("callbacks", ()), step=step, largest=largest)
 
 
-def _replay(ready: PreparedRun, *, step: int, largest: float) -> None:
+def _replay(
+    ready: PreparedRun, callbacks: Sequence[Callback], *, step: int, largest: float
+) -> None:
     console = ready.console
     if not (ready.directory / MODEL).exists():
         raise ConfigError(f"{ready.directory} holds no run", "MODEL_DIR")
     with Checkpointer(ready.directory) as saved:
         start = _start(ready, saved, step)
         _LOG.info(f"replaying from step {start.step:,} to step {step:,}")
-        state, batch, train_step = _forward(ready, start, anomaly_guard.read(ready.directory), step)
+        decisions = anomaly_guard.read(ready.directory)
+        state, batch, train_step = _forward(ready, start, decisions, callbacks, step)
         with logged_wait(_LOG, f"measuring the values in step {step:,}"):
             looked = _look(ready, state.params, batch, state.step)
         _, metrics = train_step(state, batch)
@@ -131,7 +135,11 @@ def _start(ready: PreparedRun, saved: Checkpointer, step: int) -> Start:
 
 
 def _forward(
-    ready: PreparedRun, start: Start, taken: Sequence[anomaly_guard.Decision], step: int
+    ready: PreparedRun,
+    start: Start,
+    taken: Sequence[anomaly_guard.Decision],
+    callbacks: Sequence[Callback],
+    step: int,
 ) -> tuple[Any, Any, Any]:
     """The state before a step, the step's batch, and the compiled step."""
     stream, sharding = ready.feed.stream, ready.program.batch_sharding
@@ -141,7 +149,9 @@ def _forward(
     first: StreamPosition = stream.start() if position is None else position
     jumps = anomaly_guard.jumps(taken, at, progress.get("decisions", 0))
     size = stream.batch_size
-    for batch, _, _ in in_order(stream, at, first, jumps, process_rows(size, sharding)):
+    for batch, before, _ in in_order(stream, at, first, jumps, process_rows(size, sharding)):
+        for callback in callbacks:  # the run's own, which may have changed its batches
+            batch = callback.on_batch(at + 1, batch, before)
         batch = to_devices(batch, sharding, batch_size=size)
         if at == step - 1:
             return state, batch, train_step

@@ -37,7 +37,7 @@ def start(seconds: float) -> None:
         _heartbeat = Heartbeat(seconds)
 
 
-def leave(code: int, why: str | Exception) -> None:
+def leave(code: int, why: str | Exception = "") -> None:
     """Exit cleanly (code 0), or end this process and the others, which print the reason.
 
     It does nothing if there is only one process. When a process dies, collectives of the others
@@ -46,7 +46,7 @@ def leave(code: int, why: str | Exception) -> None:
 
     Args:
         code: The exit code. For 0 this function stops the heartbeat and returns.
-        why: The reason, for the other processes.
+        why: The reason, for the other processes; not needed for code 0.
     """
     global _heartbeat
     if _heartbeat is None:

@@ -344,13 +344,13 @@ def test_an_export_that_reads_back_differently_leaves_nothing_behind(
     from t5x_lite.convert import huggingface
 
     config = shipped("gpt2/tiny")
-    honest = huggingface.scatter
+    honest = huggingface.export_tensors
 
     def corrupted(params, tensors):
         for name, array in honest(params, tensors):
             yield name, array * 1.01 if name.endswith("h.1.mlp.c_fc.weight") else array
 
-    monkeypatch.setattr(huggingface, "scatter", corrupted)
+    monkeypatch.setattr(huggingface, "export_tensors", corrupted)
     with pytest.raises(
         ConfigError, match="logits of the exported model differ by a relative error"
     ):

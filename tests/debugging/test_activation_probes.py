@@ -137,7 +137,7 @@ def test_recomputing_and_unrolling_show_the_same(changes, config, batch, params,
 
 
 def test_ranges_join_and_say_what_they_are():
-    joined = Range(3, 1, -2.0, 0.5).joined(Range(1, 0, 1.0, 1.0))
+    joined = Range(3, 1, -2.0, 0.5).merge(Range(1, 0, 1.0, 1.0))
     assert joined == Range(4, 1, -2.0, 1.0)
     assert joined.largest == 2.0
     assert str(joined) == "-2.0e+00..1.0e+00 1 BAD"

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from t5x_lite.checkpoints.policy import CheckpointPolicy
-from t5x_lite.debugging import replay as replaying
 from t5x_lite.debugging.activation_probes import ProbeRow, Range
+from t5x_lite.debugging.fault_injection.nan_batch import NanBatch
 from t5x_lite.debugging.replay import Looked, findings, replay
 from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation.validation_loss import Evaluation
+from t5x_lite.trainer.restore import go_on
 from t5x_lite.training.step import Update
 from t5x_lite.tree_paths import flatten, merge
 
@@ -77,8 +78,6 @@ def planted(monkeypatch):
     """Put a value into one number of a weight, of one layer where it is of a stack."""
 
     def plant(path, value, layer=None):
-        go_on = replaying.go_on
-
         def with_it(*arguments):
             found = go_on(*arguments)
             array = np.array(flatten(found.state.params)[path])
@@ -87,7 +86,7 @@ def planted(monkeypatch):
             params = merge(found.state.params, {path: jax.device_put(array, place)})
             return found._replace(state=found.state._replace(params=params))
 
-        monkeypatch.setattr(replaying, "go_on", with_it)
+        monkeypatch.setattr("t5x_lite.debugging.replay.go_on", with_it)
 
     return plant
 
@@ -129,22 +128,24 @@ def test_the_first_module_whose_output_is_out_of_range_is_named(run, replayed, p
     assert f"first value that is not finite and at most 21: {name}: its output: up to" in said
 
 
-def test_a_batch_that_is_not_finite_is_named_before_the_gradients_it_spoils(
-    run, replayed, monkeypatch
-):
-    in_order = replaying.in_order
-
-    def spoiled(*arguments):
-        for batch, *positions in in_order(*arguments):
-            weights = batch["decoder_loss_weights"].copy()
-            weights[0, 0] = np.nan
-            yield {**batch, "decoder_loss_weights": weights}, *positions
-
-    monkeypatch.setattr(replaying, "in_order", spoiled)
-    code, said = replayed(run, step=5)
+def test_a_batch_that_is_not_finite_is_named_before_the_gradients_it_spoils(run, replayed):
+    """The callback was not the run's, so the batch is another than the run's too."""
+    code, said = replayed(run, step=5, callbacks=[NanBatch(5)])
     assert code == 1
-    assert "NOT: batch/decoder_loss_weights: its numbers: 1 of 128 are not finite" in said
+    named = "batch/decoder_loss_weights: its numbers: 8 of 128 are not finite"
+    assert f"first value that is not finite and at most 65504: {named}" in said
     assert "the batch is DIFFERENT" in said
+
+
+@pytest.mark.slow
+def test_a_batch_that_a_callback_of_the_run_changed_is_changed_again(
+    tmp_path, train_small, replayed
+):
+    callbacks = [NanBatch(3)]
+    train_small(tmp_path / "run", steps=5, callbacks=callbacks, **QUIET)
+    code, said = replayed(tmp_path / "run", step=3, callbacks=callbacks)
+    assert code == 1
+    assert "the batch is bit-exact" in said
 
 
 def test_gradients_are_named_from_the_loss_backwards_and_after_all_else():

@@ -15,7 +15,11 @@ from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.schedules import Constant
 from t5x_lite.training.step import Loss, Update
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_experimental_ynn_fusion_type": "",  # the CPU compiler's own fusions lose their names
+}
 V5E = next(chip for chip in CHIPS if chip.name == "v5e")
 
 

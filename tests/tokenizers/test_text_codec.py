@@ -91,7 +91,7 @@ def test_infer_keeps_lines_and_their_order(run_directory, command, capsys):
     for record, text in zip(records, texts, strict=True):
         assert record["output"] == model.generate(text, max_length=4)[0].text
     command("infer", *flags, "--inputs=in.txt", "--outputs=out.jsonl", "--gin.MAX_INPUT_LENGTH=8")
-    assert "out.jsonl is complete: 5 lines" in capsys.readouterr().out
+    assert "out.jsonl is complete, 5 lines" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         command("infer", *flags, "--inputs=in.txt", "--outputs=out.jsonl", "--prefix=x")
     assert "has results of other settings (max_input_length 8 -> 512" in capsys.readouterr().err
@@ -177,7 +177,7 @@ def test_infer_goes_on_where_it_was_killed(run_directory, tmp_path):
             {"mode": "score"},
             "line 1: no text field (not a JSON object with a string 'targets')",
         ),
-        ('{"inputs": "a"}', {"mode": "guess"}, "mode is 'guess'; expected one of"),
+        ('{"inputs": "a"}', {"mode": "guess"}, "mode is 'guess'; wanted 'generate' or"),
         ('{"inputs": "a"}', {"gin.BATCH_SIZE": "0"}, "batch_size is 0; wanted 1 or more"),
         ('{"inputs": "a"}', {"outputs": "in.jsonl/out"}, "in.jsonl/out cannot be written"),
         ('{"inputs": "a"}', {"inputs": "gone"}, "gone cannot be read: No such file"),

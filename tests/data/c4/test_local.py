@@ -274,7 +274,7 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(job, monkeypatch):
     built = job(variant="en.noclean", bad_words=None)
     with monkeypatch.context() as patch:
         patch.setattr(spill, "write_array", full)
-        with pytest.raises(ConfigError, match="No space left on device: what is done is kept"):
+        with pytest.raises(ConfigError, match="No space left on device: finished parts are kept"):
             local.build(built, processes=1)
     local.build(built, processes=1)
     assert written(built.out)

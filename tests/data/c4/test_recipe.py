@@ -25,7 +25,7 @@ def test_a_variant_without_its_list_is_refused_when_it_is_declared(changes, mess
     [
         ("bad_words", None, "cannot be read"),
         ("bad_words", "\n \n", "lists no word"),
-        ("news_domains", "{", "is no JSON"),
+        ("news_domains", "{", "is not JSON"),
         ("web_addresses", "", "lists no address"),
     ],
 )
