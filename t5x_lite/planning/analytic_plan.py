@@ -8,7 +8,7 @@ from t5x_lite.hardware.topologies import Topology
 from t5x_lite.models import transformer
 from t5x_lite.models.flops import TRAINING, forward_flops
 from t5x_lite.planning import decode_plan, roofline
-from t5x_lite.planning.decode_plan import PREFILL, TOKEN, DecodingWorkload
+from t5x_lite.planning.decode_plan import DecodingWorkload, Phases, Range
 from t5x_lite.planning.estimate import KNOWN_GPU_BIAS
 from t5x_lite.planning.lowering import Setting, batch_shapes, summed_loss
 from t5x_lite.planning.roofline import Roofline
@@ -21,13 +21,13 @@ class Arithmetic(NamedTuple):
         facts: sections of a plan: model, batch and FLOPs.
         memory: bytes of one device by kind.
         roofline: bounds of the step, or of a whole generation.
-        phases: ranges [low, high] of seconds of a generation's prefill and of one token.
+        phases: ranges of the seconds of a generation's phases; None for a step.
     """
 
     facts: dict[str, Any]
     memory: dict[str, int]
     roofline: Roofline
-    phases: dict[str, list[float]] | None = None
+    phases: Phases[Range] | None = None
 
 
 def arithmetic(setting: Setting, topology: Topology, mesh: Mapping[str, int]) -> Arithmetic:
@@ -38,8 +38,8 @@ def arithmetic(setting: Setting, topology: Topology, mesh: Mapping[str, int]) ->
         topology: the machine.
         mesh: the sizes of all mesh axes.
     """
-    if setting.texts is not None:
-        return _of_generation(setting, setting.texts, topology, mesh)
+    if setting.decoding is not None:
+        return _of_generation(setting, setting.decoding, topology, mesh)
     model, rows = setting.model, setting.batch_size
     batch = batch_shapes(model, setting.lengths, rows, packed=setting.packed)
     tokens = sum(
@@ -68,31 +68,32 @@ def arithmetic(setting: Setting, topology: Topology, mesh: Mapping[str, int]) ->
 
 
 def _of_generation(
-    setting: Setting, texts: DecodingWorkload, topology: Topology, mesh: Mapping[str, int]
+    setting: Setting, workload: DecodingWorkload, topology: Topology, mesh: Mapping[str, int]
 ) -> Arithmetic:
     model = setting.model
-    flops = decode_plan.model_flops(model, texts)
-    prefill, token = decode_plan.bounds(topology.chip, model, texts, mesh)
-    cache = decode_plan.cache_bytes(model, texts, mesh)
+    flops = decode_plan.model_flops(model, workload)
+    bounds = decode_plan.bounds(topology.chip, model, workload, mesh)
+    cache = decode_plan.cache_bytes(model, workload, mesh)
     weights = roofline.state_bytes(model, setting.optimizer, mesh)["weights"]
     facts = _facts(
         setting,
         topology,
-        tokens=texts.written * texts.tokens,
-        flops=flops[PREFILL] + texts.tokens * flops[TOKEN],
+        tokens=workload.texts * workload.tokens,
+        flops=flops.prefill + workload.tokens * flops.token,
     )
     return Arithmetic(
         facts,
-        {"weights": weights, "cached keys and values": sum(cache.values())},
-        decode_plan.whole(prefill, token, texts.tokens),
-        {PREFILL: [max(prefill), sum(prefill)], TOKEN: [max(token), sum(token)]},
+        {"weights": weights, "cached keys and values": sum(cache)},
+        decode_plan.generation_roofline(bounds, workload.tokens),
+        # From perfect overlap of compute, memory and network to none.
+        Phases(*([max(bound), sum(bound)] for bound in bounds)),
     )
 
 
 def _facts(setting: Setting, topology: Topology, *, tokens: int, flops: float) -> dict[str, Any]:
     model, lengths = setting.model, dict(setting.lengths)
-    if setting.texts is not None:
-        lengths = {"inputs": setting.texts.inputs, "targets": setting.texts.tokens}
+    if setting.decoding is not None:
+        lengths = {"inputs": setting.decoding.inputs, "targets": setting.decoding.tokens}
     return {
         "model": {
             "parameters": transformer.num_parameters(model),
@@ -117,10 +118,10 @@ def without_compiler(counted: Arithmetic, topology: Topology) -> dict[str, Any]:
     limit = topology.chip.hbm / topology.chip.devices
     low, high = KNOWN_GPU_BIAS
     total = sum(counted.memory.values())
-    kept = "no activations" if counted.phases else "activations as differentiation keeps them"
+    saved = "no activations" if counted.phases else "activations that differentiation saves"
     return {
         "memory": {
-            "source": f"analytic: state exact, {kept}, no working memory",
+            "source": f"analytic: state exact, {saved}, no working memory",
             "limit": limit,
             "total": total,
             "fits": total <= limit,

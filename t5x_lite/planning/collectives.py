@@ -73,6 +73,8 @@ class Collective(NamedTuple):
 
 
 class _Flight(NamedTuple):
+    """A collective that was started, and the time at which it ends."""
+
     collective: Collective
     ends: float
 
@@ -95,11 +97,13 @@ def exposed_seconds(
     Returns:
         The collectives, and the exposed seconds.
     """
-    found: list[Collective] = []
+    collectives: list[Collective] = []
 
     def visit(computation: Computation, repeats: int) -> float:
+        # Seconds since the start of the computation: the current instruction, and when the links
+        # become free; and the total time spent waiting.
         now, free, waited = 0.0, 0.0, 0.0
-        flying: dict[str, _Flight] = {}
+        in_flight: dict[str, _Flight] = {}
         for instruction in computation.instructions:
             for inside, times in runs(module, instruction):
                 waited += times * visit(inside, repeats * times)
@@ -109,24 +113,24 @@ def exposed_seconds(
                 continue
             key = _identity(instruction, inner)
             if _is_end(instruction):
-                flight = flying.pop(key, None)
+                flight = in_flight.pop(key, None)
                 if flight is not None:
                     exposed_now = max(0.0, flight.ends - now)
-                    found.append(flight.collective._replace(exposed=exposed_now))
+                    collectives.append(flight.collective._replace(exposed=exposed_now))
                     now, waited = now + exposed_now, waited + exposed_now
                 continue
             collective = _describe(instruction, inner, layout, repeats)
             free = max(now, free) + collective.seconds
             if _is_start(instruction):
-                flying[key] = _Flight(collective._replace(asynchronous=True), free)
+                in_flight[key] = _Flight(collective._replace(asynchronous=True), free)
             else:
                 exposed_now = free - now
-                found.append(collective._replace(exposed=exposed_now))
+                collectives.append(collective._replace(exposed=exposed_now))
                 now, waited = now + exposed_now, waited + exposed_now
-        found.extend(flight.collective for flight in flying.values())
+        collectives.extend(flight.collective for flight in in_flight.values())
         return waited
 
-    return found, visit(module[begin or module.entry], 1)
+    return collectives, visit(module[begin or module.entry], 1)
 
 
 def _is_start(instruction: Instruction) -> bool:
@@ -153,10 +157,11 @@ def _identity(instruction: Instruction, inner: Instruction) -> str:
 def _describe(
     instruction: Instruction, inner: Instruction, layout: Layout, repeats: int
 ) -> Collective:
+    """Return the collective `inner` that an instruction is or contains."""
     kind = collective_kind(inner.opcode) or ""
     shapes = inner.shapes
     if inner.opcode == "collective-permute-start":
-        shapes = shapes[1:2]  # operand, result, and what the wires need
+        shapes = shapes[1:2]  # operand, result, and contexts of the transfer
     elif inner.opcode == "all-gather-start":
         shapes = shapes[len(shapes) // 2 :]  # operands, results
     group = group_of(inner.attributes, len(layout.positions))
@@ -167,7 +172,7 @@ def _describe(
         group = [i * (len(layout.positions) // slices) for i in range(slices)]
     size = float(sum(shape.bytes for shape in shapes if shape.dims or len(shapes) == 1))
     if "all-reduce-scatter" in (instruction.called("calls") or ""):
-        kind = "reduce-scatter"  # computed as an all-reduce of which each keeps a slice
+        kind = "reduce-scatter"  # computed as an all-reduce of which each device keeps a slice
     elif kind == "reduce-scatter":
         size *= len(group)
     return Collective(
@@ -183,36 +188,37 @@ def _describe(
 
 
 def _kind_between_slices(instruction: Instruction) -> str:
-    found = re.search(r'transfer_type="(\w+)"', instruction.attributes)
-    kind = found[1].lower().replace("_", "-") if found else ""
+    """Return the kind of a transfer between slices, by its attribute."""
+    match = re.search(r'transfer_type="(\w+)"', instruction.attributes)
+    kind = match[1].lower().replace("_", "-") if match else ""
     return kind if kind in COLLECTIVES else "all-to-all"
 
 
 def group_of(attributes: str, devices: int) -> list[int]:
     """Return the devices of a collective's first group, from any of the forms that XLA writes."""
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
-        axes = [(n, int(s)) for n, s in re.findall(r"'([^']+)'=(\d+)", found[1])]
-        chosen = re.findall(r"'([^']+)'", found[2])
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
+        axes = [(n, int(s)) for n, s in re.findall(r"'([^']+)'=(\d+)", match[1])]
+        chosen = re.findall(r"'([^']+)'", match[2])
         group, stride = [0], 1
         for name, size in reversed(axes):
             if name in chosen:
                 group = [d + i * stride for i in range(size) for d in group]
             stride *= size
         return sorted(group)
-    if found := re.search(
+    if match := re.search(
         r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
     ):
         import numpy as np
 
-        shape, dims = ([int(n) for n in found[i].split(",")] for i in (1, 2))
+        shape, dims = ([int(n) for n in match[i].split(",")] for i in (1, 2))
         ids = np.arange(math.prod(dims)).reshape(dims)
-        if found[3]:
-            ids = ids.transpose([int(n) for n in found[3].split(",")])
+        if match[3]:
+            ids = ids.transpose([int(n) for n in match[3].split(",")])
         return sorted(ids.reshape(shape)[0].tolist())
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-        return sorted(int(n) for n in found[1].split(","))
-    if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
-        return sorted({int(found[1]), int(found[2])})
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return sorted(int(n) for n in match[1].split(","))
+    if match := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
+        return sorted({int(match[1]), int(match[2])})
     return list(range(devices))
 
 

@@ -6,7 +6,7 @@ COMMANDS = (
     Command(
         name="plan",
         group="plan and check",
-        summary="Compile a step for hardware that is not there: memory, time, collectives.",
+        summary="Estimate memory and time of a step on hardware that is not available.",
         function="t5x_lite.planning.plan.plan",
         default_gin="runs/plan.gin",
         flags=(

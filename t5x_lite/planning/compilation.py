@@ -1,4 +1,4 @@
-"""From a traced program to the compiler's answer, remembered under the program's own hash."""
+"""Compile a traced program for a topology, and cache the result by a hash of the program."""
 
 import contextlib
 import gzip
@@ -21,9 +21,12 @@ _NAME = re.compile(r'loc\("([^"]+)"\(')  # in a lowered program; source files ha
 
 
 class TooLarge(NamedTuple):
-    """The compiler's word that a program does not fit: bytes it needs and what it may have.
+    """The compiler's error that a program does not fit.
 
-    None where it does not say. buffers: the largest that it names, as (bytes, what it is).
+    Attributes:
+        used: Bytes that the program needs; None if the message has no number.
+        limit: Bytes that are available; None if the message has no number.
+        buffers: The largest arrays in the message, as (bytes, name).
     """
 
     used: float | None
@@ -32,11 +35,15 @@ class TooLarge(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """What a compiler made of a program.
+    """The result of a compilation.
 
-    text: scheduled HLO, empty where the program does not fit, or where this version of JAX cannot
-    read what this libtpu wrote. memory: bytes per device by
-    `MEMORY`'s names. seconds: of the compilation, when it was done. cached: it was done before.
+    Attributes:
+        text: Scheduled HLO; empty if the program does not fit, or if this version of JAX cannot
+            read programs of this libtpu.
+        memory: Bytes of a device by the names of `MEMORY`; empty if the program does not fit.
+        seconds: Duration of the compilation, also if the result was cached.
+        cached: Whether the result was cached.
+        too_large: The compiler's error, if the program does not fit.
     """
 
     text: str
@@ -49,11 +56,17 @@ class Compiled(NamedTuple):
 def compiled(
     lowered: Any, *, target: str, directory: Path, options: Mapping[str, Any] = MappingProxyType({})
 ) -> Compiled:
-    """Compile `lowered` (of `jax.jit(...).lower`) with XLA options, or find it in `directory`.
+    """Compile a program, or read the result from the cache.
 
-    target: what else decides about the result: topology, order of devices, compiler's version. The
-    hash is over all of them, the program and its JAX names (`jax.named_scope`), which the compiled
-    text repeats; source files and lines have no part in it.
+    Results are cached by a hash of the program, its JAX names (`jax.named_scope`), the target and
+    the options. Source files and line numbers are not part of the hash.
+
+    Args:
+        lowered: The result of `jax.jit(...).lower(...)`.
+        target: Everything else that the result depends on: topology, order of devices, versions of
+            the compiler.
+        directory: The cache.
+        options: XLA options by name.
     """
     target = f"{target} {sorted(options.items())}" if options else target
     names = sorted(set(_NAME.findall(lowered.as_text(debug_info=True))))
@@ -63,7 +76,7 @@ def compiled(
         facts = read_json(facts_file)
         text = gzip.decompress(text_file.read_bytes()).decode()
         return _from_facts(facts, text, cached=True)
-    began = time.perf_counter()
+    start = time.perf_counter()
     text, memory, failure = "", {}, None
     try:
         with _without_jax_cache():
@@ -74,14 +87,14 @@ def compiled(
         failure = str(error)
     else:
         stats = program.memory_analysis()
-        with contextlib.suppress(Exception):  # libtpu can be newer than what reads its programs
+        with contextlib.suppress(Exception):  # JAX may not read programs of a newer libtpu
             text = program.as_text()
         memory = {name: getattr(stats, f"{name}_size_in_bytes") for name in MEMORY}
     facts = {
         "target": target,
         "memory": memory,
         "failure": failure,
-        "seconds": time.perf_counter() - began,
+        "seconds": time.perf_counter() - start,
     }
     directory.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(text_file, gzip.compress(text.encode()))
@@ -91,10 +104,10 @@ def compiled(
 
 @contextlib.contextmanager
 def _without_jax_cache() -> Iterator[None]:
-    """JAX's own cache would keep a program for chips that are not here, and fail to load it."""
+    """Disable JAX's cache, which would fail to load a program for devices that do not exist."""
     before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # or JAX goes by what it found at first
+    compilation_cache.reset_cache()  # JAX reads the setting only once, unless its cache is reset
     try:
         yield
     finally:
@@ -108,7 +121,7 @@ def _from_facts(facts: Mapping[str, Any], text: str, *, cached: bool) -> Compile
 
 
 def parse_too_large(message: str) -> TooLarge:
-    """What the TPU compiler says when a program exceeds the chip's memory."""
+    """Parse the TPU compiler's error that a program exceeds the memory of the chip."""
     size = r"([\d.]+[KMGT]?)"
     used = re.search(rf"Used {size} of {size} hbm", message) or re.search(
         rf"\({size}\) exceeds available HBM \({size}\)", message
@@ -118,7 +131,7 @@ def parse_too_large(message: str) -> TooLarge:
         size = re.match(r"([\d.]+[KMGT]?)", block)
         operator = re.search(r'op_name="([^"]*)"', block)
         shape = re.search(r"Shape: (\S+)", block)
-        name = " ".join(found[1] for found in (shape, operator) if found)
+        name = " ".join(match[1] for match in (shape, operator) if match)
         if size:
             buffers.append((_bytes(size[1]), name))
     needed, limit = (_bytes(used[1]), _bytes(used[2])) if used else (None, None)

@@ -1,7 +1,7 @@
-"""What each instruction of a compiled step costs, and where in the model it comes from.
+"""The cost of each instruction of a compiled step, and the part of the model that it belongs to.
 
-Three counts side by side, each multiplied by how often the loops around it repeat: the compiler's
-own estimate in cycles, FLOPs of matrix products, and bytes that pass through main memory.
+There are three counts: the compiler's estimate in cycles, FLOPs of matrix products, and bytes read
+from and written to main memory. Each is multiplied by the trip counts of the loops around it.
 """
 
 import re
@@ -30,10 +30,18 @@ _SCOPES = {
 class Cost(NamedTuple):
     """An instruction's cost over a whole step on one device.
 
-    part: encoder, decoder, loss (output layer included), optimizer, metrics, choice of tokens,
-    other. direction: forward, backward, recomputed, update; or a phase. module, line: the innermost
-    place in this package. kernel: the instruction is a hand-written kernel, for which the compiler
-    has no estimate: its counts are its author's, and its cycles follow from them.
+    Attributes:
+        part: "encoder", "decoder", "loss" (with the output layer), "optimizer", "metrics",
+            "choice of tokens" or "other".
+        direction: "forward", "backward", "recomputed" or "update"; or the phase of a generation.
+        module: The function of this package that the instruction was traced in.
+        line: File and line of that function's call.
+        opcode: The operation.
+        repeats: Number of executions in a step.
+        cycles: The compiler's estimate; for a hand-written kernel, computed from its stated cost.
+        flops: FLOPs of matrix products; for a kernel, as it states them.
+        bytes: Bytes of main memory traffic; for a kernel, as it states them.
+        kernel: Whether it is a hand-written kernel, for which the compiler has no estimate.
     """
 
     part: str
@@ -48,7 +56,12 @@ class Cost(NamedTuple):
     kernel: bool
 
     def seconds(self, *, peak: float, bandwidth: float) -> float:
-        """The least this can take: its FLOPs at the peak, or its bytes at full bandwidth."""
+        """Return the least time: that of its FLOPs at the peak or its bytes at full bandwidth.
+
+        Args:
+            peak: FLOPs per second of a device.
+            bandwidth: Bytes per second of its memory.
+        """
         return max(self.flops / peak, self.bytes / bandwidth)
 
 
@@ -60,12 +73,15 @@ def costs(
     kernel_cycles: KernelCycles = lambda flops, moved: 0.0,
     phases: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Cost]:
-    """The cost of every instruction that runs on its own, loops multiplied out.
+    """Compute the cost of every instruction that is executed by itself, outside of a fusion.
 
-    kernel_cycles: what a kernel is taken to need. phases: in place of directions, where nothing is
-    differentiated: the phase that a loop is, by its name, and under "" that of the rest.
+    Args:
+        module: The compiled program.
+        kernel_cycles: Cycles of a hand-written kernel from its FLOPs and bytes.
+        phases: For a generation, which has phases instead of directions: the phase of each loop by
+            the loop's name, and under "" the phase of everything else.
     """
-    found: list[Cost] = []
+    instruction_costs: list[Cost] = []
 
     def visit(computation: Computation, repeats: int, phase: str | None) -> None:
         names = computation.by_name()
@@ -77,29 +93,29 @@ def costs(
                 if phase is not None:
                     cost = cost._replace(direction=phase)
                 if instruction.is_kernel:
-                    flops, moved = instruction.stated
+                    flops, moved = instruction.stated_cost
                     cycles = kernel_cycles(flops, moved) * repeats
                     cost = cost._replace(
                         flops=float(flops * repeats), bytes=float(moved * repeats), cycles=cycles
                     )
-                found.append(cost)
+                instruction_costs.append(cost)
 
     visit(module[module.entry], 1, phases.get(""))
-    return found
+    return instruction_costs
 
 
 def _cost(
     module: Module, instruction: Instruction, names: Mapping[str, Instruction], repeats: int
 ) -> Cost:
     frames = module.stack(instruction)
-    own = [frame for frame in frames if f"/{_PACKAGE}/" in frame.file]
-    # A dense layer says little about where one is: its caller does.
-    is_dense = len(own) > 1 and own[0].function == "Dense.__call__"
-    place = own[1] if is_dense else next(iter(own), None)
+    package_frames = [frame for frame in frames if f"/{_PACKAGE}/" in frame.file]
+    # All dense layers have the same innermost frame. The frame of the caller distinguishes them.
+    is_dense = len(package_frames) > 1 and package_frames[0].function == "Dense.__call__"
+    frame = package_frames[1] if is_dense else next(iter(package_frames), None)
     module_name, line = "", ""
-    if place is not None:
-        module_name = place.function.replace(".<locals>", "") + (" > Dense" if is_dense else "")
-        line = f"{place.file.rpartition(f'/{_PACKAGE}/')[2]}:{place.line}"
+    if frame is not None:
+        module_name = frame.function.replace(".<locals>", "") + (" > Dense" if is_dense else "")
+        line = f"{frame.file.rpartition(f'/{_PACKAGE}/')[2]}:{frame.line}"
     return Cost(
         part=part_of(instruction.op_name),
         direction=_direction(instruction.op_name),
@@ -134,6 +150,7 @@ def part_of(op_name: str) -> str:
 
 
 def _direction(op_name: str) -> str:
+    """Return the direction of an instruction by the transformations in its path of JAX names."""
     if "rematted_computation" in op_name:
         return "recomputed"
     if "transpose(" in op_name:
@@ -142,6 +159,7 @@ def _direction(op_name: str) -> str:
 
 
 def _flops(module: Module, instruction: Instruction, names: Mapping[str, Instruction]) -> int:
+    """Return the FLOPs of matrix products in an instruction or its fusion."""
     if instruction.opcode != "fusion":
         return product_flops(instruction, names)
     inside = module[instruction.called("calls") or ""]
@@ -153,11 +171,11 @@ def _flops(module: Module, instruction: Instruction, names: Mapping[str, Instruc
 
 
 def _traffic(module: Module, instruction: Instruction, names: Mapping[str, Instruction]) -> int:
-    """Bytes an instruction reads from and writes to main memory."""
+    """Return the bytes that an instruction reads from and writes to main memory."""
     if instruction.opcode == "send" or instruction.opcode.endswith(("-done", "-update")):
-        return 0  # the start counted, or the recv that belongs to a send
+        return 0  # counted at the start, or at the recv that belongs to a send
     if collective_inside(module, instruction):
-        return 0  # the start counted; collectives are counted against the network
+        return 0  # collectives count as network traffic (`collectives`)
     reads = 0
     for number, name in enumerate(instruction.operands):
         operand = names.get(name)
@@ -172,7 +190,7 @@ def _main_memory(shapes: Sequence[Shape]) -> int:
 
 
 def _read(module: Module, instruction: Instruction, number: int, shape: Shape) -> int:
-    """Bytes read of one operand: of a slice the slice, of what is updated in place nothing."""
+    """Return the bytes read of an operand: those of the slice for a slice, none if updated."""
     if instruction.opcode == "fusion":
         inside = module[instruction.called("calls") or ""]
         parameter = inside.parameter(number)
@@ -185,6 +203,7 @@ def _read(module: Module, instruction: Instruction, number: int, shape: Shape) -
 
 
 def _read_inside(module: Module, inside: Computation, value: Instruction) -> int:
+    """Return the bytes that a fusion reads of one of its values, at most the whole value."""
     whole, total = value.shapes[0].bytes, 0
     for user in inside.instructions:
         for number, name in enumerate(user.operands):
@@ -198,7 +217,7 @@ def _read_inside(module: Module, inside: Computation, value: Instruction) -> int
 
 
 def _written(module: Module, instruction: Instruction, names: Mapping[str, Instruction]) -> int:
-    """Bytes written to main memory: of an update in place the update."""
+    """Return the bytes written to main memory: only the update of an update in place."""
     if instruction.opcode == "dynamic-update-slice":
         update = names.get(instruction.operands[1])
         return min(_main_memory(instruction.shapes), update.shapes[0].bytes if update else 0)
@@ -226,11 +245,20 @@ def _written(module: Module, instruction: Instruction, names: Mapping[str, Instr
 
 
 def summed(
-    found: Sequence[Cost], key: Callable[[Cost], tuple[str, ...]]
+    costs: Sequence[Cost], key: Callable[[Cost], tuple[str, ...]]
 ) -> dict[tuple[str, ...], Cost]:
-    """Costs added up by a key, the largest estimate first; what differs keeps its first value."""
+    """Add up costs by a key.
+
+    Args:
+        costs: The costs.
+        key: The key of a cost, such as its part and direction.
+
+    Returns:
+        The sums by key, in descending order of cycles. Fields that are not counts have the values
+        of the first cost of the key.
+    """
     totals: dict[tuple[str, ...], Cost] = {}
-    for cost in found:
+    for cost in costs:
         before = totals.get(key(cost))
         totals[key(cost)] = cost if before is None else _plus(before, cost)
     return dict(sorted(totals.items(), key=lambda item: -item[1].cycles))

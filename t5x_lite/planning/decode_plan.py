@@ -1,13 +1,14 @@
-"""Generation of texts as a plan sees it: reading the inputs once, then a token at a time.
+"""The plan of text generation: prefill, and one token of every text; caches, FLOPs and time.
 
-What generation compiles is one program with a loop over tokens. Whatever runs outside that loop is
-the prefill: encoder, keys and values of its output, or the prompt.
+Generation compiles to one program with a loop over tokens. Everything outside the loop is the
+prefill: the encoder and the keys and values of its output, or the prompt of a decoder without an
+encoder.
 """
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,13 +21,35 @@ from t5x_lite.planning.hlo import Instruction, Module
 from t5x_lite.planning.roofline import Roofline, parts
 from t5x_lite.tree_paths import flatten
 
-PREFILL, TOKEN = "prefill", "token"
+PREFILL, TOKEN = "prefill", "token"  # the phases, as `Cost.direction` names them
 _LOOP = re.compile(r"[(/]token_choice[)/]+while")  # the loop over tokens, by its named scope
 _ITEMSIZE = {"bfloat16": 2, "float32": 4}
 
+Value = TypeVar("Value")
+Range = list[float]  # [low, high]
+
+
+class Phases(NamedTuple, Generic[Value]):
+    """A quantity of the two phases of generation.
+
+    Attributes:
+        prefill: Of the prefill.
+        token: Of one token of every text.
+    """
+
+    prefill: Value
+    token: Value
+
 
 class DecodingWorkload(NamedTuple):
-    """What is generated. rows: inputs; copies: texts of each at a time; inputs, tokens: lengths."""
+    """What is generated.
+
+    Attributes:
+        rows: Number of inputs.
+        copies: Texts that are decoded at a time for each input: beams or samples.
+        inputs: Length of the inputs in tokens.
+        tokens: Length of the generated texts in tokens.
+    """
 
     rows: int
     copies: int
@@ -34,101 +57,167 @@ class DecodingWorkload(NamedTuple):
     tokens: int
 
     @property
-    def written(self) -> int:
-        """Texts written side by side."""
+    def texts(self) -> int:
+        """Number of texts that are decoded at a time."""
         return self.rows * self.copies
 
 
-def cache_bytes(
-    model: TransformerConfig, texts: DecodingWorkload, mesh: Mapping[str, int]
-) -> dict[str, int]:
-    """Keys and values on one device: of the texts themselves, and of the encoder's output.
+class CacheBytes(NamedTuple):
+    """Bytes of cached keys and values on one device.
 
-    A decoder alone keeps its prompts among the former.
+    Attributes:
+        own: Of the texts themselves: of the decoder's self-attention. It includes the prompts of a
+            decoder without an encoder.
+        cross: Of the encoder's output.
     """
-    alone = not model.num_encoder_layers
-    places = {
-        "own": texts.written * (texts.tokens + alone * texts.inputs),
-        "cross": 0 if alone else texts.rows * texts.inputs,
-    }
-    of_a_place = 2 * model.num_decoder_layers * model.kv_heads * model.head_dim
-    split = parts("batch", mesh) * parts("heads", mesh)
-    size = of_a_place * _ITEMSIZE[model.dtype]
-    return {kind: count * size // split for kind, count in places.items()}
+
+    own: int
+    cross: int
+
+
+class DecodingPlan(NamedTuple):
+    """The section "decoding" of a plan.
+
+    Attributes:
+        source: How the times were obtained.
+        texts: Number of texts that are decoded at a time.
+        tokens: Length of the texts in tokens.
+        cache_bytes: Bytes of cached keys and values on one device.
+        seconds: Range of the seconds of each phase.
+        tokens_per_second_per_chip: Range of the speed without prefill.
+    """
+
+    source: str
+    texts: int
+    tokens: int
+    cache_bytes: CacheBytes
+    seconds: Phases[Range]
+    tokens_per_second_per_chip: Range
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the section as `plan_schema.SCHEMA` describes it."""
+        return {
+            "source": self.source,
+            "texts": self.texts,
+            "tokens": self.tokens,
+            "cache_bytes": self.cache_bytes._asdict(),
+            "prefill_seconds": self.seconds.prefill,
+            "token_seconds": self.seconds.token,
+            "tokens_per_second_per_chip": self.tokens_per_second_per_chip,
+        }
+
+
+def cache_bytes(
+    model: TransformerConfig, workload: DecodingWorkload, mesh: Mapping[str, int]
+) -> CacheBytes:
+    """Compute the bytes of cached keys and values on one device.
+
+    Args:
+        model: The architecture.
+        workload: What is generated.
+        mesh: Sizes of the mesh axes.
+    """
+    # A decoder without an encoder caches its prompts together with the texts.
+    without_encoder = not model.num_encoder_layers
+    own = workload.texts * (workload.tokens + without_encoder * workload.inputs)
+    cross = 0 if without_encoder else workload.rows * workload.inputs
+    values_per_token = 2 * model.num_decoder_layers * model.kv_heads * model.head_dim
+    shards = parts("batch", mesh) * parts("heads", mesh)
+    size = values_per_token * _ITEMSIZE[model.dtype]
+    return CacheBytes(own * size // shards, cross * size // shards)
 
 
 def bounds(
-    chip: Chip, model: TransformerConfig, texts: DecodingWorkload, mesh: Mapping[str, int]
-) -> tuple[Roofline, Roofline]:
-    """Rooflines of the prefill and of one token of every text.
+    chip: Chip, model: TransformerConfig, workload: DecodingWorkload, mesh: Mapping[str, int]
+) -> Phases[Roofline]:
+    """Compute the rooflines of the prefill and of one token of every text.
 
-    compute: matrix products at the peak, attention over the whole cache. memory: each reads all
-    weights that it uses once, as they are stored, what fsdp splits after it was brought together,
-    and the caches. network: fsdp gathers these weights, tensor reduces the output of every
-    sub-layer; what a message takes to arrive is not counted.
+    Compute: matrix products at the peak, with attention over the whole cache. Memory: each phase
+    reads all weights that it uses once, as they are stored and after fsdp has gathered them, and
+    the caches. Network: fsdp gathers these weights, and tensor reduces the output of every
+    sub-layer. The latency of messages is not counted.
+
+    Args:
+        chip: The kind of chip.
+        model: The architecture.
+        workload: What is generated.
+        mesh: Sizes of the mesh axes.
     """
-    flops = model_flops(model, texts)
-    weights, cache = _weights_read(model, mesh), cache_bytes(model, texts, mesh)
-    rows = texts.rows / parts("batch", mesh)
-    layers = {"prefill": 2 * model.num_encoder_layers, "token": 3 * model.num_decoder_layers}
-    tokens = {"prefill": rows * texts.inputs, "token": rows * texts.copies}
+    flops = model_flops(model, workload)
+    weights, cache = _weight_bytes(model, mesh), cache_bytes(model, workload, mesh)
+    rows = workload.rows / parts("batch", mesh)
     if model.decoder_only:
-        layers = dict.fromkeys(layers, 2 * model.num_decoder_layers)
+        sublayers = Phases(2 * model.num_decoder_layers, 2 * model.num_decoder_layers)
+    else:  # an encoder layer has two sub-layers, a decoder layer with cross-attention three
+        sublayers = Phases(2 * model.num_encoder_layers, 3 * model.num_decoder_layers)
+    tokens = Phases(rows * workload.inputs, rows * workload.copies)
+    cached = Phases(cache.cross, cache.own + cache.cross)
     devices = math.prod(mesh.values())
-    moved = {PREFILL: cache["cross"], TOKEN: sum(cache.values())}
-    found = []
-    for kind in (PREFILL, TOKEN):
-        sent = weights[kind] * (1 - 1 / mesh.get("fsdp", 1))
-        row = tokens[kind] * model.emb_dim * _ITEMSIZE[model.dtype]
-        sent += 2 * row * layers[kind] * (1 - 1 / mesh.get("tensor", 1))
-        found.append(
-            Roofline(
-                compute=flops[kind] / devices / (chip.peak / chip.devices),
-                memory=(weights[kind] + moved[kind]) / (chip.hbm_bandwidth / chip.devices),
-                network=sent / (chip.ici / chip.devices),
-            )
+    gathered = 1 - 1 / mesh.get("fsdp", 1)  # fraction of the weights that a device receives
+    reduced = 1 - 1 / mesh.get("tensor", 1)
+
+    def roofline(phase: int) -> Roofline:
+        activations = tokens[phase] * model.emb_dim * _ITEMSIZE[model.dtype]
+        # An all-reduce sends its array twice: reduce-scatter, then all-gather.
+        sent = weights[phase] * gathered + 2 * activations * sublayers[phase] * reduced
+        return Roofline(
+            compute=flops[phase] / devices / (chip.peak / chip.devices),
+            memory=(weights[phase] + cached[phase]) / (chip.hbm_bandwidth / chip.devices),
+            network=sent / (chip.ici / chip.devices),
         )
-    return found[0], found[1]
+
+    return Phases(roofline(0), roofline(1))
 
 
-def model_flops(model: TransformerConfig, texts: DecodingWorkload) -> dict[str, float]:
-    """Model FLOPs of the prefill and of one token of every text."""
-    lengths = {"inputs": texts.inputs, "targets": texts.tokens}
-    every = forward_flops(model, batch_size=texts.rows, lengths=lengths).total
-    read = forward_flops(model, batch_size=texts.rows, lengths={**lengths, "targets": 0}).total
-    return {PREFILL: read, TOKEN: (every - read) * texts.copies / texts.tokens}
+def model_flops(model: TransformerConfig, workload: DecodingWorkload) -> Phases[float]:
+    """Compute the model FLOPs of the prefill and of one token of every text.
+
+    Args:
+        model: The architecture.
+        workload: What is generated.
+    """
+    lengths = {"inputs": workload.inputs, "targets": workload.tokens}
+    total = forward_flops(model, batch_size=workload.rows, lengths=lengths).total
+    prefill = forward_flops(
+        model, batch_size=workload.rows, lengths={**lengths, "targets": 0}
+    ).total
+    return Phases(prefill, (total - prefill) * workload.copies / workload.tokens)
 
 
-def whole(prefill: Roofline, token: Roofline, tokens: int) -> Roofline:
-    """The roofline of a batch of texts of so many tokens."""
-    return Roofline(*(a + tokens * b for a, b in zip(prefill, token, strict=True)))
+def generation_roofline(phases: Phases[Roofline], tokens: int) -> Roofline:
+    """Add up the roofline of a whole generation: the prefill and `tokens` tokens of every text."""
+    return Roofline(*(a + tokens * b for a, b in zip(*phases, strict=True)))
 
 
-def _weights_read(model: TransformerConfig, mesh: Mapping[str, int]) -> dict[str, float]:
-    """Bytes of weights that a device needs whole for the prefill and for a token.
+def _weight_bytes(model: TransformerConfig, mesh: Mapping[str, int]) -> Phases[float]:
+    """Compute the bytes of weights that a device reads in each phase, gathered over fsdp.
 
-    Embeddings that are only looked up are among them: a tied one is the output layer.
+    They include embeddings, which are only looked up: a tied one is also the output layer.
     """
     _, shapes, _ = transformer.abstract_model(model)
     sizes = {
         path: math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
         for path, leaf in flatten(shapes).items()
     }
-    of_encoder = sum(size for path, size in sizes.items() if path.startswith("encoder"))
-    everything = sum(sizes.values())
-    shared = of_encoder if model.share_stacks else 0
-    split = mesh.get("tensor", 1) * mesh.get("expert", 1)
-    return {
-        PREFILL: (everything if model.decoder_only else of_encoder) / split,
-        TOKEN: (everything - of_encoder + shared) / split,
-    }
+    encoder = sum(size for path, size in sizes.items() if path.startswith("encoder"))
+    total = sum(sizes.values())
+    shared = encoder if model.share_stacks else 0  # weights of the encoder that the decoder uses
+    shards = mesh.get("tensor", 1) * mesh.get("expert", 1)
+    return Phases(
+        prefill=(total if model.decoder_only else encoder) / shards,
+        token=(total - encoder + shared) / shards,
+    )
 
 
-# ---------------------------------------------------------------------------- as it was compiled
+# ------------------------------------------------------------------ from the compiled program
 
 
 def token_loop(module: Module) -> Instruction:
-    """The loop over tokens; ValueError where the program has none."""
+    """Return the loop over tokens of a compiled generation.
+
+    Raises:
+        ValueError: The program has no such loop.
+    """
     loops = [i for i in module[module.entry].instructions if i.opcode == "while"]
     for loop in loops:
         if _LOOP.search(loop.op_name):
@@ -137,48 +226,63 @@ def token_loop(module: Module) -> Instruction:
 
 
 def phase_seconds(
-    found: Sequence[Cost],
-    exposed: Mapping[str, float],
+    costs: Sequence[Cost],
+    exposed: Phases[float],
     *,
     tokens: int,
     clock: float,
     peak: float,
     bandwidth: float,
-) -> dict[str, list[float]]:
-    """Ranges of the prefill's and a token's seconds on one device.
+) -> Phases[Range]:
+    """Estimate the seconds of each phase on one device, as ranges.
 
-    found: costs of the whole program, their directions `PREFILL` and `TOKEN`. exposed: seconds that
-    either waits for collectives, all tokens together. From every instruction at the chip's peaks to
-    the compiler's estimate with those collectives.
+    A range goes from every instruction at the chip's peaks to the compiler's estimate plus exposed
+    collectives.
+
+    Args:
+        costs: Costs of all instructions, with the directions `PREFILL` and `TOKEN`.
+        exposed: Seconds that each phase waits for collectives; those of all tokens together.
+        tokens: Length of the texts in tokens.
+        clock: Cycles per second.
+        peak: FLOPs per second of a device.
+        bandwidth: Bytes per second of a device's memory.
     """
-    times = {PREFILL: 1, TOKEN: tokens}
-    ranges = {}
-    for kind, often in times.items():
-        own = [cost for cost in found if cost.direction == kind]
-        low = sum(cost.seconds(peak=peak, bandwidth=bandwidth) for cost in own)
-        high = sum(cost.cycles for cost in own) / clock + exposed[kind]
-        ranges[kind] = sorted([low / often, high / often])
-    return ranges
+
+    def seconds(phase: str, waiting: float, repeats: int) -> Range:
+        phase_costs = [cost for cost in costs if cost.direction == phase]
+        low = sum(cost.seconds(peak=peak, bandwidth=bandwidth) for cost in phase_costs)
+        high = sum(cost.cycles for cost in phase_costs) / clock + waiting
+        return sorted([low / repeats, high / repeats])
+
+    return Phases(seconds(PREFILL, exposed.prefill, 1), seconds(TOKEN, exposed.token, tokens))
 
 
-def decoding_part(
+def decoding_plan(
     model: TransformerConfig,
-    texts: DecodingWorkload,
+    workload: DecodingWorkload,
     mesh: Mapping[str, int],
-    seconds: Mapping[str, Sequence[float]],
+    seconds: Phases[Range],
     *,
     chips: int,
     source: str,
-) -> dict[str, Any]:
-    """The plan's account of a generation. seconds: ranges of the prefill and of a token."""
-    return {
-        "source": source,
-        "texts": texts.written,
-        "tokens": texts.tokens,
-        "cache_bytes": cache_bytes(model, texts, mesh),
-        "prefill_seconds": list(seconds[PREFILL]),
-        "token_seconds": list(seconds[TOKEN]),
-        "tokens_per_second_per_chip": [
-            texts.written / each / chips for each in reversed(seconds[TOKEN])
+) -> DecodingPlan:
+    """Return the section "decoding" of a plan.
+
+    Args:
+        model: The architecture.
+        workload: What is generated.
+        mesh: Sizes of the mesh axes.
+        seconds: Range of the seconds of each phase.
+        chips: Number of chips.
+        source: How the times were obtained.
+    """
+    return DecodingPlan(
+        source=source,
+        texts=workload.texts,
+        tokens=workload.tokens,
+        cache_bytes=cache_bytes(model, workload, mesh),
+        seconds=seconds,
+        tokens_per_second_per_chip=[
+            workload.texts / token_seconds / chips for token_seconds in reversed(seconds.token)
         ],
-    }
+    )

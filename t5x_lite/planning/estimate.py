@@ -12,6 +12,7 @@ from t5x_lite.planning import decode_plan
 from t5x_lite.planning.collectives import Collective, Layout, exposed_seconds
 from t5x_lite.planning.compilation import Compiled, TooLarge
 from t5x_lite.planning.costs import Cost, costs, summed
+from t5x_lite.planning.decode_plan import Phases, Range
 from t5x_lite.planning.hlo import Module
 from t5x_lite.planning.memory import memory
 from t5x_lite.planning.roofline import Roofline
@@ -25,25 +26,25 @@ KNOWN_GPU_BIAS = (2.0, 4.5)
 
 
 def too_much_memory(
-    found: TooLarge, limit: float, split: Mapping[str, int], arrays: Sequence[tuple[float, str]]
+    error: TooLarge, limit: float, split: Mapping[str, int], arrays: Sequence[tuple[float, str]]
 ) -> dict[str, Any]:
     """Describe the memory of a program that the compiler rejects for its size.
 
     Args:
-        found: the numbers in the compiler's error.
+        error: the numbers in the compiler's error.
         limit: bytes of a device, where the compiler names none.
         split: analytic bytes by kind, where the compiler names none.
         arrays: the largest arrays of the state as (bytes, name), where the compiler names none.
     """
-    used = found.used or max(float(sum(split.values())), limit)
+    used = error.used or max(float(sum(split.values())), limit)
     return {
         "source": "TPU compiler, which stopped at temporaries or all of its arrays; split analytic",
-        "limit": found.limit or limit,
+        "limit": error.limit or limit,
         "total": used,
         "fits": False,
         "split": dict(split),
         "largest": [
-            {"bytes": size, "kind": "", "name": name} for size, name in found.buffers or arrays
+            {"bytes": size, "kind": "", "name": name} for size, name in error.buffers or arrays
         ],
     }
 
@@ -69,18 +70,18 @@ def unread_memory(program: Compiled, limit: float) -> dict[str, Any]:
 
 def compiled_memory(module: Module, program: Compiled, limit: float) -> dict[str, Any]:
     """Describe the memory of a compiled program: totals by the compiler, kinds by a replay."""
-    found = memory(module, program.memory)
+    usage = memory(module, program.memory)
     return {
         "source": "TPU compiler; kinds of temporary arrays from a replay of its schedule",
         "limit": limit,
-        "total": found.total,
-        "fits": found.total <= limit,
-        "split": dict(found.split),
-        "largest": [buffer._asdict() for buffer in found.largest],
+        "total": usage.total,
+        "fits": usage.total <= limit,
+        "split": dict(usage.split),
+        "largest": [buffer._asdict() for buffer in usage.largest],
     }
 
 
-def compiled_compute(found: Sequence[Cost], topology: Topology) -> dict[str, Any]:
+def compiled_compute(instruction_costs: Sequence[Cost], topology: Topology) -> dict[str, Any]:
     """Add up the compiler's estimates of all instructions but collectives.
 
     "kernels" is the part of "seconds" that is not the compiler's: it is computed from the FLOPs and
@@ -89,15 +90,17 @@ def compiled_compute(found: Sequence[Cost], topology: Topology) -> dict[str, Any
     chip = topology.chip
     assert chip.clock is not None
     peak, bandwidth = chip.peak / chip.devices, chip.hbm_bandwidth / chip.devices
-    parts = summed(found, lambda cost: (cost.part, cost.direction))
+    parts = summed(instruction_costs, lambda cost: (cost.part, cost.direction))
     return {
         "source": "compiler-estimated cycles of the scheduled program, loops multiplied out",
-        "seconds": sum(cost.cycles for cost in found) / chip.clock,
-        "kernels": sum(cost.cycles for cost in found if cost.kernel) / chip.clock,
-        "instruction_roofline": sum(c.seconds(peak=peak, bandwidth=bandwidth) for c in found),
-        "flops": sum(cost.flops for cost in found),
-        "bytes": sum(cost.bytes for cost in found),
-        "kernels_without_estimate": sum(c.kernel and not c.cycles for c in found),
+        "seconds": sum(cost.cycles for cost in instruction_costs) / chip.clock,
+        "kernels": sum(cost.cycles for cost in instruction_costs if cost.kernel) / chip.clock,
+        "instruction_roofline": sum(
+            c.seconds(peak=peak, bandwidth=bandwidth) for c in instruction_costs
+        ),
+        "flops": sum(cost.flops for cost in instruction_costs),
+        "bytes": sum(cost.bytes for cost in instruction_costs),
+        "kernels_without_estimate": sum(c.kernel and not c.cycles for c in instruction_costs),
         "parts": [
             {
                 "part": part,
@@ -111,16 +114,16 @@ def compiled_compute(found: Sequence[Cost], topology: Topology) -> dict[str, Any
     }
 
 
-def compiled_collectives(found: Sequence[Collective], exposed: float) -> dict[str, Any]:
+def compiled_collectives(collectives: Sequence[Collective], exposed: float) -> dict[str, Any]:
     """Group collectives by kind, mesh axis, and whether compute overlaps them."""
     kinds: dict[tuple[str, str, bool], dict[str, Any]] = {}
-    for one in found:
-        key = (one.kind, one.axis, one.asynchronous)
+    for collective in collectives:
+        key = (collective.kind, collective.axis, collective.asynchronous)
         empty = {"count": 0, "bytes": 0.0, "seconds": 0.0, "exposed": 0.0}
         total = kinds.setdefault(key, empty)
-        total["count"] += one.repeats
+        total["count"] += collective.repeats
         for name in ("bytes", "seconds", "exposed"):
-            total[name] += getattr(one, name) * one.repeats
+            total[name] += getattr(collective, name) * collective.repeats
     ordered = sorted(kinds.items(), key=lambda item: -item[1]["seconds"])
     return {
         "source": "estimated: bytes of the scheduled program over published link bandwidth",
@@ -139,12 +142,12 @@ class Analysis(NamedTuple):
     Attributes:
         costs: the cost of every instruction.
         parts: sections of a plan: memory, compute, collectives.
-        phases: ranges [low, high] of seconds of a generation's prefill and of one token.
+        phases: ranges of the seconds of a generation's phases; None for a step.
     """
 
     costs: list[Cost]
     parts: dict[str, Any]
-    phases: dict[str, list[float]] | None
+    phases: Phases[Range] | None
 
 
 def analyze(program: Compiled, layout: Layout, tokens: int | None = None) -> Analysis:
@@ -165,21 +168,25 @@ def analyze(program: Compiled, layout: Layout, tokens: int | None = None) -> Ana
     loop = None if tokens is None else decode_plan.token_loop(module)
     phases = {}
     if loop is not None and tokens is not None:
+        # The loop ends early when all texts have ended, so the program has no trip count.
         module.trips[loop.name] = tokens
         phases = {"": decode_plan.PREFILL, loop.name: decode_plan.TOKEN}
-    found = costs(module, lambda flops, moved: _kernel_cycles(flops, moved, **rates), phases)
+    instruction_costs = costs(
+        module, lambda flops, moved: _kernel_cycles(flops, moved, **rates), phases
+    )
     collectives, exposed = exposed_seconds(module, layout, clock=chip.clock)
     parts = {
         "memory": compiled_memory(module, program, chip.hbm / chip.devices),
-        "compute": compiled_compute(found, layout.topology),
+        "compute": compiled_compute(instruction_costs, layout.topology),
         "collectives": compiled_collectives(collectives, exposed),
     }
     if loop is None or tokens is None:
-        return Analysis(found, parts, None)
+        return Analysis(instruction_costs, parts, None)
     body = loop.called("body")
-    waited = tokens * exposed_seconds(module, layout, clock=chip.clock, begin=body)[1]
-    waits = {decode_plan.PREFILL: max(0.0, exposed - waited), decode_plan.TOKEN: waited}
-    return Analysis(found, parts, decode_plan.phase_seconds(found, waits, tokens=tokens, **rates))
+    in_loop = tokens * exposed_seconds(module, layout, clock=chip.clock, begin=body)[1]
+    waiting = Phases(prefill=max(0.0, exposed - in_loop), token=in_loop)
+    seconds = decode_plan.phase_seconds(instruction_costs, waiting, tokens=tokens, **rates)
+    return Analysis(instruction_costs, parts, seconds)
 
 
 def _kernel_cycles(

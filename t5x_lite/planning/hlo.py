@@ -1,6 +1,6 @@
-"""A compiled program as data: XLA's scheduled HLO text, parsed as far as its costs need.
+"""Parser of XLA's scheduled HLO text: computations, instructions, shapes, loops, stack frames.
 
-Everything here is a fact the compiler wrote down. What it means is in `costs` and `memory`.
+This module only reads what the compiler wrote. `costs`, `memory` and `collectives` interpret it.
 """
 
 import functools
@@ -16,10 +16,17 @@ _TILE = re.compile(r"T\(([\d,]+)\)")
 
 
 class Shape(NamedTuple):
-    """An array's element type, dimensions, and how it lies in memory.
+    """An array's element type, dimensions and memory layout.
 
-    order: dimensions from minor to major. tile: sizes the minor dimensions are padded to multiples
-    of. space: 0 is main memory (HBM); on a TPU 1 is on-chip memory, 2 a semaphore, 5 the host's.
+        bf16[8,512]{1,0:T(8,128)(2,1)S(1)}
+
+    Attributes:
+        dtype: The element type, such as "bf16".
+        dims: The dimensions.
+        order: Indices of the dimensions from minor to major.
+        tile: The minor dimensions are padded to multiples of these sizes.
+        space: The memory space: 0 is main memory (HBM); on a TPU, 1 is on-chip memory, 2 a
+            semaphore and 5 host memory.
     """
 
     dtype: str
@@ -30,7 +37,7 @@ class Shape(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Size in memory, the padding of tiles included."""
+        """Size in memory, including the padding of tiles."""
         physical = [self.dims[i] for i in reversed(self.order)]
         physical = [1] * (len(self.tile) - len(physical)) + physical
         for i, size in enumerate(reversed(self.tile)):
@@ -39,7 +46,13 @@ class Shape(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """A place in a program's text."""
+    """A stack frame: a line of Python code.
+
+    Attributes:
+        file: Path of the file.
+        function: Qualified name of the function.
+        line: Number of the line.
+    """
 
     file: str
     function: str
@@ -47,7 +60,16 @@ class Frame(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """One line of a computation. shapes: its result, or the arrays of a tuple in order."""
+    """One instruction of a computation.
+
+    Attributes:
+        name: Its name, unique in the program.
+        opcode: The operation, such as "fusion".
+        shapes: Shape of the result; for a tuple, of each array in order.
+        operands: Names of the operands; for "parameter" the number, for "constant" the value.
+        attributes: The text after the operands: attributes, metadata and backend config.
+        is_root: Whether its result is that of the computation.
+    """
 
     name: str
     opcode: str
@@ -58,61 +80,75 @@ class Instruction(NamedTuple):
 
     @property
     def op_name(self) -> str:
-        """The path of JAX names this instruction came from."""
-        found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
-        return found[1] if found else ""
+        """The path of JAX names that the instruction came from."""
+        match = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
+        return match[1] if match else ""
 
     @property
     def cycles(self) -> int:
-        """The compiler's own estimate, 0 where it makes none."""
-        found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
-        return int(found[1]) if found else 0
+        """The compiler's estimate of its cycles; 0 if there is none."""
+        match = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
+        return int(match[1]) if match else 0
 
     @property
     def is_kernel(self) -> bool:
-        """Whether it is a hand-written kernel, which the compiler cannot look into."""
+        """Whether it is a hand-written kernel, for which the compiler has no estimate."""
         return "tpu_custom_call" in self.attributes
 
     @property
-    def stated(self) -> tuple[int, int]:
-        """FLOPs and bytes of a kernel by its author's count, 0 where there is none."""
-        found = re.search(r'"cost_estimate":\{([^}]*)\}', self.attributes)
-        counts = dict(re.findall(r'"(\w+)":"(\d+)"', found[1])) if found else {}
+    def stated_cost(self) -> tuple[int, int]:
+        """FLOPs and bytes that a kernel's `cost_estimate` states; 0 if it states none."""
+        match = re.search(r'"cost_estimate":\{([^}]*)\}', self.attributes)
+        counts = dict(re.findall(r'"(\w+)":"(\d+)"', match[1])) if match else {}
         return int(counts.get("flops", 0)), int(counts.get("bytes_accessed", 0))
 
     def called(self, attribute: str) -> str | None:
-        """The computation named by an attribute: calls, body, condition, to_apply."""
-        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
-        return found[1] if found else None
+        """Return the computation that an attribute names: calls, body, condition, to_apply."""
+        match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
+        return match[1] if match else None
 
 
 class Computation(NamedTuple):
-    """Instructions in the order they run."""
+    """A computation: instructions in the order in which they run.
+
+    Attributes:
+        name: Its name.
+        instructions: The instructions.
+    """
 
     name: str
     instructions: tuple[Instruction, ...]
 
     @property
     def root(self) -> Instruction:
-        """The instruction whose result is the computation's."""
+        """The instruction whose result is that of the computation."""
         return next(i for i in self.instructions if i.is_root)
 
     def by_name(self) -> Mapping[str, Instruction]:
-        """Instructions by their names."""
+        """Return the instructions by name."""
         return {instruction.name: instruction for instruction in self.instructions}
 
     def parameter(self, number: int) -> Instruction | None:
-        """The parameter with this number."""
-        found = (i for i in self.instructions if i.opcode == "parameter")
-        return next((i for i in found if i.operands == (str(number),)), None)
+        """Return the parameter with a number; None if there is none."""
+        parameters = (i for i in self.instructions if i.opcode == "parameter")
+        return next((i for i in parameters if i.operands == (str(number),)), None)
 
 
 class Module:
-    """A whole program."""
+    """A compiled program.
+
+    Args:
+        text: Its scheduled HLO text.
+
+    Attributes:
+        computations: Computations by name.
+        trips: Trip counts of loops by name, for callers that know one which the text does not have.
+        entry: Name of the entry computation.
+    """
 
     def __init__(self, text: str):
         self.computations: dict[str, Computation] = {}
-        self.trips: dict[str, int] = {}  # of loops, where the reader knows better than the text
+        self.trips: dict[str, int] = {}
         self.entry = ""
         self._text = text
         self._parse(text)
@@ -129,19 +165,19 @@ class Module:
             elif name:
                 if parsed := _instruction(line):
                     instructions.append(parsed)
-            elif found := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-                name = found[2]
-                self.entry = name if found[1] else self.entry
+            elif header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+                name = header[2]
+                self.entry = name if header[1] else self.entry
 
     @functools.cached_property
     def _frames(self) -> dict[int, tuple[Frame, int]]:
-        """Stack frames by number, each with its caller's number (0: none)."""
+        """Stack frames by number, with the number of the caller (0: none)."""
         head = self._text.split("\n%", 1)[0]
         files = dict(re.findall(r'^(\d+) "(.*)"$', _section(head, "FileNames"), re.MULTILINE))
         functions = dict(
             re.findall(r'^(\d+) "(.*)"$', _section(head, "FunctionNames"), re.MULTILINE)
         )
-        places = {
+        locations = {
             number: Frame(files.get(file, ""), functions.get(function, ""), int(line))
             for number, file, function, line in re.findall(
                 r"^(\d+) \{file_name_id=(\d+) function_name_id=(\d+) line=(\d+)",
@@ -154,34 +190,42 @@ class Module:
             _section(head, "StackFrames"),
             re.MULTILINE,
         )
-        # The file counts parents from 1 beyond their number: 1 means that there is none.
-        return {int(n): (places[at], int(parent or 1) - 1) for n, at, parent in frames}
+        # The text has the number of the parent plus 1; 1 means that there is no parent.
+        return {int(n): (locations[at], int(parent or 1) - 1) for n, at, parent in frames}
 
     def stack(self, instruction: Instruction) -> list[Frame]:
-        """Where in the program's text the instruction comes from, innermost first."""
-        found = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
-        number, frames = int(found[1]) if found else 0, []
+        """Return the stack frames that an instruction was traced in, innermost first."""
+        match = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
+        number, frames = int(match[1]) if match else 0, []
         while number in self._frames and len(frames) < 100:
             frame, number = self._frames[number]
             frames.append(frame)
         return frames
 
     def trip_count(self, loop: Instruction) -> int:
-        """How often a `while` runs its body; ValueError where the text does not say.
+        """Return the number of times that a `while` runs its body.
 
-        The compiler notes it, or the condition compares a counter that starts at 0 with a constant.
+        The compiler states it, or the condition compares a counter that starts at 0 with a
+        constant.
+
+        Args:
+            loop: The instruction.
+
+        Raises:
+            ValueError: The text has no trip count.
         """
         if loop.name in self.trips:
             return self.trips[loop.name]
-        if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
-            return int(found[1])
+        if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
+            return int(match[1])
         condition, body = (self[loop.called(a) or ""] for a in ("condition", "body"))
         limits = [int(c) for c in self._constants(condition)]
         if not limits:
-            raise ValueError(f"the text does not say how often {loop.name} repeats")
+            raise ValueError(f"the program's text has no trip count of the loop {loop.name}")
         return max(1, -(-max(limits) // self._increment(condition, body)))
 
     def _constants(self, computation: Computation) -> Iterator[str]:
+        """Yield the 32-bit integer constants of a computation and of its fusions."""
         for instruction in computation.instructions:
             if instruction.opcode == "constant" and instruction.shapes[0].dtype in ("s32", "u32"):
                 yield instruction.operands[0]
@@ -189,7 +233,7 @@ class Module:
                 yield from self._constants(self[called])
 
     def _increment(self, condition: Computation, body: Computation) -> int:
-        """What the body adds to the counter that the condition reads."""
+        """Return what the body adds to the counter of the condition; 1 if that is unknown."""
         reads = [i for i in condition.instructions if i.opcode == "get-tuple-element"]
         inside, root = body.by_name(), body.root
         for read in reads:
@@ -207,15 +251,17 @@ class Module:
 
 
 def _section(head: str, title: str) -> str:
-    found = re.search(rf"^{title}\n(.*?)(?:\n\n|\Z)", head, re.MULTILINE | re.DOTALL)
-    return found[1] if found else ""
+    """Return the lines below a title in the head of the text."""
+    match = re.search(rf"^{title}\n(.*?)(?:\n\n|\Z)", head, re.MULTILINE | re.DOTALL)
+    return match[1] if match else ""
 
 
 def _instruction(line: str) -> Instruction | None:
-    found = re.match(r"\s*(ROOT )?%?([\w.\-]+) = ", line)
-    if not found:
+    """Parse a line such as `ROOT %add.3 = f32[8]{0} add(%a, %b), metadata={...}`."""
+    match = re.match(r"\s*(ROOT )?%?([\w.\-]+) = ", line)
+    if not match:
         return None
-    rest = line[found.end() :]
+    rest = line[match.end() :]
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     shapes, rest = parse_shapes(rest[:end]), rest[end:].lstrip()
     opcode, _, _ = rest.partition("(")
@@ -225,22 +271,22 @@ def _instruction(line: str) -> Instruction | None:
         operands = (inside.strip(),)
     else:
         operands = tuple(re.findall(r"%([\w.\-]+)", inside))
-    return Instruction(found[2], opcode, shapes, operands, rest[close + 1 :], bool(found[1]))
+    return Instruction(match[2], opcode, shapes, operands, rest[close + 1 :], bool(match[1]))
 
 
 def _closing(text: str, opening: int) -> int:
-    """The index of the parenthesis that closes the one at `opening`."""
+    """Return the index of the parenthesis that closes the one at `opening`."""
     depth = 0
-    for found in re.compile(r"[()]").finditer(text, opening):
-        depth += 1 if found[0] == "(" else -1
+    for match in re.compile(r"[()]").finditer(text, opening):
+        depth += 1 if match[0] == "(" else -1
         if depth == 0:
-            return found.start()
+            return match.start()
     return len(text)
 
 
 @functools.lru_cache(maxsize=100_000)
 def parse_shapes(text: str) -> tuple[Shape, ...]:
-    """The arrays of a shape or of a tuple of shapes, in order."""
+    """Return the arrays of a shape, or of a tuple of shapes in order."""
     shapes = []
     for dtype, dims, order, layout in _ARRAY.findall(text):
         sizes = tuple(int(d.lstrip("<=")) for d in dims.split(",") if d)
@@ -258,12 +304,19 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
 def _element_bits(dtype: str) -> int:
     if dtype in _BITS:
         return _BITS[dtype]
-    found = re.match(r"[a-z]+(\d+)", dtype)
-    return int(found[1]) if found else 8
+    match = re.match(r"[a-z]+(\d+)", dtype)
+    return int(match[1]) if match else 8
 
 
 def runs(module: Module, instruction: Instruction) -> Iterator[tuple[Computation, int]]:
-    """The computations an instruction runs one after the other, and how often."""
+    """Yield the computations that an instruction runs, with the number of times.
+
+    Of the branches of a conditional it yields only the most expensive.
+
+    Args:
+        module: The program.
+        instruction: The instruction.
+    """
     if instruction.opcode == "while":
         yield module[instruction.called("body") or ""], module.trip_count(instruction)
     elif instruction.opcode == "call":
@@ -273,10 +326,11 @@ def runs(module: Module, instruction: Instruction) -> Iterator[tuple[Computation
         branches = re.findall(r"%([\w.\-]+)", listed[1]) if listed else []
         branches += [instruction.called(f"{way}_computation") or "" for way in ("true", "false")]
         known = [module[name] for name in branches if name in module.computations]
-        yield max(known, key=lambda branch: _cycles(module, branch)), 1  # the dearest
+        yield max(known, key=lambda branch: _cycles(module, branch)), 1
 
 
 def _cycles(module: Module, computation: Computation) -> int:
+    """Return the estimated cycles of a computation, with those that it runs."""
     return sum(
         instruction.cycles
         + sum(times * _cycles(module, inner) for inner, times in runs(module, instruction))
@@ -285,28 +339,33 @@ def _cycles(module: Module, computation: Computation) -> int:
 
 
 def collective_inside(module: Module, instruction: Instruction) -> Instruction | None:
-    """The collective an instruction is, or that the fusion it is carries out; else None."""
+    """Return the collective that an instruction is or that its fusion contains; else None.
+
+    Args:
+        module: The program.
+        instruction: The instruction.
+    """
     if collective_kind(instruction.opcode) or is_between_slices(instruction):
         return instruction
     if instruction.opcode == "fusion":
         name = instruction.called("calls") or ""
-        is_one = "kind=kCustom" in instruction.attributes
+        is_custom = "kind=kCustom" in instruction.attributes
         return next(
-            (i for i in module[name].instructions if is_one and collective_kind(i.opcode)), None
+            (i for i in module[name].instructions if is_custom and collective_kind(i.opcode)), None
         )
     return None
 
 
 def is_between_slices(instruction: Instruction) -> bool:
-    """Whether an instruction begins or ends an exchange between TPU slices.
+    """Return whether an instruction starts or ends a transfer between TPU slices.
 
-    There a send and a recv stand for a collective; the recv is the one that is waited for.
+    Such a collective is compiled to a send and a recv. The program waits for the recv.
     """
     is_recv = instruction.opcode in ("recv", "recv-done")
     return is_recv and "megascale" in instruction.attributes
 
 
 def collective_kind(opcode: str) -> str | None:
-    """The kind of collective an opcode is or is the start or end of, else None."""
+    """Return the kind of collective of an opcode, also of its start or done; else None."""
     plain = opcode.removesuffix("-start").removesuffix("-done")
     return plain if plain in COLLECTIVES else None

@@ -1,4 +1,4 @@
-"""What a plan compiles: a step of `train`, of its evaluation, or what `infer` runs, from shapes."""
+"""Lower what a plan compiles, from shapes: a training step, an evaluation step, or generation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -33,7 +33,15 @@ def batch_shapes(
     packed: bool,
     sharding: Any = None,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the data's converters would hand to the step, as shapes."""
+    """Return the shapes of a batch, as the feature converters make it.
+
+    Args:
+        model: The architecture.
+        lengths: Tokens of a row by feature.
+        rows: Rows of the batch.
+        packed: Whether rows are packed, which adds segment ids and positions.
+        sharding: Sharding of each array; None leaves it open.
+    """
     if model.encoder_only:
         shapes = _encoder_batch(model, lengths["inputs"])
     else:
@@ -52,7 +60,7 @@ def batch_shapes(
 
 
 def _encoder_batch(model: TransformerConfig, length: int) -> dict[str, tuple[tuple, Any]]:
-    """BERT's batch: corrupted tokens, what they were, where the loss counts."""
+    """Return shape and type of the arrays of a masked language model's batch, without rows."""
     names = ("input_tokens", "target_tokens", "segment_ids", "positions")
     shapes: dict[str, tuple[tuple, Any]] = {
         f"encoder_{name}": ((length,), jnp.int32) for name in names
@@ -64,9 +72,13 @@ def _encoder_batch(model: TransformerConfig, length: int) -> dict[str, tuple[tup
 
 
 def summed_loss(model: TransformerConfig) -> Callable[[Any, Any], jax.Array]:
-    """A scalar of weights and batch whose differentiation keeps what that of a loss would.
+    """Return a scalar function of (params, batch) that saves the activations of a real loss.
 
-    The hidden states' side only: what the loss keeps of its logits depends on how it chunks them.
+    It sums the logits. Its differentiation saves the activations of the model and none of the loss,
+    whose memory depends on how it splits the logits into chunks.
+
+    Args:
+        model: The architecture.
     """
     graphdef, _, _ = abstract_model(model)
 
@@ -80,10 +92,21 @@ KINDS = {"train": "training step", "eval": "evaluation step", "decode": "generat
 
 
 class Setting(NamedTuple):
-    """What decides about a step: the arguments of `training.setup.build`, and the rows' lengths.
+    """All settings that determine a compiled step or generation.
 
-    mode: one of `KINDS`. generation: how texts are written, for "decode"; their inputs have the
-    length of "inputs".
+    Attributes:
+        model: The architecture.
+        optimizer: The optimizer.
+        learning_rate: The schedule.
+        loss: The loss.
+        update: How gradients are accumulated and applied.
+        mesh: Sizes of the mesh axes by name; -1 takes the remaining devices.
+        batch_size: Rows of the global batch.
+        lengths: Tokens of a row by feature.
+        packed: Whether rows are packed.
+        mode: "train", "eval" or "decode" (`KINDS`).
+        compiler_options: XLA options by name, in addition to those of `train`.
+        generation: How texts are generated, for "decode". Their inputs have the length of "inputs".
     """
 
     model: TransformerConfig
@@ -100,29 +123,46 @@ class Setting(NamedTuple):
     generation: Generation = Generation()
 
     @property
-    def texts(self) -> DecodingWorkload | None:
-        """What is generated; None for a step."""
+    def decoding(self) -> DecodingWorkload | None:
+        """What is generated in the mode "decode"; None for a step."""
         if self.mode != "decode":
             return None
-        one = self.generation
-        return DecodingWorkload(self.batch_size, one.copies, self.lengths["inputs"], one.max_length)
+        generation = self.generation
+        return DecodingWorkload(
+            rows=self.batch_size,
+            copies=generation.copies,
+            inputs=self.lengths["inputs"],
+            tokens=generation.max_length,
+        )
 
 
 class Traced(NamedTuple):
-    """A program for devices that are not there. arguments: its state or weights, as shapes."""
+    """A program that was traced for devices of a topology.
 
-    lowered: Any  # of `jax.jit(...).lower`
+    Attributes:
+        lowered: The result of `jax.jit(...).lower(...)`.
+        mesh: The mesh of the devices.
+        arguments: Shapes and shardings of the train state, or of the weights alone.
+        compiler_options: XLA options that `train` uses.
+    """
+
+    lowered: Any
     mesh: jax.sharding.Mesh
     arguments: Any
     compiler_options: Mapping[str, Any]
 
 
 def trace(setting: Setting, devices: Sequence[Any]) -> Traced:
-    """Trace the program for these devices; nothing is computed or allocated."""
-    # Source locations carry the whole way from the step to the layer.
+    """Trace the program of a setting; nothing is computed or allocated.
+
+    Args:
+        setting: The step or generation.
+        devices: Devices of a topology, which need not exist.
+    """
+    # Keep all stack frames, so that costs can be attributed to source lines inside layers.
     jax.config.update("jax_traceback_in_locations_limit", 100)
     if setting.mode == "decode":
-        return _traced_generation(setting, devices)
+        return _trace_generation(setting, devices)
     program = build(
         setting.model,
         setting.optimizer,
@@ -150,8 +190,8 @@ def trace(setting: Setting, devices: Sequence[Any]) -> Traced:
     return Traced(lowered, program.mesh, program.abstract, program.compiler_options)
 
 
-def _traced_generation(setting: Setting, devices: Sequence[Any]) -> Traced:
-    """What `Inference.generate` runs: weights as they are stored, all rows wanted to the end."""
+def _trace_generation(setting: Setting, devices: Sequence[Any]) -> Traced:
+    """Trace the program of `Inference.generate`, with weights in the type of the checkpoint."""
     if setting.model.encoder_only:
         raise ConfigError("a model without a decoder cannot generate text", "plan.mode")
     mesh = make_mesh(setting.mesh, devices)
@@ -161,12 +201,12 @@ def _traced_generation(setting: Setting, devices: Sequence[Any]) -> Traced:
     _, shapes, axes = transformer.abstract_model(inference.config)
     check_divisible(mesh, shapes, axes)
 
-    def placed(leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
+    def with_sharding(leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    params = jax.tree.map(placed, shapes, tree_shardings(mesh, axes))
+    params = jax.tree.map(with_sharding, shapes, tree_shardings(mesh, axes))
     batch = {
-        name: placed(leaf, named_sharding(mesh, ("batch", "length")[: leaf.ndim]))
+        name: with_sharding(leaf, named_sharding(mesh, ("batch", "length")[: leaf.ndim]))
         for name, leaf in inference.generation_shapes(setting.lengths["inputs"]).items()
     }
     with jax.set_mesh(mesh):
@@ -174,11 +214,11 @@ def _traced_generation(setting: Setting, devices: Sequence[Any]) -> Traced:
         return Traced(program.lower(params, batch), mesh, params, {})
 
 
-def layout_of(mesh: jax.sharding.Mesh, wanted: Topology) -> Layout:
-    """The mesh, with the place of each of its devices."""
-    places = [
-        # Devices of a single slice do not know that they are in one.
+def layout_of(mesh: jax.sharding.Mesh, topology: Topology) -> Layout:
+    """Return a mesh with the position of each of its devices in the topology."""
+    positions = [
+        # Devices of a topology with a single slice have no slice_index.
         MeshPosition(getattr(device, "slice_index", 0) or 0, tuple(device.coords))
         for device in mesh.devices.flat
     ]
-    return Layout(wanted, dict(mesh.shape), places)
+    return Layout(topology, dict(mesh.shape), positions)

@@ -1,8 +1,8 @@
-"""What fills a device's memory while a compiled step runs, and at its fullest moment.
+"""The peak memory of a device during a compiled step, by kind of array.
 
-Arguments are facts of the program's text. What temporaries are is read from a replay of the
-schedule: which arrays live in main memory at once. The compiler's total stands; what the replay
-cannot name of it is called unattributed.
+The program's text has the sizes of the arguments. The kinds of temporary arrays are found by a
+replay of the schedule, which determines the arrays that are in main memory at the same time. The
+total is always the compiler's; the part that the replay cannot explain is called "unattributed".
 """
 
 import math
@@ -18,7 +18,13 @@ COPIES, WORKING = "copies of weights", "working arrays"
 
 
 class Buffer(NamedTuple):
-    """An array in main memory at the fullest moment. name: shape and where it comes from."""
+    """An array in main memory at the peak.
+
+    Attributes:
+        bytes: Its size.
+        kind: Such as "weights" or "activations".
+        name: Its shape and the operation that computes it.
+    """
 
     bytes: int
     kind: str
@@ -26,7 +32,13 @@ class Buffer(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes of one device. `split` adds up to `total`, the compiler's own."""
+    """Peak memory of one device.
+
+    Attributes:
+        total: Bytes, by the compiler.
+        split: Bytes by kind, which add up to the total.
+        largest: The largest arrays.
+    """
 
     total: int
     split: Mapping[str, int]
@@ -34,7 +46,12 @@ class Memory(NamedTuple):
 
 
 def memory(module: Module, compiler: Mapping[str, int]) -> Memory:
-    """Split what the compiler (`compilation.Compiled.memory`) says a step needs."""
+    """Split the memory of a compiled step by kind.
+
+    Args:
+        module: The compiled program.
+        compiler: The compiler's numbers (`compilation.Compiled.memory`).
+    """
     arguments = {"weights": 0, "optimizer state": 0, "batch": 0}
     weights: set[tuple[int, ...]] = set()
     largest = []
@@ -42,7 +59,7 @@ def memory(module: Module, compiler: Mapping[str, int]) -> Memory:
         kind = _argument_kind(parameter.op_name)
         size = sum(shape.bytes for shape in parameter.shapes if shape.space == 0)
         arguments[kind] += size
-        largest.append(Buffer(size, kind, _plain(parameter.op_name)))
+        largest.append(Buffer(size, kind, _short_name(parameter.op_name)))
         if kind == "weights":
             weights.add(_squeezed(parameter.shapes[0].dims))
     arguments["batch"] += compiler["argument"] - sum(arguments.values())  # alignment
@@ -70,13 +87,13 @@ def _argument_kind(op_name: str) -> str:
 
 
 def _scaled(live: Sequence[Buffer], total: int) -> dict[str, int]:
-    """Sizes by kind that add up to `total`."""
+    """Return sizes by kind that add up to `total`."""
     kinds: dict[str, int] = dict.fromkeys((GRADIENTS, ACTIVATIONS, COPIES, WORKING), 0)
     for buffer in live:
         kinds[buffer.kind] += buffer.bytes
-    found = sum(kinds.values())
-    if found > total:  # the compiler overlaid more than the replay dares to
-        kinds = {kind: size * total // found for kind, size in kinds.items()}
+    replayed = sum(kinds.values())
+    if replayed > total:  # the compiler reuses more memory than the replay assumes
+        kinds = {kind: size * total // replayed for kind, size in kinds.items()}
     return {**kinds, "unattributed": total - sum(kinds.values())}
 
 
@@ -84,7 +101,7 @@ def _scaled(live: Sequence[Buffer], total: int) -> dict[str, int]:
 
 
 class _Array(NamedTuple):
-    """An allocation: where it was made, and until which instruction it is needed."""
+    """An allocation, with the numbers of its first and its last instruction."""
 
     buffer: Buffer
     first: int
@@ -94,7 +111,7 @@ class _Array(NamedTuple):
 def _replay(
     module: Module, computation: Computation, weights: set[tuple[int, ...]]
 ) -> list[Buffer]:
-    """The arrays a computation itself holds at its fullest moment, those of its loops included."""
+    """Return the arrays in memory at the peak of a computation, with those of its loops."""
     arrays = _arrays(module, computation, weights)
     inside = {
         number: max(
@@ -109,14 +126,14 @@ def _replay(
     for array in arrays:
         changes[array.first] = changes.get(array.first, 0) + array.buffer.bytes
         changes[array.last + 1] = changes.get(array.last + 1, 0) - array.buffer.bytes
-    held, fullest, moment = 0, -1, 0
+    live, peak, peak_number = 0, -1, 0
     for number in range(len(computation.instructions)):
-        held += changes.get(number, 0)
-        total = held + _size(inside.get(number, []))
-        if total > fullest:
-            fullest, moment = total, number
-    own = [array.buffer for array in arrays if array.first <= moment <= array.last]
-    return own + inside.get(moment, [])
+        live += changes.get(number, 0)
+        total = live + _size(inside.get(number, []))
+        if total > peak:
+            peak, peak_number = total, number
+    buffers = [a.buffer for a in arrays if a.first <= peak_number <= a.last]
+    return buffers + inside.get(peak_number, [])
 
 
 def _size(buffers: Sequence[Buffer]) -> int:
@@ -151,7 +168,7 @@ def _arrays(
 
 
 def _aliases(module: Module, instruction: Instruction, holds: Mapping[str, list]) -> list:
-    """For each element of a result the allocations it shares, or None where it needs its own."""
+    """Return for each element of a result the allocations it shares; None if it needs its own."""
     count = len(instruction.shapes)
     parts = [holds.get(name, [()]) for name in instruction.operands]
     if instruction.opcode in ("tuple",):
@@ -173,7 +190,7 @@ def _aliases(module: Module, instruction: Instruction, holds: Mapping[str, list]
 
 
 def _in_place(module: Module, instruction: Instruction) -> Iterator[tuple[int, int]]:
-    """Elements of a fusion's result that are written over one of its operands."""
+    """Yield the elements of a result that overwrite an operand, with the operand's number."""
     for element, operand in re.findall(r"\{(\d*)\}: \((\d+), \{\}", instruction.attributes):
         yield int(element or 0), int(operand)
     if instruction.opcode != "fusion":
@@ -193,7 +210,7 @@ def _in_place(module: Module, instruction: Instruction) -> Iterator[tuple[int, i
 
 
 def _loops(computation: Computation) -> dict[str, str]:
-    """The name of each value that a tuple hands to a loop, with the loop's op_name."""
+    """Return the op_name of the loop by the name of each value that a tuple passes to it."""
     tuples = {i.name: i for i in computation.instructions if i.opcode == "tuple"}
     return {
         name: loop.op_name
@@ -210,12 +227,12 @@ def _buffer(
     loops: Mapping[str, str],
 ) -> Buffer:
     op_name = instruction.op_name
-    if "/" not in op_name:  # XLA's own: what a loop fills is made by no line of the model
+    if "/" not in op_name:  # made by XLA, such as the array that a loop fills
         op_name = loops.get(instruction.name, op_name)
     is_weight = _squeezed(shape.dims) in weights and math.prod(shape.dims) > 1
     forward = "jvp(" in op_name and "transpose(" not in op_name
     gathered = "all-gather" in instruction.name or "async-collective" in instruction.name
-    if gathered or (forward and is_weight):  # brought together, or in the type of the activations
+    if gathered or (forward and is_weight):  # gathered, or cast to the type of activations
         kind = COPIES
     elif is_weight:
         kind = GRADIENTS
@@ -224,13 +241,14 @@ def _buffer(
     else:
         kind = WORKING
     dims = ",".join(map(str, shape.dims))
-    return Buffer(shape.bytes, kind, f"{shape.dtype}[{dims}] {_plain(op_name)}".strip())
+    return Buffer(shape.bytes, kind, f"{shape.dtype}[{dims}] {_short_name(op_name)}".strip())
 
 
 def _squeezed(dims: tuple[int, ...]) -> tuple[int, ...]:
-    """Sorted dimensions without ones: layouts and transpositions aside."""
+    """Return the sorted dimensions without ones, which ignores transpositions."""
     return tuple(sorted(d for d in dims if d > 1))
 
 
-def _plain(op_name: str) -> str:
+def _short_name(op_name: str) -> str:
+    """Return an op_name without quotes' escapes and the name of the step."""
     return op_name.replace("\\'", "'").removeprefix("jit(train_step)/")

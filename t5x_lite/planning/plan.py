@@ -1,4 +1,4 @@
-"""`t5x_lite plan`: what a step would need on a machine that nobody has rented yet."""
+"""`t5x_lite plan`: memory and time of a step on hardware that is not available."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -53,20 +53,49 @@ def plan(
     cache: str = "~/.cache/t5x_lite/plans",
     describe_config: Callable[[], str] = str,
 ) -> None:
-    """Compile a step for a topology from shapes alone; print what it needs, and write it down.
+    """Plan a step on a topology: compile it from shapes alone, then print and write what it needs.
 
-    mesh, batch_size, lengths: as for training; no data is read. topology_name: "v5e:4x4",
-    "v5p:4x4x4", or GPUs, "h200:8", which get the analytic part alone. mode: "train", "eval", or
-    "decode": a batch of texts, written as `generation` says about inputs of the length of "inputs".
-    training_tokens, or training_steps if given: what the days and chip-hours are for. price: of an
-    hour of a chip, to tell the cost. compiler_options: XLA's, by name; they come on
-    top of those that `train` uses. explain: also list the dearest places of the
-    program, and draw plan.png. search: try meshes, remat policies and batches around the given
-    ones, compile the `search_compiles` most promising, and plan the best. output: a directory for
-    plan.json and plan.md. cache: a directory of what was compiled before.
+    No data is read, no weights are allocated, and no accelerator is used.
+
+    Args:
+        model: The architecture.
+        optimizer: The optimizer, whose state takes memory.
+        learning_rate: The schedule, a part of the compiled step.
+        loss: The loss.
+        update: How gradients are accumulated and applied.
+        mesh: Sizes of the mesh axes by name; -1 takes the remaining devices.
+        batch_size: Rows of the global batch.
+        lengths: Tokens of a row by feature, such as {"inputs": 512, "targets": 114}.
+        topology_name: Kind and shape of a TPU slice, "v5e:4x4" or "v5p:4x4x4"; or a number of GPUs,
+            "h200:8", for which there is only an analytic plan, because the GPU compiler needs the
+            GPU.
+        slices: Number of TPU slices, connected by the data center network.
+        mode: "train" for a training step, "eval" for an evaluation step, or "decode" for the
+            generation of a batch of texts, from inputs of the length of "inputs".
+        training_tokens: Tokens of the whole training, for days and chip-hours. The default is T5's
+            pretraining: 524,288 steps of 65,536 tokens.
+        training_steps: Steps of the whole training, instead of `training_tokens`.
+        price: Price of a chip for an hour, for the cost; None computes no cost.
+        packed: Whether rows are packed, which adds segment ids and positions to the batch.
+        generation: How texts are generated in the mode "decode".
+        compiler_options: XLA options by name, in addition to those of `train`.
+        explain: Whether to list the most expensive source lines and draw plan.png.
+        search: Whether to try meshes, remat policies and batch sizes around the given ones, and
+            plan the best.
+        search_compiles: Number of the most promising candidates that a search compiles. The default
+            takes minutes; arithmetic ranks the others.
+        output: Directory for plan.json and plan.md.
+        cache: Directory of compiled programs, so that planning again is fast.
+        describe_config: Not used.
+
+    Raises:
+        ConfigError: A setting is invalid, the mesh does not fit the topology, or nothing that was
+            tried fits its memory.
     """
-    jax.config.update("jax_platforms", "cpu")  # shapes alone: leave accelerators to others
-    wanted = topology(topology_name, slices)
+    jax.config.update(
+        "jax_platforms", "cpu"
+    )  # only shapes are needed: do not occupy an accelerator
+    machine = topology(topology_name, slices)
     setting = Setting(
         model,
         optimizer,
@@ -81,75 +110,81 @@ def plan(
         compiler_options or {},
         generation,
     )
-    _check(setting, wanted, price=price, search=search)
-    compiled, found = Path(cache).expanduser(), ""
+    _check_settings(setting, machine, price=price, search=search)
+    cache_dir, search_report = Path(cache).expanduser(), ""
     if search:
-        found, best = search_settings(
+        search_report, best = search_settings(
             setting,
-            wanted,
+            machine,
             training_tokens,
-            compiled,
+            cache_dir,
             compile_best=search_compiles,
         )
         setting = best.setting
-    planned = plan_step(setting, wanted, training_tokens, compiled)
-    _complete(planned.plan, wanted, training_steps, price)
-    _write(planned, wanted, Path(output), found, explain=explain)
+    planned = plan_step(setting, machine, training_tokens, cache_dir)
+    _add_training_totals(planned.plan, machine, training_steps, price)
+    _write(planned, machine, Path(output), search_report, explain=explain)
 
 
-def _check(setting: Setting, wanted: Topology, *, price: float | None, search: bool) -> None:
+def _check_settings(
+    setting: Setting, machine: Topology, *, price: float | None, search: bool
+) -> None:
     if setting.mode not in KINDS:
         raise ConfigError(
             f"plan.mode is {setting.mode!r}; expected one of {sorted(KINDS)}", "plan.mode"
         )
     if price is not None and price <= 0:
         raise ConfigError(
-            f"price is {price}; wanted more than 0, for an hour of a chip", "plan.price"
+            f"price is {price}; expected more than 0, for a chip for an hour", "plan.price"
         )
-    if search and not wanted.chip.torus:
-        raise ConfigError(f"a search needs a compiler: wanted a TPU, not {wanted.name}")
+    if search and not machine.chip.torus:
+        raise ConfigError(
+            f"a search needs the TPU compiler; expected a TPU topology, not {machine.name}",
+            "plan.topology_name",
+        )
     if search and setting.mode == "decode":
-        raise ConfigError("a search compares steps: expected train or eval", "plan.mode")
+        raise ConfigError("a search compares steps; expected the mode train or eval", "plan.mode")
 
 
-def _complete(
-    made: dict[str, Any], wanted: Topology, training_steps: int | None, price: float | None
+def _add_training_totals(
+    plan: dict[str, Any], machine: Topology, training_steps: int | None, price: float | None
 ) -> None:
-    """Put in what the wishes for a whole training make of a plan of one step."""
-    of_steps = made["decoding"] is None and made["estimate"] is not None
-    if training_steps is not None and of_steps:
-        made["estimate"] = estimate(made, wanted, training_steps * made["batch"]["tokens"])
+    """Set the estimate for a number of training steps, and the cost, in the plan of a step."""
+    is_step = plan["decoding"] is None and plan["estimate"] is not None
+    if training_steps is not None and is_step:
+        plan["estimate"] = estimate(plan, machine, training_steps * plan["batch"]["tokens"])
     if price is not None:
-        made["cost"] = cost(made, price)
-    check_schema(made)
+        plan["cost"] = cost(plan, price)
+    check_schema(plan)
 
 
 def _write(
     planned: Planned,
-    wanted: Topology,
+    machine: Topology,
     directory: Path,
-    found: str,
+    search_report: str,
     *,
     explain: bool,
 ) -> None:
-    """Write plan.json, plan.md and the picture, and print the plan. found: by the search."""
+    """Write plan.json, plan.md and, to explain, plan.png; print the plan."""
     directory.mkdir(parents=True, exist_ok=True)
     atomic.write_json(directory / "plan.json", planned.plan, indent=1)
     text = markdown(planned.plan)
     if explain:
-        text += f"\n{_explained(planned, wanted, directory / 'plan.png')}"
-    text = f"{text}\n{found}" if found else text
+        text += f"\n{_explanation(planned, machine, directory / 'plan.png')}"
+    text = f"{text}\n{search_report}" if search_report else text
     atomic.write_text(directory / "plan.md", text)
     Console().print(text)
     _LOG.info(f"wrote {', '.join(sorted(p.name for p in directory.iterdir()))} to {directory}")
 
 
-def _explained(planned: Planned, wanted: Topology, picture: Path) -> str:
+def _explanation(planned: Planned, machine: Topology, picture: Path) -> str:
     if not planned.costs:
         raise ConfigError(
-            f"there is nothing to explain on {wanted.name}: wanted a TPU slice on which the step "
+            f"a plan for {machine.name} cannot be explained; expected a TPU slice on which the "
+            f"step "
             f"fits",
             "plan.explain",
         )
     draw(planned.plan, picture)
-    return explanation(planned.costs, wanted.chip)
+    return explanation(planned.costs, machine.chip)

@@ -123,7 +123,7 @@ def _time(plan: Mapping[str, Any]) -> str:
             ("compiler-estimated compute, ms", f"{1e3 * compute['seconds']:.4g}"),
             ("every instruction at its peak, ms", f"{1e3 * compute['instruction_roofline']:.4g}"),
             ("collectives, ms", f"{1e3 * network['seconds']:.3g}"),
-            ("of which nothing hides, ms", f"{1e3 * network['exposed']:.3g}"),
+            ("of them not overlapped with compute, ms", f"{1e3 * network['exposed']:.3g}"),
         ]
     return "## Time (estimated)\n\n" + table(("what", "estimate"), rows)
 
@@ -206,27 +206,27 @@ _COLORS = {
 }
 
 
-def explanation(found: Sequence[Cost], chip: Chip) -> str:
+def explanation(costs: Sequence[Cost], chip: Chip) -> str:
     """Return the most expensive source lines as Markdown, each with its time at the chip's peaks.
 
     A line far above its own roofline can be improved by a better program; a line at its roofline
     needs fewer FLOPs or bytes.
 
     Args:
-        found: the costs of all instructions.
-        chip: the chip whose peaks are used.
+        costs: The costs of all instructions.
+        chip: The chip whose peaks are used.
     """
     assert chip.clock is not None
     peak, bandwidth = chip.peak / chip.devices, chip.hbm_bandwidth / chip.devices
     lines_of_source = summed(
-        found, lambda cost: (cost.part, cost.direction, cost.module, cost.line)
+        costs, lambda cost: (cost.part, cost.direction, cost.module, cost.line)
     )
     # A line's roofline is the sum over its instructions, not the roofline of their sum.
     bounds: dict[tuple[str, ...], float] = {}
-    for cost in found:
+    for cost in costs:
         key = (cost.part, cost.direction, cost.module, cost.line)
         bounds[key] = bounds.get(key, 0.0) + cost.seconds(peak=peak, bandwidth=bandwidth)
-    total = sum(cost.cycles for cost in found) or 1.0
+    total = sum(cost.cycles for cost in costs) or 1.0
     rows = [
         (
             f"{module} {line}".strip() or "the compiler's own (copies, layouts)",
@@ -263,14 +263,14 @@ def draw(plan: Mapping[str, Any], path: Path) -> None:
 def _draw_time(axes: Any, plan: Mapping[str, Any]) -> None:
     parts = plan["compute"]["parts"]
     names = list(dict.fromkeys(part["part"] for part in parts))
-    begins = dict.fromkeys(names, 0.0)
-    found = {part["direction"] for part in parts}
-    for direction in (each for each in _COLORS if each in found):
+    left = dict.fromkeys(names, 0.0)  # where the next bar of each part begins
+    directions = {part["direction"] for part in parts}
+    for direction in (name for name in _COLORS if name in directions):
         color = _COLORS[direction]
         times = {p["part"]: 1e3 * p["seconds"] for p in parts if p["direction"] == direction}
         widths = [times.get(name, 0.0) for name in names]
-        axes.barh(names, widths, left=list(begins.values()), color=color, label=direction)
-        begins = {name: begins[name] + width for name, width in zip(names, widths, strict=True)}
+        axes.barh(names, widths, left=list(left.values()), color=color, label=direction)
+        left = {name: left[name] + width for name, width in zip(names, widths, strict=True)}
     exposed = 1e3 * plan["collectives"]["exposed"]
     axes.barh(["network"], [exposed], color="tab:purple", label="exposed collectives")
     axes.invert_yaxis()
@@ -285,5 +285,5 @@ def _draw_memory(axes: Any, memory: Mapping[str, Any]) -> None:
             axes.bar(["device"], [size / 1e9], bottom=bottom, label=f"{kind}, {size / 1e9:.2f}")
             bottom += size / 1e9
     axes.axhline(memory["limit"] / 1e9, color="black", linestyle="--", linewidth=1)
-    axes.set_ylabel("GB (dashed: what the chip has)")
+    axes.set_ylabel("GB (dashed: memory of the device)")
     axes.legend(fontsize="small")

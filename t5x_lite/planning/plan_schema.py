@@ -1,6 +1,11 @@
-"""The layout of a plan as JSON, and a check for it.
+"""The layout of plan.json, and a check that a plan has it.
 
-Sizes are in bytes and times in seconds, of one device unless noted; a range is [low, high].
+Sizes are in bytes and times in seconds, of one device unless noted. A range is [low, high].
+
+A plan stays a nested dict with this schema. Dataclasses with `asdict` were considered instead. They
+would need twelve classes for the 70 lines of `SCHEMA`, sections are merged from the compiler's and
+the analytic part, and readers of plan.json would still need a description of the JSON itself. The
+check keeps plans with and without a compiler in one layout.
 """
 
 from typing import Any
@@ -97,12 +102,12 @@ def check_schema(value: Any, schema: Any = None, where: str = "plan") -> None:
     """Check that a plan is laid out as `SCHEMA` describes.
 
     Args:
-        value: the plan, or a part of it.
-        schema: the schema of that part; None is the whole `SCHEMA`.
-        where: the path of that part, for the error.
+        value: The plan, or a part of it.
+        schema: The schema of that part; None is the whole `SCHEMA`.
+        where: The path of that part, for the error.
 
     Raises:
-        ValueError: with the path of the first part that differs.
+        ValueError: A part differs; the message has the path of the first.
     """
     schema = SCHEMA if schema is None else schema
     if isinstance(schema, tuple) and None in schema:

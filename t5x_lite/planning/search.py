@@ -1,4 +1,4 @@
-"""Which mesh, remat policy and batch suit a machine: arithmetic prunes, the compiler decides."""
+"""Search mesh, remat policy and batch size: arithmetic ranks, the compiler decides."""
 
 import dataclasses
 import logging
@@ -18,69 +18,93 @@ from t5x_lite.planning.plan_report import table
 from t5x_lite.planning.plan_step import Planned, plan_step
 
 _LOG = logging.getLogger(__name__)
-_MOST_TENSOR = 8  # beyond it a T5's sub-layers are thinner than a chip's matrix unit is wide
-# Forward passes of a step: what each policy computes again besides the three.
+_MOST_TENSOR = 8  # beyond it, shards of T5's sub-layers are narrower than a chip's matrix unit
+# Work of a training step in forward passes, by remat policy: 3, and what is recomputed.
 _PASSES = {"none": 3.0, "minimal": 3.1, "full": 4.0}
 
 
 class Candidate(NamedTuple):
-    """A setting with its analytic step time and memory, and its plan once it is compiled."""
+    """A setting that the search considers.
+
+    Attributes:
+        setting: The setting.
+        seconds: Analytic step time.
+        bytes: Analytic memory of a device.
+        planned: Its plan, if it was compiled.
+    """
 
     setting: Setting
     seconds: float
     bytes: float
     planned: Planned | None = None
 
-    def rate(self, wanted: Topology) -> float:
-        """Tokens a second and chip: the compiler's pessimistic end, else the analytic bound."""
+    def rate(self, machine: Topology) -> float:
+        """Return tokens per second and chip; 0 if the compiled program does not fit.
+
+        It uses the upper end of the compiled step time, or else the analytic step time.
+        """
         plan = self.planned and self.planned.plan
         if plan and plan["estimate"] is None:
             return 0.0
         seconds = plan["estimate"]["step_seconds"][1] if plan else self.seconds
         rows = self.setting.batch_size
-        return rows * sum(self.setting.lengths.values()) / seconds / wanted.chips
+        return rows * sum(self.setting.lengths.values()) / seconds / machine.chips
 
 
 def search(
     setting: Setting,
-    wanted: Topology,
+    machine: Topology,
     training_tokens: float,
     cache: Path,
     *,
     compile_best: int,
 ) -> tuple[str, Candidate]:
-    """Try meshes, remat policies and half, once and twice the batch; a table and the winner.
+    """Try meshes, remat policies, and half, one and two times the batch size.
 
-    Candidates that arithmetic finds too large are dropped; the `compile_best` fastest of the others
-    are compiled, and only these can win. ConfigError if none fits.
+    Candidates that do not fit by arithmetic are dropped. The fastest of the others are compiled,
+    and the best of these is chosen.
+
+    Args:
+        setting: The setting to start from.
+        machine: The topology.
+        training_tokens: Tokens of the whole training.
+        cache: Directory of compiled programs.
+        compile_best: Number of candidates to compile.
+
+    Returns:
+        A report as Markdown, and the best candidate.
+
+    Raises:
+        ConfigError: No candidate fits.
     """
-    limit = wanted.chip.hbm / wanted.chip.devices
-    every = list(_candidates(setting, wanted))
-    fitting = sorted((c for c in every if c.bytes <= limit), key=lambda c: -c.rate(wanted))
+    limit = machine.chip.hbm / machine.chip.devices
+    candidates = list(_candidates(setting, machine))
+    fitting = sorted((c for c in candidates if c.bytes <= limit), key=lambda c: -c.rate(machine))
     _LOG.info(
-        f"{count(len(every), 'candidate')}, {len(fitting):,} of them fit by arithmetic; compiling "
+        f"{count(len(candidates), 'candidate')}, {len(fitting):,} of them fit by arithmetic; "
+        f"compiling "
         f"the fastest {min(compile_best, len(fitting))}"
     )
     tried = []
     for number, candidate in enumerate(fitting):
         if number < compile_best:
-            planned = plan_step(candidate.setting, wanted, training_tokens, cache)
+            planned = plan_step(candidate.setting, machine, training_tokens, cache)
             candidate = candidate._replace(planned=planned)
         tried.append(candidate)
-    ordered = sorted(tried, key=lambda c: (c.planned is None, -c.rate(wanted)))
-    if not ordered or ordered[0].rate(wanted) == 0.0:
+    ordered = sorted(tried, key=lambda c: (c.planned is None, -c.rate(machine)))
+    if not ordered or ordered[0].rate(machine) == 0.0:
         raise ConfigError(
-            f"no mesh, remat policy or batch that was tried fits {wanted.name}: wanted more chips, "
+            f"no mesh, remat policy or batch that was tried fits {machine.name}; use more chips, "
             f"a smaller BATCH_SIZE or a smaller model",
             "BATCH_SIZE",
             "plan.topology_name",
         )
-    text = f"## Search\n\n{_table(ordered, wanted)}\n\n{_gin_lines(ordered[0].setting)}\n"
+    text = f"## Search\n\n{_table(ordered, machine)}\n\n{_gin_lines(ordered[0].setting)}\n"
     return text, ordered[0]
 
 
 def meshes(model: TransformerConfig, devices: int) -> Iterator[dict[str, int]]:
-    """Meshes of data, fsdp, tensor and expert axes, by powers of two, that suit a model."""
+    """Yield meshes of data, fsdp, tensor and expert axes, in powers of two, that divide a model."""
     powers = [2**i for i in range(devices.bit_length())]
     experts = model.moe.num_experts if model.moe else 1
     for tensor in (p for p in powers if p <= _MOST_TENSOR and _divides(p, model)):
@@ -93,54 +117,57 @@ def meshes(model: TransformerConfig, devices: int) -> Iterator[dict[str, int]]:
 
 
 def _divides(tensor: int, model: TransformerConfig) -> bool:
+    """Return whether a tensor axis of this size divides heads, MLP and vocabulary."""
     heads = math.gcd(model.num_heads, model.kv_heads)
     return not (heads % tensor or model.mlp_dim % tensor or model.vocab_size % tensor)
 
 
-def _candidates(setting: Setting, wanted: Topology) -> Iterator[Candidate]:
+def _candidates(setting: Setting, machine: Topology) -> Iterator[Candidate]:
     batches = sorted({setting.batch_size // 2, setting.batch_size, setting.batch_size * 2} - {0})
     for remat in REMAT_POLICIES:
         model = dataclasses.replace(setting.model, remat=remat)
-        kept_of_a_row = _kept_of_a_row(model, setting)
-        for mesh in meshes(model, wanted.devices):
+        bytes_per_row = _activation_bytes_per_row(model, setting)
+        for mesh in meshes(model, machine.devices):
             parts = math.prod(mesh.get(name, 1) for name in ("data", "fsdp", "expert"))
             state = roofline.state_bytes(model, setting.optimizer, mesh)
             for rows in (batch for batch in batches if batch % parts == 0):
-                one = setting._replace(model=model, mesh=mesh, batch_size=rows)
-                kept = int(kept_of_a_row * rows / parts)
-                seconds = _seconds(one, wanted, state, kept)
-                yield Candidate(one, seconds, sum(state.values()) + kept)
+                candidate = setting._replace(model=model, mesh=mesh, batch_size=rows)
+                activations = int(bytes_per_row * rows / parts)
+                seconds = _seconds(candidate, machine, state, activations)
+                yield Candidate(candidate, seconds, sum(state.values()) + activations)
 
 
-def _kept_of_a_row(model: TransformerConfig, setting: Setting) -> float:
+def _activation_bytes_per_row(model: TransformerConfig, setting: Setting) -> float:
     rows = 8
     batch = batch_shapes(model, setting.lengths, rows, packed=setting.packed)
     return roofline.activation_bytes(model, batch, {}, summed_loss(model)) / rows
 
 
-def _seconds(setting: Setting, wanted: Topology, state: Mapping[str, int], kept: int) -> float:
-    """Recomputation counts here: what is executed takes the time."""
+def _seconds(
+    setting: Setting, machine: Topology, state: Mapping[str, int], activations: int
+) -> float:
+    """Return the analytic step time, with the FLOPs that are recomputed."""
     forward = forward_flops(
         setting.model, batch_size=setting.batch_size, lengths=setting.lengths
     ).executed
     bounds = roofline.roofline(
-        wanted.chip,
+        machine.chip,
         setting.model,
         mesh=setting.mesh,
         step_flops=forward * _PASSES.get(str(setting.model.remat), TRAINING),
         tokens=setting.batch_size * sum(setting.lengths.values()),
         state=state,
-        activations=kept,
+        activations=activations,
     )
     return max(bounds)
 
 
-def _table(candidates: Sequence[Candidate], wanted: Topology) -> str:
+def _table(candidates: Sequence[Candidate], machine: Topology) -> str:
     rows = []
     for candidate in candidates[:20]:
         plan: dict[str, Any] | None = candidate.planned and candidate.planned.plan
         size = plan["memory"]["total"] if plan else candidate.bytes
-        rate = candidate.rate(wanted)
+        rate = candidate.rate(machine)
         mesh = ", ".join(f"{name} {n}" for name, n in candidate.setting.mesh.items())
         rows.append(
             (
@@ -162,4 +189,4 @@ def _gin_lines(setting: Setting) -> str:
         f"BATCH_SIZE = {setting.batch_size}",
         f"TransformerConfig.remat = {setting.model.remat!r}",
     ]
-    return "The first, in gin:\n\n```\n" + "\n".join(lines) + "\n```"
+    return "The best, in gin:\n\n```\n" + "\n".join(lines) + "\n```"

@@ -267,8 +267,11 @@ def test_a_recipe_can_be_planned_without_what_only_training_requires(tmp_path, c
         (["--gin.BATCH_SIZE=8"], "plan.topology_name must be set"),
         (["--gin.BATCH_SIZE=8", "--topology=h200:8", "--mode=sing"], "plan.mode is 'sing'"),
         (["--gin.BATCH_SIZE=8", "--topology=h200:8", "--slices=none"], "plan.slices is 'none'"),
-        (["--gin.BATCH_SIZE=8", "--topology=h200:8", "--search"], "a search needs a compiler"),
-        (["--gin.BATCH_SIZE=8", "--topology=h200:8", "--explain"], "nothing to explain"),
+        (
+            ["--gin.BATCH_SIZE=8", "--topology=h200:8", "--search"],
+            "a search needs the TPU compiler",
+        ),
+        (["--gin.BATCH_SIZE=8", "--topology=h200:8", "--explain"], "cannot be explained"),
     ],
 )
 def test_a_plan_that_cannot_be_made_is_one_clear_line(flags, message, command):

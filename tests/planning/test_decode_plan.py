@@ -12,8 +12,7 @@ from t5x_lite.models.flops import forward_flops
 from t5x_lite.models.transformer import abstract_model, bind
 from t5x_lite.partitioning import make_mesh, named_sharding
 from t5x_lite.planning.decode_plan import (
-    PREFILL,
-    TOKEN,
+    CacheBytes,
     DecodingWorkload,
     bounds,
     cache_bytes,
@@ -36,7 +35,7 @@ def test_the_cache_of_a_device_is_what_its_shards_hold(model):
         decoder = bind(graphdef, params)
         if model.decoder_only:
             places = TEXTS.inputs + TEXTS.tokens
-            return decoder.start_decoding(None, places, batch_size=TEXTS.written)
+            return decoder.start_decoding(None, places, batch_size=TEXTS.texts)
         inputs = jnp.ones((TEXTS.rows, TEXTS.inputs), jnp.int32)
         return decoder.start_decoding(inputs, TEXTS.tokens, copies=TEXTS.copies)
 
@@ -51,16 +50,16 @@ def test_the_cache_of_a_device_is_what_its_shards_hold(model):
         )
 
     found = cache_bytes(model, TEXTS, dict(mesh.shape))
-    assert found == {"own": held("self_kv"), "cross": held("cross_kv")}
+    assert found == CacheBytes(own=held("own"), cross=held("cross"))
 
 
 def test_prefill_and_tokens_of_one_text_are_the_products_of_a_whole_pass():
     one = TEXTS._replace(copies=1)
     flops = model_flops(BOTH, one)
     whole = forward_flops(BOTH, batch_size=8, lengths={"inputs": 24, "targets": 16}).total
-    assert flops[PREFILL] + 16 * flops[TOKEN] == pytest.approx(whole)
-    assert model_flops(BOTH, TEXTS)[TOKEN] == 2 * flops[TOKEN]
-    assert model_flops(BOTH, TEXTS)[PREFILL] == flops[PREFILL]
+    assert flops.prefill + 16 * flops.token == pytest.approx(whole)
+    assert model_flops(BOTH, TEXTS).token == 2 * flops.token
+    assert model_flops(BOTH, TEXTS).prefill == flops.prefill
 
 
 def test_a_token_is_bound_by_the_weights_it_reads_until_there_are_many_texts():
@@ -72,6 +71,6 @@ def test_a_token_is_bound_by_the_weights_it_reads_until_there_are_many_texts():
         if not jax.tree_util.keystr(path, simple=True).startswith("encoder")
     )
     assert few.memory * V5E.hbm_bandwidth == pytest.approx(
-        decoder + sum(cache_bytes(BOTH, TEXTS._replace(rows=1), {}).values())
+        decoder + sum(cache_bytes(BOTH, TEXTS._replace(rows=1), {}))
     )
     assert many.compute == pytest.approx(4096 * few.compute)

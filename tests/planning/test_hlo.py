@@ -65,7 +65,7 @@ ENTRY %main (z: s32[]) -> s32[] {
 }
 """
     module = Module(text)
-    with pytest.raises(ValueError, match="how often loop repeats"):
+    with pytest.raises(ValueError, match="no trip count of the loop loop"):
         module.trip_count(module["main"].root)
 
 

@@ -159,9 +159,9 @@ def test_generation_is_compiled_and_split_at_its_loop_over_tokens(tmp_path):
     [
         ({"mesh": {"fsdp": 3}}, "does not fit the 8 devices of h200:8"),
         ({"mesh": {"sideways": 8}}, "unknown mesh axis 'sideways'"),
-        ({"price": 0.0}, "wanted more than 0"),
+        ({"price": 0.0}, "expected more than 0"),
         ({"mode": "sing"}, "plan.mode is 'sing'"),
-        ({"search": True}, "a search needs a compiler"),
+        ({"search": True}, "a search needs the TPU compiler"),
     ],
 )
 def test_what_does_not_go_together_is_one_clear_line(changes, said, tmp_path):
