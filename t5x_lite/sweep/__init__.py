@@ -1,1 +1,1 @@
-"""Grids of small runs that repeat a study: specification, stages, runner, scores."""
+"""Sweeps: pretrain, fine-tune and compare the rows of a study, resumably, here or on a cluster."""

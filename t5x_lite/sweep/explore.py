@@ -1,4 +1,4 @@
-"""`t5x_lite explore`: the rows of a study, trained and judged alike, and what came of them."""
+"""`t5x_lite explore`: train and evaluate the rows of a study, and record their scores."""
 
 import logging
 import sys
@@ -13,13 +13,13 @@ from t5x_lite.distributed.processes import START_AGAIN
 from t5x_lite.errors import ConfigError
 from t5x_lite.io import atomic
 from t5x_lite.metrics.published_t5_study import STUDY_TABLES
-from t5x_lite.sweep.cluster_jobs import hand_off_rows
+from t5x_lite.sweep.cluster_jobs import write_job_commands
 from t5x_lite.sweep.grid import PlannedRow, Planner
-from t5x_lite.sweep.runner import DONE, RUNS, Runs, SweepJob, column_score, outcome_of, state_of
+from t5x_lite.sweep.runner import DONE, RUNS, Runs, SweepJob, column_score, result_of, state_of
 from t5x_lite.sweep.spec import Scale, Sweep, at_scale
 
 _LOG = logging.getLogger(__name__)
-HandOff = Literal["slurm", "jobset", "xpk"]
+Engine = Literal["slurm", "jobset", "xpk"]
 
 
 def explore(
@@ -34,7 +34,7 @@ def explore(
     jobs: int = 1,
     only: str | None = None,
     seed: int | None = None,
-    write_jobs: HandOff | None = None,
+    write_jobs: Engine | None = None,
     invocation: Invocation,
     describe_config: Callable[[], str] = str,
 ) -> None:
@@ -60,10 +60,10 @@ def explore(
         describe_config: Not used.
 
     Raises:
-        ConfigError: A row that cannot work, before anything runs.
+        ConfigError: A setting or a row is invalid; raised before anything runs.
     """
-    until = None if budget is None else time.monotonic() + 60 * budget
-    _check(study, scales, scale, seeds, jobs, only, seed)
+    stop_time = None if budget is None else time.monotonic() + 60 * budget
+    _check_settings(study, scales, scale, seeds, jobs, only, seed)
     directory = Path(output) / scale
     directory.mkdir(parents=True, exist_ok=True)
     planner = Planner(study, scales[scale], scale, invocation.read, everywhere=everywhere)
@@ -76,10 +76,10 @@ def explore(
         if only in (None, row.row.name) and seed in (None, number)
     ]
     if write_jobs is not None:
-        hand_off_rows(write_jobs, directory / study.name, invocation.arguments, chosen)
+        write_job_commands(write_jobs, directory / study.name, invocation.arguments, chosen)
         return
     flags = invocation.search_arguments
-    runs = Runs(directory, flags=flags, everywhere=everywhere, until=until)
+    runs = Runs(directory, flags=flags, everywhere=everywhere, stop_time=stop_time)
 
     def write() -> None:
         atomic.write_json(
@@ -87,15 +87,16 @@ def explore(
         )
 
     write()
-    runs.carry_out(chosen, at_once=jobs, done=lambda job: write())
+    runs.run_all(chosen, at_once=jobs, on_end=lambda job: write())
     write()
-    left = [job for job in chosen if not _done(job, runs)]
-    failed = [job for job in left if any(_state(s, runs) == "failed" for s in job.stages)]
+    remaining = [job for job in chosen if not _is_job_done(job, runs)]
+    failed = [job for job in remaining if any(_state(s, runs) == "failed" for s in job.stages)]
     _LOG.info(
-        f"{len(chosen) - len(left)} of {count(len(chosen), 'job')} done, {len(failed)} failed; "
+        f"{len(chosen) - len(remaining)} of {count(len(chosen), 'job')} done, {len(failed)} "
+        f"failed; "
         f"make a page of the results with: t5x_lite report {directory}"
     )
-    if len(left) > len(failed):
+    if len(remaining) > len(failed):
         _LOG.info("the same command runs the remaining jobs")
         sys.exit(START_AGAIN)
     if failed:
@@ -103,30 +104,41 @@ def explore(
 
 
 def record(
-    study: Sweep, scale: Scale, named: str, planned: Sequence[PlannedRow], runs: Runs
+    study: Sweep, scale: Scale, scale_name: str, planned: Sequence[PlannedRow], runs: Runs
 ) -> dict[str, Any]:
-    """All that a report says of a study: rows, what they cost, and scores by seed."""
+    """Return what a report needs of a study, as JSON: rows, their compute, and scores by seed.
+
+    Args:
+        study: The study.
+        scale: The scale.
+        scale_name: Its name.
+        planned: The rows.
+        runs: Where the runs are.
+    """
     return {
         "name": study.name,
         "title": study.title or study.name,
-        "scale": named,
+        "scale": scale_name,
         "matched": study.matched,
         "baseline": study.baseline,
         "tables": study.tables,
         "columns": {head: list(column) for head, column in scale.columns.items()},
-        "rows": [_row(study, scale, named, row, runs) for row in planned],
+        "rows": [_row(study, scale, scale_name, row, runs) for row in planned],
     }
 
 
-def _row(study: Sweep, scale: Scale, named: str, planned: PlannedRow, runs: Runs) -> dict[str, Any]:
+def _row(
+    study: Sweep, scale: Scale, scale_name: str, planned: PlannedRow, runs: Runs
+) -> dict[str, Any]:
+    """Return the record of a row: what it changes, its compute, and its seeds."""
     row, cost = planned.row, planned.pretraining
-    changes = [*at_scale(row.pretrain or (), named)]
+    changes = [*at_scale(row.pretrain or (), scale_name)]
     changes += [f"{name} x {factor:g}" for name, factor in row.times.items()]
     if row.pretrain is None:
         changes += ["no pretraining"]
     if row.finetune is None:
         changes += ["no fine-tuning"]
-    changes += [f"fine-tuning: {change}" for change in at_scale(row.finetune or (), named)]
+    changes += [f"fine-tuning: {change}" for change in at_scale(row.finetune or (), scale_name)]
     changes += [f"fine-tuning: {name} x {f:g}" for name, f in row.finetune_times.items()]
     if row.ensemble > 1:
         changes += [f"ensemble of {row.ensemble}, by {row.ensemble_of}"]
@@ -135,39 +147,39 @@ def _row(study: Sweep, scale: Scale, named: str, planned: PlannedRow, runs: Runs
         "changes": changes,
         "pretraining": cost and {"steps": cost.steps, "flops": cost.flops},
         "fine_tuning": {
-            task: {"steps": each.steps, "flops": each.flops}
-            for task, each in planned.fine_tuning.items()
+            task: {"steps": compute.steps, "flops": compute.flops}
+            for task, compute in planned.fine_tuning.items()
         },
         "seeds": [_seed(scale, planned, seed, runs) for seed in planned.stages],
     }
 
 
 def _seed(scale: Scale, planned: PlannedRow, seed: int, runs: Runs) -> dict[str, Any]:
-    """How a row stands at a seed, and its scores as far as they are known."""
+    """Return the record of a row at a seed: its state, and the scores of finished stages."""
     folders = {stage.key: runs.folder(stage) for stage in planned.stages[seed]}
     states = [state_of(folder) for folder in folders.values()]
-    failed = [each.reason for each in states if each.state == "failed"]
-    done = {key: outcome_of(folder) for key, folder in folders.items() if _is_done(folder)}
+    reasons = [state.reason for state in states if state.state == "failed"]
+    results = {key: result_of(folder) for key, folder in folders.items() if _is_stage_done(folder)}
     scores = {}
     for head, (task, name) in scale.columns.items():
-        if (outcome := done.get(planned.judged[seed][task])) is not None:
-            scores[head] = column_score(outcome["figures"], name)
+        if (result := results.get(planned.scored_stages[seed][task])) is not None:
+            scores[head] = column_score(result["figures"], name)
     held_out: dict[str, float] = {}
     for stage in planned.stages[seed]:
-        if not stage.task and stage.key in done and (by_step := done[stage.key]["figures"]):
+        if not stage.task and stage.key in results and (by_step := results[stage.key]["figures"]):
             held_out |= by_step[max(by_step)]
     return {
         "seed": seed,
-        "state": "failed" if failed else "done" if len(done) == len(states) else "unfinished",
-        "reason": failed[0] if failed else "",
+        "state": "failed" if reasons else "done" if len(results) == len(states) else "unfinished",
+        "reason": reasons[0] if reasons else "",
         "scores": {head: score for head, score in scores.items() if score is not None},
         "held_out": held_out,
-        "seconds": sum(outcome["seconds"] for outcome in done.values()),
+        "seconds": sum(result["seconds"] for result in results.values()),
         "runs": [f"{RUNS}/{folder.name}" for folder in folders.values()],
     }
 
 
-def _check(
+def _check_settings(
     study: Sweep,
     scales: Mapping[str, Scale],
     scale: str,
@@ -177,28 +189,28 @@ def _check(
     seed: int | None,
 ) -> None:
     if scale not in scales:
-        raise ConfigError(f"scale is {scale!r}; wanted one of {', '.join(scales)}", "SCALE")
+        raise ConfigError(f"scale is {scale!r}; expected one of {', '.join(scales)}", "SCALE")
     if unknown := set(study.tables) - set(STUDY_TABLES):
         raise ConfigError(
-            f"there is no published table {', '.join(sorted(unknown))}; wanted some of "
+            f"there is no published table {', '.join(sorted(unknown))}; expected some of "
             f"{', '.join(STUDY_TABLES)}",
             "Sweep.table",
         )
     if seeds < 1 or jobs < 1:
         raise ConfigError(
-            f"seeds is {seeds} and jobs {jobs}; wanted 1 or more of each", "SEEDS", "explore.jobs"
+            f"seeds is {seeds} and jobs {jobs}; expected 1 or more of each", "SEEDS", "explore.jobs"
         )
     if only is not None and only not in study.rows:
         raise ConfigError(
-            f"only is {only!r}; wanted one of the rows {', '.join(study.rows)}", "explore.only"
+            f"only is {only!r}; expected one of the rows {', '.join(study.rows)}", "explore.only"
         )
     if seed is not None and not 0 <= seed < seeds:
         raise ConfigError(
-            f"seed is {seed}; wanted one of 0 to {seeds - 1}", "explore.seed", "SEEDS"
+            f"seed is {seed}; expected one of 0 to {seeds - 1}", "explore.seed", "SEEDS"
         )
 
 
-def _done(job: SweepJob, runs: Runs) -> bool:
+def _is_job_done(job: SweepJob, runs: Runs) -> bool:
     return all(_state(stage, runs) == "done" for stage in job.stages)
 
 
@@ -206,5 +218,5 @@ def _state(stage: Any, runs: Runs) -> str:
     return state_of(runs.folder(stage)).state
 
 
-def _is_done(folder: Path) -> bool:
+def _is_stage_done(folder: Path) -> bool:
     return (folder / DONE).is_file()

@@ -1,4 +1,4 @@
-"""What a study comes to: stages of every row and seed, their hashes, steps matched in compute."""
+"""Plan a study: the stages of every row and seed, their hashes, and steps matched in compute."""
 
 import dataclasses
 import hashlib
@@ -12,83 +12,118 @@ from t5x_lite.models.flops import train_step_flops
 from t5x_lite.sweep.spec import Scale, Sweep, SweepRow, slug
 from t5x_lite.sweep.stages import MEMBERS, Kind, Stage, base_lines, fine_tuning, pretraining
 
-_PLACES = {"model_dir", "init_from", "output_dir", "ensemble", "mesh", "cpu_devices", "seed"}
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, in what stands for it
+# Arguments that do not change the result of a run: directories, seeds (in the hash separately) and
+# the hardware.
+_NOT_HASHED = {"model_dir", "init_from", "output_dir", "ensemble", "mesh", "cpu_devices", "seed"}
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # memory address in the repr of a function
 
 
 class Call(NamedTuple):
-    """What a gin file comes to: what would be passed to its command, and its names as set."""
+    """The configuration of a command, read from a gin file.
+
+    Attributes:
+        arguments: The arguments that the command would be called with.
+        settings: The value of each gin name that is set.
+    """
 
     arguments: Mapping[str, Any]
     settings: Mapping[str, Any]
 
 
-# Of a command and the text of a gin file; returns the parts of a `Call`.
+# (command, text of a gin file) -> the fields of a `Call`.
 Read = Callable[[Kind, str], tuple[Mapping[str, Any], Mapping[str, Any]]]
 
 
 class Compute(NamedTuple):
-    """What a row's training costs. flops: model FLOPs of the whole, by the analytic count."""
+    """The compute of a training run.
+
+    Attributes:
+        steps: Number of steps.
+        step_flops: Model FLOPs of a step, by the analytic count.
+    """
 
     steps: int
     step_flops: float
 
     @property
     def flops(self) -> float:
-        """Of all steps."""
+        """Model FLOPs of all steps."""
         return self.steps * self.step_flops
 
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRow:
-    """A row with all its runs. pretraining: what one costs, or None. fine_tuning: by task.
+    """A row with all its runs.
 
-    stages: by seed, in an order in which each comes after what it needs; judged: by seed and task,
-    the keys of the stages that the row is judged by.
+    Attributes:
+        row: The row.
+        pretraining: Compute of one pretraining; None if the row has none.
+        fine_tuning: Compute of fine-tuning by task.
+        stages: Stages by seed, each after those it needs.
+        scored_stages: By seed and task, the key of the stage that has the row's scores.
     """
 
     row: SweepRow
     pretraining: Compute | None
     fine_tuning: Mapping[str, Compute]
     stages: Mapping[int, Sequence[Stage]]
-    judged: Mapping[int, Mapping[str, str]]
+    scored_stages: Mapping[int, Mapping[str, str]]
 
 
 class Planner:
-    """Plans rows at one scale; `everywhere` are bindings that all runs take and none is told by."""
+    """Plans the rows of a study at one scale.
+
+    Args:
+        study: The study.
+        scale: The scale.
+        scale_name: Its name.
+        read: Reads the configuration of a command from the text of a gin file.
+        everywhere: Gin bindings of all runs.
+    """
 
     def __init__(
         self,
         study: Sweep,
         scale: Scale,
-        named: str,
+        scale_name: str,
         read: Read,
         *,
         everywhere: Sequence[str] = (),
     ):
-        self._study, self._scale, self._named = study, scale, named
+        self._study, self._scale, self._scale_name = study, scale, scale_name
         self._read, self._everywhere = read, tuple(everywhere)
         self._known: dict[tuple[Kind, tuple[str, ...]], Call] = {}
 
     def rows(self, seeds: Sequence[int], only: str | None = None) -> list[PlannedRow]:
-        """Every row, or one of them, for some seeds; ConfigError, naming the row, for mistakes."""
+        """Plan the rows.
+
+        Args:
+            seeds: The seeds.
+            only: Name of one row; None is all.
+
+        Raises:
+            ConfigError: A row is invalid; the message names it.
+        """
         base = None
         if self._study.matched == "flops":
             row = next(r for r in self._study.all_rows() if r.name == self._study.baseline)
-            base = self._pretrained(row, None, next(iter(self._scale.tasks)))[1]
+            base = self._pretraining(row, None, next(iter(self._scale.tasks)))[1]
             if base is None:
                 raise ConfigError(
-                    f"row {row.name!r} is not pretrained; wanted another to match FLOPs with",
+                    f"row {row.name!r} is not pretrained; expected a baseline with pretraining, "
+                    f"to match its FLOPs",
                     "Sweep.baseline",
                     "Sweep.matched",
                 )
         rows = [row for row in self._study.all_rows() if only in (None, row.name)]
-        return [self._planned(row, base, seeds) for row in rows]
+        return [self._plan_row(row, base, seeds) for row in rows]
 
-    def _planned(self, row: SweepRow, base: Compute | None, seeds: Sequence[int]) -> PlannedRow:
+    def _plan_row(self, row: SweepRow, base: Compute | None, seeds: Sequence[int]) -> PlannedRow:
         try:
-            pretrained = {task: self._pretrained(row, base, task) for task in self._scale.tasks}
-            tasks = {task: self._tuned(row, task, pretrained[task][0]) for task in pretrained}
+            pretrained = {task: self._pretraining(row, base, task) for task in self._scale.tasks}
+            tasks = {
+                task: self._fine_tuning_lines(row, task, pretrained[task][0]) for task in pretrained
+            }
         except ConfigError as error:
             where = f"row {row.name!r} of {self._study.name}: {error.message}"
             raise ConfigError(where, "Sweep.rows", *error.names) from error
@@ -106,20 +141,20 @@ class Planner:
                 for task, lines in trained.items()
             },
             {seed: stages for seed, (stages, _) in planned.items()},
-            {seed: judged for seed, (_, judged) in planned.items()},
+            {seed: scored for seed, (_, scored) in planned.items()},
         )
 
-    def _pretrained(
+    def _pretraining(
         self, row: SweepRow, base: Compute | None, task: str
     ) -> tuple[tuple[str, ...], Compute | None]:
-        """What a task's pretraining is configured with, numbers multiplied, and what it costs."""
-        lines = pretraining(self._study, row, self._scale, self._named, task)
+        """Return the gin lines of pretraining for a task, and its compute; None without one."""
+        lines = pretraining(self._study, row, self._scale, self._scale_name, task)
         if lines is None:
-            return base_lines(self._study, self._scale, self._named), None
-        lines += self._multiplied(lines, row.times, from_weights=False)
+            return base_lines(self._study, self._scale, self._scale_name), None
+        lines += self._multiplied_bindings(lines, row.times, from_weights=False)
         call = self._call("train", lines)
         data = call.arguments["data"]
-        data.objective.raw_length(data.feature_lengths)  # an error here comes before any run
+        data.objective.raw_length(data.feature_lengths)  # raises errors before any run starts
         compute = _compute(call)
         if base is not None:
             steps = matched_steps(base, compute.step_flops, row.compute)
@@ -128,27 +163,34 @@ class Planner:
                 compute = _compute(self._call("train", lines))
         return lines, compute
 
-    def _tuned(self, row: SweepRow, task: str, before: Sequence[str]) -> tuple[str, ...]:
-        lines = fine_tuning(self._study, row, self._scale, self._named, task, before)
+    def _fine_tuning_lines(
+        self, row: SweepRow, task: str, before: Sequence[str]
+    ) -> tuple[str, ...]:
+        """Return the gin lines of a row's fine-tuning on a task, after those of pretraining."""
+        lines = fine_tuning(self._study, row, self._scale, self._scale_name, task, before)
         from_weights = row.pretrain is not None
-        return lines + self._multiplied(lines, row.finetune_times, from_weights=from_weights)
+        return lines + self._multiplied_bindings(
+            lines, row.finetune_times, from_weights=from_weights
+        )
 
-    def _multiplied(
+    def _multiplied_bindings(
         self, lines: tuple[str, ...], times: Mapping[str, float], *, from_weights: bool
     ) -> tuple[str, ...]:
-        """Bindings that set numbers to multiples of what they are set to."""
+        """Return bindings that multiply numbers of a configuration by factors."""
         settings = {}
         if times:
             settings = self._call("train", lines, from_weights=from_weights).settings
-        found = []
+        bindings = []
         for name, factor in times.items():
             same = (v for key, v in settings.items() if key == name or key.endswith(f".{name}"))
             value = next(reversed([*same]), None)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ConfigError(f"{name} is {value!r} and cannot be multiplied; wanted a number")
+                raise ConfigError(
+                    f"{name} is {value!r} and cannot be multiplied; expected a number"
+                )
             new = max(1, round(value * factor)) if isinstance(value, int) else value * factor
-            found.append(f"{name} = {new!r}")
-        return tuple(found)
+            bindings.append(f"{name} = {new!r}")
+        return tuple(bindings)
 
     def _stages(
         self,
@@ -157,40 +199,51 @@ class Planner:
         tasks: Mapping[str, tuple[str, ...]],
         seed: int,
     ) -> tuple[list[Stage], dict[str, str]]:
-        found: dict[str, Stage] = {}
+        """Return the stages of a row at a seed, and by task the key of the stage with its scores.
 
-        def add(*arguments: Any, **named: Any) -> str:
-            stage = self._stage(*arguments, **named)
-            return found.setdefault(stage.key, stage).key
+        Args:
+            row: The row.
+            before: By task, the gin lines of pretraining; empty if there is none.
+            tasks: By task, the gin lines of fine-tuning.
+            seed: The seed.
+        """
+        stages: dict[str, Stage] = {}
+
+        def add(*arguments: Any, **options: Any) -> str:
+            stage = self._stage(*arguments, **options)
+            return stages.setdefault(stage.key, stage).key
+
+        # Each member of an ensemble is pretrained, or only fine-tuned, with a seed of its own.
 
         members: dict[str, list[str]] = {task: [] for task in tasks}
         for member in (seed + MEMBERS * number for number in range(row.ensemble)):
-            first = member if row.ensemble_of == "pretrain" else seed
+            pretraining_seed = member if row.ensemble_of == "pretrain" else seed
             name = f"{slug(row.name)}.s{member}"
             for task, lines in tasks.items():
                 weights = ()
                 if before:
-                    own = f".{task}" if row.pretrain_for else ""
-                    called = f"{slug(row.name)}.s{first}.pretrain{own}"
-                    weights = (add("train", called, before[task], first),)
+                    suffix = f".{task}" if row.pretrain_for else ""
+                    pretraining_name = f"{slug(row.name)}.s{pretraining_seed}.pretrain{suffix}"
+                    weights = (add("train", pretraining_name, before[task], pretraining_seed),)
                 if row.finetune is None:
                     members[task] += weights
                 else:
-                    named = dict(task=task, needs=weights)
-                    members[task].append(add("train", f"{name}.{task}", lines, member, **named))
-        judged = {}
+                    options = dict(task=task, needs=weights)
+                    members[task].append(add("train", f"{name}.{task}", lines, member, **options))
+        # A fine-tuning run evaluates itself. Pretrained models and ensembles need an evaluation.
+        scored = {}
         for task, keys in members.items():
-            judged[task] = keys[0]
+            scored[task] = keys[0]
             if row.finetune is None or len(keys) > 1:
                 lines = tasks[task]
                 if row.finetune is not None:
                     lines += ('include "runs/evaluate.gin"', "evaluate.evaluate.losses = False")
                 name = f"{slug(row.name)}.s{seed}.{task}.judged"
                 steps = 'STEPS = "newest"' if len(keys) > 1 else 'STEPS = "all"'
-                judged[task] = add(
+                scored[task] = add(
                     "evaluate", name, (*lines, steps), seed, task=task, needs=tuple(keys)
                 )
-        return list(found.values()), judged
+        return list(stages.values()), scored
 
     def _stage(
         self,
@@ -202,13 +255,14 @@ class Planner:
         task: str = "",
         needs: tuple[str, ...] = (),
     ) -> Stage:
+        """Return a stage, with the hash of all that determines its result."""
         call = self._call(kind, lines, from_weights=bool(needs))
-        told = [kind, operative(call), seed if kind == "train" else 0, needs]
-        key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+        hashed = [kind, operative(call), seed if kind == "train" else 0, needs]
+        key = hashlib.sha256(json.dumps(hashed).encode()).hexdigest()[:12]
         return Stage(kind, name, lines, seed, key, task, needs)
 
     def _call(self, kind: Kind, lines: tuple[str, ...], *, from_weights: bool = False) -> Call:
-        """What a configuration comes to; the places of a draft stand for those still to be."""
+        """Read a configuration, with placeholders for the directories of the run."""
         if (kind, lines) not in self._known:
             needs = ("other",) if from_weights else ()
             draft = Stage(kind, "draft", lines, 0, "draft", needs=needs)
@@ -218,25 +272,36 @@ class Planner:
 
 
 def operative(call: Call) -> str:
-    """All that a command would be passed, places and seeds aside, as text."""
-    found = []
+    """Return all arguments of a command that determine its result, as text to be hashed."""
+    lines = []
     for name, value in sorted(call.arguments.items()):
-        if name in _PLACES:
+        if name in _NOT_HASHED:
             continue
         if name == "data":
             value = dataclasses.replace(value, data_dir="", store_dir=None, seed=0)
-        found.append(f"{name} = {_ADDRESS.sub('', repr(value))}")
-    return "\n".join(found)
+        lines.append(f"{name} = {_ADDRESS.sub('', repr(value))}")
+    return "\n".join(lines)
 
 
 def matched_steps(base: Compute, step_flops: float, compute: float = 1.0) -> int:
-    """How many steps of `step_flops` come nearest to so many times the base's FLOPs; 1 at least."""
+    """Return the number of steps whose FLOPs are closest to a multiple of the baseline's.
+
+    Args:
+        base: Compute of the baseline.
+        step_flops: FLOPs of one step.
+        compute: The multiple.
+
+    Returns:
+        A number of at least 1.
+    """
     return max(1, round(base.flops * compute / step_flops))
 
 
 def _compute(call: Call) -> Compute:
-    found = call.arguments
+    arguments = call.arguments
     flops = train_step_flops(
-        found["model"], batch_size=found["batch_size"], lengths=found["data"].feature_lengths
+        arguments["model"],
+        batch_size=arguments["batch_size"],
+        lengths=arguments["data"].feature_lengths,
     )
-    return Compute(found["steps"], flops)
+    return Compute(arguments["steps"], flops)

@@ -1,4 +1,4 @@
-"""Runs of a study, one after another or a few at once, each in a process of its own."""
+"""Run the stages of a study, one or several at a time, each in its own process."""
 
 import contextlib
 import logging
@@ -27,33 +27,51 @@ from t5x_lite.metrics.glue_average import benchmark_averages
 from t5x_lite.sweep.stages import Stage
 
 DONE, FAILED, CONFIG = "done.json", "failed.json", "run.gin"
-OUTPUT = "output.txt"  # of a stage's process; its own log is beside it
+OUTPUT = "output.txt"  # output of a stage's process
 RUNS = "runs"
 _LOG = logging.getLogger(__name__)
-_GRACE = 300.0  # seconds that a run is given to save when all is to stop
-_LOOK = 0.2
+_GRACE = 300.0  # seconds in which a stopped run may save a checkpoint
+_POLL = 0.2  # seconds
 
 
 class SweepJob(NamedTuple):
-    """A row at one seed: its stages, each after what it needs."""
+    """A row at one seed.
+
+    Attributes:
+        row: Name of the row.
+        seed: The seed.
+        stages: Its stages, each after those it needs.
+    """
 
     row: str
     seed: int
     stages: Sequence[Stage]
 
 
-class Ended(NamedTuple):
-    """How a stage ended: "done", "failed" with a reason, or "stopped", to be gone on with."""
+class StageState(NamedTuple):
+    """The state of a stage.
+
+    Attributes:
+        state: "done", "failed", "stopped" (it can be resumed) or "unfinished".
+        reason: Why it failed.
+    """
 
     state: str
     reason: str = ""
 
 
 class Runs:
-    """Carries out the stages of jobs below a directory; what is done there is not done again.
+    """Runs the stages of jobs. Stages that are done in the directory are not run again.
 
-    command: what starts `t5x_lite`. flags: for every run. until: the `time.monotonic()` at which
-    all stops. everywhere: bindings for all runs.
+    Args:
+        directory: Directory of the study.
+        flags: Command-line flags of every run.
+        everywhere: Gin bindings of every run.
+        stop_time: The `time.monotonic()` at which all runs are stopped; None is no limit.
+        command: The command that starts `t5x_lite`.
+
+    Attributes:
+        stop: Set to stop all runs.
     """
 
     def __init__(
@@ -62,35 +80,41 @@ class Runs:
         *,
         flags: Sequence[str] = (),
         everywhere: Sequence[str] = (),
-        until: float | None = None,
+        stop_time: float | None = None,
         command: Sequence[str] = (sys.executable, "-m", "t5x_lite"),
     ):
         self._directory = directory
-        self._flags, self._everywhere, self._until = flags, everywhere, until
+        self._flags, self._everywhere, self._stop_time = flags, everywhere, stop_time
         self._command = command
         self.stop = threading.Event()
 
     def folder(self, stage: Stage) -> Path:
-        """Where a stage runs: whichever row made it gave it its name."""
-        made = sorted((self._directory / RUNS).glob(f"*-{stage.key}"))
-        return made[0] if made else self._directory / RUNS / stage.folder
+        """Return the directory of a stage; the first row that needed it has given it its name."""
+        existing = sorted((self._directory / RUNS).glob(f"*-{stage.key}"))
+        return existing[0] if existing else self._directory / RUNS / stage.folder
 
-    def carry_out(
-        self, todo: Sequence[SweepJob], *, at_once: int, done: Callable[[SweepJob], None]
+    def run_all(
+        self, jobs: Sequence[SweepJob], *, at_once: int, on_end: Callable[[SweepJob], None]
     ) -> None:
-        """Do all jobs, `at_once` at a time, telling `done` of each that ended well or failed."""
+        """Run jobs until all are done or failed, or until the runs are stopped.
+
+        Args:
+            jobs: The jobs.
+            at_once: Number of jobs that run at the same time, each on its share of the CPU cores.
+            on_end: Called with each job that is done or failed.
+        """
         waiting: queue.SimpleQueue[SweepJob] = queue.SimpleQueue()
-        for job in todo:
+        for job in jobs:
             waiting.put(job)
 
         def work(cores: Sequence[int] | None) -> None:
             with contextlib.suppress(queue.Empty):
-                while not self._over():
+                while not self._is_stopping():
                     job = waiting.get_nowait()
-                    if self._do(job, cores):
-                        done(job)
+                    if self._run_job(job, cores):
+                        on_end(job)
 
-        threads = [threading.Thread(target=work, args=(cores,)) for cores in _shares(at_once)]
+        threads = [threading.Thread(target=work, args=(cores,)) for cores in _core_shares(at_once)]
         # SIGTERM and Ctrl-C stop all runs, which save and can be resumed; a second one ends this
         # process, and the runs with it, at once. Only the main thread can catch signals.
         is_main = threading.current_thread() is threading.main_thread()
@@ -106,54 +130,57 @@ class Runs:
             for thread in threads:
                 thread.join()
 
-    def _do(self, job: SweepJob, cores: Sequence[int] | None) -> bool:
-        """Do a job's stages; False if it was stopped."""
-        began = time.monotonic()
+    def _run_job(self, job: SweepJob, cores: Sequence[int] | None) -> bool:
+        """Run a job's stages; return False if it was stopped."""
+        start = time.monotonic()
         for stage in job.stages:
-            ended = self._stage(stage, cores)
+            ended = self._run_stage(stage, cores)
             if ended.state == "stopped":
                 return False
             if ended.state == "failed":
                 _LOG.error(f"{job.row}, seed {job.seed}: {stage.name} failed: {ended.reason}")
                 return True
-        _LOG.info(f"{job.row}, seed {job.seed}: done in {duration(time.monotonic() - began)}")
+        _LOG.info(f"{job.row}, seed {job.seed}: done in {duration(time.monotonic() - start)}")
         return True
 
-    def _stage(self, stage: Stage, cores: Sequence[int] | None) -> Ended:
+    def _run_stage(self, stage: Stage, cores: Sequence[int] | None) -> StageState:
+        """Run a stage unless it is done; other processes that share the directory wait."""
         (self._directory / RUNS).mkdir(parents=True, exist_ok=True)
         with file_lock(self._directory / RUNS / f".{stage.key}.lock"):
             folder = self.folder(stage)
             if (folder / DONE).is_file():
-                return Ended("done")
-            if self._over():
-                return Ended("stopped")
+                return StageState("done")
+            if self._is_stopping():
+                return StageState("stopped")
             folder.mkdir(parents=True, exist_ok=True)
             (folder / FAILED).unlink(missing_ok=True)
             config = stage.text(self._folders(stage), self._everywhere)
             atomic.write_text(folder / CONFIG, config)
-            began = time.monotonic()
-            code = self._run([stage.kind, f"--gin_file={folder / CONFIG}"], folder / OUTPUT, cores)
+            start = time.monotonic()
+            code = self._run_process(
+                [stage.kind, f"--gin_file={folder / CONFIG}"], folder / OUTPUT, cores
+            )
             if code == 0:
-                seconds = time.monotonic() - began
+                seconds = time.monotonic() - start
                 record = {"name": stage.name, "seconds": seconds, "figures": figures(folder)}
                 atomic.write_json(folder / DONE, record)
-                return Ended("done")
-            if self._over() or code == START_AGAIN:
-                return Ended("stopped")
-            reason = f"exit code {code}: {_reason(folder / OUTPUT)}"
+                return StageState("done")
+            if self._is_stopping() or code == START_AGAIN:
+                return StageState("stopped")
+            reason = f"exit code {code}: {_last_error(folder / OUTPUT)}"
             atomic.write_json(folder / FAILED, {"reason": reason})
-            return Ended("failed", reason)
+            return StageState("failed", reason)
 
     def _folders(self, stage: Stage) -> Mapping[str, str]:
-        """Where a stage and those that it needs lie."""
-        found = {stage.key: str(self.folder(stage))}
+        """Return the directories of a stage and of those it needs, by key."""
+        folders = {stage.key: str(self.folder(stage))}
         for key in stage.needs:
-            (made,) = (self._directory / RUNS).glob(f"*-{key}")
-            found[key] = str(made)
-        return found
+            (folder,) = (self._directory / RUNS).glob(f"*-{key}")
+            folders[key] = str(folder)
+        return folders
 
-    def _run(self, arguments: Sequence[str], log: Path, cores: Sequence[int] | None) -> int:
-        """Run to the end, or until all stops; returns the exit code."""
+    def _run_process(self, arguments: Sequence[str], log: Path, cores: Sequence[int] | None) -> int:
+        """Run a command to its end, or until the runs are stopped; return its exit code."""
         command = [*self._command, *arguments, *self._flags]
         with (
             open(log, "ab") as file,
@@ -162,41 +189,47 @@ class Runs:
             if cores is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.sched_setaffinity(child.pid, cores)
-            while not self._over():
-                if (code := child.wait(_LOOK)) is not None:
+            while not self._is_stopping():
+                if (code := child.wait(_POLL)) is not None:
                     return code
             child.send(signal.SIGTERM)
             code = child.wait(_GRACE)
             return START_AGAIN if code is None else code
 
-    def _over(self) -> bool:
-        if self._until is not None and time.monotonic() >= self._until:
+    def _is_stopping(self) -> bool:
+        if self._stop_time is not None and time.monotonic() >= self._stop_time:
             self.stop.set()
         return self.stop.is_set()
 
 
-def state_of(folder: Path) -> Ended:
-    """How the stage of a folder stands; "unfinished" if it has neither ended well nor failed."""
+def state_of(folder: Path) -> StageState:
+    """Return the state of the stage in a directory: "done", "failed" or "unfinished"."""
     if (folder / DONE).is_file():
-        return Ended("done")
+        return StageState("done")
     if (folder / FAILED).is_file():
-        return Ended("failed", read_json(folder / FAILED)["reason"])
-    return Ended("unfinished")
+        return StageState("failed", read_json(folder / FAILED)["reason"])
+    return StageState("unfinished")
 
 
-def outcome_of(folder: Path) -> dict[str, Any]:
-    """What a finished stage left: "seconds", and "figures" by step."""
-    found = read_json(folder / DONE)
-    found["figures"] = {int(step): scores for step, scores in found["figures"].items()}
-    return found
+def result_of(folder: Path) -> dict[str, Any]:
+    """Read the result of a finished stage: its "name", "seconds", and "figures" by step."""
+    result = read_json(folder / DONE)
+    result["figures"] = {int(step): scores for step, scores in result["figures"].items()}
+    return result
 
 
 def figures(folder: Path) -> Figures:
-    """Scores and held-out losses by "task/metric", of each step that was evaluated."""
-    found: dict[int, dict[str, float]] = {}
+    """Read validation losses and scores by "task/metric", of each step that was evaluated.
+
+    They are in metrics.jsonl of a training run and in evaluations.jsonl of an evaluation.
+
+    Args:
+        folder: Directory of a run.
+    """
+    by_step: dict[int, dict[str, float]] = {}
     for record in read_json_lines(folder / METRICS):
         kind, _, task = record["kind"].partition("/")
-        of_step = found.setdefault(record["step"], {})
+        of_step = by_step.setdefault(record["step"], {})
         if kind == "validation":
             of_step[f"{task}/loss"] = record["loss"]
         elif kind == "metrics" and task != "averages":
@@ -206,27 +239,27 @@ def figures(folder: Path) -> Figures:
         if record["task"] != "averages":
             skipped = ("step", "split", "task", "target_tokens", "examples")
             scores = {k: v for k, v in record.items() if k not in skipped}
-            of_step = found.setdefault(record["step"], {})
+            of_step = by_step.setdefault(record["step"], {})
             of_step |= {f"{record['task']}/{name}": value for name, value in scores.items()}
-    return {step: scores for step, scores in found.items() if scores}
+    return {step: scores for step, scores in by_step.items() if scores}
 
 
 def _environment() -> dict[str, str]:
-    """That of this process, for one that is alone, whatever launched this one."""
-    meeting = ("JAX_COORDINATOR_ADDRESS", "JAX_PROCESS_ID")
-    kept = {name: value for name, value in os.environ.items() if name not in meeting}
+    """Return the environment of a single process, also if this one was launched by a cluster."""
+    cluster_variables = ("JAX_COORDINATOR_ADDRESS", "JAX_PROCESS_ID")
+    kept = {name: value for name, value in os.environ.items() if name not in cluster_variables}
     return {**kept, "JAX_NUM_PROCESSES": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def _reason(log: Path) -> str:
-    """The last error that a run told of, or what it said last."""
+def _last_error(log: Path) -> str:
+    """Return the last error in a run's output, or else its last line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
-    return (errors or lines or ["it said nothing"])[-1][:400]
+    return (errors or lines or ["there is no output"])[-1][:400]
 
 
-def _shares(number: int) -> list[Sequence[int] | None]:
-    """The cores of each of so many runs at once; None where they need not share."""
+def _core_shares(number: int) -> list[Sequence[int] | None]:
+    """Split the CPU cores among runs at the same time; None if a run may use all of them."""
     if number == 1 or not hasattr(os, "sched_getaffinity"):
         return [None] * number
     cores = sorted(os.sched_getaffinity(0))
@@ -236,14 +269,19 @@ def _shares(number: int) -> list[Sequence[int] | None]:
 
 
 def column_score(figures: Figures, name: str) -> float | None:
-    """The best value of "task/metric", a loss at its lowest; None where there is none.
+    """Return the value of a metric at the best checkpoint of its task; None if there is none.
 
-    The best checkpoint of a task is that with the highest mean of its metrics, as in the T5 study;
-    "glue/average" and "super_glue/average" average the best of every task.
+    The best checkpoint of a task has the highest mean of its metrics, as in the T5 paper.
+    "glue/average" and "super_glue/average" average the best of every task. For a loss it is the
+    lowest value.
+
+    Args:
+        figures: Scores by step.
+        name: "task/metric".
     """
     if name.endswith(f"/{LOSS}"):
-        found = [scores[name] for scores in figures.values() if name in scores]
-        return min(found) if found else None
+        losses = [scores[name] for scores in figures.values() if name in scores]
+        return min(losses) if losses else None
     best: dict[str, float] = {}
     for _, scores in best_of_each_task(figures).values():
         best |= scores

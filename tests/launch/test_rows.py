@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from t5x_lite.sweep.cluster_jobs import hand_off_rows
+from t5x_lite.sweep.cluster_jobs import write_job_commands
 from t5x_lite.sweep.runner import SweepJob
 
 JOBS = [SweepJob("10 %", 0, []), SweepJob("drop 'em, all", 1, [])]
@@ -17,7 +17,7 @@ def write_jobs(cloud, log_lines):
 
     def run(engine, options=()):
         words = [f"--gin.MODEL_DIR={cloud.model_dir}", "--gin.E=$HOME", "--jobs=2", "--seeds=2"]
-        hand_off_rows(engine, cloud.folder / "study", words, JOBS)
+        write_job_commands(engine, cloud.folder / "study", words, JOBS)
         command = log_lines[-1].split(" --image")[0].split()
         done = subprocess.run(
             [*command, *options],

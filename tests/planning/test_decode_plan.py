@@ -50,7 +50,7 @@ def test_the_cache_of_a_device_is_what_its_shards_hold(model):
         )
 
     found = cache_bytes(model, TEXTS, dict(mesh.shape))
-    assert found == CacheBytes(own=held("own"), cross=held("cross"))
+    assert found == CacheBytes(own=held("self_kv"), cross=held("cross_kv"))
 
 
 def test_prefill_and_tokens_of_one_text_are_the_products_of_a_whole_pass():

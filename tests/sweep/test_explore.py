@@ -79,7 +79,7 @@ def results(directory):
 
 def test_mistakes_are_told_with_the_flag_before_anything_runs(start):
     text = end(start("one", "--only=shuffling"), 2)
-    assert "only is 'shuffling'; wanted one of the rows spans, deshuffling" in text
+    assert "only is 'shuffling'; expected one of the rows spans, deshuffling" in text
     assert "explore.only is set by flag --gin.explore.only=shuffling" in text
 
 
@@ -117,7 +117,7 @@ def test_a_grid_killed_at_random_ends_in_the_table_of_the_undisturbed_one(start,
 @pytest.mark.timeout(1800)
 def test_a_budget_stops_in_good_order_and_the_next_call_goes_on(start, tmp_path):
     text = end(start("one", "--budget=0.3", "--only=spans", "--seed=0"), 75)
-    assert "the same command goes on with the rest" in text
+    assert "the same command runs the remaining jobs" in text
     end(start("one", "--only=spans", "--seed=0"), 0)
     (row, other) = results(tmp_path / "one")["rows"]
     assert [seed["state"] for seed in row["seeds"]] == ["done", "unfinished"]

@@ -134,7 +134,7 @@ def test_rows_differ_where_they_say():
     assert rows["no pretraining"].pretraining is None
     pretrained, judged = rows["as pretrained"].stages[0]
     assert (judged.kind, judged.needs) == ("evaluate", (pretrained.key,))
-    assert rows["as pretrained"].judged[0] == {"name": judged.key}
+    assert rows["as pretrained"].scored_stages[0] == {"name": judged.key}
     four, tuned = rows["four"].stages[0], rows["four tuned"].stages[0]
     assert [stage.seed for stage in four] == [0, 0, 1000, 1000, 2000, 2000, 3000, 3000, 0]
     assert [stage.seed for stage in tuned] == [0, 0, 1000, 2000, 3000, 0]

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from t5x_lite.sweep.runner import Runs, SweepJob, outcome_of, state_of
+from t5x_lite.sweep.runner import Runs, SweepJob, result_of, state_of
 from t5x_lite.sweep.stages import Stage
 
 # Counts its steps in a file, goes on where it stood, and ends with 75 when it is told to stop.
@@ -72,7 +72,7 @@ def runs(tmp_path):
 def table(made):
     """What is left of the grid: a pair of figures for each job."""
     return {
-        (job.row, job.seed): [outcome_of(made.folder(stage))["figures"] for stage in job.stages]
+        (job.row, job.seed): [result_of(made.folder(stage))["figures"] for stage in job.stages]
         for job in GRID
     }
 
@@ -80,41 +80,41 @@ def table(made):
 def test_a_grid_is_done_once_and_what_rows_share_is_shared(runs, tmp_path):
     made = runs("grid", flags=["--gin_imports=x"])
     ended = []
-    made.carry_out(GRID, at_once=2, done=ended.append)
+    made.run_all(GRID, at_once=2, on_end=ended.append)
     assert sorted(ended) == sorted(GRID)
     starts = (tmp_path / "grid" / "starts").read_text().splitlines()
     assert len(starts) == 6  # two pretrainings, four fine-tunings
     assert all(start.endswith("['--gin_imports=x']") for start in starts)
     assert table(made)["a", 1] == [{5: {"t/loss": 6.0}}, {3: {"t/loss": 9.0}}]
     again = runs("grid")
-    again.carry_out(GRID, at_once=1, done=ended.append)
+    again.run_all(GRID, at_once=1, on_end=ended.append)
     assert len((tmp_path / "grid" / "starts").read_text().splitlines()) == 6
 
 
 def test_a_row_that_fails_stops_no_other_and_is_tried_again(runs, log_lines):
     made = runs("grid")
     broken = chain("c", 0, "FAIL = 1")
-    made.carry_out([broken, *GRID], at_once=1, done=lambda job: None)
+    made.run_all([broken, *GRID], at_once=1, on_end=lambda job: None)
     ended = state_of(made.folder(broken.stages[1]))
     assert ended == ("failed", "exit code 1: ValueError: there is no such thing")
     assert "c, seed 0: c.s0.tuned failed: exit code 1" in log_lines[0]
     assert len(table(made)) == 4
     second = dataclasses.replace(broken.stages[1], lines=("STEPS = 3",))
     mended = SweepJob("c", 0, [broken.stages[0], second])
-    made.carry_out([mended], at_once=1, done=lambda job: None)
+    made.run_all([mended], at_once=1, on_end=lambda job: None)
     assert state_of(made.folder(mended.stages[1])).state == "done"
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_grid_stopped_at_random_ends_as_if_undisturbed(runs, seed):
     undisturbed = runs("undisturbed")
-    undisturbed.carry_out(GRID, at_once=2, done=lambda job: None)
+    undisturbed.run_all(GRID, at_once=2, on_end=lambda job: None)
     chance, stops = random.Random(seed), 0
     while True:
         made = runs("stopped")
         timer = threading.Timer(chance.uniform(0.05, 0.4), made.stop.set)
         timer.start()
-        made.carry_out(GRID, at_once=chance.choice((1, 2)), done=lambda job: None)
+        made.run_all(GRID, at_once=chance.choice((1, 2)), on_end=lambda job: None)
         timer.cancel()
         if all(state_of(made.folder(s)).state == "done" for job in GRID for s in job.stages):
             break
@@ -124,14 +124,14 @@ def test_a_grid_stopped_at_random_ends_as_if_undisturbed(runs, seed):
 
 
 def test_a_budget_that_is_spent_stops_in_good_order(runs, log_lines):
-    made = runs("grid", until=time.monotonic())
-    made.carry_out(GRID, at_once=1, done=lambda job: pytest.fail("nothing was to be done"))
+    made = runs("grid", stop_time=time.monotonic())
+    made.run_all(GRID, at_once=1, on_end=lambda job: pytest.fail("nothing was to be done"))
     assert not log_lines
 
 
 def test_the_configuration_of_a_run_can_be_given_to_the_command_again(runs):
     made = runs("grid", everywhere=["DATA_DIR = 'd'"])
-    made.carry_out(GRID[:1], at_once=1, done=lambda job: None)
+    made.run_all(GRID[:1], at_once=1, on_end=lambda job: None)
     text = (made.folder(GRID[0].stages[1]) / "run.gin").read_text()
     assert text.index("STEPS = 3") < text.index("DATA_DIR") < text.index("MODEL_DIR")
     found = re.search(r'^INITIAL_CHECKPOINT_PATH = "(.*)"', text, re.MULTILINE)

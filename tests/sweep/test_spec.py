@@ -36,14 +36,14 @@ def test_a_row_is_a_list_of_changes_or_says_where_it_differs():
         ({"name": "a/b"}, "name must be letters, .* got 'a/b'"),
         ({"baseline": "three"}, "baseline must be one of the rows one, two, LM; got 'three'"),
         ({"matched": "time"}, "matched must be flops or steps; got 'time'"),
-        ({"rows": {"one": {"pretrian": []}}}, "wanted a list of changes, or a dict of some of"),
-        ({"rows": {"one": "A.b = 1"}}, "wanted a list of changes"),
-        ({"rows": {"one": {"pretrain": "A.b = 1"}}}, "wanted a list"),
-        ({"rows": {"one": {"pretrain_for": {"squad": "A.b = 1"}}}}, "wanted a list"),
+        ({"rows": {"one": {"pretrian": []}}}, "expected a list of changes, or a dict of some of"),
+        ({"rows": {"one": "A.b = 1"}}, "expected a list of changes"),
+        ({"rows": {"one": {"pretrain": "A.b = 1"}}}, "expected a list"),
+        ({"rows": {"one": {"pretrain_for": {"squad": "A.b = 1"}}}}, "expected a list"),
         ({"rows": {"one": {"pretrain": None, "finetune": None}}}, "neither pretrained nor"),
         ({"rows": {"one": {"ensemble": 0}}}, "ensemble 0"),
         ({"rows": {"one": {"ensemble_of": "seeds"}}}, "an ensemble of 'seeds'"),
-        ({"rows": {"one": [], "a b": [], "a, b": []}}, "hardly told apart"),
+        ({"rows": {"one": [], "a b": [], "a, b": []}}, "the same in paths"),
     ],
 )
 def test_what_makes_no_study_is_said(changes, said):
@@ -55,7 +55,7 @@ def test_a_column_needs_a_task_that_is_fine_tuned_and_a_score():
     tasks = {"squad": ()}
     Scale(pretrain=(), finetune=(), tasks=tasks, columns={"SQuAD": ("squad", "squad_v010/em")})
     for column in (("glue", "glue/average"), ("squad", "em"), ("squad",)):
-        with pytest.raises(ConfigError, match="wanted one of squad"):
+        with pytest.raises(ConfigError, match="expected one of squad"):
             Scale(pretrain=(), finetune=(), tasks=tasks, columns={"c": column})
 
 
