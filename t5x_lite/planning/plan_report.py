@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from t5x_lite.hardware.chips import Chip
+from t5x_lite.io import atomic
 from t5x_lite.planning.costs import Cost, summed
 from t5x_lite.planning.estimate import KNOWN_BIAS
+from t5x_lite.reporting.drawing import new_figure, to_png
 
 
 def markdown(plan: Mapping[str, Any]) -> str:
@@ -245,19 +247,14 @@ def explanation(costs: Sequence[Cost], chip: Chip) -> str:
 
 def draw(plan: Mapping[str, Any], path: Path) -> None:
     """Draw time by part and direction beside memory by kind, and save the picture."""
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(11, 4.5), width_ratios=(2, 1), layout="constrained"
-    )
+    figure, (left, right) = new_figure((11, 4.5), columns=2, width_ratios=(2, 1))
     _draw_time(left, plan)
     _draw_memory(right, plan["memory"])
     figure.suptitle(
         f"{plan['what']} on {plan['topology']['name']}: {plan['batch']['rows']:,} rows, "
         f"{plan['model']['parameters'] / 1e6:,.0f}M parameters"
     )
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    atomic.write_bytes(path, to_png(figure))
 
 
 def _draw_time(axes: Any, plan: Mapping[str, Any]) -> None:

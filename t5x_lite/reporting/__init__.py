@@ -1,1 +1,1 @@
-"""Finished and unfinished runs as a page for people: read from model directories, never changed."""
+"""Tables, figures and HTML pages of runs and studies; inspection of data and schedules."""

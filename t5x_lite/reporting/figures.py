@@ -1,21 +1,28 @@
-"""Curves of runs, told apart by line and marker as well as by color: a grey printer will do."""
+"""Curves of runs by step, distinguished by line and marker as well as by color."""
 
-import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from t5x_lite.reporting.drawing import new_figure, to_png
 from t5x_lite.reporting.runs import RunRecord
 
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = "osD^v<>pPX*h"
 _MARKS = 8  # on a curve
-_IN_THE_PICTURE = 6  # curves whose names hide none of them
+_MAX_LEGEND_INSIDE = 6  # curves; a longer legend would cover them
+PNG_COLORS, PNG_DPI = 64, 130  # of figures that a page embeds
 
 
 class Figure(NamedTuple):
-    """A picture as PNG; `name` is its file's, `title` says what it shows."""
+    """A figure of a report.
+
+    Attributes:
+        name: Name of its file.
+        title: What it shows.
+        png: The picture.
+    """
 
     name: str
     title: str
@@ -23,62 +30,75 @@ class Figure(NamedTuple):
 
 
 class _Curve(NamedTuple):
+    """A curve of a figure: values at steps."""
+
     label: str
     steps: np.ndarray
     values: np.ndarray
 
 
 def figures(runs: Sequence[RunRecord]) -> list[Figure]:
-    """All that these runs recorded enough of: at least two points on a curve."""
+    """Draw a figure of every number that the runs have recorded at two or more steps.
+
+    Args:
+        runs: The runs, each of which is a curve. A single run also has figures with a curve for
+            each task or part of the model.
+    """
     tasks = list(dict.fromkeys(task for run in runs for task in run.validated))
-    wanted = [
+    candidates = [
         (
             "training_loss",
             "Training loss",
             "nats per target token",
-            _of_runs(runs, "train", "loss"),
+            _curves_of_runs(runs, "train", "loss"),
         ),
         *(
             (
                 f"validation_{task}",
                 f"Held-out loss, {task}",
                 "nats per target token",
-                _of_runs(runs, f"validation/{task}", "loss"),
+                _curves_of_runs(runs, f"validation/{task}", "loss"),
             )
             for task in tasks
         ),
-        *_single(runs),
-        ("learning_rate", "Learning rate", "", _of_runs(runs, "train", "learning_rate")),
-        ("gradient_norm", "Gradient norm", "", _of_runs(runs, "train", "grad_norm")),
-        ("weight_norm", "Norm of the weights", "", _of_runs(runs, "train", "param_norm")),
+        *_figures_of_single_run(runs),
+        ("learning_rate", "Learning rate", "", _curves_of_runs(runs, "train", "learning_rate")),
+        ("gradient_norm", "Gradient norm", "", _curves_of_runs(runs, "train", "grad_norm")),
+        ("weight_norm", "Norm of the weights", "", _curves_of_runs(runs, "train", "param_norm")),
         (
             "speed",
             "Real tokens a second",
             "tokens/s",
-            _of_runs(runs, "train", "tokens_per_second"),
+            _curves_of_runs(runs, "train", "tokens_per_second"),
         ),
-        ("mfu", "Model FLOPs utilization", "share of the peak", _of_runs(runs, "train", "mfu")),
-        ("padding", "Padding", "share of positions", _of_runs(runs, "train", "padding")),
+        (
+            "mfu",
+            "Model FLOPs utilization",
+            "share of the peak",
+            _curves_of_runs(runs, "train", "mfu"),
+        ),
+        ("padding", "Padding", "share of positions", _curves_of_runs(runs, "train", "padding")),
         (
             "data_wait",
             "Waiting for data",
             "share of the time",
-            _of_runs(runs, "train", "data_wait"),
+            _curves_of_runs(runs, "train", "data_wait"),
         ),
     ]
-    found = []
-    for name, title, unit, curves in wanted:
+    drawn = []
+    for name, title, unit, curves in candidates:
         if curves := [curve for curve in curves if len(curve.steps) > 1]:
-            found.append(Figure(_file_name(name), title, _draw(curves, unit)))
-    return found
+            drawn.append(Figure(_file_name(name), title, _draw(curves, unit)))
+    return drawn
 
 
-def _of_runs(runs: Sequence[RunRecord], kind: str, number: str) -> list[_Curve]:
+def _curves_of_runs(runs: Sequence[RunRecord], kind: str, number: str) -> list[_Curve]:
+    """Return a curve for each run."""
     return [_Curve(run.name, *run.series(kind, number)) for run in runs]
 
 
-def _single(runs: Sequence[RunRecord]) -> list[tuple[str, str, str, list[_Curve]]]:
-    """What has a curve for each task or part of the model, so that only one run fits."""
+def _figures_of_single_run(runs: Sequence[RunRecord]) -> list[tuple[str, str, str, list[_Curve]]]:
+    """Return figures with a curve for each task or part of the model; none for several runs."""
     if len(runs) != 1:
         return []
     run = runs[0]
@@ -96,12 +116,7 @@ def _single(runs: Sequence[RunRecord]) -> list[tuple[str, str, str, list[_Curve]
 
 
 def _draw(curves: Sequence[_Curve], unit: str) -> bytes:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
+    figure, axes = new_figure((6.4, 3.8))
     for i, curve in enumerate(curves):
         style: dict[str, Any] = dict(
             color=f"C{i % 10}",
@@ -114,23 +129,11 @@ def _draw(curves: Sequence[_Curve], unit: str) -> bytes:
         axes.plot(curve.steps, curve.values, label=curve.label, **style)
     axes.set(xlabel="step", ylabel=unit)
     axes.grid(alpha=0.3)
-    if len(curves) > _IN_THE_PICTURE:
+    if len(curves) > _MAX_LEGEND_INSIDE:
         figure.legend(loc="outside right upper", fontsize="x-small")
     elif len(curves) > 1:
         axes.legend(fontsize="small")
-    return as_png(figure)
-
-
-def as_png(figure: Any) -> bytes:
-    """A drawing of matplotlib's as PNG of 64 colors, a third as large as with all; closes it."""
-    from matplotlib import pyplot
-    from PIL import Image
-
-    full, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(full, format="png", dpi=130)
-    pyplot.close(figure)
-    Image.open(full).convert("RGB").quantize(64).save(small, format="png", optimize=True)
-    return small.getvalue()
+    return to_png(figure, dpi=PNG_DPI, colors=PNG_COLORS)
 
 
 def _file_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""`t5x_lite inspect`: what a model will read, and how fast it will learn, as a person reads it."""
+"""`t5x_lite inspect`: show the mixture, padding, examples and the learning rate before training."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from t5x_lite.tokenizers.vocabularies import AnyVocabulary, ByteVocabulary
 from t5x_lite.training.optimizers import OptimizerConfig
 from t5x_lite.training.schedules import Schedule
 
-_ROWS = 64  # of the batches whose padding is measured
+_ROWS = 64  # rows of the batch whose padding is measured
 _MEASURED = 2000  # examples whose lengths are averaged
 _SEGMENTS = ("encoder_segment_ids", "decoder_segment_ids")
 _SENTINEL = r"<extra_id_\d+>"
@@ -39,19 +39,29 @@ def inspect(
     output: str = "inspect",
     describe_config: Callable[[], str] = str,
 ) -> None:
-    """Print the mixture's table, the share of padding, and some examples of every task.
+    """Print the tasks of a mixture, the share of padding, examples of every task, and the schedule.
 
-    examples: of each task, from the beginning of its training split (of its validation split where
-    it is never trained on). learning_rate: shown over `steps` steps, its picture in `output`;
-    optimizer: named beside it.
+    Args:
+        data: The mixture; None shows only the schedule.
+        learning_rate: The schedule; None shows only the data.
+        optimizer: The optimizer, whose settings are printed.
+        examples: Number of examples of each task, from the beginning of its training split (or of
+            its validation split, for a task that is only evaluated).
+        steps: Number of steps over which the schedule is shown.
+        output: Directory for the figure of the schedule.
+        describe_config: Not used.
+
+    Raises:
+        ConfigError: A number is negative, or neither data nor a schedule is given.
     """
     if examples < 0:
-        raise ConfigError(f"examples is {examples}; wanted 0 or more", "inspect.examples")
+        raise ConfigError(f"examples is {examples}; expected 0 or more", "inspect.examples")
     if steps < 1:
-        raise ConfigError(f"steps is {steps}; wanted 1 or more", "inspect.steps", "TRAIN_STEPS")
+        raise ConfigError(f"steps is {steps}; expected 1 or more", "inspect.steps", "TRAIN_STEPS")
     if data is None and learning_rate is None:
         raise ConfigError(
-            "nothing to inspect: wanted data (a file of tasks/), a schedule (of optimizers/) or "
+            "nothing to inspect; expected data (a file of tasks/), a schedule (of "
+            "optimizers/) or "
             "a recipe",
             "DATA",
             "LEARNING_RATE",
@@ -66,8 +76,8 @@ def inspect(
 
 
 def _show_data(console: Console, data: Data, examples: int) -> None:
-    before = dataclasses.replace(data, tokenization="before_training")
-    plan = prepare(before)
+    # Tokenize all of the data first: the numbers of examples are those of whole splits.
+    plan = prepare(dataclasses.replace(data, tokenization="before_training"))
     vocabulary = plan.vocabulary()
     settings = {
         "feature_lengths": data.feature_lengths,
@@ -85,35 +95,46 @@ def _show_data(console: Console, data: Data, examples: int) -> None:
     _show_table(console, data.mixture_or_task_name, shown, opened)
     if trained:
         _show_padding(console, trained, settings, packed=data.pack)
-    for task, held in zip(shown, opened, strict=True):
-        for number in range(min(examples, held.size)):
-            console.print(f"\n{task.name}, example {number + 1:,} of {held.size:,}")
-            raw = _raw_text(task, held, number, vocabulary)
-            console.marked("text", raw, _SENTINEL)
-            rows = held.features(np.zeros(1, np.int64), np.array([number]))
-            for feature in FEATURES:
-                length, room = int(rows[feature].lengths[0]), data.feature_lengths[feature]
-                tokens = rows[feature].tokens[0, :length].tolist()
-                console.marked(feature, _readable(tokens, vocabulary), _SENTINEL)
-                console.print(
-                    f"  {'':<11}{length:,} of {room:,} tokens, {1 - length / room:.0%} free"
-                )
-            if "weights" in rows:  # of an encoder, which predicts some tokens where they stand
-                counts = rows["weights"].tokens[0] > 0
-                predicted = rows["targets"].tokens[0, : len(counts)][counts].tolist()
-                console.marked("predicted", _readable(predicted, vocabulary), _SENTINEL)
+    for task, task_examples in zip(shown, opened, strict=True):
+        for number in range(min(examples, task_examples.size)):
+            _show_example(console, data, task, task_examples, number, vocabulary)
+
+
+def _show_example(
+    console: Console,
+    data: Data,
+    task: StreamTask,
+    task_examples: Examples,
+    number: int,
+    vocabulary: AnyVocabulary,
+) -> None:
+    """Print an example as text, and its features as the model gets them."""
+    console.print(f"\n{task.name}, example {number + 1:,} of {task_examples.size:,}")
+    raw = _raw_text(task, task_examples, number, vocabulary)
+    console.marked("text", raw, _SENTINEL)
+    rows = task_examples.features(np.zeros(1, np.int64), np.array([number]))
+    for feature in FEATURES:
+        length, limit = int(rows[feature].lengths[0]), data.feature_lengths[feature]
+        tokens = rows[feature].tokens[0, :length].tolist()
+        console.marked(feature, _readable(tokens, vocabulary), _SENTINEL)
+        console.print(f"  {'':<11}{length:,} of {limit:,} tokens, {1 - length / limit:.0%} free")
+    if "weights" in rows:  # a masked language model, which predicts tokens at some positions
+        is_predicted = rows["weights"].tokens[0] > 0
+        predicted = rows["targets"].tokens[0, : len(is_predicted)][is_predicted].tolist()
+        console.marked("predicted", _readable(predicted, vocabulary), _SENTINEL)
 
 
 def _show_table(
     console: Console, title: str, tasks: Sequence[StreamTask], opened: Sequence[Examples]
 ) -> None:
+    """Print the examples, rate, share and mean lengths of each task."""
     total = sum(task.rate for task in tasks)
     rows = []
-    for task, held in zip(tasks, opened, strict=True):
-        count = min(held.size, _MEASURED)
-        lengths = held.lengths(np.zeros(count, np.int64), np.arange(count)).mean(axis=0)
+    for task, task_examples in zip(tasks, opened, strict=True):
+        count = min(task_examples.size, _MEASURED)
+        lengths = task_examples.lengths(np.zeros(count, np.int64), np.arange(count)).mean(axis=0)
         share = task.rate / total if total else 0.0
-        numbers = (f"{held.size:,}", f"{task.rate:,.6g}", f"{share:.2%}")
+        numbers = (f"{task_examples.size:,}", f"{task.rate:,.6g}", f"{share:.2%}")
         rows.append((task.name, *numbers, *(f"{length:.1f}" for length in lengths)))
     columns = ("task", "examples", "rate", "share", "inputs, tokens", "targets, tokens")
     console.table(title, columns, rows)
@@ -122,6 +143,7 @@ def _show_table(
 def _show_padding(
     console: Console, tasks: Sequence[StreamTask], settings: Mapping[str, Any], *, packed: bool
 ) -> None:
+    """Print the share of padding in a batch."""
     stream = Stream(tasks, **settings, batch_size=_ROWS, pack=packed)
     batch, _ = next(iter(stream.batches(stream.start())))
     shares = [1 - float(np.mean(batch[name] > 0)) for name in _SEGMENTS]
@@ -131,17 +153,19 @@ def _show_padding(
     )
 
 
-def _raw_text(task: StreamTask, held: Examples, number: int, vocabulary: AnyVocabulary) -> str:
+def _raw_text(
+    task: StreamTask, task_examples: Examples, number: int, vocabulary: AnyVocabulary
+) -> str:
     """Return the text of an example before the objective, or a pair as it is stored."""
-    if isinstance(held, TextExamples):
-        piece = held.pieces(np.array([number]))
+    if isinstance(task_examples, TextExamples):
+        piece = task_examples.pieces(np.array([number]))
         return _readable(piece.tokens[0, : piece.lengths[0]].tolist(), vocabulary)
-    if isinstance(held, TrimmedPairs):
-        number = int(held.stored(np.array([number]))[0])
+    if isinstance(task_examples, TrimmedPairs):
+        number = int(task_examples.stored(np.array([number]))[0])
     parts = []
     assert not isinstance(task.store, PartialStore)
     if isinstance(task.store, SeqioPipeline):
-        rows = held.features(np.zeros(1, np.int64), np.array([number]))
+        rows = task_examples.features(np.zeros(1, np.int64), np.array([number]))
         texts = [rows[name].tokens[0, : rows[name].lengths[0]].tolist() for name in FEATURES]
         return " -> ".join(_readable(tokens, vocabulary) for tokens in texts)
     for feature in FEATURES:
@@ -152,7 +176,7 @@ def _raw_text(task: StreamTask, held: Examples, number: int, vocabulary: AnyVoca
 
 def _readable(tokens: Sequence[int], vocabulary: AnyVocabulary) -> str:
     """Return the text of tokens, with "</s>" between documents that end inside it."""
-    ends = [place for place, token in enumerate(tokens[:-1]) if token == EOS_ID]
+    ends = [position for position, token in enumerate(tokens[:-1]) if token == EOS_ID]
     bounds = zip([0, *(end + 1 for end in ends)], [*ends, len(tokens)], strict=True)
     texts = [_with_sentinels(tokens[first:last], vocabulary) for first, last in bounds]
     return " </s> ".join(texts).strip()

@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: no network, no script, pictures inside."""
+"""A report as one HTML file without network access and scripts, with embedded pictures."""
 
 import base64
 import html
@@ -48,7 +48,17 @@ def page(
     scores: Sequence[Figure] = (),
     scores_note: str = "",
 ) -> str:
-    """The whole file. scores: of studies, which come first."""
+    """Return the HTML of a report.
+
+    Args:
+        title: Title of the page.
+        lead: Text below the title.
+        runs: Runs whose configurations are shown.
+        tables: Tables, in order.
+        figures: Curves.
+        scores: Score figures of studies, which come first.
+        scores_note: Legend of the score figures.
+    """
     parts = [
         f"<h1>{html.escape(title)}</h1><p class='lead'>{html.escape(lead)}</p>",
         _pictures("Scores", scores, scores_note),
@@ -74,8 +84,8 @@ def _pictures(title: str, figures: Sequence[Figure], note: str = "") -> str:
     if not figures:
         return ""
     pictures = "".join(map(_picture, figures))
-    said = f"<p class='note'>{html.escape(note)}</p>" if note else ""
-    return f"<h2>{title}</h2>{said}<div class='pictures'>{pictures}</div>"
+    caption = f"<p class='note'>{html.escape(note)}</p>" if note else ""
+    return f"<h2>{title}</h2>{caption}<div class='pictures'>{pictures}</div>"
 
 
 def _picture(figure: Figure) -> str:
@@ -88,8 +98,8 @@ def _picture(figure: Figure) -> str:
 
 
 def _configuration(run: RunRecord) -> str:
-    made = "\n".join(f"{name}: {value}" for name, value in run.versions.items())
+    versions = "\n".join(f"{name}: {value}" for name, value in run.versions.items())
     return (
         f"<details><summary>{html.escape(run.name)} ({html.escape(str(run.directory))})</summary>"
-        f"<pre>{html.escape(made)}</pre><pre>{html.escape(run.config)}</pre></details>"
+        f"<pre>{html.escape(versions)}</pre><pre>{html.escape(run.config)}</pre></details>"
     )

@@ -1,4 +1,4 @@
-"""`t5x_lite report`: runs beside each other, or studies, as a page that anyone can open."""
+"""`t5x_lite report`: compare runs or studies on an HTML page."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from t5x_lite.io.metric_writers import METRICS
 from t5x_lite.reporting.error_bars import caption, study_figures
 from t5x_lite.reporting.figures import figures
 from t5x_lite.reporting.page import page
-from t5x_lite.reporting.runs import RunRecord, named_apart, read_run
+from t5x_lite.reporting.runs import RunRecord, read_run, read_runs
 from t5x_lite.reporting.studies import StudyRecord, read_studies
 from t5x_lite.reporting.study_comparison import study_tables
 from t5x_lite.reporting.summaries import tables, tables_of_rows
@@ -24,58 +24,66 @@ DOCUMENT = "report.md"
 def report(
     *, runs: Sequence[str], output: str = "report", describe_config: Callable[[], str] = str
 ) -> None:
-    """Write report.html, report.md, a CSV of every table and a PNG of every curve to `output`.
+    """Write report.html, report.md, a CSV file of every table and a PNG file of every figure.
 
-    runs: model directories, or what `t5x_lite explore` left (a scale's directory, or one study's
-    .json there). What is still under way is shown as far as it is.
+    Runs and studies need not be finished: the report shows their current state.
+
+    Args:
+        runs: Model directories, and results of `t5x_lite explore`: the directory of a scale, or the
+            .json file of a study in it.
+        output: Directory for the report.
+        describe_config: Not used.
+
+    Raises:
+        ConfigError: No run is given, a directory has no run, or `output` is a file.
     """
     runs = [runs] if isinstance(runs, str) else list(runs)
     if not runs:
-        raise ConfigError("no run is given; wanted one model directory or more", "report.runs")
-    found = {path: read_studies(path) for path in runs if not (Path(path) / METRICS).is_file()}
-    studies = [study for of_path in found.values() for study in of_path]
-    single = named_apart([path for path in runs if not found.get(path)])
+        raise ConfigError("no run is given; expected at least one model directory", "report.runs")
+    studies_of = {p: read_studies(p) for p in runs if not (Path(p) / METRICS).is_file()}
+    studies = [study for path_studies in studies_of.values() for study in path_studies]
+    single = read_runs([path for path in runs if not studies_of.get(path)])
     of_rows = _runs_of_rows(studies)
     directory = Path(output)
     if directory.exists() and not directory.is_dir():
-        raise ConfigError(f"{directory} is a file; wanted a directory", "report.output")
+        raise ConfigError(f"{directory} is a file; expected a directory", "report.output")
     directory.mkdir(parents=True, exist_ok=True)
-    told = [table for study in studies for table in study_tables(study)]
-    told += tables_of_rows(of_rows) if of_rows else []
-    told += tables(single) if single else []
+    all_tables = [table for study in studies for table in study_tables(study)]
+    all_tables += tables_of_rows(of_rows) if of_rows else []
+    all_tables += tables(single) if single else []
     scores = [figure for study in studies for figure in study_figures(study)]
     curves = figures([*of_rows, *single])
     title, lead = _title(studies, single), _lead(studies, single)
     text = page(
-        *(title, lead, [*of_rows, *single], told, curves),
+        *(title, lead, [*of_rows, *single], all_tables, curves),
         scores=scores,
         scores_note=caption(scores),
     )
     atomic.write_text(directory / PAGE, text)
-    document = [f"# {title}\n", f"{lead}\n", *(table.markdown() for table in told)]
+    document = [f"# {title}\n", f"{lead}\n", *(table.markdown() for table in all_tables)]
     atomic.write_text(directory / DOCUMENT, "\n".join(document))
-    for number, table in enumerate(told, 1):
+    for number, table in enumerate(all_tables, 1):
         atomic.write_text(directory / f"table_{number}.csv", table.csv())
     for figure in [*scores, *curves]:
         atomic.write_bytes(directory / figure.name, figure.png)
     _LOG.info(
-        f"wrote {directory / PAGE}: {count(len(told), 'table')} and "
+        f"wrote {directory / PAGE}: {count(len(all_tables), 'table')} and "
         f"{count(len(scores) + len(curves), 'figure')}"
     )
 
 
 def _runs_of_rows(studies: Sequence[StudyRecord]) -> list[RunRecord]:
-    """The first pretraining of each row that has one, under the row's name."""
-    found: dict[Path, str] = {}
+    """Read the first pretraining run of each row, with the name of the row."""
+    names: dict[Path, str] = {}
     for study in studies:
         for row in study.rows:
             if row.pretraining is None:
                 continue
             for path in [study.directory / run for seed in row.seeds for run in seed["runs"][:1]]:
                 if (path / METRICS).is_file():
-                    found.setdefault(path, row.name)
+                    names.setdefault(path, row.name)
                     break
-    return [read_run(path, name) for path, name in found.items()]
+    return [read_run(path, name) for path, name in names.items()]
 
 
 def _title(studies: Sequence[StudyRecord], single: Sequence[RunRecord]) -> str:
@@ -95,4 +103,4 @@ def _lead(studies: Sequence[StudyRecord], single: Sequence[RunRecord]) -> str:
         parts.append(
             f"Steps done: {', '.join(f'{run.name}: {run.last_step:,}' for run in single)}."
         )
-    return " ".join(["Made by t5x_lite from the runs' own records.", *parts])
+    return " ".join(["Made by t5x_lite from the records of the runs.", *parts])

@@ -1,6 +1,5 @@
-"""How a run ended: held-out losses beside their baselines, samples, and the loss curves."""
+"""Results of a finished run: validation losses with baselines, samples, and loss curves."""
 
-import io
 import logging
 from collections.abc import Mapping
 from typing import Any, TypedDict
@@ -11,6 +10,7 @@ from t5x_lite.console import Console
 from t5x_lite.io import atomic
 from t5x_lite.io.metric_writers import read_metrics
 from t5x_lite.io.safe_files import read_json_if_exists
+from t5x_lite.reporting.drawing import new_figure, to_png
 
 _LOG = logging.getLogger(__name__)
 RESULTS = "results.json"
@@ -18,7 +18,15 @@ CURVES = "loss_curves.png"
 
 
 class TaskResult(TypedDict):
-    """Nats per held-out target token of model and baselines, and the model's accuracy."""
+    """The validation loss of a task, in nats per target token, with baselines.
+
+    Attributes:
+        loss: Of the model.
+        accuracy: Fraction of target tokens to which the model gives the highest probability.
+        uniform: Loss of a uniform distribution over the vocabulary.
+        unigram: Loss of the distribution of tokens in the training targets.
+        tokens: Number of target tokens.
+    """
 
     loss: float
     accuracy: float
@@ -28,7 +36,14 @@ class TaskResult(TypedDict):
 
 
 class Sample(TypedDict):
-    """One decoded example."""
+    """A validation example with the text that the model generates.
+
+    Attributes:
+        task: The task.
+        inputs: Text of the inputs.
+        target: Text of the targets.
+        prediction: The generated text.
+    """
 
     task: str
     inputs: str
@@ -37,7 +52,15 @@ class Sample(TypedDict):
 
 
 class Results(TypedDict):
-    """What stands in results.json. goodput: seconds of all launches by purpose."""
+    """The content of results.json.
+
+    Attributes:
+        step: The last step.
+        seconds: Duration of the training steps of all launches.
+        tasks: Results by task.
+        samples: Decoded validation examples.
+        goodput: Seconds of all launches by purpose.
+    """
 
     step: int
     seconds: float
@@ -47,18 +70,18 @@ class Results(TypedDict):
 
 
 def write_results(model_dir: epath.Path, results: Results) -> None:
-    """Write results.json and the curves."""
+    """Write results.json and draw the loss curves."""
     atomic.write_json(model_dir / RESULTS, results)
     draw_curves(model_dir, {name: task["unigram"] for name, task in results["tasks"].items()})
 
 
 def read_results(model_dir: epath.PathLike) -> Results | None:
-    """The results of a finished run, or None."""
+    """Read the results of a finished run; None for a run that has not finished."""
     return read_json_if_exists(epath.Path(model_dir) / RESULTS)
 
 
 def show_results(console: Console, model_dir: epath.Path, results: Results) -> None:
-    """Print the samples and the table of held-out losses."""
+    """Print the samples and a table of validation losses."""
     if results["samples"]:
         entries = [{name: str(text) for name, text in s.items()} for s in results["samples"]]
         console.entries("Validation examples, decoded greedily", entries)
@@ -78,14 +101,14 @@ def show_results(console: Console, model_dir: epath.Path, results: Results) -> N
 
 
 def draw_curves(model_dir: epath.Path, unigram: Mapping[str, float]) -> None:
-    """Draw training loss and each task's held-out loss over steps, with its unigram baseline."""
-    import matplotlib
+    """Draw training and validation losses by step to loss_curves.png.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    Args:
+        model_dir: Directory of the run.
+        unigram: Unigram baseline of each task.
+    """
     records = list(read_metrics(model_dir))
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = new_figure((8, 5))
     _plot(axes, records, "train", color="0.6", linewidth=1, label="training mixture")
     markers = "osD^v<>pPX*"
     for i, (name, baseline) in enumerate(unigram.items()):
@@ -96,13 +119,11 @@ def draw_curves(model_dir: epath.Path, unigram: Mapping[str, float]) -> None:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", ncols=2)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=120, format="png")
-    atomic.write_bytes(model_dir / CURVES, drawn.getvalue())
-    pyplot.close(figure)
+    atomic.write_bytes(model_dir / CURVES, to_png(figure))
 
 
 def _plot(axes: Any, records: list[dict[str, Any]], kind: str, **style: Any) -> None:
+    """Plot the losses of one kind of records."""
     points = [(r["step"], r["loss"]) for r in records if r["kind"] == kind]
     if points:
         axes.plot(*zip(*points, strict=True), **style)

@@ -1,4 +1,4 @@
-"""What model directories say of their runs, and how their configurations differ."""
+"""Read the records of runs from their model directories, and compare their configurations."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,16 +12,29 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.io.metric_writers import METRICS, read_metrics
 from t5x_lite.io.safe_files import read_json_if_exists
 
-# Of a configuration, what tells two runs apart without making them different.
-_PLACES = {"MODEL_DIR", "DATA_DIR", "INITIAL_CHECKPOINT_PATH", "WANDB_PROJECT", "train.model_dir"}
+# Settings that differ between runs without changing the training.
+_NOT_COMPARED = {
+    "MODEL_DIR",
+    "DATA_DIR",
+    "INITIAL_CHECKPOINT_PATH",
+    "WANDB_PROJECT",
+    "train.model_dir",
+}
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run. records: of each kind, in the order of steps. settings: gin name to value, as text.
+    """The records of one run.
 
-    results: of a run that ended, else empty. versions: of packages, revision and command, as of the
-    last launch. mixture: the share of examples that was planned of each task.
+    Attributes:
+        directory: The model directory.
+        name: The name in reports.
+        records: Lines of metrics.jsonl by kind, in the order of steps.
+        settings: Values by gin name, as text.
+        config: The operative gin configuration.
+        results: Content of results.json; empty if the run has not finished.
+        versions: Versions of packages, revision and command of the last launch.
+        mixture: The configured fraction of examples of each task.
     """
 
     directory: Path
@@ -35,32 +48,37 @@ class RunRecord:
 
     @property
     def last_step(self) -> int:
-        """The last step that anything was recorded of."""
+        """The last step with a record."""
         return max((r["step"] for records in self.records.values() for r in records), default=0)
 
     @property
     def validated(self) -> list[str]:
-        """The tasks it was evaluated on."""
+        """The tasks with validation losses."""
         return [kind.removeprefix("validation/") for kind in self.records if "validation/" in kind]
 
     def series(self, kind: str, number: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of a number, where it was recorded."""
+        """Return the steps and values of a number, as far as it was recorded.
+
+        Args:
+            kind: Kind of the record, such as "train" or "validation/TASK".
+            number: Name of the number, such as "loss".
+        """
         points = [(r["step"], r[number]) for r in self.records.get(kind, ()) if number in r]
         steps, values = zip(*points, strict=True) if points else ((), ())
         return np.array(steps, int), np.array(values, float)
 
     def latest(self, kind: str, number: str) -> float | None:
-        """The last value of a number, or None."""
+        """Return the last value of a number; None if there is none."""
         _, values = self.series(kind, number)
         return float(values[-1]) if len(values) else None
 
-    def middle(self, kind: str, number: str) -> float | None:
-        """The median of a number over the run, or None."""
+    def median(self, kind: str, number: str) -> float | None:
+        """Return the median of a number over the run; None if there is none."""
         _, values = self.series(kind, number)
         return float(np.median(values)) if len(values) else None
 
-    def shares(self) -> list[tuple[str, float, float, float]]:
-        """Of each task: the share of examples planned, the share drawn, and epochs."""
+    def mixture_rows(self) -> list[tuple[str, float, float, float]]:
+        """Return (task, configured fraction, fraction of examples so far, epochs) of each task."""
         drawn, epochs = (self.records.get(kind, ({},))[-1] for kind in ("examples", "epochs"))
         total = sum(drawn.get(name, 0) for name in self.mixture) or 1
         return [
@@ -70,11 +88,19 @@ class RunRecord:
 
 
 def read_run(directory: str | Path, name: str | None = None) -> RunRecord:
-    """Read a model directory; ConfigError if no run was ever there."""
+    """Read the records of a run.
+
+    Args:
+        directory: The model directory.
+        name: The name in reports; None is that of the directory.
+
+    Raises:
+        ConfigError: The directory has no metrics.jsonl.
+    """
     directory = Path(directory)
     if not (directory / METRICS).is_file():
         raise ConfigError(
-            f"{directory} holds no {METRICS}; wanted the model directory of a run", "report.runs"
+            f"{directory} has no {METRICS}; expected the model directory of a run", "report.runs"
         )
     records: dict[str, list[dict[str, Any]]] = {}
     for record in read_metrics(directory):
@@ -94,11 +120,18 @@ def read_run(directory: str | Path, name: str | None = None) -> RunRecord:
     )
 
 
-def named_apart(directories: Sequence[str | Path]) -> list[RunRecord]:
-    """Read several runs under names that tell them apart, as short as that allows."""
+def read_runs(directories: Sequence[str | Path]) -> list[RunRecord]:
+    """Read several runs, with the shortest names that are different.
+
+    Args:
+        directories: The model directories.
+
+    Raises:
+        ConfigError: A directory is given twice or has no run.
+    """
     paths = [Path(d).resolve() for d in directories]
     if len(set(paths)) < len(paths):
-        raise ConfigError("a run is given twice; wanted each model directory once", "report.runs")
+        raise ConfigError("a run is given twice; expected each model directory once", "report.runs")
     parts = 1
     while len({p.parts[-parts:] for p in paths}) < len(paths):
         parts += 1
@@ -106,26 +139,33 @@ def named_apart(directories: Sequence[str | Path]) -> list[RunRecord]:
 
 
 def settings(config: str) -> dict[str, str]:
-    """The bindings of an operative configuration: {"Loss.z_loss": "0.0001"}; scopes and all.
+    """Parse the bindings of an operative configuration: {"Loss.z_loss": "0.0001"}.
 
-    A value that gin wrote over several lines is joined to one.
+    Names include gin scopes. A value that gin wrote over several lines is joined to one line.
+
+    Args:
+        config: The configuration.
     """
-    found, name = {}, ""
+    bindings, name = {}, ""
     for line in config.splitlines():
         if not line.strip() or line.lstrip().startswith(("#", "import ", "from ")):
             continue
-        if begun := re.match(r"([\w./]+) = (.*)$", line):
-            name = begun[1]
-            found[name] = begun[2].rstrip("\\").strip()
+        if match := re.match(r"([\w./]+) = (.*)$", line):
+            name = match[1]
+            bindings[name] = match[2].rstrip("\\").strip()
         elif name:
-            found[name] = f"{found[name]} {line.rstrip(chr(92)).strip()}".strip()
-    return found
+            bindings[name] = f"{bindings[name]} {line.rstrip(chr(92)).strip()}".strip()
+    return bindings
 
 
 def differences(runs: Iterable[RunRecord]) -> list[tuple[str, list[str]]]:
-    """The names whose values differ among runs, each with the value of every run ("" for none)."""
+    """Return the settings that differ between runs: (name, values by run), "" for no value.
+
+    Args:
+        runs: The runs.
+    """
     runs = list(runs)
-    names = sorted({name for run in runs for name in run.settings} - _PLACES)
+    names = sorted({name for run in runs for name in run.settings} - _NOT_COMPARED)
     rows = [(name, [run.settings.get(name, "") for run in runs]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 

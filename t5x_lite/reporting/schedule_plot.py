@@ -1,4 +1,4 @@
-"""A learning rate over the steps of a run, as a table and as a picture."""
+"""The learning rate by step, as a table and as a figure."""
 
 import logging
 from pathlib import Path
@@ -6,19 +6,28 @@ from pathlib import Path
 import numpy as np
 
 from t5x_lite.console import Console
+from t5x_lite.io import atomic
+from t5x_lite.reporting.drawing import new_figure, to_png
 from t5x_lite.training.schedules import Schedule
 
 _LOG = logging.getLogger(__name__)
 PICTURE = "learning_rate.png"
-_SHARES = (0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1)  # of the steps, for the table
+_FRACTIONS = (0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1)  # of the steps, for the table
 _POINTS = 2_000  # of the curve
 
 
 def show_schedule(console: Console, schedule: Schedule, steps: int, output: Path) -> None:
-    """Print the rate at some steps of `steps`, and draw it at many, linearly and by logarithms."""
-    wanted_n = sorted({round(share * (steps - 1)) for share in _SHARES})
-    rates_n = _rates(schedule, np.array(wanted_n))
-    rows = [(f"{step:,}", f"{rate:.4e}") for step, rate in zip(wanted_n, rates_n, strict=True)]
+    """Print the learning rate at some steps and draw it over all, on linear and logarithmic axes.
+
+    Args:
+        console: Where to print.
+        schedule: The schedule.
+        steps: Number of steps.
+        output: Directory for the figure.
+    """
+    step_n = sorted({round(fraction * (steps - 1)) for fraction in _FRACTIONS})
+    rates_n = _rates(schedule, np.array(step_n))
+    rows = [(f"{step:,}", f"{rate:.4e}") for step, rate in zip(step_n, rates_n, strict=True)]
     console.table(f"Learning rate over {steps:,} steps", ("step", "rate"), rows)
     output.mkdir(parents=True, exist_ok=True)
     _draw(schedule, steps, output / PICTURE)
@@ -32,14 +41,7 @@ def _rates(schedule: Schedule, step_n: np.ndarray) -> np.ndarray:
 
 
 def _draw(schedule: Schedule, steps: int, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (linear, logarithmic) = pyplot.subplots(
-        1, 2, figsize=(10, 4), layout="constrained", sharey=True
-    )
+    figure, (linear, logarithmic) = new_figure((10, 4), columns=2, sharey=True)
     even_n = np.unique(np.linspace(0, steps - 1, _POINTS).round().astype(int))
     early_n = np.unique(np.geomspace(1, max(steps - 1, 1), _POINTS).round().astype(int))
     linear.plot(even_n, _rates(schedule, even_n), color="C0")
@@ -50,5 +52,4 @@ def _draw(schedule: Schedule, steps: int, path: Path) -> None:
     logarithmic.set(xlabel="step, logarithmic")
     for axes in (linear, logarithmic):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    atomic.write_bytes(path, to_png(figure))

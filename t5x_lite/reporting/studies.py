@@ -1,4 +1,4 @@
-"""What `t5x_lite explore` left of a study, and what its differences are worth."""
+"""Read the results of `t5x_lite explore`, and compare rows with the baseline beyond noise."""
 
 import json
 import statistics
@@ -20,7 +20,13 @@ HELD_OUT = "held-out loss"
 
 
 class Score(NamedTuple):
-    """Mean over seeds and their standard deviation (None of a single one), or None for no seed."""
+    """A score over seeds.
+
+    Attributes:
+        mean: The mean.
+        std: The standard deviation; None for a single seed.
+        seeds: Number of seeds.
+    """
 
     mean: float
     std: float | None
@@ -29,7 +35,15 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class StudyRow:
-    """A row: its scores by column and seed, and how each seed stands."""
+    """A row of a study.
+
+    Attributes:
+        name: Its name.
+        changes: What it changes, as text.
+        pretraining: "steps" and "flops"; None for a row without pretraining.
+        fine_tuning: The same by task.
+        seeds: State and scores of each seed.
+    """
 
     name: str
     changes: Sequence[str]
@@ -38,24 +52,39 @@ class StudyRow:
     seeds: Sequence[Mapping[str, Any]]
 
     def score(self, column: str) -> Score | None:
-        """Over the seeds that have it; of the held-out losses of pretraining, their mean."""
+        """Return the score of a column over the seeds that have it; None if no seed has it.
+
+        The score of HELD_OUT is the mean validation loss of pretraining over its tasks.
+        """
         if column == HELD_OUT:
-            found = [
+            values = [
                 statistics.fmean(losses)
                 for seed in self.seeds
                 if (losses := [v for k, v in seed["held_out"].items() if k.endswith("/loss")])
             ]
         else:
-            found = [s["scores"][column] for s in self.seeds if column in s["scores"]]
-        if not found:
+            values = [s["scores"][column] for s in self.seeds if column in s["scores"]]
+        if not values:
             return None
-        std = statistics.stdev(found) if len(found) > 1 else None
-        return Score(statistics.fmean(found), std, len(found))
+        std = statistics.stdev(values) if len(values) > 1 else None
+        return Score(statistics.fmean(values), std, len(values))
 
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study as far as it came. columns: head to (task, score)."""
+    """The current results of a study.
+
+    Attributes:
+        directory: Directory of its scale.
+        name: Its name.
+        title: Its title.
+        scale: Name of the scale.
+        matched: "flops" or "steps".
+        baseline: Name of the baseline row.
+        tables: Keys of published tables.
+        columns: (task, "TASK/METRIC") by the head of a column.
+        rows: The rows.
+    """
 
     directory: Path
     name: str
@@ -68,22 +97,25 @@ class StudyRecord:
     rows: Sequence[StudyRow]
 
     def row(self, name: str) -> StudyRow:
-        """A row by its name."""
+        """Return a row by name."""
         return next(row for row in self.rows if row.name == name)
 
     def lower_is_better(self, column: str) -> bool:
-        """Whether a column is of losses."""
+        """Return whether a column has losses."""
         return column == HELD_OUT or self.columns[column][1].endswith("/loss")
 
     def verdict(self, row: StudyRow, column: str) -> Verdict:
-        """Whether a row differs from the baseline by more than two of its standard deviations."""
+        """Compare a row with the baseline: does it differ by more than NOISE_STDS of its stds?
+
+        Returns "" for the baseline, and where a score or the baseline's std is missing.
+        """
         base, score = self.row(self.baseline).score(column), row.score(column)
         if row.name == self.baseline or base is None or base.std is None or score is None:
             return ""
         return _verdict(score.mean - base.mean, base.std, self.lower_is_better(column))
 
     def published(self, row: StudyRow) -> tuple[StudyTable, Sequence[float]] | None:
-        """The first of the study's published tables that has the row, and its figures."""
+        """Return the first of the published tables that has the row, and the row's scores."""
         for table in self.published_tables:
             if row.name in table.rows:
                 return table, table.rows[row.name]
@@ -91,20 +123,20 @@ class StudyRecord:
 
     @property
     def published_tables(self) -> list[StudyTable]:
-        """The published tables that are known."""
+        """The published tables of the study."""
         return [STUDY_TABLES[key] for key in self.tables if key in STUDY_TABLES]
 
     @property
     def published_columns(self) -> tuple[str, ...]:
-        """The columns of its published tables."""
+        """The columns of the published tables."""
         columns = [column for table in self.published_tables for column in table.columns]
         return tuple(dict.fromkeys(columns))
 
     def published_verdicts(self, row: StudyRow) -> dict[str, Verdict]:
-        """The same of the published figures, where the baseline's spread was published."""
-        if (found := self.published(row)) is None or found[0].columns != COLUMNS:
+        """Compare a row's published scores with the baseline's, where its std was published."""
+        if (published := self.published(row)) is None or published[0].columns != COLUMNS:
             return {}
-        table, figures = found
+        table, figures = published
         base = table.rows[table.baseline]
         return {
             column: _verdict(value - before, std, table.lower_is_better)
@@ -120,7 +152,7 @@ def _verdict(difference: float, std: float, lower_is_better: bool) -> Verdict:
 
 
 def read_studies(path: str | Path) -> list[StudyRecord]:
-    """The studies of a directory, or of one file; none where there is no study."""
+    """Read the studies of a directory, or of one file; other files are ignored."""
     path = Path(path)
     files = sorted(path.glob("*.json")) if path.is_dir() else [path] if path.is_file() else []
     contents = [(file, json.loads(file.read_text("utf-8"))) for file in files]

@@ -1,4 +1,4 @@
-"""The tables of a study: ours beside the published, what was run, what it cost."""
+"""Tables of a study: scores with published ones, agreement with these, compute, failures."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ _LEGEND = (
 
 
 def study_tables(study: StudyRecord) -> list[Table]:
-    """All tables that there is something to say in, the comparison first."""
-    found = [_comparison(study), _orderings(study), _rows(study), _failures(study)]
-    return [table for table in found if table.rows]
+    """Return the tables of a study that have rows, beginning with the scores."""
+    candidates = [_comparison(study), _orderings(study), _rows(study), _failures(study)]
+    return [table for table in candidates if table.rows]
 
 
 def _comparison(study: StudyRecord) -> Table:
@@ -29,14 +29,14 @@ def _comparison(study: StudyRecord) -> Table:
     rows = []
     for row in study.rows:
         verdicts = study.published_verdicts(row)
-        found = study.published(row)
-        figures = dict(zip(found[0].columns, found[1], strict=True)) if found else {}
+        entry = study.published(row)
+        figures = dict(zip(entry[0].columns, entry[1], strict=True)) if entry else {}
         name = f"{row.name} (baseline)" if row.name == study.baseline else row.name
         rows.append(
             (
                 *(name, str(sum(seed["state"] == "done" for seed in row.seeds))),
                 *(_score(study, row, column) for column in study.columns),
-                _spread(row, HELD_OUT),
+                _mean_and_std(row, HELD_OUT),
                 *(
                     f"{number(figures.get(c), _form(figures.get(c)))}{MARKS[verdicts.get(c, '')]}"
                     for c in published
@@ -45,8 +45,9 @@ def _comparison(study: StudyRecord) -> Table:
         )
     sources = "; ".join(dict.fromkeys(table.source for table in study.published_tables))
     beside = (
-        f" Published: {sources}; other sizes, other data, to be compared in order alone, not in "
-        "value."
+        f" Published: {sources}; these are of other sizes and other data: compare the order of "
+        f"rows, "
+        "not the values."
         if published
         else ""
     )
@@ -56,15 +57,15 @@ def _comparison(study: StudyRecord) -> Table:
         rows,
         f"Mean ± standard deviation over seeds, each column at its best checkpoint. {_LEGEND} "
         f"Losses: nats per target token, lower is better. The {HELD_OUT} is of pretraining, each "
-        f"row's on its own objective: only rows of one objective can be compared by it.{beside}",
+        f"row's on its own objective: it is comparable only between rows of one objective.{beside}",
     )
 
 
 def _score(study: StudyRecord, row: StudyRow, column: str) -> str:
-    return _spread(row, column) + MARKS[study.verdict(row, column)]
+    return _mean_and_std(row, column) + MARKS[study.verdict(row, column)]
 
 
-def _spread(row: StudyRow, column: str) -> str:
+def _mean_and_std(row: StudyRow, column: str) -> str:
     if (score := row.score(column)) is None:
         return "-"
     form = ".3f" if abs(score.mean) < 20 else ".2f"
@@ -77,7 +78,7 @@ def _form(value: float | None) -> str:
 
 
 def _orderings(study: StudyRecord) -> Table:
-    """How each row stands to the baseline beyond noise, published and here."""
+    """Return the table of how rows compare with the baseline, published and in this study."""
     rows = []
     for row in study.rows:
         there = study.published_verdicts(row)
@@ -85,30 +86,32 @@ def _orderings(study: StudyRecord) -> Table:
         if there and any(here.values()):
             rows.append((row.name, _tally(there), _tally(here), _agreement(there, here)))
     return Table(
-        f"{study.title}: against the baseline, beyond noise",
+        f"{study.title}: comparison with the baseline, beyond noise",
         ("row", "published", "here", "the same?"),
         rows,
-        "In how many columns a row is better or worse than the baseline by more than "
-        f"{NOISE_STDS} standard deviations. A row stands as most of its columns beyond noise do.",
+        "The number of columns in which a row is better or worse than the baseline by more than "
+        f"{NOISE_STDS} standard deviations. The majority of these columns decides for the row.",
     )
 
 
 def _tally(verdicts: Mapping[str, Verdict]) -> str:
-    found = list(verdicts.values())
-    parts = [f"{found.count(kind)} {kind}" for kind in ("better", "worse") if kind in found]
-    return f"{', '.join(parts) or 'noise'} of {len(found)}"
+    """Return the number of columns that are better and worse, such as "2 worse of 7"."""
+    values = list(verdicts.values())
+    parts = [f"{values.count(kind)} {kind}" for kind in ("better", "worse") if kind in values]
+    return f"{', '.join(parts) or 'noise'} of {len(values)}"
 
 
 def _agreement(there: Mapping[str, Verdict], here: Mapping[str, Verdict]) -> str:
-    ours, theirs = _stands(here), _stands(there)
+    ours, theirs = _majority(here), _majority(there)
     if ours == theirs:
         return "yes"
     return "not seen" if ours == "noise" else "no" if theirs != "noise" else "noise there"
 
 
-def _stands(verdicts: Mapping[str, Verdict]) -> Verdict:
-    found = list(verdicts.values())
-    better, worse = found.count("better"), found.count("worse")
+def _majority(verdicts: Mapping[str, Verdict]) -> Verdict:
+    """Return the verdict of the majority of columns beyond noise; "noise" if they are equal."""
+    values = list(verdicts.values())
+    better, worse = values.count("better"), values.count("worse")
     return "noise" if better == worse else "better" if better > worse else "worse"
 
 
@@ -118,28 +121,28 @@ def _rows(study: StudyRecord) -> Table:
     def line(row: StudyRow) -> Sequence[str]:
         cost = row.pretraining or {}
         relative = cost["flops"] / base["flops"] if cost and base else None
-        tuning = sorted({f"{each['steps']:,}" for each in row.fine_tuning.values()})
+        tuning = sorted({f"{compute['steps']:,}" for compute in row.fine_tuning.values()})
         minutes = [seed["seconds"] / 60 for seed in row.seeds if seed["state"] == "done"]
         spent = statistics.fmean(minutes) if minutes else None
         return (
-            *(row.name, "; ".join(row.changes) or "the base", number(cost.get("steps"), ",")),
+            *(row.name, "; ".join(row.changes) or "none", number(cost.get("steps"), ",")),
             *(number(cost.get("flops"), ".3g"), number(relative, ".2f")),
             *(", ".join(tuning) or "-", number(spent, ".1f")),
         )
 
     matched = {
-        "flops": "Steps of pretraining are such that its FLOPs match the baseline's",
-        "steps": "Rows have the steps they are given, so that FLOPs differ",
+        "flops": "Steps of pretraining are set so that its FLOPs match those of the baseline",
+        "steps": "Rows have their configured steps, so that FLOPs differ",
     }
     return Table(
         f"{study.title}: what was run",
         (
-            *("row", "changes", "steps of pretraining", "FLOPs", "in those of the baseline"),
-            *("steps of fine-tuning", "minutes a seed"),
+            *("row", "changes", "steps of pretraining", "FLOPs", "relative to the baseline"),
+            *("steps of fine-tuning", "minutes per seed"),
         ),
         [line(row) for row in study.rows],
-        f"{matched[study.matched]}; counted analytically (planning/flops.py), padding included. "
-        "Runs that several rows share count for each.",
+        f"{matched[study.matched]}; counted analytically (models/flops.py), with padding. "
+        "Runs that several rows share are counted for each of them.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The tables of a report: how runs ended, what set them apart, what they cost."""
+"""Tables of a report on runs: results, differences of configuration, efficiency, mixtures."""
 
 from collections.abc import Sequence
 
@@ -7,16 +7,16 @@ from t5x_lite.reporting.tables import Table, number
 
 
 def tables(runs: Sequence[RunRecord]) -> list[Table]:
-    """All tables that there is something to say in, the outcome first."""
-    found = [_outcome(runs), _differences(runs), _efficiency(runs)]
-    found += [table for run in runs for table in (_mixture(run), _samples(run))]
-    return [table for table in found if table.rows]
+    """Return the tables of runs that have rows, beginning with the results."""
+    candidates = [_outcome(runs), _differences(runs), _efficiency(runs)]
+    candidates += [table for run in runs for table in (_mixture(run), _samples(run))]
+    return [table for table in candidates if table.rows]
 
 
 def tables_of_rows(runs: Sequence[RunRecord]) -> list[Table]:
-    """What there is to say of single runs of a study, whose comparison is told elsewhere."""
-    found = [_efficiency(runs), *map(_mixture, runs[:1]), *map(_samples, runs)]
-    return [table for table in found if table.rows]
+    """Return the tables of single runs of a study, which `study_comparison` compares."""
+    candidates = [_efficiency(runs), *map(_mixture, runs[:1]), *map(_samples, runs)]
+    return [table for table in candidates if table.rows]
 
 
 def _outcome(runs: Sequence[RunRecord]) -> Table:
@@ -35,17 +35,18 @@ def _outcome(runs: Sequence[RunRecord]) -> Table:
                 )
             )
     return Table(
-        "Held-out loss at the end",
+        "Validation loss at the end",
         ("run", "task", "step", "loss", "unigram baseline", "accuracy"),
         rows,
-        "Nats per target token. The unigram baseline guesses every token by its frequency in the "
+        "Nats per target token. The unigram baseline predicts every token with its frequency in "
+        "the "
         "training targets.",
     )
 
 
 def _differences(runs: Sequence[RunRecord]) -> Table:
     return Table(
-        "What the configurations differ in",
+        "Differences of the configurations",
         ("name", *(run.name for run in runs)),
         [(name, *values) for name, values in differences(runs)] if len(runs) > 1 else [],
     )
@@ -53,13 +54,13 @@ def _differences(runs: Sequence[RunRecord]) -> Table:
 
 def _efficiency(runs: Sequence[RunRecord]) -> Table:
     def row(run: RunRecord) -> tuple[str, ...]:
-        speed, mfu = (run.middle("train", n) for n in ("tokens_per_second", "mfu"))
-        padding, wait = (run.middle("train", n) for n in ("padding", "data_wait"))
+        speed, mfu = (run.median("train", n) for n in ("tokens_per_second", "mfu"))
+        padding, wait = (run.median("train", n) for n in ("padding", "data_wait"))
         skipped = run.latest("train", "skipped_steps")
         seconds = run.results.get("seconds")
         hours = None if seconds is None else seconds / 3600
-        spent = run.results.get("goodput") or {}
-        goodput = spent["steps"] / sum(spent.values()) if spent.get("steps") else None
+        purposes = run.results.get("goodput") or {}
+        goodput = purposes["steps"] / sum(purposes.values()) if purposes.get("steps") else None
         return (
             *(run.name, f"{run.last_step:,}", number(hours, ".2f"), number(speed, ",.0f")),
             *(number(mfu, ".1%"), number(padding, ".1%"), number(wait, ".1%")),
@@ -74,14 +75,14 @@ def _efficiency(runs: Sequence[RunRecord]) -> Table:
         ),
         [row(run) for run in runs if "train" in run.records],
         "Medians over the run. Only chips whose peak is known have an MFU. Goodput: the share of "
-        "all the time of its launches that a run spent in steps.",
+        "the time of all launches that was spent in training steps.",
     )
 
 
 def _mixture(run: RunRecord) -> Table:
     rows = [
         (name, f"{planned:.2%}", f"{drawn:.2%}", f"{epochs:.3f}")
-        for name, planned, drawn, epochs in run.shares()
+        for name, planned, drawn, epochs in run.mixture_rows()
     ]
     return Table(f"Mixture of {run.name}", ("task", "planned", "drawn", "epochs"), rows)
 
@@ -92,4 +93,4 @@ def _samples(run: RunRecord) -> Table:
         for sample in run.results.get("samples", ())
     ]
     columns = tuple(next(iter(run.results.get("samples", ())), {}))
-    return Table(f"Held-out examples of {run.name}, decoded greedily", columns, rows)
+    return Table(f"Validation examples of {run.name}, decoded greedily", columns, rows)

@@ -1,4 +1,4 @@
-"""One table, for every place it is read in: a page, a document, a spreadsheet."""
+"""Tables of a report as HTML, Markdown and CSV."""
 
 import csv
 import html
@@ -10,7 +10,14 @@ _SHORT = 48  # characters of a cell that stay on one line
 
 
 class Table(NamedTuple):
-    """Cells as text; the first column names the row, the others are numbers or short texts."""
+    """A table of a report.
+
+    Attributes:
+        title: Its title.
+        columns: Heads of the columns; the first column has the name of the row.
+        rows: Cells as text.
+        note: A note below the table.
+    """
 
     title: str
     columns: Sequence[str]
@@ -18,7 +25,7 @@ class Table(NamedTuple):
     note: str = ""
 
     def html(self) -> str:
-        """A table that scrolls sideways where it is too wide."""
+        """Return the table as HTML; a wide table scrolls."""
 
         def cells(row: Sequence[str], tag: str) -> str:
             kinds = (" class='long'" if len(cell) > _SHORT else "" for cell in row)
@@ -33,7 +40,7 @@ class Table(NamedTuple):
         )
 
     def markdown(self) -> str:
-        """The same for a document; a bar inside a cell is escaped."""
+        """Return the table as Markdown; "|" in a cell is escaped."""
 
         def line(row: Sequence[str]) -> str:
             return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
@@ -44,7 +51,7 @@ class Table(NamedTuple):
         return "\n".join([f"### {self.title}\n", *lines, *note]) + "\n"
 
     def csv(self) -> str:
-        """The same for a spreadsheet."""
+        """Return the table as CSV."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(self.columns)
@@ -53,5 +60,5 @@ class Table(NamedTuple):
 
 
 def number(value: float | None, form: str = ".3f") -> str:
-    """A number as text, a dash where there is none."""
+    """Format a number; "-" for None."""
     return "-" if value is None else format(value, form)

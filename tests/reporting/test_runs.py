@@ -1,7 +1,7 @@
 import pytest
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.reporting.runs import differences, named_apart, read_run, settings
+from t5x_lite.reporting.runs import differences, read_runs, read_run, settings
 
 
 def test_a_configuration_is_read_as_gin_wrote_it():
@@ -40,14 +40,14 @@ def test_only_what_differs_and_matters_is_told(make_run):
     same = {"BATCH_SIZE": "8", "MODEL_DIR": "'a'", "Loss.z_loss": "0.1"}
     one = make_run("one", settings=same)
     other = make_run("other", settings=same | {"MODEL_DIR": "'b'", "Loss.z_loss": "0.2", "X": "1"})
-    found = differences(named_apart([one, other]))
+    found = differences(read_runs([one, other]))
     assert found == [("Loss.z_loss", ["0.1", "0.2"]), ("X", ["", "1"])]
 
 
 def test_runs_of_the_same_name_are_told_apart_by_where_they_are(make_run):
     first, second = make_run("a/run"), make_run("b/run")
-    assert [run.name for run in named_apart([first, second])] == ["a/run", "b/run"]
-    assert [run.name for run in named_apart([first])] == ["run"]
+    assert [run.name for run in read_runs([first, second])] == ["a/run", "b/run"]
+    assert [run.name for run in read_runs([first])] == ["run"]
 
 
 def test_series_latest_values_and_shares_of_a_mixture(make_run):
@@ -56,14 +56,14 @@ def test_series_latest_values_and_shares_of_a_mixture(make_run):
     assert (steps.tolist(), losses.tolist()) == ([10, 20], [4.0, 3.0])
     assert run.latest("validation/task_a", "loss") == pytest.approx(3.1)
     assert run.latest("validation/task_a", "none") is None
-    assert run.middle("train", "tokens_per_second") == 1500.0
+    assert run.median("train", "tokens_per_second") == 1500.0
     assert run.last_step == 20
-    assert run.shares() == [("task_a", 0.7, 0.75, 0.2), ("task_b", 0.3, 0.25, 0.4)]
+    assert run.mixture_rows() == [("task_a", 0.7, 0.75, 0.2), ("task_b", 0.3, 0.25, 0.4)]
 
 
 def test_what_is_no_run_and_what_is_given_twice_is_refused(make_run, tmp_path):
-    with pytest.raises(ConfigError, match=r"holds no metrics\.jsonl"):
+    with pytest.raises(ConfigError, match=r"has no metrics\.jsonl"):
         read_run(tmp_path)
     one = make_run("one")
     with pytest.raises(ConfigError, match="given twice"):
-        named_apart([one, one.parent / "one"])
+        read_runs([one, one.parent / "one"])

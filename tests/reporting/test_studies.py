@@ -96,7 +96,7 @@ def test_a_study_becomes_a_page_tables_and_pictures(study, tmp_path):
     spread = statistics.stdev(SCORES["deshuffling"])
     assert f"3.450 ± {spread:.3f} ▼" in line
     assert all(f"{value:.2f} ▼" in line for value in published)
-    assert "other sizes, other data" in text
+    assert "other sizes and other data" in text
     assert "| deshuffling | 7 worse of 7 | 2 worse of 2 | yes |" in text
     assert "| prefix LM | 4 worse of 7 | 2 better of 2 | no |" in text
     assert "| BERT-style | 1 better, 2 worse of 7 | noise of 2 | not seen |" in text
