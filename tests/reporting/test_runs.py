@@ -1,7 +1,7 @@
 import pytest
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.reporting.runs import differences, read_runs, read_run, settings
+from t5x_lite.reporting.runs import differences, read_run, read_runs, settings
 
 
 def test_a_configuration_is_read_as_gin_wrote_it():
