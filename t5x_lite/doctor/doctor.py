@@ -1,4 +1,4 @@
-"""`t5x_lite doctor`: whether the hosts of a run are fit for it, before the first step."""
+"""`t5x_lite doctor`: check the hosts of a run before it starts."""
 
 import math
 import time
@@ -12,15 +12,15 @@ from t5x_lite.console import Console
 from t5x_lite.data.data_config import Data
 from t5x_lite.distributed import processes
 from t5x_lite.doctor import host_facts
-from t5x_lite.doctor.diagnosis import Diagnosis, Wanted, collective, diagnose
+from t5x_lite.doctor.diagnosis import Diagnosis, Requirements, collective, diagnose
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.partitioning import make_mesh
 from t5x_lite.planning.roofline import state_bytes
 from t5x_lite.training.optimizers import OptimizerConfig
 
-_WORKING_MEMORY = 2**30  # of a process besides the state: the program, data on its way
-_SPARE_ROOM = 2**28  # metrics, events, the launch's record
+_WORKING_MEMORY = 2**30  # bytes of a process besides the state: programs and batches
+_SPARE_DISK = 2**28  # bytes for metrics, TensorBoard events and logs
 
 
 def doctor(
@@ -36,48 +36,67 @@ def doctor(
     devices: int | None = None,
     describe_config: Callable[[], str] = str,
 ) -> None:
-    """Look at every host of a run; raise ConfigError with all that is wrong and its cure.
+    """Check every host of a run and print what is found.
 
-    The arguments are those of `train`. devices: how many must be there over all processes; None
-    takes what is there.
+    The arguments are those of `train`, and `devices`.
+
+    Args:
+        model_dir: Directory of the run; it must be writable and shared by all hosts.
+        model: The architecture, for the size of checkpoints.
+        data: The mixture; its vocabulary and sources, or its token stores, must be readable.
+        optimizer: The optimizer, for the size of checkpoints.
+        batch_size: Rows of the global batch, which must divide over the mesh.
+        mesh: Sizes of the mesh axes by name; -1 takes the remaining devices.
+        checkpoints: The checkpoints that are kept, for the disk space.
+        cpu_devices: Number of simulated CPU devices; None uses the real devices.
+        devices: Expected number of devices over all processes; None accepts any number that is
+            equal on all hosts.
+        describe_config: Returns the configuration as text; all processes must have the same.
+
+    Raises:
+        ConfigError: Something is wrong; the message has every problem with its remedy.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     processes.simulate_devices(cpu_devices)
     directory = Path(model_dir).absolute()
-    places = {"MODEL_DIR": directory, "DATA_DIR": Path(data.data_dir).absolute()}
-    said = host_facts.facts(data, describe_config(), places)
-    said["storage"] = host_facts.shared_and_writable(directory)
-    said["clock"] = host_facts.clock()
-    hosts = processes.gather(said)
+    directories = {"MODEL_DIR": directory, "DATA_DIR": Path(data.data_dir).absolute()}
+    facts = host_facts.facts(data, describe_config(), directories)
+    facts["storage"] = host_facts.storage_problem(directory)
+    facts["clock"] = host_facts.clock()
+    hosts = processes.gather(facts)
     names = [
         "this host" if processes.count() == 1 else processes.name(number)
         for number in range(processes.count())
     ]
-    findings = diagnose(hosts, names, _wanted(model, optimizer, checkpoints, devices))
+    findings = diagnose(hosts, names, _requirements(model, optimizer, checkpoints, devices))
     if not any(finding.wrong for finding in findings):
-        whole = make_mesh(mesh)  # says itself what is wrong with a mesh
-        _check_batch(batch_size, whole)
-        findings.append(collective(*host_facts.timed_collective(whole)))
-    _tell(Console(silent=not processes.is_first()), findings, time.perf_counter() - began)
+        device_mesh = make_mesh(mesh)  # raises ConfigError for a mesh that does not fit
+        _check_batch(batch_size, device_mesh)
+        findings.append(collective(*host_facts.timed_collective(device_mesh)))
+    _show(Console(silent=not processes.is_first()), findings, time.perf_counter() - start)
     if wrong := [finding for finding in findings if finding.wrong]:
         raise ConfigError(
-            "; ".join(f"{each.what}: {each.seen} ({each.cure})" for each in wrong)
+            "; ".join(f"{finding.what}: {finding.seen} ({finding.cure})" for finding in wrong)
             + "; nothing was started"
         )
 
 
-def _wanted(
+def _requirements(
     model: TransformerConfig,
     optimizer: OptimizerConfig,
     checkpoints: CheckpointPolicy,
     devices: int | None,
-) -> Wanted:
-    """Room for the checkpoints that are kept and one more; memory to hold a host's part of one."""
+) -> Requirements:
+    """Return what the run needs.
+
+    The disk must have room for the checkpoints that are kept and one more, which is written before
+    an old one is deleted. The memory of a host must have room for its part of the state.
+    """
     sizes = state_bytes(model, optimizer, {})
     state = sizes["weights"] + sizes["optimizer state"]
     kept = (checkpoints.keep or 1) + 1
-    room = {"MODEL_DIR": state * kept + _SPARE_ROOM, "DATA_DIR": _SPARE_ROOM}
-    return Wanted(devices, room, _WORKING_MEMORY + math.ceil(state / processes.count()))
+    disk = {"MODEL_DIR": state * kept + _SPARE_DISK, "DATA_DIR": _SPARE_DISK}
+    return Requirements(devices, disk, _WORKING_MEMORY + math.ceil(state / processes.count()))
 
 
 def _check_batch(batch_size: int, mesh: jax.sharding.Mesh) -> None:
@@ -92,7 +111,7 @@ def _check_batch(batch_size: int, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def _tell(console: Console, findings: list[Diagnosis], seconds: float) -> None:
+def _show(console: Console, findings: list[Diagnosis], seconds: float) -> None:
     for finding in findings:
         console.print(f"{'WRONG' if finding.wrong else 'ok':<6}{finding.what}: {finding.seen}")
         if finding.wrong:

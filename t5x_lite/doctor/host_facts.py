@@ -1,4 +1,4 @@
-"""What a host says of itself before a run: code, devices, clock, room, what it can read."""
+"""Facts of a host before a run: code, devices, memory, disk space, clock, readable data."""
 
 import hashlib
 import os
@@ -17,36 +17,42 @@ from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError
 from t5x_lite.io import atomic, files
 
-_BESIDES = ("platform", "command", "git_revision")  # of `versions`: no version of a package
+_NO_PACKAGES = ("platform", "command", "git_revision")  # entries of `versions`
 _MEMORY = Path("/proc/meminfo")
-_PATIENCE = 10.0  # seconds that shared storage may take to show a new file
+_STORAGE_DELAY = 10.0  # seconds until shared storage shows a new file of another host
 
 
-def facts(data: Data, config: str, places: Mapping[str, Path]) -> dict[str, Any]:
-    """All that is known of this host without the others, as JSON has it."""
-    found = versions()
+def facts(data: Data, config: str, directories: Mapping[str, Path]) -> dict[str, Any]:
+    """Return the facts of this host that need no other host, as JSON.
+
+    Args:
+        data: The mixture.
+        config: The configuration as text.
+        directories: Directories whose disk space is needed, by gin name.
+    """
+    host_versions = versions()
     devices = jax.local_devices()
     return {
-        "revision": found["git_revision"],
-        "versions": {name: said for name, said in found.items() if name not in _BESIDES},
+        "revision": host_versions["git_revision"],
+        "versions": {k: v for k, v in host_versions.items() if k not in _NO_PACKAGES},
         "config": hashlib.sha256(config.encode()).hexdigest()[:12],
         "device_kind": devices[0].device_kind,
         "devices": len(devices),
         "memory": free_memory(),
-        "room": {name: free_room(place) for name, place in places.items()},
-        "data": data_troubles(data),
+        "disk": {name: free_disk(path) for name, path in directories.items()},
+        "data": data_problems(data),
         "stores": ready(data) is not None,
     }
 
 
 def clock() -> float:
-    """Seconds since 1970, at a moment that is the same for all processes."""
+    """Return this host's time in seconds since 1970, at the same moment on all hosts."""
     processes.barrier("clocks")
     return time.time()
 
 
 def free_memory() -> int | None:
-    """Bytes that new programs may take on this host; None where the system does not say."""
+    """Return the bytes of memory that are available on this host; None if that is unknown."""
     try:
         lines = _MEMORY.read_text().splitlines()
     except OSError:
@@ -54,86 +60,107 @@ def free_memory() -> int | None:
     return next((1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line), None)
 
 
-def free_room(directory: Path) -> int | None:
-    """Bytes free where a directory is or will be; None where nobody knows."""
+def free_disk(directory: Path) -> int | None:
+    """Return the free bytes on the disk of a directory, which need not exist; None if unknown."""
     existing = next((path for path in (directory, *directory.parents) if path.exists()), None)
     return None if existing is None else shutil.disk_usage(existing).free
 
 
-def data_troubles(data: Data) -> list[str]:
-    """What a run would miss of its data: vocabularies, sources that are not tokenized yet."""
+def data_problems(data: Data) -> list[str]:
+    """Return a message for each part of the data that cannot be read.
+
+    Tokenized data is checked by reading its first tokens. Otherwise vocabularies and the
+    directories of the sources are checked.
+
+    Args:
+        data: The mixture.
+    """
     if (plan := ready(data)) is not None:
-        return _troubles([lambda: plan.vocabulary().size, *_first_examples(plan)])
-    looks = []
-    for declared in data.task_providers:
-        vocabulary = getattr(declared, "vocabulary", None) or data.vocabulary
+        return _errors_of([lambda: plan.vocabulary().size, *_first_examples(plan)])
+    checks = []
+    for provider in data.task_providers:
+        vocabulary = getattr(provider, "vocabulary", None) or data.vocabulary
         if vocabulary is not None:
-            looks.append(lambda vocabulary=vocabulary: vocabulary.fingerprint)
-        if directory := getattr(declared, "directory", None):
-            looks.append(lambda directory=directory: _look_into(directory))
-    return _troubles(looks)
+            checks.append(lambda vocabulary=vocabulary: vocabulary.fingerprint)
+        if directory := getattr(provider, "directory", None):
+            checks.append(lambda directory=directory: _check_not_empty(directory))
+    return _errors_of(checks)
 
 
 def _first_examples(plan: Any) -> list[Callable[[], Any]]:
+    """Return functions that read the first tokens of each token store."""
     return [
         lambda store=store: [store.tokens(feature)[:8].tolist() for feature in store.features]
         for _, _, store in plan.stores()
     ]
 
 
-def _look_into(directory: str) -> None:
+def _check_not_empty(directory: str) -> None:
+    """Raise ConfigError for a directory without files."""
     if not files.matching(os.path.join(directory, "*")):
         raise ConfigError(f"there are no files in {directory}")
 
 
-def _troubles(looks: Sequence[Callable[[], Any]]) -> list[str]:
-    found = []
-    for look in looks:
+def _errors_of(checks: Sequence[Callable[[], Any]]) -> list[str]:
+    """Run checks and return the first line of the error of each that fails."""
+    errors = []
+    for check in checks:
         try:
-            look()
-        except Exception as error:  # whatever stands between a run and its data
-            found.append(str(error).splitlines()[0] if str(error) else repr(error))
-    return found
+            check()
+        except Exception as error:  # any error prevents the run from reading its data
+            errors.append(str(error).splitlines()[0] if str(error) else repr(error))
+    return errors
 
 
-def shared_and_writable(directory: Path) -> str:
-    """Why this process cannot use the directory together with the others; "" if it can.
+def storage_problem(directory: Path) -> str:
+    """Return why the processes cannot share a directory; "" if they can.
 
-    Every process writes a file and looks for the file of its neighbor.
+    Every process writes a file and reads that of the next process.
+
+    Args:
+        directory: The directory.
     """
     token = processes.broadcast(hashlib.sha256(os.urandom(16)).hexdigest()[:16])
     folder = directory / f".doctor-{token}"
-    trouble = ""
+    problem = ""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         atomic.write_text(folder / str(processes.index()), token)
     except OSError as error:
-        trouble = f"cannot write: {error.strerror or error}"
+        problem = f"cannot write: {error.strerror or error}"
     processes.barrier("written")
     neighbor = folder / str((processes.index() + 1) % processes.count())
-    if not trouble and not _appears(neighbor, token):
-        trouble = f"does not see what {processes.name(int(neighbor.name))} writes there"
+    if not problem and not _appears(neighbor, token):
+        problem = f"does not see what {processes.name(int(neighbor.name))} writes there"
     processes.barrier("read")
-    # On storage that all share the first one removes everything; elsewhere each its own.
+    # On shared storage the first process removes all files; otherwise each removes its own.
     shutil.rmtree(folder, ignore_errors=True)
-    return trouble
+    return problem
 
 
 def _appears(path: Path, content: str) -> bool:
-    until = time.monotonic() + (_PATIENCE if processes.count() > 1 else 0.0)
+    """Wait until a file has some content; return False if it does not appear in time."""
+    deadline = time.monotonic() + (_STORAGE_DELAY if processes.count() > 1 else 0.0)
     while True:
         try:
             if path.read_text() == content:
                 return True
         except OSError:
             pass
-        if time.monotonic() >= until:
+        if time.monotonic() >= deadline:
             return False
         time.sleep(0.2)
 
 
 def timed_collective(mesh: jax.sharding.Mesh) -> tuple[float, float]:
-    """What the devices' sum of ones is over how many there are, and the seconds it took."""
+    """Add up ones over all devices, as a test of devices and network.
+
+    Args:
+        mesh: The devices.
+
+    Returns:
+        The sum divided by the number of ones, which must be 1, and the seconds it took.
+    """
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
 
@@ -143,6 +170,6 @@ def timed_collective(mesh: jax.sharding.Mesh) -> tuple[float, float]:
     )
     add = jax.jit(lambda x: x.sum(), out_shardings=NamedSharding(mesh, PartitionSpec()))
     float(add(ones))  # compiles
-    began = time.perf_counter()
+    start = time.perf_counter()
     total = float(add(ones))
-    return total / (256 * mesh.size), time.perf_counter() - began
+    return total / (256 * mesh.size), time.perf_counter() - start

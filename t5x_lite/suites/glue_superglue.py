@@ -1,4 +1,4 @@
-"""GLUE, SuperGLUE and the Winograd schemas around them."""
+"""Tasks of GLUE, SuperGLUE, and the Winograd schema data sets WNLI, WSC and DPR."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -27,6 +27,18 @@ def _classification(
     splits: Mapping[str, str] = ALL,
     scores: Sequence[metrics.Metric] = _ACCURACY,
 ) -> SupervisedTask:
+    """Return a classification task.
+
+    Args:
+        name: The task.
+        tfds: The data set with its version.
+        fields: Fields of an example in the order of T5's format; or fields by the name that the
+            format writes before each.
+        labels: Texts of the labels, by their numbers.
+        benchmark: The name that begins the inputs, such as "cola".
+        splits: Splits of the data set by the splits of the task.
+        scores: The metrics.
+    """
     fields = fields if isinstance(fields, Mapping) else {field: field for field in fields}
     make = functools.partial(
         glue.classification, benchmark=benchmark, fields=fields, labels=tuple(labels)

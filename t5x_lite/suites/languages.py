@@ -1,11 +1,12 @@
-"""The languages of multilingual data sets, by the codes that are part of their names."""
+"""The language codes of multilingual data sets, as the names of their tasks contain them."""
 
 
 def _codes(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-# 101 languages, six of them also in Latin script, and "und", what CLD3 could not tell.
+# 101 languages, six of which also in Latin script, and "und": pages whose language the detector
+# CLD3 could not determine.
 MC4_LANGUAGES = _codes(
     "af am ar az be bg bg-Latn bn ca ceb co cs cy da de el el-Latn en eo es et eu fa fi fil fr fy "
     "ga gd gl gu ha haw hi hi-Latn hmn ht hu hy id ig is it iw ja ja-Latn jv ka kk km kn ko ku ky "

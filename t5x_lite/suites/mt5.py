@@ -1,9 +1,9 @@
-"""mC4 and the tasks of the mT5 paper, as one declaration.
+"""mC4 and the tasks of the mT5 paper (Xue et al. 2021), as one task provider.
 
 Names, data sets, languages and mixtures are those of google-research/multilingual-t5 (tasks.py of
-2022); left out are its evaluations over all languages at once (".all_langs"), its older PAWS-X
-translations ("_original"), and what is GLUE, SuperGLUE, CNN/DailyMail or Wikipedia under mT5's
-vocabulary, for which `plan.Data.vocabulary` serves.
+2022). Its evaluations over all languages at once (".all_langs") and its older PAWS-X translations
+("_original") are omitted. For its versions of GLUE, SuperGLUE, CNN/DailyMail and Wikipedia, use
+`t5.Study` with mT5's vocabulary.
 """
 
 import functools
@@ -185,7 +185,8 @@ _NER_TRAIN = [_names(lang, "train", TRAIN) for lang in WIKIANN_LANGUAGES]
 _NER_TRAIN_ENGLISH = [task for task in _NER_TRAIN if task.name.endswith(".en")]
 _NER = [_names(lang, "eval", VALIDATION_AND_TEST) for lang in WIKIANN_LANGUAGES]
 
-# Each mixture of fine-tuning draws all its training tasks at one rate.
+# The training tasks of a fine-tuning mixture have equal rates. Tasks without a training split are
+# evaluated only.
 MIXTURES: Mapping[str, Sequence[SupervisedTask]] = {
     "mt5_xnli_zeroshot": [_XNLI_TRAIN, *_XNLI],
     "mt5_xnli_translate_train": [_XNLI_TRAIN, *_XNLI_TRANSLATED, *_XNLI],
@@ -206,10 +207,16 @@ MIXTURES: Mapping[str, Sequence[SupervisedTask]] = {
 @versioned("mt5_tasks", 1)
 @dataclass(frozen=True)
 class Multilingual:
-    """The declaration of mC4, by language, and of mT5's fine-tuning tasks and mixtures.
+    """Task provider of mC4, by language, and of mT5's fine-tuning tasks and mixtures.
 
-    languages: those in the mixture mc4, where a language is drawn in proportion to its number of
-    pages to the power of `alpha`, or at its rate in `rates` (`mixtures.unimax_rates` gives some).
+    Args:
+        vocabulary: Vocabulary of all tasks. The default is mT5's, on Google Cloud Storage.
+        languages: Languages of the mixture "mc4".
+        alpha: A language is drawn in proportion to its number of pages to this power, which gives
+            small languages more weight. The default is mT5's.
+        rates: Rates of the languages, instead of `alpha`; `mixing_rates.unimax_rates` computes
+            those of umT5.
+        tfds_data_dir: Directory of TFDS data sets; None is TFDS's default.
     """
 
     vocabulary: AnyVocabulary = Vocabulary(MT5_VOCABULARY, 0)  # noqa: RUF009  # reads nothing
@@ -220,21 +227,21 @@ class Multilingual:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all tasks and mixtures."""
+        """Names of all tasks and mixtures."""
         return (*(task.name for task in self._tasks()), "mc4", *MIXTURES)
 
     @property
     def evaluations(self) -> Mapping[str, TaskMetrics]:
-        """How the tasks are judged."""
+        """Postprocessor and metrics by task."""
         return evaluations(self._tasks())
 
     @property
     def contents(self) -> Any:
-        """The tables of tasks and mixtures, which decide together with the fields what is made."""
+        """The tables of tasks and mixtures, which are part of the identity of the plan."""
         return self._tasks(), self.mixtures()
 
     def register(self, data_dir: str) -> None:
-        """Register all tasks and mixtures; none of their data sets is looked for."""
+        """Register all tasks and mixtures with seqio; no data set is opened."""
         for task in self._tasks():
             task.register(self.vocabulary, self.tfds_data_dir)
         add_mixtures(self.mixtures())

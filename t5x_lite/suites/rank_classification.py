@@ -1,4 +1,4 @@
-"""Classification by rank: every label is scored as a target, and the likeliest is the answer."""
+"""Rank classification: every label is scored as a target; the most likely one is the prediction."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -15,26 +15,30 @@ from t5x_lite.suites.t5 import GLUE_EXAMPLES, SUPER_GLUE_EXAMPLES, T5_VOCABULARY
 from t5x_lite.suites.task_specs import SupervisedTask, add_mixtures, evaluations
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary, Vocabulary
 
-_PLACE = ("idx/question", "idx/option")
+_NUMBERING = ("idx/question", "idx/option")
 _LABELS = ("False", "True")
 
 
 def with_options(task: SupervisedTask, *, normalize_by_length: bool) -> SupervisedTask | None:
     """Return a task's variant of one example per label, for evaluation; None if it has no labels.
 
-    "super_glue_copa_v102" becomes "super_glue_copa_v102_options". MultiRC is judged by its own
-    metrics, DPR's options are its candidates (its one split to judge on is "test"), and WSC, of
-    which each example names but one candidate, takes T5's format with the answers False and True.
+    "super_glue_copa_v102" becomes "super_glue_copa_v102_options". MultiRC has its own metrics. The
+    options of DPR are its candidates; its only evaluation split is "test". An example of WSC has
+    one candidate, so its options are T5's answers False and True.
+
+    Args:
+        task: A classification task.
+        normalize_by_length: Whether a label's log-likelihood is divided by its number of tokens.
     """
     labels: Sequence[str] | None = getattr(task.make, "keywords", {}).get("labels")
     splits = {name: split for name, split in task.splits.items() if name != "train"}
-    made = _SPECIAL.get(task.name)
-    if made is None and (labels is None or not task.metrics):
+    special = _SPECIAL.get(task.name)
+    if special is None and (labels is None or not task.metrics):
         return None
-    make, fields, place, metric = made or (
+    make, fields, numbering, metric = special or (
         functools.partial(glue.options, make=task.make, labels=tuple(labels or ())),
         task.fields,
-        _PLACE,
+        _NUMBERING,
         metrics.rank_classification,
     )
     if not splits:
@@ -45,14 +49,14 @@ def with_options(task: SupervisedTask, *, normalize_by_length: bool) -> Supervis
         splits=splits,
         make=make,
         fields=fields,
-        extras=dict.fromkeys(("is_correct", *place), "number"),
+        extras=dict.fromkeys(("is_correct", *numbering), "number"),
         postprocess=postprocessors.ranked,
         metrics=(functools.partial(metric, normalize_by_length=normalize_by_length),),
     )
 
 
-# What makes the options of a task that is no plain classification, of which fields, how their
-# questions are numbered, and what judges them.
+# Tasks without fixed labels: the function that makes the options, the fields it reads, the fields
+# that number questions and options, and the metric.
 _SPECIAL: Mapping[str, tuple[MakeExamples, Sequence[str], Sequence[str], Callable[..., Any]]] = {
     "super_glue_multirc_v102": (
         functools.partial(glue.options, make=glue.multirc, labels=_LABELS),
@@ -63,13 +67,13 @@ _SPECIAL: Mapping[str, tuple[MakeExamples, Sequence[str], Sequence[str], Callabl
     "super_glue_wsc_v102_simple_eval": (
         functools.partial(glue.options, make=coreference.wsc_marked, labels=_LABELS),
         ("text", "span1_text", "span1_index", "span2_text", "span2_index", "label", "idx"),
-        _PLACE,
+        _NUMBERING,
         metrics.rank_classification,
     ),
     "dpr_v001_simple": (
         coreference.definite_pronoun_options,
         ("sentence", "pronoun", "candidates", "label"),
-        _PLACE,
+        _NUMBERING,
         metrics.rank_classification,
     ),
 }
@@ -78,10 +82,15 @@ _SPECIAL: Mapping[str, tuple[MakeExamples, Sequence[str], Sequence[str], Callabl
 @versioned("rank_classification_tasks", 1)
 @dataclass(frozen=True)
 class StudyOptions:
-    """The declaration of GLUE's and SuperGLUE's classification tasks, to be answered by rank.
+    """Task provider of GLUE's and SuperGLUE's classification tasks as rank classification.
 
-    The mixtures glue_options and super_glue_options are for `t5x_lite evaluate`: nothing is trained
-    on them. normalize_by_length: a label's log-likelihood is divided by its number of tokens.
+    Its mixtures "glue_options" and "super_glue_options" are for `t5x_lite evaluate`. They have no
+    training split.
+
+    Args:
+        vocabulary: Vocabulary of all tasks. The default is T5's, on Google Cloud Storage.
+        normalize_by_length: Whether a label's log-likelihood is divided by its number of tokens.
+        tfds_data_dir: Directory of TFDS data sets; None is TFDS's default.
     """
 
     vocabulary: AnyVocabulary = Vocabulary(T5_VOCABULARY)  # noqa: RUF009  # reads nothing
@@ -90,22 +99,22 @@ class StudyOptions:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all tasks and mixtures."""
+        """Names of all tasks and mixtures."""
         mixtures = self._mixtures()
         return (*(task.name for tasks in mixtures.values() for task in tasks), *mixtures)
 
     @property
     def evaluations(self) -> Mapping[str, TaskMetrics]:
-        """How the tasks are judged."""
+        """Postprocessor and metrics by task."""
         return evaluations([task for tasks in self._mixtures().values() for task in tasks])
 
     @property
     def contents(self) -> Any:
-        """The tables of tasks, which decide together with the fields what is made."""
+        """The tables of tasks, which are part of the identity of the plan."""
         return self._mixtures()
 
     def register(self, data_dir: str) -> None:
-        """Register all tasks and mixtures; none of their data sets is looked for."""
+        """Register all tasks and mixtures with seqio; no data set is opened."""
         for name, tasks in self._mixtures().items():
             for task in tasks:
                 task.register(self.vocabulary, self.tfds_data_dir)
@@ -120,9 +129,9 @@ class StudyOptions:
         }
         return {
             name: [
-                made
+                variant
                 for task in table
-                if (made := with_options(task, normalize_by_length=self.normalize_by_length))
+                if (variant := with_options(task, normalize_by_length=self.normalize_by_length))
             ]
             for name, table in tables.items()
         }

@@ -1,4 +1,4 @@
-"""The tasks and mixtures of the T5 paper, as one declaration."""
+"""The tasks and mixtures of the T5 paper (Raffel et al. 2020), as one task provider."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -20,8 +20,9 @@ from t5x_lite.tokenizers.vocabularies import AnyVocabulary, Vocabulary
 
 T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model"
 
-# Examples of each task, which are its rates. Tasks of rate 0 are there to be evaluated; WNLI is
-# left out: WSC and DPR teach the same. Source: T5's code, glue_utils.
+# Number of training examples of each task, which is its rate. Tasks of rate 0 are evaluated only.
+# The T5 paper omits WNLI, because its validation set contradicts its training set, and trains on
+# WSC and DPR instead. Source: T5's code, glue_utils.
 GLUE_EXAMPLES: Mapping[str, int] = {
     "glue_cola_v002": 8_551,
     "glue_sst2_v002": 67_349,
@@ -49,7 +50,7 @@ SUPER_GLUE_EXAMPLES: Mapping[str, int] = {
     "super_glue_axb_v102": 0,
     "super_glue_axg_v102": 0,
 }
-# C4's rate in the multi-task pretraining of the released models, by their size.
+# Rate of C4 in the multi-task pretraining of the released models, by size.
 C4_RATES: Mapping[str, float] = {
     "small": 710_000,
     "base": 2_620_000,
@@ -63,7 +64,7 @@ _GLUE, _SUPER_GLUE = "glue_v002_proportional", "super_glue_v102_proportional"
 _LARGE_TRANSLATIONS = ("wmt_t2t_ende_v003", "wmt15_enfr_v003")
 _OTHERS = ("cnn_dailymail_v002", "squad_v010_allanswers", *_LARGE_TRANSLATIONS, "wmt16_enro_v003")
 _SUPERVISED = (*GLUE_EXAMPLES, *SUPER_GLUE_EXAMPLES, *_OTHERS)
-_LEFT_OUT = (_GLUE, _SUPER_GLUE, *_OTHERS)
+_LEAVE_ONE_OUT = (_GLUE, _SUPER_GLUE, *_OTHERS)
 
 TASKS: TaskTable = (
     *text_generation.C4,
@@ -80,11 +81,19 @@ TASKS: TaskTable = (
 @versioned("t5_tasks", 1)
 @dataclass(frozen=True)
 class Study:
-    """The declaration of the T5 paper's tasks and mixtures over data sets that TFDS prepared.
+    """Task provider of the T5 paper's tasks and mixtures, over data sets that TFDS has prepared.
 
-    limit: the most examples that count in rates by examples (the paper's K), None for no limit.
-    temperature: of those rates. c4_rate: of C4 in en_mix and all_mix. tfds_data_dir: where TFDS
-    keeps data sets; None is its own default. c4_version: T5 used 2.2.0.
+    Args:
+        vocabulary: Vocabulary of all tasks. The default is T5's, on Google Cloud Storage.
+        limit: The largest number of examples of a task that counts in examples-proportional rates
+            (the paper's K); None is no limit. The default is the paper's 2**19.
+        temperature: Temperature of these rates (the paper's T); 1 leaves them in proportion.
+        c4_rate: Rate of C4 in "en_mix" and "all_mix". The default is that of the base model.
+        tfds_data_dir: Directory of TFDS data sets; None is TFDS's default.
+        c4_version: Version of C4 in TFDS; T5 used 2.2.0.
+
+    Raises:
+        ConfigError: `limit` or `temperature` is not positive.
     """
 
     vocabulary: AnyVocabulary = Vocabulary(T5_VOCABULARY)  # noqa: RUF009  # reads nothing
@@ -95,31 +104,30 @@ class Study:
     c4_version: str = "2.2.0"
 
     def __post_init__(self):
-        """Refuse a limit or a temperature that gives no rates."""
-        ExamplesProportionalRate(self.limit, self.temperature)
+        ExamplesProportionalRate(self.limit, self.temperature)  # checks both
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all tasks and mixtures."""
+        """Names of all tasks and mixtures."""
         return (*(task.name for task in TASKS), *self.mixtures())
 
     @property
     def objectives(self) -> Mapping[str, Objective]:
-        """The objectives of the tasks that have one of their own."""
+        """Objectives of the tasks that have their own."""
         return own_objectives(TASKS)
 
     @property
     def evaluations(self) -> Mapping[str, TaskMetrics]:
-        """How the tasks are judged."""
+        """Postprocessor and metrics by task."""
         return evaluations(TASKS)
 
     @property
     def contents(self) -> Any:
-        """The tables of tasks and mixtures, which decide together with the fields what is made."""
+        """The tables of tasks and mixtures, which are part of the identity of the plan."""
         return TASKS, self.mixtures()
 
     def register(self, data_dir: str) -> None:
-        """Register all tasks and mixtures; none of their data sets is looked for."""
+        """Register all tasks and mixtures with seqio; no data set is opened."""
         for task in TASKS:
             if isinstance(task, TextTask) and task.tfds.startswith("c4/"):
                 task = replace(task, tfds=f"{task.tfds.split(':')[0]}:{self.c4_version}")
@@ -146,7 +154,7 @@ class Study:
             "all_equal": _all_at(1.0, (*_SUPERVISED, _C4)),
             "all_proportional": [*_shared_rte(_SUPERVISED, by_examples), (_C4, by_examples)],
             "all_mix": [(_C4, self.c4_rate), *_shared_rte(_SUPERVISED, by_examples)],
-            **{f"leave_one_out_{name}": _without(name, by_examples) for name in _LEFT_OUT},
+            **{f"leave_one_out_{name}": _without(name, by_examples) for name in _LEAVE_ONE_OUT},
             "large_supervised_equal": _all_at(1.0, large),
             "large_supervised_proportional": _all_at(by_examples, large),
             "large_translation_equal": _all_at(1.0, _LARGE_TRANSLATIONS),
@@ -164,19 +172,19 @@ def _all_at(rate: Any, names: Iterable[str]) -> list[tuple[str, Any]]:
 
 
 def _rates(names: Iterable[str], otherwise: Any) -> list[tuple[str, Any]]:
-    """Return the known numbers of examples of benchmarks' tasks, and `otherwise` for others."""
+    """Return the numbers of examples of the benchmarks' tasks, and `otherwise` for others."""
     known = {**GLUE_EXAMPLES, **SUPER_GLUE_EXAMPLES}
     return [(name, float(known[name]) if name in known else otherwise) for name in names]
 
 
 def _shared_rte(names: Iterable[str], otherwise: Any) -> list[tuple[str, Any]]:
-    """Return the same, with RTE, which both benchmarks have, at half its rate in each."""
+    """Return `_rates`, but half the rate of RTE, which is in both benchmarks."""
     return [(name, rate / 2 if "rte" in name else rate) for name, rate in _rates(names, otherwise)]
 
 
-def _without(left_out: str, by_examples: ExamplesProportionalRate) -> list[tuple[str, Any]]:
-    """Return the rates of all tasks but one, or but those of one benchmark."""
-    benchmark = {_GLUE: GLUE_EXAMPLES, _SUPER_GLUE: SUPER_GLUE_EXAMPLES}.get(left_out)
-    gone = {left_out, *(benchmark or ())}
-    names = [name for name in (*_SUPERVISED, _C4) if name not in gone]
+def _without(omitted: str, by_examples: ExamplesProportionalRate) -> list[tuple[str, Any]]:
+    """Return the rates of all tasks except one, or except those of one benchmark."""
+    benchmark = {_GLUE: GLUE_EXAMPLES, _SUPER_GLUE: SUPER_GLUE_EXAMPLES}.get(omitted)
+    removed = {omitted, *(benchmark or ())}
+    names = [name for name in (*_SUPERVISED, _C4) if name not in removed]
     return (_rates if benchmark else _shared_rte)(names, by_examples)

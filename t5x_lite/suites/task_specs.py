@@ -1,4 +1,4 @@
-"""What a table of tasks has in its rows, and how a row becomes a seqio task."""
+"""Rows of the tables of tasks, and their registration as seqio tasks."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from t5x_lite.metrics.task_metrics import TaskMetrics
 from t5x_lite.objectives.span_corruption import Objective
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary
 
-Splits = Mapping[str, str]
+Splits = Mapping[str, str]  # splits of the data set by the splits of the task
 ALL: Splits = {"train": "train", "validation": "validation", "test": "test"}
 TRAIN: Splits = {"train": "train"}
 TRAIN_AND_VALIDATION: Splits = {"train": "train", "validation": "validation"}
@@ -28,11 +28,20 @@ TEST: Splits = {"test": "test"}
 @versioned("supervised_task", 1)
 @dataclass(frozen=True)
 class SupervisedTask:
-    """A task made of a TFDS data set by a text format.
+    """A task that formats the examples of a TFDS data set as text.
 
-    tfds: the data set with its version. fields: what the format reads. extras: what it gives for
-    evaluation. sentinels: how many are appended to inputs and put before targets, which helps
-    models that have only ever filled gaps. trimming: of pairs that are not simply cut.
+    Attributes:
+        name: Name of the task.
+        tfds: The data set with its version.
+        splits: Splits of the data set by the splits of the task.
+        make: The text format: makes inputs and targets from the fields of an example.
+        fields: The fields that the format reads.
+        extras: Features that the format adds for evaluation, by name and type.
+        postprocess: Converts texts to what the metrics compare.
+        metrics: The metrics.
+        sentinels: Number of sentinels that are appended to inputs and prepended to targets, which
+            helps models that were only trained on span corruption.
+        trimming: How pairs are truncated; None cuts their ends.
     """
 
     name: str
@@ -47,7 +56,12 @@ class SupervisedTask:
     trimming: PairTrimming | None = None
 
     def register(self, vocabulary: AnyVocabulary, tfds_data_dir: str | None) -> None:
-        """Add the task to seqio's registry, in the place of one of that name."""
+        """Add the task to seqio's registry; it replaces one with the same name.
+
+        Args:
+            vocabulary: Vocabulary of inputs and targets.
+            tfds_data_dir: Directory of TFDS data sets; None is TFDS's default.
+        """
         import seqio
 
         steps = [
@@ -72,7 +86,7 @@ class SupervisedTask:
         )
 
     def with_sentinel(self) -> "SupervisedTask":
-        """Return the task's variant with one sentinel, under T5's name for it."""
+        """Return the task's variant with one sentinel, under its name in T5."""
         stem, ending = self.name, ""
         for suffix in ("_train", "_eval"):
             if self.name.endswith(suffix):
@@ -92,9 +106,13 @@ class SupervisedTask:
 @versioned("text_task", 1)
 @dataclass(frozen=True)
 class TextTask:
-    """A task of text, made of a TFDS data set with a feature `text`.
+    """A task of plain text, from the feature "text" of a TFDS data set.
 
-    objective: None is the run's, which all tasks without one of their own share.
+    Attributes:
+        name: Name of the task.
+        tfds: The data set with its version.
+        splits: Splits of the data set by the splits of the task.
+        objective: The task's own objective; None is that of the run.
     """
 
     name: str
@@ -103,7 +121,12 @@ class TextTask:
     objective: Objective | None = None
 
     def register(self, vocabulary: AnyVocabulary, tfds_data_dir: str | None) -> None:
-        """Add the task to seqio's registry, in the place of one of that name."""
+        """Add the task to seqio's registry; it replaces one with the same name.
+
+        Args:
+            vocabulary: Vocabulary of inputs and targets.
+            tfds_data_dir: Directory of TFDS data sets; None is TFDS's default.
+        """
         source = TfdsSource(self.tfds, self.splits, tfds_data_dir)
         add_task(self.name, source, text_steps(self.objective), vocabulary)
 
@@ -112,13 +135,13 @@ TaskTable = Sequence[SupervisedTask | TextTask]
 
 
 def own_objectives(table: TaskTable) -> dict[str, Objective]:
-    """Return the objectives of those tasks that do not take the run's."""
+    """Return the objectives of the tasks that have their own, by task."""
     texts = [task for task in table if isinstance(task, TextTask)]
     return {task.name: task.objective for task in texts if task.objective is not None}
 
 
 def evaluations(table: TaskTable) -> dict[str, TaskMetrics]:
-    """Return how the supervised tasks are judged."""
+    """Return postprocessor and metrics of the supervised tasks, by task."""
     return {
         task.name: TaskMetrics(task.postprocess, task.metrics)
         for task in table
@@ -127,7 +150,11 @@ def evaluations(table: TaskTable) -> dict[str, TaskMetrics]:
 
 
 def add_mixtures(mixtures: Mapping[str, Iterable[tuple[str, Any]]]) -> None:
-    """Add mixtures to seqio's registry, each in the place of one of that name."""
+    """Add mixtures to seqio's registry; each replaces one with the same name.
+
+    Args:
+        mixtures: (task, rate) of the tasks of each mixture, by its name.
+    """
     import seqio
 
     for name, rates in mixtures.items():
@@ -137,10 +164,15 @@ def add_mixtures(mixtures: Mapping[str, Iterable[tuple[str, Any]]]) -> None:
 
 @versioned("add_sentinels", 1)
 def add_sentinels(dataset: Any, output_features: Mapping[str, Any], count: int) -> Any:
-    """Append the first sentinels to inputs and put them before targets.
+    """Append the first sentinels to inputs and prepend them to targets.
 
-    inputs     What is the capital of Illinois? <extra_id_0>
-    targets    <extra_id_0> Springfield
+        inputs     What is the capital of Illinois? <extra_id_0>
+        targets    <extra_id_0> Springfield
+
+    Args:
+        dataset: A tf.data data set of tokenized examples.
+        output_features: seqio's features, whose vocabularies have the sentinels.
+        count: Number of sentinels.
     """
     import tensorflow as tf
 

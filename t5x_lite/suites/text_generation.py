@@ -1,4 +1,4 @@
-"""Questions, summaries, translations, and the text of the web and of Wikipedia."""
+"""Tasks of question answering, summarization, translation, and text of C4 and Wikipedia."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -101,7 +101,8 @@ C4: Sequence[TextTask] = (
     TextTask("c4_v220_iid_denoising", _C4, objective=ReplaceSpans()),
     TextTask("c4_v220_prefix_lm", _C4, objective=PrefixLM()),
     TextTask("c4_v220_full_lm", _C4, objective=FullLM()),
-    # T5's fill a row with two pieces whose prefixes complement one another; here packing does.
+    # T5's tasks fill a row with two parts of a text whose prefixes add up to it. Here packing fills
+    # the rows.
     TextTask("c4_prefix_lm_objective_encoder_decoder_architecture", _C4, objective=LMAdaptation()),
     TextTask("c4_prefix_lm_objective_decoder_architecture", _C4, objective=LMAdaptation()),
     TextTask("c4_v020_unsupervised", _C4),

@@ -2,10 +2,10 @@
 
 import pytest
 
-from t5x_lite.doctor.diagnosis import Wanted, collective, diagnose
+from t5x_lite.doctor.diagnosis import Requirements, collective, diagnose
 
 NAMES = [f"process {number} on host-{number}" for number in range(4)]
-WANTED = Wanted(devices=16, room={"MODEL_DIR": 10**9}, memory=10**9)
+REQUIREMENTS = Requirements(devices=16, disk={"MODEL_DIR": 10**9}, memory=10**9)
 
 
 def hosts(number=2, **odd):
@@ -19,7 +19,7 @@ def hosts(number=2, **odd):
         clock=1000.0,
         storage="",
         memory=10**11,
-        room={"MODEL_DIR": 10**12},
+        disk={"MODEL_DIR": 10**12},
         data=[],
         stores=True,
     )
@@ -27,7 +27,7 @@ def hosts(number=2, **odd):
 
 
 def test_healthy_hosts_are_found_so():
-    findings = diagnose(hosts(), NAMES, WANTED)
+    findings = diagnose(hosts(), NAMES, REQUIREMENTS)
     assert not any(finding.wrong for finding in findings)
     seen = {finding.what: finding.seen for finding in findings}
     assert seen["git revision"] == "abc"
@@ -49,12 +49,12 @@ def test_healthy_hosts_are_found_so():
         ({"clock": 1060.0}, "clocks", "+60 s off"),
         ({"storage": "cannot write: Permission denied"}, "model directory", "Permission denied"),
         ({"data": ["no such vocabulary"]}, "data and vocabulary", "no such vocabulary"),
-        ({"room": {"MODEL_DIR": 10**8}}, "disk at MODEL_DIR", "0.10 GB free"),
+        ({"disk": {"MODEL_DIR": 10**8}}, "disk at MODEL_DIR", "0.10 GB free"),
         ({"memory": 10**8}, "memory of a host", "0.10 GB free"),
     ],
 )
 def test_what_is_wrong_on_one_host_is_named_with_the_host_and_a_cure(odd, what, seen):
-    [wrong] = [each for each in diagnose(hosts(**odd), NAMES, WANTED) if each.wrong]
+    [wrong] = [each for each in diagnose(hosts(**odd), NAMES, REQUIREMENTS) if each.wrong]
     assert wrong.what == what
     assert seen in wrong.seen
     assert "process 2 on host-2" in wrong.seen
@@ -62,13 +62,13 @@ def test_what_is_wrong_on_one_host_is_named_with_the_host_and_a_cure(odd, what, 
 
 
 def test_whole_hosts_that_are_missing_show_in_the_devices():
-    [wrong] = [each for each in diagnose(hosts()[:3], NAMES[:3], WANTED) if each.wrong]
+    [wrong] = [each for each in diagnose(hosts()[:3], NAMES[:3], REQUIREMENTS) if each.wrong]
     assert wrong.seen == "12 instead of 16: 3 hosts of 4 each"
 
 
 def test_unknown_room_is_no_failure():
-    silent = [{**host, "memory": None, "room": {"MODEL_DIR": None}} for host in hosts()]
-    findings = diagnose(silent, NAMES, WANTED)
+    silent = [{**host, "memory": None, "disk": {"MODEL_DIR": None}} for host in hosts()]
+    findings = diagnose(silent, NAMES, REQUIREMENTS)
     assert not any(finding.wrong for finding in findings)
     assert findings[-1].seen == "unknown"
 

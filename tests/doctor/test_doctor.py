@@ -89,7 +89,7 @@ def test_a_batch_that_does_not_divide_is_found_without_the_model(examine):
 def test_a_model_too_large_for_the_disk_is_found(examine, monkeypatch):
     from t5x_lite.doctor import host_facts
 
-    monkeypatch.setattr(host_facts, "free_room", lambda directory: 10**6)
+    monkeypatch.setattr(host_facts, "free_disk", lambda directory: 10**6)
     with pytest.raises(ConfigError, match="keep fewer checkpoints"):
         examine()
 
