@@ -1,1 +1,1 @@
-"""Finding where a run went wrong: comparing runs, replaying a step, probing activations."""
+"""Debugging of runs: compare two runs, replay a step, probe activations, inject faults."""

@@ -1,9 +1,10 @@
-"""Looking into a model while it computes: ranges of what its modules put out and of the gradients.
+"""Measure the range of every module's output and gradient while a model computes.
 
-Every module is given a probe, a weight of zeros that it adds to nothing. What a probe's gradient
-is can therefore be chosen (`_seen`): here it is what was seen of the module's output on the way
-forward and of the gradient on the way back. So ranges come out of scans, recomputation and shards
-as any gradient does, and the program stays that of training.
+Every module gets a probe: a weight of zeros that has no effect on its output. `_probed` is the
+identity with a custom gradient: it defines the "gradient" of the probe as the measurements, namely
+the range of the module's output in the forward pass and of that output's gradient in the backward
+pass. Measurements thus leave scans, recomputation and shards as any gradient does, and the rest of
+the program is that of training.
 """
 
 import functools
@@ -21,11 +22,18 @@ from t5x_lite.models.transformer import Params, bind
 from t5x_lite.tree_paths import flatten, merge
 
 _PROBE = "probe"
-_SIDES = ("encoder", "decoder")  # a module that both run has a row of its probe for each
+_STACKS = ("encoder", "decoder")  # the probe of a module has a row for each stack that calls it
 
 
 class Range(NamedTuple):
-    """Of some numbers: how many, how many of them not finite, and the ends of the others."""
+    """The range of some numbers.
+
+    Attributes:
+        size: How many there are.
+        bad: How many are not finite.
+        low: The smallest finite one.
+        high: The largest finite one.
+    """
 
     size: float = 0.0
     bad: float = 0.0
@@ -34,11 +42,11 @@ class Range(NamedTuple):
 
     @property
     def largest(self) -> float:
-        """The largest magnitude; 0 where nothing is finite."""
+        """The largest finite magnitude; 0 if nothing is finite."""
         return max(abs(self.low), abs(self.high)) if self.low <= self.high else 0.0
 
     def merge(self, other: "Range") -> "Range":
-        """The range of both."""
+        """Return the range of both sets of numbers."""
         low, high = min(self.low, other.low), max(self.high, other.high)
         return Range(self.size + other.size, self.bad + other.bad, low, high)
 
@@ -48,9 +56,14 @@ class Range(NamedTuple):
 
 
 class ProbeRow(NamedTuple):
-    """A module of one layer: its own weights, its output, and the gradients of both.
+    """The measurements of a module of one layer; None for what it does not have.
 
-    None for what it does not have, or what has no gradient.
+    Attributes:
+        name: Path of the module, with the number of the layer.
+        weights: Range of its own weights.
+        output: Range of its output.
+        output_gradient: Range of the gradient of its output.
+        weights_gradient: Range of the gradients of its own weights.
     """
 
     name: str
@@ -61,39 +74,47 @@ class ProbeRow(NamedTuple):
 
 
 class Probes:
-    """A model with probes, to be traced once: `graphdef` binds with the weights of `added`."""
+    """A model with probes, to be traced once.
+
+    Args:
+        graphdef: The model's graph definition.
+        shapes: Shapes of its weights.
+
+    Attributes:
+        graphdef: The graph definition with probes, to be bound to the weights of `with_probes`.
+    """
 
     def __init__(self, graphdef: nnx.GraphDef, shapes: Params):
-        self._order: list[tuple[str, str]] = []  # (module, side), as they end
-        self._side = _SIDES[0]
+        self._order: list[tuple[str, str]] = []  # (module, stack), in the order in which they end
+        self._stack = _STACKS[0]
         self._layers = _layers(shapes, graphdef)
         model = bind(graphdef, shapes)
         self._zeros: dict[str, tuple[int, ...]] = {}
         for path, module in nnx.iter_modules(model):
             name = "/".join(map(str, path))
             if name and "__call__" in vars(type(module)):
-                shape = (*self._layers.get(name, ("", ()))[1], len(_SIDES), 2, len(Range._fields))
+                shape = (*self._layers.get(name, ("", ()))[1], len(_STACKS), 2, len(Range._fields))
                 setattr(module, _PROBE, nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32)))
-                module.__class__ = self._watched(type(module), name)
+                module.__class__ = self._probed_class(type(module), name)
                 self._zeros[f"{name}/{_PROBE}"] = shape
-        model.__class__ = self._told_sides(type(model))
+        model.__class__ = self._stack_aware_class(type(model))
         self.graphdef = nnx.split(model)[0]
 
-    def added(self, params: Params) -> Params:
-        """Weights with the probes beside them."""
+    def with_probes(self, params: Params) -> Params:
+        """Return weights with the probes."""
         zeros = {path: jnp.zeros(shape, jnp.float32) for path, shape in self._zeros.items()}
         return merge(params, zeros)
 
-    def apart(self, grads: Params) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """The gradient of weights with probes as that of the probes and that of the weights."""
-        found = flatten(grads)
+    def split_gradients(self, grads: Params) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """Split the gradients of weights with probes into those of probes and those of weights."""
+        by_path = flatten(grads)
         return (
-            {path: leaf for path, leaf in found.items() if path in self._zeros},
-            {path: leaf for path, leaf in found.items() if path not in self._zeros},
+            {path: leaf for path, leaf in by_path.items() if path in self._zeros},
+            {path: leaf for path, leaf in by_path.items() if path not in self._zeros},
         )
 
     def ranges_of_weights(self, weights: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Summaries of arrays by their paths; of a stack's, one for each layer. To be jitted."""
+        """Return `summary` of each array, and of each layer of stacked arrays. To be jitted."""
         return {
             path: jax.vmap(summary)(leaf) if self._count(_parent(path)) else summary(leaf)
             for path, leaf in weights.items()
@@ -101,73 +122,86 @@ class Probes:
 
     def rows(
         self,
-        seen: Mapping[str, np.ndarray],
+        probes: Mapping[str, np.ndarray],
         weights: Mapping[str, np.ndarray],
         weight_gradients: Mapping[str, np.ndarray],
     ) -> list[ProbeRow]:
-        """What was found, fetched, by modules in the order in which they come to their results.
+        """Return the measurements of all modules, in the order in which their calls end.
 
-        seen: the probes' gradients, with a leading axis of parts of the batch. weights,
-        weight_gradients: of `ranges_of_weights`.
+        Args:
+            probes: Gradients of the probes, with a leading axis of microbatches.
+            weights: `ranges_of_weights` of the weights.
+            weight_gradients: `ranges_of_weights` of the gradients.
         """
-        both = {name for name, side in self._order if (name, _SIDES[1]) in self._order}
-        both &= {name for name, side in self._order if side == _SIDES[0]}
-        rows, told = [], set()
-        for name, side, layer in self._in_order():
-            probe = seen[f"{name}/{_PROBE}"]
+        both = {name for name, stack in self._order if (name, _STACKS[1]) in self._order}
+        both &= {name for name, stack in self._order if stack == _STACKS[0]}
+        rows, listed = [], set()
+        for name, stack, layer in self._in_order():
+            probe = probes[f"{name}/{_PROBE}"]
             probe = probe if layer is None else probe[:, layer]
-            forward, backward = (_all(probe[:, _SIDES.index(side), way]) for way in (0, 1))
-            shown = self._shown(name, layer) + (f" ({side})" if name in both else "")
-            own = (_own(of, name, layer) for of in (weights, weight_gradients))
-            rows.append(ProbeRow(shown, next(own), forward, backward, next(own)))
-            told.add(name)
+            forward, backward = (_merged(probe[:, _STACKS.index(stack), way]) for way in (0, 1))
+            label = self._label(name, layer) + (f" ({stack})" if name in both else "")
+            ranges = (_weights_range(of, name, layer) for of in (weights, weight_gradients))
+            rows.append(ProbeRow(label, next(ranges), forward, backward, next(ranges)))
+            listed.add(name)
         for name in dict.fromkeys(map(_parent, weights)):
-            if name not in told:  # a module that is never called, such as the head
+            if name not in listed:  # a module that is never called, such as the head
                 for layer in range(self._count(name)) if self._count(name) else [None]:
-                    own = (_own(of, name, layer) for of in (weights, weight_gradients))
-                    shown = self._shown(name, layer)
-                    rows.append(ProbeRow(shown, next(own), None, None, next(own)))
+                    ranges = (_weights_range(of, name, layer) for of in (weights, weight_gradients))
+                    label = self._label(name, layer)
+                    rows.append(ProbeRow(label, next(ranges), None, None, next(ranges)))
         return rows
 
     def _in_order(self) -> Iterator[tuple[str, str, int | None]]:
-        """Modules as they end, layer after layer of a stack: (name, side, layer)."""
-        place = lambda each: (self._count(each[0]), each[1])  # noqa: E731
-        for (count, side), group in itertools.groupby(self._order, place):
+        """Yield (name, stack, layer) of modules as their calls end, layer by layer.
+
+        The layers of a stack are one scanned module, which is traced once.
+        """
+
+        def stack_of(entry: tuple[str, str]) -> tuple[int, str]:
+            name, stack = entry
+            return self._count(name), stack
+
+        for (count, stack), group in itertools.groupby(self._order, stack_of):
             names = [name for name, _ in group]
             for layer in range(count) if count else [None]:
-                yield from ((name, side, layer) for name in names)
+                yield from ((name, stack, layer) for name in names)
 
     def _count(self, name: str) -> int:
-        """Of how many layers a module is one, 0 outside stacks."""
+        """Return the number of layers of a module's stack; 0 outside of stacks."""
         return next(iter(self._layers.get(name, ("", ()))[1]), 0)
 
-    def _shown(self, name: str, layer: int | None) -> str:
+    def _label(self, name: str, layer: int | None) -> str:
+        """Return the path of a module with the number of its layer."""
         if layer is None:
             return name
         root = self._layers[name][0]
         return f"{root}/{layer}{name.removeprefix(root)}"
 
-    def _watched(self, kind: type, name: str) -> type:
-        called: Callable[..., Any] = kind.__call__
+    def _probed_class(self, kind: type, name: str) -> type:
+        """Return a subclass of a module's class that measures the module's output."""
+        call: Callable[..., Any] = kind.__call__
 
-        def __call__(module: Any, *arguments: Any, **named: Any) -> Any:  # noqa: N807
-            result = called(module, *arguments, **named)
+        def __call__(module: Any, *arguments: Any, **options: Any) -> Any:  # noqa: N807
+            result = call(module, *arguments, **options)
             first = result[0] if isinstance(result, tuple) else result
             if not (isinstance(first, jax.Array) and jnp.issubdtype(first.dtype, jnp.floating)):
                 return result
-            if (name, self._side) not in self._order:
-                self._order.append((name, self._side))
-            first = _seen(first, module.probe[...], _SIDES.index(self._side))
+            if (name, self._stack) not in self._order:
+                self._order.append((name, self._stack))
+            first = _probed(first, module.probe[...], _STACKS.index(self._stack))
             return (first, *result[1:]) if isinstance(result, tuple) else first
 
         return type(kind.__name__, (kind,), {"__call__": __call__, "__module__": kind.__module__})
 
-    def _told_sides(self, kind: type) -> type:
-        def on(side: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _stack_aware_class(self, kind: type) -> type:
+        """Return a subclass of the model's class that records which stack is being computed."""
+
+        def on(stack: str, method: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(method)
-            def run(*arguments: Any, **named: Any) -> Any:
-                self._side = side
-                return method(*arguments, **named)
+            def run(*arguments: Any, **options: Any) -> Any:
+                self._stack = stack
+                return method(*arguments, **options)
 
             return run
 
@@ -175,13 +209,13 @@ class Probes:
         return type(kind.__name__, (kind,), {**methods, "__module__": kind.__module__})
 
 
-def as_range(found: Sequence[float] | np.ndarray) -> Range:
-    """A fetched summary."""
-    return Range(*(float(x) for x in found))
+def as_range(values: Sequence[float] | np.ndarray) -> Range:
+    """Return a `summary` that was fetched from the device as a `Range`."""
+    return Range(*(float(x) for x in values))
 
 
 def summary(x: jax.Array) -> jax.Array:
-    """A `Range` of an array as one array, in float32; to be jitted."""
+    """Compute the `Range` of an array as a float32 array [4]; to be jitted."""
     x = x.astype(jnp.float32)
     finite = jnp.isfinite(x)
     return jnp.stack(
@@ -195,51 +229,53 @@ def summary(x: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _seen(x: jax.Array, probe: jax.Array, side: int) -> jax.Array:
-    """`x`; the gradient of the probe is what is seen of it and of its gradient."""
+def _probed(x: jax.Array, probe: jax.Array, stack: int) -> jax.Array:
+    """Return `x`. The gradient of the probe is defined as the ranges of x and its gradient."""
     return x
 
 
-def _seen_forward(x: jax.Array, probe: jax.Array, side: int):
+def _probed_forward(x: jax.Array, probe: jax.Array, stack: int):
     return x, summary(x)
 
 
-def _seen_backward(side: int, forward: jax.Array, slopes: jax.Array):
-    found = jnp.zeros((len(_SIDES), 2, len(Range._fields)), jnp.float32)
-    return slopes, found.at[side].set(jnp.stack([forward, summary(slopes)]))
+def _probed_backward(stack: int, forward: jax.Array, gradient: jax.Array):
+    ranges = jnp.zeros((len(_STACKS), 2, len(Range._fields)), jnp.float32)
+    return gradient, ranges.at[stack].set(jnp.stack([forward, summary(gradient)]))
 
 
-_seen.defvjp(_seen_forward, _seen_backward)
+_probed.defvjp(_probed_forward, _probed_backward)
 
 
 def _layers(shapes: Params, graphdef: nnx.GraphDef) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """For each module in a stack: the path of the stack's layers, and their number as a shape."""
-    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    """Return for each module in a stack the path of the stack's layers, and (number of layers,)."""
+    layers: dict[str, tuple[str, tuple[int, ...]]] = {}
     for path, variable in nnx.to_flat_state(nnx.split(bind(graphdef, shapes))[1]):
         axes, shape = variable.get_metadata()["axes"], variable.get_value().shape
-        if len(shape) == len(axes):
+        if len(shape) == len(axes):  # no axis of layers
             continue
         parts = list(map(str, path[:-1]))
         root = parts.index("layers") + 1 if "layers" in parts else 1
         for end in range(root, len(parts) + 1):
-            found["/".join(parts[:end])] = "/".join(parts[:root]), (shape[0],)
-    return found
+            layers["/".join(parts[:end])] = "/".join(parts[:root]), (shape[0],)
+    return layers
 
 
 def _parent(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-def _own(of: Mapping[str, np.ndarray], name: str, layer: int | None) -> Range | None:
-    """The range of a module's own weights."""
-    own = [found for path, found in of.items() if _parent(path) == name]
+def _weights_range(
+    summaries: Mapping[str, np.ndarray], name: str, layer: int | None
+) -> Range | None:
+    """Return the range of a module's own weights; None if it has none."""
+    own = [values for path, values in summaries.items() if _parent(path) == name]
     if not own:
         return None
-    ranges = [as_range(found if layer is None else found[layer]) for found in own]
+    ranges = [as_range(values if layer is None else values[layer]) for values in own]
     return functools.reduce(Range.merge, ranges)
 
 
-def _all(found: np.ndarray) -> Range | None:
-    """Of all parts of a batch; None where nothing was seen, as no gradient came by."""
-    ranges = [as_range(each) for each in found]
+def _merged(summaries: np.ndarray) -> Range | None:
+    """Return the range over all microbatches; None if there was no gradient to measure."""
+    ranges = [as_range(values) for values in summaries]
     return functools.reduce(Range.merge, ranges) if ranges[0].size else None

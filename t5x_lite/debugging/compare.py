@@ -1,4 +1,4 @@
-"""`t5x_lite compare`: the first step at which two runs part, and what parted first."""
+"""`t5x_lite compare`: the first step at which two runs diverge, and what differs first."""
 
 import sys
 from collections.abc import Callable
@@ -11,17 +11,23 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.io.json_lines import read_json_lines
 from t5x_lite.trainer.step_hashes import RECEIPTS
 
-# What parts, in the order in which one follows from the other.
+# What differs, by the field of a step's hashes, from cause to effect.
 WHAT = {
-    "ids": "which examples the batch holds",
-    "batch": "not which examples but the bits of the batch",
-    "loss": "not the batch but the loss",
-    "params": "neither batch nor loss but the weights after it",
+    "ids": "the examples of the batch",
+    "batch": "the bits of the batch, not its examples,",
+    "loss": "the loss, not the batch,",
+    "params": "the weights after the step, not batch or loss,",
 }
 
 
 class Divergence(NamedTuple):
-    """Where two runs part. since: the last step after which their weights were seen to be equal."""
+    """The first difference of two runs.
+
+    Attributes:
+        step: The step.
+        what: What differs first, a value of `WHAT`.
+        since: The last step at which their weights are known to be equal; None if there is none.
+    """
 
     step: int
     what: str
@@ -39,26 +45,31 @@ def compare(*, run_a: str, run_b: str, describe_config: Callable[[], str] = str)
     Raises:
         ConfigError: A run has no step hashes, or the two have no step in common.
     """
-    receipts = [receipts_of(directory) for directory in (run_a, run_b)]
-    both = sorted(receipts[0].keys() & receipts[1].keys())
+    hashes = [read_step_hashes(directory) for directory in (run_a, run_b)]
+    both = sorted(hashes[0].keys() & hashes[1].keys())
     if not both:
-        raise ConfigError(f"{run_a} and {run_b} have receipts of no step in common", "RUN_B")
-    parting = first_difference(*receipts)
+        raise ConfigError(f"{run_a} and {run_b} have step hashes of no common step", "RUN_B")
+    divergence = first_difference(*hashes)
     console = Console()
-    if parting is None:
-        weights = [step for step in both if "params" in receipts[0][step]]
+    if divergence is None:
+        weights = [step for step in both if "params" in hashes[0][step]]
         console.print(
             f"the runs are identical in {count(len(both), 'common step')}, {both[0]:,} to "
             f"{both[-1]:,}; weights compared at {len(weights):,} of them"
         )
         return
-    since = "" if parting.since is None else f"; weights were equal at step {parting.since:,}"
-    console.print(f"the runs diverge at step {parting.step:,}: {parting.what} differ{since}")
+    since = "" if divergence.since is None else f"; weights were equal at step {divergence.since:,}"
+    console.print(f"the runs diverge at step {divergence.step:,}: {divergence.what} differ{since}")
     sys.exit(1)
 
 
 def first_difference(one: dict[int, Any], other: dict[int, Any]) -> Divergence | None:
-    """The first step whose receipts differ, and in what; None if there is none."""
+    """Return the first step whose hashes differ; None if all common steps are equal.
+
+    Args:
+        one: Hashes of a run by step.
+        other: Hashes of another run by step.
+    """
     since = None
     for step in sorted(one.keys() & other.keys()):
         left, right = one[step], other[step]
@@ -70,9 +81,18 @@ def first_difference(one: dict[int, Any], other: dict[int, Any]) -> Divergence |
     return None
 
 
-def receipts_of(directory: str) -> dict[int, Any]:
-    """The receipts of a run by step; ConfigError if it has none."""
+def read_step_hashes(directory: str) -> dict[int, Any]:
+    """Read the step hashes of a run, by step.
+
+    Args:
+        directory: Directory of the run.
+
+    Raises:
+        ConfigError: The directory has no step hashes.
+    """
     path = epath.Path(directory) / RECEIPTS
     if not path.exists():
-        raise ConfigError(f"{path} is not there: wanted the directory of a run with receipts")
+        raise ConfigError(
+            f"{path} does not exist; expected the directory of a run with step hashes"
+        )
     return {line["step"]: line for line in read_json_lines(path)}

@@ -168,14 +168,14 @@ def _look(ready: PreparedRun, params: Any, batch: Any, step: jax.Array) -> Looke
 
     def look(params, batch, step):
         key = jax.random.fold_in(jax.random.key(ready.seed), step)
-        weights = probes.added(params)
+        weights = probes.with_probes(params)
         part, items = split_microbatches(
             probes.graphdef, ready.loss, ready.update, weights, program.frozen, batch, key
         )
 
         def body(total, item):
             grads, sums, _ = part(*item)
-            seen, grads = probes.apart(grads)
+            seen, grads = probes.split_gradients(grads)
             return jax.tree.map(jnp.add, total, (grads, jnp.sum(sums.loss))), seen
 
         trained = {k: x for k, x in flatten(params).items() if k not in program.frozen}

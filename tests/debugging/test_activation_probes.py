@@ -19,7 +19,7 @@ def looking(config, batch):
         def loss(params):
             return jnp.mean(bind(probes.graphdef, params)(batch).logits ** 2)
 
-        seen, grads = probes.apart(jax.grad(loss)(probes.added(params)))
+        seen, grads = probes.split_gradients(jax.grad(loss)(probes.with_probes(params)))
         seen = jax.tree.map(lambda x: x[None], seen)
         return seen, probes.ranges_of_weights(flatten(params)), probes.ranges_of_weights(grads)
 

@@ -206,7 +206,7 @@ def test_lengths_are_rounded_up_by_at_most_half():
 
 
 def test_texts_begin_and_end_as_the_model_says(model, one_device):
-    """BART's begin behind 2; GPT-2's behind the prompt alone."""
+    """BART's begin after 2, GPT-2's after the prompt alone."""
     config, params = model("gpt2")
     prompt = rows_of([4])
     bare = SpecialTokens(start=None, end=63)

@@ -216,9 +216,9 @@ def test_losses_are_taken_beside_metrics(look, model_dir, capsys, log_lines):
     ("changes", "said"),
     [
         ({"steps": 7}, "has no checkpoint of step 7; the steps there: 1, 2"),
-        ({"steps": "latest"}, "wanted 'newest', 'all', a step or several"),
-        ({"losses": False, "metrics": False}, "neither losses nor metrics"),
-        ({"published": ("T5 tiny",)}, "wanted rows out of previous best, T5 small"),
+        ({"steps": "latest"}, "expected 'newest', 'all', a step or several"),
+        ({"losses": False, "metrics": False}, "losses and metrics are both False"),
+        ({"published": ("T5 tiny",)}, "expected a sequence of previous best, T5 small"),
         ({"max_examples": -2}, "max_examples is -2"),
         ({"name": "glue_cola_v002", "split": "dev"}, "no task of .* has metrics and a split 'dev'"),
         ({"name": "glue_ax_v002"}, "no task of .* has metrics and a split 'validation'"),

@@ -178,7 +178,7 @@ def test_infer_goes_on_where_it_was_killed(run_directory, tmp_path):
             "line 1: no text field (not a JSON object with a string 'targets')",
         ),
         ('{"inputs": "a"}', {"mode": "guess"}, "mode is 'guess'; wanted 'generate' or"),
-        ('{"inputs": "a"}', {"gin.BATCH_SIZE": "0"}, "batch_size is 0; wanted 1 or more"),
+        ('{"inputs": "a"}', {"gin.BATCH_SIZE": "0"}, "batch_size is 0; expected 1 or more"),
         ('{"inputs": "a"}', {"outputs": "in.jsonl/out"}, "in.jsonl/out cannot be written"),
         ('{"inputs": "a"}', {"inputs": "gone"}, "gone cannot be read: No such file"),
         ('{"inputs": "a"}', {"model_dir": "gone"}, "gone has no model"),
@@ -202,7 +202,9 @@ def test_a_directory_without_a_vocabulary_is_said(run_directory, tmp_path):
     with pytest.raises(ConfigError, match="has no vocabulary") as error:
         t5x_lite.load(tmp_path)
     assert "VOCABULARY" in error.value.names
-    with pytest.raises(ConfigError, match=r"has 259 ids; the model of .* has 128 rows"):
+    with pytest.raises(
+        ConfigError, match=r"has 259 ids; the embedding of the model in .* has 128 rows"
+    ):
         t5x_lite.load(run_directory(), vocabulary=ByteVocabulary())
 
 

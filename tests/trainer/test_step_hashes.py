@@ -96,10 +96,10 @@ def receipts_of(**changes):
 @pytest.mark.parametrize(
     ("changes", "step", "what", "since"),
     [
-        (dict(ids=[3], batch=[3], loss=[3, 4], params=[4]), 3, "which examples", 2),
-        (dict(batch=[5]), 5, "not which examples but the bits of the batch", 4),
-        (dict(loss=[5, 6], params=[6]), 5, "not the batch but the loss", 4),
-        (dict(params=[4, 6], loss=[5, 6]), 4, "neither batch nor loss but the weights", 2),
+        (dict(ids=[3], batch=[3], loss=[3, 4], params=[4]), 3, "the examples", 2),
+        (dict(batch=[5]), 5, "the bits of the batch", 4),
+        (dict(loss=[5, 6], params=[6]), 5, "the loss", 4),
+        (dict(params=[4, 6], loss=[5, 6]), 4, "the weights after the step", 2),
     ],
 )
 def test_the_first_difference_is_found(changes, step, what, since):
@@ -110,5 +110,5 @@ def test_the_first_difference_is_found(changes, step, what, since):
 
 
 def test_a_directory_without_receipts_is_refused(tmp_path, six_steps):
-    with pytest.raises(ConfigError, match=r"receipts\.jsonl is not there"):
+    with pytest.raises(ConfigError, match=r"receipts\.jsonl does not exist"):
         compare(run_a=str(six_steps), run_b=str(tmp_path))

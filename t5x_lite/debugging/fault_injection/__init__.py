@@ -1,1 +1,1 @@
-"""Training under injected faults, to prove that nothing is lost."""
+"""Fault injection: train while faults are injected, and verify that the result is bit-exact."""

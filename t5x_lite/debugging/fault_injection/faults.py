@@ -1,4 +1,4 @@
-"""The faults of `t5x_lite torture`: what each one does, and the outcome that must follow."""
+"""The faults of `t5x_lite torture`, and the outcome that each must have."""
 
 import os
 import random
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from t5x_lite.debugging.fault_injection.subprocess_run import STEP, TrainProcess
 
-LONG = 600.0  # seconds that nothing takes unless it hangs
+LONG = 600.0  # seconds; anything that takes longer hangs
 _SAVING = "saving checkpoint at step"  # in the log line of a save that has begun
 
 
@@ -50,14 +50,14 @@ class FaultContext:
         while self.complete < count and self.run.alive:
             time.sleep(0.1)
 
-    def trains(self) -> bool:
-        """Wait for a random number of logged steps; returns False if the run ended before."""
-        came: float | None = 0.0
+    def wait_for_steps(self) -> bool:
+        """Wait for a random number of logged steps; return False if the run ended before."""
+        arrival: float | None = 0.0
         for _ in range(self.random.randint(1, 16)):
-            if came is not None:
-                came = self.run.wait_for(STEP.match, LONG, since=came)
+            if arrival is not None:
+                arrival = self.run.wait_for(STEP.match, LONG, since=arrival)
         time.sleep(self.random.uniform(0.0, 0.3))
-        return came is not None
+        return arrival is not None
 
 
 @dataclass(frozen=True)
@@ -66,116 +66,124 @@ class Fault:
 
     Args:
         name: The name in the table, and for `torture.faults`.
-        does: Makes the fault and ends the run. It returns the exit codes of which one must follow;
-            0 means that the run finished before the fault.
+        inject: Injects the fault and ends the run. It returns the exit codes that are allowed; 0
+            means that the run finished before the fault.
         expected: The outcome in words, for the table.
         processes: The smallest number of processes that the run must have.
         at_start: Whether the run must just have been started.
     """
 
     name: str
-    does: Callable[[FaultContext], tuple[int, ...]]
+    inject: Callable[[FaultContext], tuple[int, ...]]
     expected: str
     processes: int = 1
     at_start: bool = False
 
 
-def _kill(scene: FaultContext) -> tuple[int, ...]:
-    scene.trains()
-    scene.run.send(signal.SIGKILL)
+def _kill(context: FaultContext) -> tuple[int, ...]:
+    """Kill the run after some steps."""
+    context.wait_for_steps()
+    context.run.send(signal.SIGKILL)
     return (-9, 0)
 
 
 def _kill_at(words: str, *, from_start: bool = False) -> Callable[[FaultContext], tuple[int, ...]]:
-    def kill(scene: FaultContext) -> tuple[int, ...]:
+    """Return a fault that kills the run shortly after a log line with some words."""
+
+    def kill(context: FaultContext) -> tuple[int, ...]:
         if not from_start:
-            scene.trains()
-        scene.run.wait_for(lambda line: words in line, LONG, since=time.monotonic())
-        time.sleep(scene.random.uniform(0.0, 0.2))
-        scene.run.send(signal.SIGKILL)
+            context.wait_for_steps()
+        context.run.wait_for(lambda line: words in line, LONG, since=time.monotonic())
+        time.sleep(context.random.uniform(0.0, 0.2))
+        context.run.send(signal.SIGKILL)
         return (-9, 0)
 
     return kill
 
 
-def _kill_early(scene: FaultContext) -> tuple[int, ...]:
-    time.sleep(scene.random.uniform(0.5, 8.0))
-    scene.run.send(signal.SIGKILL)
+def _kill_early(context: FaultContext) -> tuple[int, ...]:
+    """Kill the run while it starts."""
+    time.sleep(context.random.uniform(0.5, 8.0))
+    context.run.send(signal.SIGKILL)
     return (-9, 0)
 
 
 def _kill_process(number: int | None) -> Callable[[FaultContext], tuple[int, ...]]:
-    """Kill process 0 of a pod, or with None a random other one."""
+    """Return a fault that kills process 0 of a pod, or for None a random other process."""
 
-    def kill(scene: FaultContext) -> tuple[int, ...]:
-        if scene.trains():
-            first, *others = scene.run.pids
-            os.kill(first if number == 0 else scene.random.choice(others), signal.SIGKILL)
+    def kill(context: FaultContext) -> tuple[int, ...]:
+        if context.wait_for_steps():
+            first, *others = context.run.pids
+            os.kill(first if number == 0 else context.random.choice(others), signal.SIGKILL)
         return (137, 0)
 
     return kill
 
 
-def _stall(scene: FaultContext) -> tuple[int, ...]:
-    """Stop one process with SIGSTOP: the others name it, and the launcher kills it."""
-    if not scene.trains():
+def _stall(context: FaultContext) -> tuple[int, ...]:
+    """Stop one process with SIGSTOP. The others must name it, and the launcher must kill it."""
+    if not context.wait_for_steps():
         return (0,)
-    os.kill(scene.random.choice(scene.run.pids), signal.SIGSTOP)
-    named = scene.run.wait_for(lambda line: _NAMED.search(line), LONG)
+    os.kill(context.random.choice(context.run.pids), signal.SIGSTOP)
+    named = context.run.wait_for(lambda line: _NAMED.search(line), LONG)
     assert named is not None, "no process named the stopped one"
     return (75,)
 
 
-# Of a process other than 0, and of process 0.
+# The log lines of process 0 and of the other processes.
 _NAMED = re.compile(r"process \d+ on .*: no (heartbeat|answer) for \d+ s")
 
 
-def _terminate(scene: FaultContext) -> tuple[int, ...]:
-    if scene.trains():
-        scene.run.send(signal.SIGTERM)
-        scene.expected.append("resuming from step")
+def _terminate(context: FaultContext) -> tuple[int, ...]:
+    """Send SIGTERM, as a preemption does: the run saves the current step."""
+    if context.wait_for_steps():
+        context.run.send(signal.SIGTERM)
+        context.expected.append("resuming from step")
     return (75, 143, 0)
 
 
-def _terminate_twice(scene: FaultContext) -> tuple[int, ...]:
-    if scene.trains():
-        scene.run.send(signal.SIGTERM)
-        time.sleep(scene.random.uniform(0.0, 0.3))
-        scene.run.send(signal.SIGTERM)
+def _terminate_twice(context: FaultContext) -> tuple[int, ...]:
+    """Send SIGTERM twice: the run ends without waiting for its save."""
+    if context.wait_for_steps():
+        context.run.send(signal.SIGTERM)
+        time.sleep(context.random.uniform(0.0, 0.3))
+        context.run.send(signal.SIGTERM)
     return (-15, 143, 75, 0)
 
 
 def _corrupt_checkpoint(how: Callable[[Path], None]) -> Callable[[FaultContext], tuple[int, ...]]:
-    def corrupt(scene: FaultContext) -> tuple[int, ...]:
-        scene.trains()
-        scene.wait_for_checkpoints(2)
-        scene.run.send(signal.SIGKILL)
-        code = scene.run.end(LONG)
-        if code and scene.complete >= 2 and (scene.newest / "checksums.json").exists():
-            files = [path for path in scene.newest.rglob("*") if path.is_file()]
-            named = [path for path in files if path.name not in _SPARED and path.stat().st_size]
-            how(scene.random.choice(sorted(named)))
-            scene.expected.append("is corrupt")
+    """Return a fault that corrupts a file of the newest checkpoint between two starts."""
+
+    def corrupt(context: FaultContext) -> tuple[int, ...]:
+        context.wait_for_steps()
+        context.wait_for_checkpoints(2)
+        context.run.send(signal.SIGKILL)
+        code = context.run.end(LONG)
+        if code and context.complete >= 2 and (context.newest / "checksums.json").exists():
+            files = [path for path in context.newest.rglob("*") if path.is_file()]
+            candidates = [p for p in files if p.name not in _NOT_CORRUPTED and p.stat().st_size]
+            how(context.random.choice(sorted(candidates)))
+            context.expected.append("is corrupt")
         return (-9, 0)
 
     return corrupt
 
 
-# Without its marker orbax ignores a step as incomplete: that is not corruption.
-_SPARED = ("commit_success.txt", "checksums.json")
+# Without its marker, orbax ignores a step as incomplete. That is another fault than corruption.
+_NOT_CORRUPTED = ("commit_success.txt", "checksums.json")
 
 
 def _corrupt_store(how: Callable[[Path], None]) -> Callable[[FaultContext], tuple[int, ...]]:
-    """Corrupt a file of a token store between two starts."""
+    """Return a fault that corrupts a file of a token store between two starts."""
 
-    def corrupt(scene: FaultContext) -> tuple[int, ...]:
-        scene.trains()
-        scene.run.send(signal.SIGKILL)
-        if scene.run.end(LONG):
-            stores = (scene.data_dir / "stores").glob("*/train-*/*")
+    def corrupt(context: FaultContext) -> tuple[int, ...]:
+        context.wait_for_steps()
+        context.run.send(signal.SIGKILL)
+        if context.run.end(LONG):
+            stores = (context.data_dir / "stores").glob("*/train-*/*")
             shards = [p for p in stores if p.suffix in (".bin", ".npy") and p.stat().st_size]
-            how(scene.random.choice(sorted(shards)))
-            scene.expected.append("is corrupt")
+            how(context.random.choice(sorted(shards)))
+            context.expected.append("is corrupt")
         return (-9, 0)
 
     return corrupt
@@ -192,21 +200,21 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def _fill_disk(scene: FaultContext) -> tuple[int, ...]:
-    """Limit files to 2 kB until a save has failed, like a full disk, but without root."""
-    if not scene.trains():
+def _fill_disk(context: FaultContext) -> tuple[int, ...]:
+    """Limit the size of files to 2 kB until a save has failed: a full disk without root."""
+    if not context.wait_for_steps():
         return (0,)
-    limits = {pid: resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in scene.run.pids}
+    limits = {pid: resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in context.run.pids}
     for pid, (_, hard) in limits.items():
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (2048, hard))
-    failed = scene.run.wait_for(lambda line: "cannot save step" in line, LONG)
-    for pid, limit in limits.items() if scene.run.alive else ():
+    failed = context.run.wait_for(lambda line: "cannot save step" in line, LONG)
+    for pid, limit in limits.items() if context.run.alive else ():
         resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
     if failed is None:
         return (0,)
-    after = scene.run.wait_for(lambda line: _SAVING in line, LONG, since=failed)
-    assert after is not None or not scene.run.alive, "nothing was saved after the disk had space"
-    scene.run.send(signal.SIGKILL)
+    after = context.run.wait_for(lambda line: _SAVING in line, LONG, since=failed)
+    assert after is not None or not context.run.alive, "nothing was saved after the disk had space"
+    context.run.send(signal.SIGKILL)
     return (-9, 0)
 
 

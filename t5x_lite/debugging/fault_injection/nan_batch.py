@@ -9,13 +9,13 @@ from t5x_lite.training.callbacks import Callback
 
 @dataclass(frozen=True)
 class NanBatch(Callback):
-    """Sets loss weights of one batch to NaN, like a broken example: the same in every start.
+    """Sets loss weights of one batch to NaN, like a corrupt example; the same in every start.
 
     Args:
         step: The step whose batch is changed, counted from 1.
 
     Raises:
-        ConfigError: For a step below 1.
+        ConfigError: The step is below 1.
     """
 
     step: int
@@ -24,7 +24,7 @@ class NanBatch(Callback):
         require_field(self, "step", self.step >= 1, "at least 1")
 
     def on_batch(self, step: int, batch: Batch, before: StreamPosition) -> Batch:
-        """Return the batch, with NaN as the first loss weight of every row if it is the one."""
+        """Return the batch; at the step, with NaN as the first loss weight of every row."""
         if step != self.step:
             return batch
         name = next(name for name in batch if name.endswith("_loss_weights"))

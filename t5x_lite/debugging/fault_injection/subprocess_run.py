@@ -1,4 +1,4 @@
-"""A training run as a child process: its lines with their times, its signals, its exit code."""
+"""A training run as a child process: its output with times, signals, exit code."""
 
 import os
 import re
@@ -21,9 +21,9 @@ class TrainProcess:
     """A started `t5x_lite train`; several processes run under `distributed.local_launcher`.
 
     Args:
-        arguments: Of `t5x_lite`, beginning with "train".
-        processes: The number of processes that train.
-        devices: The number of simulated devices of each, where there are several processes.
+        arguments: Arguments of `t5x_lite`, beginning with "train".
+        processes: Number of processes that train.
+        devices: Number of simulated devices of each of several processes.
     """
 
     def __init__(self, arguments: Sequence[str], *, processes: int = 1, devices: int = 4):
@@ -32,7 +32,7 @@ class TrainProcess:
             pod = ["--processes", str(processes), "--devices", str(devices), "--grace", "20"]
             launcher = [sys.executable, "-m", local_launcher.__name__]
             command = [*launcher, *pod, "--", *command]
-        self.began = time.monotonic()
+        self.start_time = time.monotonic()
         self.lines: list[tuple[float, str]] = []  # (time.monotonic() of its arrival, line)
         self._changed = threading.Condition()
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -61,28 +61,28 @@ class TrainProcess:
         """Wait for a line.
 
         Args:
-            matches: Whether a line is the one that is waited for.
+            matches: Returns a true value for the line.
             seconds: The longest time to wait.
             since: The `time.monotonic()` after which the line has to arrive.
 
         Returns:
             The `time.monotonic()` at which it arrived; None if the run ended or the time is over.
         """
-        until, seen = time.monotonic() + seconds, 0
+        deadline, seen = time.monotonic() + seconds, 0
         with self._changed:
             while True:
-                is_reading = self._child.is_reading  # before the lines, not to miss the last ones
-                for came, line in self.lines[seen:]:
-                    if came > since and matches(line):
-                        return came
+                is_reading = self._child.is_reading  # read before the lines, so that none is missed
+                for arrival, line in self.lines[seen:]:
+                    if arrival > since and matches(line):
+                        return arrival
                 seen = len(self.lines)
-                left = until - time.monotonic()
+                left = deadline - time.monotonic()
                 if left <= 0 or not is_reading:
                     return None
                 self._changed.wait(min(left, 0.2))
 
     def send(self, number: Signals) -> None:
-        """Send a signal to what was started: one process, or the launcher of several."""
+        """Send a signal to the process, or to the launcher of several processes."""
         self._child.send(number)
 
     def end(self, seconds: float) -> int:

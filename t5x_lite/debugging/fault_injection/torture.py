@@ -16,14 +16,16 @@ import numpy as np
 from t5x_lite.checkpoints.checkpointer import Checkpointer
 from t5x_lite.command import Invocation
 from t5x_lite.console import Console, count, duration, logged_wait
-from t5x_lite.debugging.compare import first_difference, receipts_of
+from t5x_lite.debugging.compare import first_difference, read_step_hashes
 from t5x_lite.debugging.fault_injection.faults import FAULTS, LONG, Fault, FaultContext
 from t5x_lite.debugging.fault_injection.subprocess_run import FIRST, STEP, TrainProcess
 from t5x_lite.errors import ConfigError
 
-DATA = "data"  # the directory of the corpus and the token stores, which no other run reads
-LAP = re.compile(r"([a-z][a-z ]*[a-z]) (?:(\d+) min )?([\d.]+) s")  # of `startup.StartupTimer.line`
+DATA = "data"  # directory of the token stores, which only these runs read
+# One purpose and its time in the log line of the first step: "compiling 1 min 12.5 s".
+LAP = re.compile(r"([a-z][a-z ]*[a-z]) (?:(\d+) min )?([\d.]+) s")
 _LOG = logging.getLogger(__name__)
+# Settings of all runs: retry failed saves soon, and hash the weights often.
 CHILD = (
     "--gin.CheckpointPolicy.retry_seconds=0.5",
     "--gin.CheckpointPolicy.save_timeout_seconds=30",
@@ -34,8 +36,11 @@ CHILD = (
 class Outcome(NamedTuple):
     """The outcome of a fault.
 
-    recovery: seconds from the fault to the next logged step; None if the run was finished. parts:
-    how the restart spent them.
+    Attributes:
+        fault: Name of the fault.
+        step: The last logged step before it.
+        recovery: Seconds from the fault to the next logged step; None if the run had finished.
+        parts: The time of the restart by purpose, as its log line states it.
     """
 
     fault: str
@@ -84,20 +89,20 @@ def torture(
         describe_config: Not used.
 
     Raises:
-        ConfigError: Wrong settings.
+        ConfigError: A setting is invalid.
         AssertionError: An outcome is not the expected one.
     """
     root = Path(model_dir)
     table = [fault for fault in FAULTS if fault.processes <= processes]
     if unknown := set(faults or ()) - {fault.name for fault in table}:
         raise ConfigError(
-            f"there is no fault {', '.join(sorted(unknown))}; wanted some of "
+            f"there is no fault {', '.join(sorted(unknown))}; expected some of "
             f"{', '.join(fault.name for fault in table)}",
             "torture.faults",
         )
     table = [fault for fault in table if faults is None or fault.name in faults]
     chance = random.Random(seed)
-    here = PodShape(processes, devices)
+    pod = PodShape(processes, devices)
     train = (
         *("train", *invocation.gin_arguments, f"--missing_seconds={missing_seconds}"),
         *("--gin_file=runs/nan_batch.gin", f"--gin.NAN_STEP={chance.randint(2, steps)}"),
@@ -105,36 +110,36 @@ def torture(
         f"--gin.train.log_every_steps={log_every_steps}",
     )
     with logged_wait(_LOG, f"running {count(steps, 'step')} without faults"):
-        _to_the_end(here.launch(train, root / "undisturbed"))
-    outcomes, until, runs = [], time.monotonic() + minutes * 60, 0
+        _finish(pod.launch(train, root / "undisturbed"))
+    outcomes, deadline, runs = [], time.monotonic() + minutes * 60, 0
     queue: list[Fault] = []
-    while time.monotonic() < until and len(outcomes) < (num_faults or 10**9):
+    while time.monotonic() < deadline and len(outcomes) < (num_faults or 10**9):
         directory, runs = root / f"tortured_{runs:02d}", runs + 1
         shutil.rmtree(directory, ignore_errors=True)
-        launch = partial(here.launch, train, directory)
+        launch = partial(pod.launch, train, directory)
         run = launch()
-        while time.monotonic() < until and len(outcomes) < (num_faults or 10**9):
+        while time.monotonic() < deadline and len(outcomes) < (num_faults or 10**9):
             queue = queue or chance.sample(table, len(table))
             fault = queue.pop()
-            outcome, run = _disturb(
-                FaultContext(run, directory, chance, root / DATA), launch, fault
-            )
+            outcome, run = _inject(FaultContext(run, directory, chance, root / DATA), launch, fault)
             if outcome is None:
-                queue.insert(0, fault)  # it comes in a later run
+                queue.insert(0, fault)  # it is injected in a later run
                 break
             outcomes.append(outcome)
             _LOG.info(_line(len(outcomes), outcome))
-        _to_the_end(run)
+        _finish(run)
         _assert_same(root / "undisturbed", directory, steps)
         _LOG.info(f"run {runs} with faults: weights and step hashes equal those without faults")
     _show(Console(), outcomes, steps, runs)
     if elsewhere_bound is not None:
-        other = here.unlike()
-        found = _elsewhere(here, other, train, root, chance, steps)
-        assert found <= elsewhere_bound, f"the last weights are {found:.2e} of their norm apart"
+        other = pod.unlike()
+        distance = _resume_elsewhere(pod, other, train, root, chance, steps)
+        assert distance <= elsewhere_bound, (
+            f"the last weights differ by {distance:.2e} of their norm"
+        )
         _LOG.info(
             f"killed and resumed on {other}: same batches; the last weights differ from those "
-            f"without faults by {found:.1e} of their norm (bound: {elsewhere_bound:g})"
+            f"without faults by {distance:.1e} of their norm (bound: {elsewhere_bound:g})"
         )
 
 
@@ -161,57 +166,58 @@ class PodShape(NamedTuple):
         return PodShape(number, total // number, flags)
 
 
-def _elsewhere(
-    here: PodShape,
+def _resume_elsewhere(
+    pod: PodShape,
     other: PodShape,
     train: Sequence[str],
     root: Path,
     chance: random.Random,
     steps: int,
 ) -> float:
-    """Kill a run and resume it on another pod; returns its `_distance` to the undisturbed run."""
+    """Kill a run, resume it on another pod, and return its `_distance` from `undisturbed`."""
     directory = root / "elsewhere"
     shutil.rmtree(directory, ignore_errors=True)
-    scene = FaultContext(here.launch(train, directory), directory, chance, root / DATA)
-    scene.trains()
-    scene.wait_for_checkpoints(1)
-    scene.run.send(signal.SIGKILL)
-    scene.run.end(LONG)
-    _to_the_end(other.launch(train, directory))
+    context = FaultContext(pod.launch(train, directory), directory, chance, root / DATA)
+    context.wait_for_steps()
+    context.wait_for_checkpoints(1)
+    context.run.send(signal.SIGKILL)
+    context.run.end(LONG)
+    _finish(other.launch(train, directory))
     return _distance(root / "undisturbed", directory, steps)
 
 
-def _disturb(
-    scene: FaultContext, launch: Callable[[], TrainProcess], fault: Fault
+def _inject(
+    context: FaultContext, launch: Callable[[], TrainProcess], fault: Fault
 ) -> tuple[Outcome | None, TrainProcess]:
-    """Inject a fault and restart; returns the outcome and the restarted run.
+    """Inject a fault and restart; return the outcome and the restarted run.
 
     The outcome is None if the run ended before the fault.
     """
     if fault.at_start:
-        scene.wait_for_checkpoints(1)  # so that there is one to restore
-        scene.run.send(signal.SIGKILL)
-        scene.run.end(LONG)
-        scene.run = launch()
-    run = scene.run
-    codes = fault.does(scene)
-    happened = time.monotonic()
+        context.wait_for_checkpoints(1)  # so that there is one to restore
+        context.run.send(signal.SIGKILL)
+        context.run.end(LONG)
+        context.run = launch()
+    run = context.run
+    codes = fault.inject(context)
+    injected_at = time.monotonic()
     code = run.end(LONG)
     assert code in codes, f"{fault.name}: exit code {code}\n{run.text}"
     if code == 0:
         return None, run
     again = launch()
     stepped = again.wait_for(STEP.match, LONG)
-    for words in scene.expected:
+    for words in context.expected:
         assert words in again.text, f"{fault.name}: no {words!r} in\n{again.text}"
     assert stepped is not None or again.end(LONG) == 0, f"{fault.name}: no step\n{again.text}"
     steps = (int(m[1].replace(",", "")) for _, line in run.lines if (m := STEP.match(line)))
     parts = next((m[1] for _, line in again.lines if (m := FIRST.search(line))), "")
-    recovery = None if stepped is None else stepped - happened
+    recovery = None if stepped is None else stepped - injected_at
     return Outcome(fault.name, max(steps, default=0), recovery, parts), again
 
 
-def _to_the_end(run: TrainProcess) -> None:
+def _finish(run: TrainProcess) -> None:
+    """Wait for the end of a run and check its exit code."""
     code = run.end(24 * 3600)
     assert code == 0, f"exit code {code}\n{run.text}"
 
@@ -222,20 +228,23 @@ def _distance(one: Path, other: Path, steps: int) -> float:
     The hashes of the examples and the batch of every step must be the same.
     """
     batches = [
-        {step: (line["ids"], line["batch"]) for step, line in receipts_of(str(directory)).items()}
+        {
+            step: (line["ids"], line["batch"])
+            for step, line in read_step_hashes(str(directory)).items()
+        }
         for directory in (one, other)
     ]
     assert batches[0] == batches[1], f"{one} and {other} did not get the same batches"
     states = [_last_state(directory, steps) for directory in (one, other)]
     names = [name for name in states[0] if name.startswith("params/")]
     pairs = [[np.float64(state[name]) for state in states] for name in names]
-    apart = sum(np.sum(np.square(left - right)) for left, right in pairs)
-    return float(np.sqrt(apart / sum(np.sum(np.square(left)) for left, _ in pairs)))
+    squares = sum(np.sum(np.square(left - right)) for left, right in pairs)
+    return float(np.sqrt(squares / sum(np.sum(np.square(left)) for left, _ in pairs)))
 
 
 def _assert_same(one: Path, other: Path, steps: int) -> None:
     """Compare the hashes of all steps, and every bit of the last state."""
-    receipts = [receipts_of(str(directory)) for directory in (one, other)]
+    receipts = [read_step_hashes(str(directory)) for directory in (one, other)]
     difference = first_difference(*receipts)
     assert difference is None, (
         f"{one} and {other} diverge at step {difference.step}: {difference.what} differ"
@@ -263,26 +272,26 @@ def _line(number: int, outcome: Outcome) -> str:
 def _show(console: Console, outcomes: Sequence[Outcome], steps: int, runs: int) -> None:
     rows = []
     for fault in FAULTS:
-        own = [outcome for outcome in outcomes if outcome.fault == fault.name]
-        took = [outcome.recovery for outcome in own if outcome.recovery is not None]
-        if own:
-            median = duration(float(np.median(took))) if took else "-"
-            rows.append((fault.name, fault.expected, f"{len(own)}", median))
+        of_fault = [outcome for outcome in outcomes if outcome.fault == fault.name]
+        seconds = [outcome.recovery for outcome in of_fault if outcome.recovery is not None]
+        if of_fault:
+            median = duration(float(np.median(seconds))) if seconds else "-"
+            rows.append((fault.name, fault.expected, f"{len(of_fault)}", median))
     console.table(
         f"{count(len(outcomes), 'fault')} in {count(runs, 'run')} of {count(steps, 'step')}; every "
         "outcome as expected, all last states bit-exact to that without faults",
         ("fault", "expected", "times", "to the next step"),
         rows,
     )
-    laps: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {}
     for outcome in outcomes:
         for name, minutes, seconds in LAP.findall(outcome.parts):
-            laps.setdefault(name, []).append(60 * float(minutes or 0) + float(seconds))
+            times.setdefault(name, []).append(60 * float(minutes or 0) + float(seconds))
     console.table(
         "Time to the first step after a fault",
         ("part", "median", "longest"),
         [
-            (name, duration(float(np.median(each))), duration(max(each)))
-            for name, each in laps.items()
+            (name, duration(float(np.median(values))), duration(max(values)))
+            for name, values in times.items()
         ],
     )

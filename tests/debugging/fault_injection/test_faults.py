@@ -64,7 +64,7 @@ def fault(name):
 
 @pytest.mark.parametrize("name", ["truncated file", "flipped bit", "missing file"])
 def test_only_the_newest_checkpoint_is_corrupted_and_that_is_detected(name, scene):
-    assert -9 in fault(name).does(scene)
+    assert -9 in fault(name).inject(scene)
     assert scene.run.sent == [signal.SIGKILL]
     assert scene.expected == ["is corrupt"]
     assert checksums.find_corruption(scene.directory / "checkpoints" / "10") is not None
@@ -73,7 +73,7 @@ def test_only_the_newest_checkpoint_is_corrupted_and_that_is_detected(name, scen
 
 def test_a_checkpoint_without_checksums_or_without_another_before_it_is_spared(scene):
     (scene.directory / "checkpoints" / "10" / checksums.RECORD).unlink()
-    fault("flipped bit").does(scene)
+    fault("flipped bit").inject(scene)
     assert scene.expected == []
     data = scene.directory / "checkpoints" / "10" / "state" / "data"
     assert data.read_bytes() == bytes(range(100))
@@ -81,7 +81,7 @@ def test_a_checkpoint_without_checksums_or_without_another_before_it_is_spared(s
 
 @pytest.mark.parametrize("name", ["deleted shard", "corrupted shard"])
 def test_a_file_of_a_token_store_is_corrupted_and_that_is_detected(name, scene):
-    assert -9 in fault(name).does(scene)
+    assert -9 in fault(name).inject(scene)
     assert scene.expected == ["is corrupt"]
     store = scene.data_dir / "stores" / "a_task" / "train-1"
     assert (checksums.find_corruption(store) or "").startswith("targets.tokens.bin")
@@ -139,7 +139,7 @@ def test_the_shipped_gin_file_makes_a_batch_not_finite_from_any_start(
 
 
 def test_an_unknown_fault_is_refused_before_anything_runs(tmp_path):
-    with pytest.raises(ConfigError, match="no fault earthquake; wanted some of kill"):
+    with pytest.raises(ConfigError, match="no fault earthquake; expected some of kill"):
         torture(model_dir=str(tmp_path), steps=3, faults=("earthquake",), invocation=Invocation())
     assert not list(tmp_path.iterdir())
 
