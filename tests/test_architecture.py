@@ -116,19 +116,12 @@ NOT_YET_PLAIN = {
 NOT_YET_DESCRIBED = {
     "checkpoints.policy",
     "data.cache",
-    "objectives.bart",
-    "objectives.bert",
-    "objectives.language_models",
-    "objectives.random_chunks",
-    "objectives.span_corruption",
-    "objectives.ul2",
     "trainer.anomaly_guard",
     "trainer.batch_size",
     "trainer.profiler",
     "trainer.restore",
     "trainer.step_hashes",
     "trainer.wandb_tracker",
-    "training.schedules",
 }
 
 
@@ -337,7 +330,11 @@ def _parameters(node):
     if isinstance(node, ast.FunctionDef):
         arguments = node.args
         return [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
-    fields = [n.target.id for n in node.body if isinstance(n, ast.AnnAssign)]
+    fields = [
+        n.target.id
+        for n in node.body
+        if isinstance(n, ast.AnnAssign) and not ast.unparse(n.annotation).startswith("ClassVar")
+    ]
     return [name for name in fields if not name.startswith("_")]
 
 
