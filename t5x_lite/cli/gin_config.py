@@ -379,7 +379,8 @@ def _check_parameters(configurable: Any, bound: dict[str, Any], given: Iterable[
         hint = hints.get(parameter, Any)
         if not _fits(value, hint):
             raise ConfigError(
-                f"{name}.{parameter} is {value!r}; wanted {_describe(hint)}", f"{name}.{parameter}"
+                f"{name}.{parameter} is {value!r}; expected {_describe(hint)}",
+                f"{name}.{parameter}",
             )
 
 

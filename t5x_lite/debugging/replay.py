@@ -1,4 +1,4 @@
-"""`t5x_lite replay`: compute one step of a run again, module by module, and find bad numbers."""
+"""`t5x_lite replay`: compute one step of a run again and find the first invalid number."""
 
 import inspect
 import logging
@@ -30,13 +30,19 @@ from t5x_lite.training.step import split_microbatches
 from t5x_lite.training.step_metrics import FINGERPRINT_PREFIX
 from t5x_lite.tree_paths import flatten
 
-LARGEST = 65504.0  # of float16
+LARGEST = 65504.0  # the largest float16
 _LOG = logging.getLogger(__name__)
 _COLUMNS = ("weights", "output", "its gradient", "weights' gradient")
 
 
-class Looked(NamedTuple):
-    """What a step looked like inside. batch: of its features that are no integers."""
+class StepRanges(NamedTuple):
+    """The ranges of the values in a step.
+
+    Attributes:
+        rows: Measurements of all modules.
+        batch: Ranges of the features of the batch that are not integers.
+        loss: Range of the sum of losses.
+    """
 
     rows: list[ProbeRow]
     batch: dict[str, Range]
@@ -44,7 +50,13 @@ class Looked(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """The first thing that is not as it should be, in the order of the computation."""
+    """Values that are not finite or out of range.
+
+    Attributes:
+        name: The module, the feature of the batch, or "loss".
+        what: Which of its values, such as "output".
+        range: Their range.
+    """
 
     name: str
     what: str
@@ -52,10 +64,10 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         if self.range.bad:
-            said = f"{self.range.bad:,.0f} of {self.range.size:,.0f} are not finite"
+            problem = f"{self.range.bad:,.0f} of {self.range.size:,.0f} are not finite"
         else:
-            said = f"up to {self.range.largest:.3g} in magnitude"
-        return f"{self.name}: its {self.what}: {said}"
+            problem = f"up to {self.range.largest:.3g} in magnitude"
+        return f"{self.name}: its {self.what}: {problem}"
 
 
 def replay(
@@ -92,59 +104,61 @@ def replay(
         _replay(prepared, settings.get("callbacks", ()), step=step, largest=largest)
 
 
-def _replay(
-    ready: PreparedRun, callbacks: Sequence[Callback], *, step: int, largest: float
-) -> None:
-    console = ready.console
-    if not (ready.directory / MODEL).exists():
-        raise ConfigError(f"{ready.directory} holds no run", "MODEL_DIR")
-    with Checkpointer(ready.directory) as saved:
-        start = _start(ready, saved, step)
+def _replay(run: PreparedRun, callbacks: Sequence[Callback], *, step: int, largest: float) -> None:
+    """Compute the step, print the ranges, and exit with 1 if a value is invalid."""
+    console = run.console
+    if not (run.directory / MODEL).exists():
+        raise ConfigError(f"{run.directory} has no run", "MODEL_DIR")
+    with Checkpointer(run.directory) as saved:
+        start = _start(run, saved, step)
         _LOG.info(f"replaying from step {start.step:,} to step {step:,}")
-        decisions = anomaly_guard.read(ready.directory)
-        state, batch, train_step = _forward(ready, start, decisions, callbacks, step)
+        decisions = anomaly_guard.read(run.directory)
+        state, batch, train_step = _forward(run, start, decisions, callbacks, step)
         with logged_wait(_LOG, f"measuring the values in step {step:,}"):
-            looked = _look(ready, state.params, batch, state.step)
+            ranges = _measure(run, state.params, batch, state.step)
         _, metrics = train_step(state, batch)
         metrics = metrics.unpack()
-    for line in _table(looked.rows):
+    for line in _table(ranges.rows):
         console.print(line)
     norm = float(metrics["grad_norm"])
-    console.print(f"step {step:,}: sum of losses {looked.loss.low:.6g}, gradient norm {norm:.6g}")
-    console.print(_compare_with_receipt(ready, step, metrics))
-    found = next(findings(looked, largest), None)
-    if found is None:
+    console.print(f"step {step:,}: sum of losses {ranges.loss.low:.6g}, gradient norm {norm:.6g}")
+    console.print(_compare_with_step_hash(run, step, metrics))
+    finding = next(findings(ranges, largest), None)
+    if finding is None:
         console.print(f"all weights, outputs and gradients are finite and at most {largest:g}")
         return
-    console.print(f"first value that is not finite and at most {largest:g}: {found}")
+    console.print(f"first value that is not finite and at most {largest:g}: {finding}")
     sys.exit(1)
 
 
-def _start(ready: PreparedRun, saved: Checkpointer, step: int) -> Start:
-    """The newest intact checkpoint before the step that no decision gave up, or the beginning."""
-    taken = anomaly_guard.read(ready.directory)
-    for found in reversed([each for each in saved.steps if each < step]):
-        corruption = saved.find_corruption(found) if processes.is_first() else None
+def _start(run: PreparedRun, saved: Checkpointer, step: int) -> Start:
+    """Return the newest intact checkpoint before the step, or else the beginning of the run.
+
+    A checkpoint that the anomaly guard rolled back is not part of the run.
+    """
+    taken = anomaly_guard.read(run.directory)
+    for saved_step in reversed([number for number in saved.steps if number < step]):
+        corruption = saved.find_corruption(saved_step) if processes.is_first() else None
         if processes.broadcast(corruption) is not None:
-            _LOG.info(f"checkpoint of step {found:,} is corrupt ({corruption}); skipping it")
-        elif not anomaly_guard.gave_up(taken, found, saved.progress(found)):
-            return go_on(ready.program, saved, found)
-    if ready.init_from is not None:
-        return from_weights(ready.program, saved, ready.init_from)
-    return Start(ready.program.initial(), 0, None, 0.0)
+            _LOG.info(f"checkpoint of step {saved_step:,} is corrupt ({corruption}); skipping it")
+        elif not anomaly_guard.gave_up(taken, saved_step, saved.progress(saved_step)):
+            return go_on(run.program, saved, saved_step)
+    if run.init_from is not None:
+        return from_weights(run.program, saved, run.init_from)
+    return Start(run.program.initial(), 0, None, 0.0)
 
 
 def _forward(
-    ready: PreparedRun,
+    run: PreparedRun,
     start: Start,
     taken: Sequence[anomaly_guard.Decision],
     callbacks: Sequence[Callback],
     step: int,
 ) -> tuple[Any, Any, Any]:
-    """The state before a step, the step's batch, and the compiled step."""
-    stream, sharding = ready.feed.stream, ready.program.batch_sharding
+    """Train up to a step; return the state before it, its batch, and the compiled step."""
+    stream, sharding = run.feed.stream, run.program.batch_sharding
     with logged_wait(_LOG, "compiling the training step"):
-        train_step = compiled_step(ready.program, stream)
+        train_step = compiled_step(run.program, stream)
     state, at, position, _, progress = start
     first: StreamPosition = stream.start() if position is None else position
     jumps = anomaly_guard.jumps(taken, at, progress.get("decisions", 0))
@@ -158,76 +172,83 @@ def _forward(
         state, metrics = train_step(state, batch)
         jax.block_until_ready(metrics)
         at += 1
-    raise ConfigError(f"the data ends after step {at:,}; wanted step {step:,}", "replay.step")
+    raise ConfigError(f"the data ends after step {at:,}; expected step {step:,}", "replay.step")
 
 
-def _look(ready: PreparedRun, params: Any, batch: Any, step: jax.Array) -> Looked:
-    program, several = ready.program, ready.update.microbatches > 1
+def _measure(run: PreparedRun, params: Any, batch: Any, step: jax.Array) -> StepRanges:
+    """Compute the losses and gradients of a step with probes in every module."""
+    program, has_microbatches = run.program, run.update.microbatches > 1
     probes = Probes(program.graphdef, program.abstract.params)
     floats = {k: x for k, x in batch.items() if jnp.issubdtype(x.dtype, jnp.floating)}
 
-    def look(params, batch, step):
-        key = jax.random.fold_in(jax.random.key(ready.seed), step)
+    def measure(params, batch, step):
+        key = jax.random.fold_in(jax.random.key(run.seed), step)
         weights = probes.with_probes(params)
         part, items = split_microbatches(
-            probes.graphdef, ready.loss, ready.update, weights, program.frozen, batch, key
+            probes.graphdef, run.loss, run.update, weights, program.frozen, batch, key
         )
 
         def body(total, item):
             grads, sums, _ = part(*item)
-            seen, grads = probes.split_gradients(grads)
-            return jax.tree.map(jnp.add, total, (grads, jnp.sum(sums.loss))), seen
+            probed, grads = probes.split_gradients(grads)
+            return jax.tree.map(jnp.add, total, (grads, jnp.sum(sums.loss))), probed
 
         trained = {k: x for k, x in flatten(params).items() if k not in program.frozen}
         zeros = jax.tree.map(jnp.zeros_like, trained), jnp.float32(0)
-        if several:
-            (grads, loss), seen = jax.lax.scan(body, zeros, items)
+        if has_microbatches:
+            (grads, loss), probed = jax.lax.scan(body, zeros, items)
         else:
-            (grads, loss), seen = body(zeros, items)
-            seen = jax.tree.map(lambda x: x[None], seen)
-        ranges = probes.ranges_of_weights
+            (grads, loss), probed = body(zeros, items)
+            probed = jax.tree.map(lambda x: x[None], probed)
+        ranges_of = probes.ranges_of_weights
         of_batch = {name: summary(batch[name]) for name in floats}
-        return seen, ranges(flatten(params)), ranges(grads), of_batch, summary(loss)
+        return probed, ranges_of(flatten(params)), ranges_of(grads), of_batch, summary(loss)
 
-    looking = jax.jit(look, out_shardings=program.replicated)
-    seen, weights, grads, of_batch, loss = jax.device_get(looking(params, batch, step))
-    of_batch = {name: as_range(found) for name, found in of_batch.items()}
-    return Looked(probes.rows(seen, weights, grads), of_batch, as_range(loss))
+    compiled = jax.jit(measure, out_shardings=program.replicated)
+    probed, weights, grads, of_batch, loss = jax.device_get(compiled(params, batch, step))
+    of_batch = {name: as_range(values) for name, values in of_batch.items()}
+    return StepRanges(probes.rows(probed, weights, grads), of_batch, as_range(loss))
 
 
-def findings(looked: Looked, largest: float) -> Iterator[Finding]:
-    """What is not finite or out of range, in the order of the computation."""
-    said = [Finding(f"batch/{name}", "numbers", found) for name, found in looked.batch.items()]
-    for row in looked.rows:
-        said += [Finding(row.name, "weights", row.weights or Range())]
-        said += [Finding(row.name, "output", row.output or Range())]
-    said.append(Finding("loss", "sum", looked.loss))
-    for row in reversed(looked.rows):
-        said += [Finding(row.name, "output's gradient", row.output_gradient or Range())]
-        said += [Finding(row.name, "weights' gradient", row.weights_gradient or Range())]
-    for each in said:
-        is_sum = each.name == "loss" or each.name.startswith("batch/")
-        if each.range.bad or (each.range.largest > largest and not is_sum):
-            yield each
+def findings(ranges: StepRanges, largest: float) -> Iterator[Finding]:
+    """Yield values that are not finite or out of range, in the order of the computation.
+
+    Args:
+        ranges: Ranges of all values of the step.
+        largest: Magnitudes above it are out of range, except in the batch and the sum of losses.
+    """
+    values = [Finding(f"batch/{name}", "numbers", of) for name, of in ranges.batch.items()]
+    for row in ranges.rows:
+        values += [Finding(row.name, "weights", row.weights or Range())]
+        values += [Finding(row.name, "output", row.output or Range())]
+    values.append(Finding("loss", "sum", ranges.loss))
+    for row in reversed(ranges.rows):  # the backward pass
+        values += [Finding(row.name, "output's gradient", row.output_gradient or Range())]
+        values += [Finding(row.name, "weights' gradient", row.weights_gradient or Range())]
+    for value in values:
+        has_limit = value.name != "loss" and not value.name.startswith("batch/")
+        if value.range.bad or (has_limit and value.range.largest > largest):
+            yield value
 
 
 def _table(rows: Sequence[ProbeRow]) -> Iterator[str]:
+    """Yield the lines of a table of all modules."""
     width = max(len(row.name) for row in rows)
     yield "  ".join(["module".ljust(width), *(name.rjust(17) for name in _COLUMNS)])
     for name, *ranges in rows:
-        shown = ("-" if each is None else str(each) for each in ranges)
-        yield "  ".join([name.ljust(width), *(text.rjust(17) for text in shown)])
+        cells = ("-" if values is None else str(values) for values in ranges)
+        yield "  ".join([name.ljust(width), *(text.rjust(17) for text in cells)])
 
 
-def _compare_with_receipt(ready: PreparedRun, step: int, metrics: Any) -> str:
+def _compare_with_step_hash(run: PreparedRun, step: int, metrics: Any) -> str:
     """Return whether the step's batch and loss have the bits that the run recorded."""
-    lines = read_json_lines(ready.directory / RECEIPTS)
-    receipt = next((line for line in lines if line["step"] == step), None)
-    if receipt is None or f"{FINGERPRINT_PREFIX}batch" not in metrics:
+    lines = read_json_lines(run.directory / RECEIPTS)
+    recorded = next((line for line in lines if line["step"] == step), None)
+    if recorded is None or f"{FINGERPRINT_PREFIX}batch" not in metrics:
         return f"{RECEIPTS} has no entry for step {step:,}"
     same = [
-        receipt["batch"] == to_hex(metrics[f"{FINGERPRINT_PREFIX}batch"]),
-        receipt["loss"] == float(metrics["loss"]).hex(),
+        recorded["batch"] == to_hex(metrics[f"{FINGERPRINT_PREFIX}batch"]),
+        recorded["loss"] == float(metrics["loss"]).hex(),
     ]
     batch, loss = ("bit-exact" if equal else "DIFFERENT" for equal in same)
-    return f"compared with the run's receipt, the batch is {batch} and the loss {loss}"
+    return f"compared with the run's step hashes, the batch is {batch} and the loss {loss}"

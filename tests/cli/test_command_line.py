@@ -125,11 +125,14 @@ def test_a_misspelt_function_is_refused_with_the_nearest_name(command, model_dir
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--gin.TransformerConfig.emb_dim=wide", "TransformerConfig.emb_dim is 'wide'; wanted int"),
-        ("--gin.BATCH_SIZE=1.5", "train.batch_size is 1.5; wanted int"),
-        ("--gin.MESH=8", "train.mesh is 8; wanted"),
-        ("--gin.MODEL=3", "train.model is 3; wanted TransformerConfig"),
-        ("--gin.MODEL=@step.Loss()", "wanted TransformerConfig"),
+        (
+            "--gin.TransformerConfig.emb_dim=wide",
+            "TransformerConfig.emb_dim is 'wide'; expected int",
+        ),
+        ("--gin.BATCH_SIZE=1.5", "train.batch_size is 1.5; expected int"),
+        ("--gin.MESH=8", "train.mesh is 8; expected"),
+        ("--gin.MODEL=3", "train.model is 3; expected TransformerConfig"),
+        ("--gin.MODEL=@step.Loss()", "expected TransformerConfig"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_with_the_type_wanted(

@@ -7,7 +7,7 @@ import pytest
 from t5x_lite.checkpoints.policy import CheckpointPolicy
 from t5x_lite.debugging.activation_probes import ProbeRow, Range
 from t5x_lite.debugging.fault_injection.nan_batch import NanBatch
-from t5x_lite.debugging.replay import Looked, findings, replay
+from t5x_lite.debugging.replay import StepRanges, findings, replay
 from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation.validation_loss import Evaluation
 from t5x_lite.trainer.restore import go_on
@@ -151,9 +151,9 @@ def test_a_batch_that_a_callback_of_the_run_changed_is_changed_again(
 def test_gradients_are_named_from_the_loss_backwards_and_after_all_else():
     good, bad = Range(4, 0, -1.0, 1.0), Range(4, 2, -1.0, 1.0)
     rows = [ProbeRow(name, good, good, bad if name < "c" else good, good) for name in "abc"]
-    (first, second) = findings(Looked(rows, {"weights": good}, good), largest=10.0)
+    (first, second) = findings(StepRanges(rows, {"weights": good}, good), largest=10.0)
     assert (first.name, first.what, second.name) == ("b", "output's gradient", "a")
-    spoiled = Looked(rows, {"weights": good}, bad)
+    spoiled = StepRanges(rows, {"weights": good}, bad)
     assert next(findings(spoiled, largest=10.0)).name == "loss"
 
 
@@ -177,5 +177,5 @@ def test_microbatches_and_recomputation_are_looked_into(tmp_path, train_small, r
 def test_what_cannot_be_replayed_is_refused(tmp_path, run, replayed):
     with pytest.raises(ConfigError, match="expected a step from 1"):
         replayed(run, step=0)
-    with pytest.raises(ConfigError, match="holds no run"):
+    with pytest.raises(ConfigError, match="has no run"):
         replayed(tmp_path, step=1)

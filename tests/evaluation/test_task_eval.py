@@ -184,7 +184,7 @@ def test_without_labels_there_are_predictions_and_no_scores():
 
 
 def test_a_metric_of_another_form_is_named():
-    with pytest.raises(ConfigError, match="takes guesses; wanted"):
+    with pytest.raises(ConfigError, match=r"the arguments \(guesses\); expected"):
         metric_kind(lambda guesses: {})
 
 

@@ -177,7 +177,7 @@ def test_infer_goes_on_where_it_was_killed(run_directory, tmp_path):
             {"mode": "score"},
             "line 1: no text field (not a JSON object with a string 'targets')",
         ),
-        ('{"inputs": "a"}', {"mode": "guess"}, "mode is 'guess'; wanted 'generate' or"),
+        ('{"inputs": "a"}', {"mode": "guess"}, "mode is 'guess'; expected 'generate' or"),
         ('{"inputs": "a"}', {"gin.BATCH_SIZE": "0"}, "batch_size is 0; expected 1 or more"),
         ('{"inputs": "a"}', {"outputs": "in.jsonl/out"}, "in.jsonl/out cannot be written"),
         ('{"inputs": "a"}', {"inputs": "gone"}, "gone cannot be read: No such file"),
