@@ -133,7 +133,7 @@ def evaluate(
         scores: dict[int, dict[str, float]] = {}
         for step in step_numbers:
             with logged_wait(_LOG, f"evaluating step {step:,}"):
-                params = saved.restore_weights(step, weights)
+                params: Any = saved.restore_weights(step, weights)
                 params = (params, *other_params) if other_params else params
                 scores[step] = _evaluate_checkpoint(evaluators, params, results_dir, request, step)
                 # Free the memory: two checkpoints may not fit on the devices.
@@ -308,11 +308,12 @@ def _make_validator(
 
 
 def _evaluate_checkpoint(
-    evaluators: _Evaluators, params: Params, results_dir: epath.Path, request: _Request, step: int
+    evaluators: _Evaluators, params: Any, results_dir: epath.Path, request: _Request, step: int
 ) -> dict[str, float]:
     """Evaluate the weights of one checkpoint and write the results of each task.
 
-    All processes compute, and only the first writes.
+    All processes compute, and only the first writes. `params` are the weights, or a tuple of the
+    weights of the models of an ensemble.
 
     Returns:
         Scores by "task/metric": validation losses as "task/loss", and the metrics of tasks.

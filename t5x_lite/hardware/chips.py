@@ -149,9 +149,9 @@ _OTHER_PEAKS = {"NVIDIA H100 PCIe": 756e12, "NVIDIA H100 NVL": 835e12}
 
 def chip_of(device_kind: str) -> Chip | None:
     """Return the chip of a device by the name that JAX gives it; the longest known prefix wins."""
-    found = [(kind, chip) for chip in CHIPS for kind in chip.device_kinds]
-    found = [(kind, chip) for kind, chip in found if device_kind.startswith(kind)]
-    return max(found, key=lambda pair: len(pair[0]))[1] if found else None
+    kinds = [(kind, chip) for chip in CHIPS for kind in chip.device_kinds]
+    matches = [(kind, chip) for kind, chip in kinds if device_kind.startswith(kind)]
+    return max(matches, key=lambda pair: len(pair[0]))[1] if matches else None
 
 
 def peak_flops(device_kind: str) -> float | None:

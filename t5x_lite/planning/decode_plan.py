@@ -186,7 +186,7 @@ def model_flops(model: TransformerConfig, workload: DecodingWorkload) -> Phases[
 
 def generation_roofline(phases: Phases[Roofline], tokens: int) -> Roofline:
     """Add up the roofline of a whole generation: the prefill and `tokens` tokens of every text."""
-    return Roofline(*(a + tokens * b for a, b in zip(*phases, strict=True)))
+    return Roofline(*(a + tokens * b for a, b in zip(phases.prefill, phases.token, strict=True)))
 
 
 def _weight_bytes(model: TransformerConfig, mesh: Mapping[str, int]) -> Phases[float]:

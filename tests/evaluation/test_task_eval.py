@@ -200,7 +200,7 @@ def test_a_run_reports_every_task_and_the_averages_there_are(log_lines):
         sets.append(EvaluationSet(task, "validation", how, backwards(1)))
     told = {}
     observer = TaskEvalCallback(TaskEvaluator(Parrot(1), sets, BYTES))
-    state = type("State", (), {"evaluated": {}})()
+    state = type("State", (), {"eval_params": {}})()
     observer.on_evaluate(7, state, lambda kind, numbers: told.update({kind: numbers}))
     assert told["metrics/glue_cola_v002"] == {"matthews_corrcoef": 53.84}
     assert told[AVERAGES] == {
