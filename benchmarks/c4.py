@@ -1,8 +1,8 @@
-"""How fast C4 is built, and in how much memory: python benchmarks/c4.py [pages ...].
+"""Measure how fast C4 is built, and in how much memory: python benchmarks/c4.py [pages ...].
 
-Pages are made of sentences of Python's own documentation; a third of the lines of each stand on
-other pages too, and a fifth of the pages are not English. One process; buckets as by default, 16.
-Needs the extra [c4]. Without NLTK's English model of sentences an empty one takes its place.
+Pages consist of sentences of Python's own documentation; a third of the lines of each occur on
+other pages too, and a fifth of the pages are not English. One process; 16 buckets, as by default.
+Needs the extra [c4]. If NLTK's English sentence model is missing, an empty one replaces it.
 """
 
 import gzip
@@ -19,7 +19,7 @@ GERMAN = "Die Bäume wachsen langsam. Der Fluss ist breit und tief. Wir mögen b
 
 
 def write_wet(path, pages):
-    """Write a WET file of so many pages."""
+    """Write a WET file with the given number of pages."""
     import pydoc_data.topics
 
     texts = " ".join(" ".join(pydoc_data.topics.topics.values()).split())
@@ -37,7 +37,7 @@ def write_wet(path, pages):
 
 
 def build(directory, pages):
-    """Build C4 of so many pages in this process, and print what it took."""
+    """Build C4 from a number of pages in this process, and print time and memory."""
     from t5x_lite.data.c4 import local
     from t5x_lite.data.c4.build_stages import BuildJob
     from t5x_lite.data.c4.recipe import C4Recipe
@@ -59,7 +59,7 @@ def build(directory, pages):
 
 
 def punkt(directory):
-    """See that NLTK finds a model of sentences."""
+    """Make sure that NLTK finds a sentence model."""
     import nltk
 
     try:

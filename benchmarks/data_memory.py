@@ -1,12 +1,12 @@
-"""Memory of the data path, which must not grow with the corpus: tokenizing, and then streaming.
+"""Measure the memory of tokenizing and of streaming, which must not grow with the corpus.
 
     python benchmarks/data_memory.py --directory=/tmp/data_memory --text_mb=10,100 --store_gb=10
 
-Every size in a process of its own. `text_mb`: JSON lines, documents of the embedded corpus drawn at
-random, tokenized by SentencePiece into a store, peak memory of the process.
-`store_gb`: tokens of a synthetic store, opened and read for 2,000
-shuffled batches; what the process itself holds before and after, mapped pages of files left out.
-What is made is removed. data_stream.md holds what was measured.
+Every size runs in a process of its own. `text_mb`: JSON lines with random documents of the embedded
+corpus are tokenized by SentencePiece into a store; peak memory of the process. `store_gb`: a
+synthetic store of tokens is opened and read for 2,000 shuffled batches; private memory of the
+process before and after, without mapped pages. All files are removed at the end. data_stream.md has
+the results.
 """
 
 import argparse
@@ -25,13 +25,13 @@ FILES = 32
 
 
 def held_mib() -> float:
-    """Memory that belongs to this process alone, in MiB."""
+    """Private memory of this process in MiB."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("RssAnon:")[1].split()[0]) / 1024
 
 
 def tokenize(directory: Path, megabytes: int) -> None:
-    """Write a corpus of so many MB in 8 files, tokenize it, print the peak."""
+    """Write a corpus of the given size in 8 files, tokenize it, print the peak."""
     from t5x_lite.data.sources import embedded_corpus
     from t5x_lite.data.store.token_store import TokenStore
     from t5x_lite.data.tasks.lazy_seqio import import_seqio
@@ -70,7 +70,7 @@ def tokenize(directory: Path, megabytes: int) -> None:
 
 
 def stream(directory: Path, gigabytes: int) -> None:
-    """Write a store of so many GB, read 2,000 batches, print what is held."""
+    """Write a store of the given size, read 2,000 batches, print the private memory."""
     from t5x_lite.data.store.token_store import TokenStore
     from t5x_lite.data.stream.stream import Stream, StreamTask
     from t5x_lite.objectives.sentinels import Sentinels

@@ -1,10 +1,10 @@
-"""The data path: tokens a second per core, packing, resumption, the first batch; and seqio's.
+"""Measure the data stream: tokens per second and core, packing, resumption, the first batch.
 
     python benchmarks/data_stream.py --directory=/tmp/data_stream [--seqio_python=t5env/bin/python]
 
 All rates are per CPU second of the process (user and system, all threads), medians of `--repeats`
-with the smallest and the largest beside. `--seqio_python` is a Python that has t5 0.9.4 with seqio.
-data_stream.md holds what was measured.
+with the smallest and the largest value. `--seqio_python` is a Python that has t5 0.9.4 with
+seqio. data_stream.md has the results.
 """
 
 import argparse
@@ -38,9 +38,10 @@ MIX = {"class": (60, 4, 0.40), "question": (180, 12, 0.35), "summary": (330, 60,
 
 FIRST_BATCH = """
 import sys, time
-from t5x_lite.data.stream import Stream, StreamTask
-from t5x_lite.data.token_store import TokenStore
-from t5x_lite.objectives.denoising import SpanCorruption
+from t5x_lite.data.store.token_store import TokenStore
+from t5x_lite.data.stream.stream import Stream, StreamTask
+from t5x_lite.objectives.sentinels import Sentinels
+from t5x_lite.objectives.span_corruption import SpanCorruption
 task = StreamTask("text", TokenStore.open(sys.argv[1]), 1.0, SpanCorruption())
 stream = Stream([task], feature_lengths={"inputs": 512, "targets": 114}, batch_size=128, seed=0,
                 sentinels=Sentinels(32099, 100), pack=False)

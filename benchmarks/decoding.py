@@ -1,11 +1,12 @@
-"""Greedy and beam search against transformers' PyTorch: CPU seconds, same weights, same texts.
+"""Compare greedy and beam search with transformers' PyTorch: CPU seconds, same weights and texts.
 
     pip install -e '.[parity]'
     python benchmarks/decoding.py            # T5 1.1 small, batch 4, 64 tokens, beam 4, float32
 
-Both generate from the same random weights, in the same process, in turns; EOS is forbidden, so that
-every search writes all tokens. A line tells whether the texts are the same. T5's length penalty
-divides by ((5 + n) / 6)**alpha, transformers' by n**alpha: texts of one length rank alike.
+Both generate from the same random weights, in the same process, alternating. EOS is not allowed,
+so every search generates all tokens. One line shows whether the texts are the same. T5's length
+penalty divides by ((5 + n) / 6)**alpha, transformers' by n**alpha: texts of equal length have the
+same rank.
 """
 
 import argparse

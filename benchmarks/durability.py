@@ -1,14 +1,14 @@
-"""What durability costs a step: the wait for a save, and receipts.
+"""Measure what durability costs per step: the time that a save blocks, and step hashes.
 
     python benchmarks/durability.py [--batch=8 --inputs=128 --targets=32]
 
-- T5 1.1 small is trained for some steps by the command line, with a save every third: how long
-  the loop waited for each (metrics.jsonl, "checkpoint"), beside a step. The goal is a wait below
-  10 % of the steps between two saves, at the default interval of 1,000.
-- The CPU time of what receipts add: the fingerprint of every batch, that of the weights every 100
-  steps, and the hash of which examples a batch holds. The goal is 1 % of a step.
+- T5 1.1 small is trained for some steps by the command line, with a save every third step. The time
+  that each save blocks the loop (metrics.jsonl, "checkpoint") is compared with a step. The goal is
+  less than 10 % of the steps between two saves, at the default period of 1,000.
+- The CPU time that step hashes add: the fingerprint of every batch, that of the weights every 100
+  steps, and the hash of the examples in a batch. The goal is 1 % of a step.
 
-Times from a kill to the next step, and their parts, are printed by `t5x_lite torture`.
+`t5x_lite torture` prints the time from a kill to the next step, and its parts.
 """
 
 import argparse
@@ -32,7 +32,7 @@ FILES = (
 
 
 def trained(folder: Path, options: argparse.Namespace) -> tuple[float, list[float]]:
-    """Wall seconds of a step, and of the waits for saves."""
+    """Wall seconds of a step, and of the time that each save blocks."""
     from t5x_lite.io.metric_writers import read_metrics
 
     values = {
@@ -59,7 +59,7 @@ def trained(folder: Path, options: argparse.Namespace) -> tuple[float, list[floa
 
 
 def cpu_seconds(work: Callable[[], object], rounds: int) -> float:
-    """The median CPU time of some work, after a first time that may compile."""
+    """Median CPU time of a function, after a first call that may compile."""
     work()
     found = []
     for _ in range(rounds):
@@ -70,7 +70,7 @@ def cpu_seconds(work: Callable[[], object], rounds: int) -> float:
 
 
 def receipts(options: argparse.Namespace) -> dict[str, float]:
-    """CPU seconds a step of each part of a receipt."""
+    """CPU seconds per step of each part of the step hashes."""
     import jax
     import numpy as np
 
@@ -107,12 +107,14 @@ def receipts(options: argparse.Namespace) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print both."""
+    """Print both measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--inputs", type=int, default=128)
     parser.add_argument("--targets", type=int, default=32)
-    parser.add_argument("--data_dir", default=None, help="where the corpus is kept; default: made")
+    parser.add_argument(
+        "--data_dir", default=None, help="directory of the corpus; default: a temporary one"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         step, waits = trained(Path(root), options)
@@ -124,8 +126,8 @@ def main() -> None:
     )
     parts = receipts(options)
     for name, seconds in parts.items():
-        print(f"receipts: {name}: {1e3 * seconds:.2f} ms of CPU a step")
-    print(f"receipts in all: {sum(parts.values()) / step:.2%} of a step")
+        print(f"step hashes: {name}: {1e3 * seconds:.2f} ms of CPU a step")
+    print(f"step hashes in total: {sum(parts.values()) / step:.2%} of a step")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Training steps of T5 1.1 in bfloat16 on one GPU, beside Hugging Face's PyTorch model.
+"""Measure T5 1.1 training steps in bfloat16 on one GPU, beside Hugging Face's PyTorch model.
 
     python benchmarks/gpu.py --output=/tmp/gpu      (jax for CUDA, torch and transformers)
 
 Weights and optimizer state are float32 on both sides, products bfloat16 (autocast in PyTorch), as
-`t5_steps` makes both. Every cell has a process of its own. They get ready together, which is
-compiling for ours; then they run one after the other, alone on the GPU, each with the most rows
-that fit of those it is given. Base starts from the same weights on both sides. A step is timed
-from its call to the arrival of its loss; medians. MFU is of the chip's peak in its data sheet, and
-the rate of a large product alone is told beside it. --cells has other cells, as JSON.
+`t5_steps` makes both. Every cell has a process of its own. They prepare in parallel, which is
+compilation for ours; then they run one after another, alone on the GPU, each with the largest of
+its numbers of rows that fits. Base starts from the same weights on both sides. A step is timed
+from its call to the arrival of its loss; medians. MFU is relative to the peak in the chip's data
+sheet; the rate of a single large product is printed as well. `--cells` measures other cells, as
+JSON.
 """
 
 import argparse
@@ -39,7 +40,7 @@ OURS, TORCH, COMPILED = "t5x_lite", "PyTorch", "PyTorch, blocks compiled"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What one process measures.
+    """The measurement of one process.
 
     rows: tried in this order until one fits. model: changes of TransformerConfig (ours alone).
     """
@@ -51,7 +52,7 @@ class Cell:
     logits_chunk: int | None = 1024
 
 
-# What was fastest on an H200 of what was tried (gpu.md).
+# The fastest settings that were tried on an H200 (gpu.md).
 _FASTEST = {"remat": "none", "scan_layers": False, "fused_attention": True}
 CELLS = tuple(
     cell
@@ -85,13 +86,13 @@ class Worker:
         self._timer.start()
 
     def answer(self) -> dict[str, Any]:
-        """Its next line; what became of it, if there is none."""
+        """Return the next line of the process, or how it ended."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         return json.loads(line) if line else {"error": f"ended with {self._process.wait()}"}
 
     def go(self) -> dict[str, Any]:
-        """Let it run and end; what it measured."""
+        """Let the process run to its end, and return its measurement."""
         assert self._process.stdin is not None
         if self._process.poll() is None:
             self._process.stdin.write("go\n")
@@ -103,7 +104,7 @@ class Worker:
 
 
 def work(cell: Cell, arguments: argparse.Namespace) -> None:
-    """Get ready, say so, wait for the word, measure."""
+    """Prepare, report it, wait for the signal to start, measure."""
     began = time.perf_counter()
     run = run_ours if cell.code == OURS else run_torch
     measured = run(cell, arguments)
@@ -124,7 +125,7 @@ def run_ours(cell: Cell, arguments: argparse.Namespace):
         step = OurStep(config, rows=rows, logits_chunk=cell.logits_chunk)
         if step.bytes < limit:
             break
-        print(f"{cell}: {rows} rows want {step.bytes:,} of {limit:,} bytes", file=sys.stderr)
+        print(f"{cell}: {rows} rows need {step.bytes:,} of {limit:,} bytes", file=sys.stderr)
     else:
         raise MemoryError(f"no number of rows of {cell} fits")
     yield {"rows": rows, "compiler_bytes": step.bytes}
@@ -183,7 +184,7 @@ def product_rate(arguments: argparse.Namespace) -> float:
 
 
 def machine(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The device and the versions of what ran."""
+    """The device and the versions of the packages."""
     from importlib.metadata import version
 
     names = ("jax", "flax", "torch", "transformers")
@@ -227,7 +228,7 @@ def table(found: list[dict[str, Any]], about: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure every cell there is time for, and print the table."""
+    """Measure as many cells as time permits, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=60.0)
@@ -241,7 +242,7 @@ def main() -> None:
         return
     end = time.time() + 60 * arguments.minutes
     arguments.output = arguments.output.resolve()
-    # Several processes share the GPU while they get ready; ours compiles for nearly all of it.
+    # Several processes share the GPU while they prepare; ours compiles for nearly all of it.
     os.environ |= {
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "XLA_PYTHON_CLIENT_MEM_FRACTION": ".94",
@@ -267,7 +268,7 @@ def main() -> None:
 
 
 def write_weights(directory: Path, size: str) -> None:
-    """The weights that ours begins with, for the other side; on the CPU."""
+    """Compute on the CPU the weights that ours starts from, for PyTorch."""
     code = (
         "import sys; from pathlib import Path; from t5_steps import export, load_config\n"
         "export(Path(sys.argv[1]), load_config(sys.argv[2], dtype='float32'))"

@@ -1,10 +1,10 @@
-"""The GPU's attention kernels: the same as plain attention, how fast, and with which tiles.
+"""Check the GPU's attention kernels against plain attention, and measure speed and tile sizes.
 
     python benchmarks/gpu_attention.py [--minutes=5]        (an NVIDIA GPU; jax[cuda])
 
-T5's shapes in bfloat16: encoder, decoder, and the decoder's look at the encoder. Errors are of the
-norm of what plain attention gives of the same operands in float32, its own bfloat16 errors beside
-them. Times are medians of calls.
+T5's shapes in bfloat16: encoder, decoder, and the decoder's cross-attention. Errors are relative to
+the norm of plain attention with the same operands in float32; the errors of plain attention in
+bfloat16 are printed beside them. Times are medians over calls.
 """
 
 import argparse

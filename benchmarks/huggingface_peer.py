@@ -1,8 +1,8 @@
 """The span corruption of Hugging Face's run_t5_mlm_flax example, for data_stream.py.
 
-The example is no part of any package; this says in our words what its collator does to a batch of
-pieces of one length, with NumPy's global random numbers: a mask for each piece, sentinels from the
-vocabulary's end downwards, the filtered rows, EOS, and the decoder's inputs.
+The example is not part of a package. This module reimplements what its collator does with a batch
+of chunks of equal length, with NumPy's global random numbers: a mask per chunk, sentinels from
+the end of the vocabulary downwards, the filtered rows, EOS, and the decoder's inputs.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ EOS = 1
 
 
 def noise_mask(length: int, density: float = 0.15, mean_span: float = 3.0) -> np.ndarray:
-    """Which tokens of a piece are noise: spans of noise between spans that stay, T5's way."""
+    """Return which tokens of a chunk are noise, as T5 does: noise spans alternate with others."""
     noise = min(max(round(length * density), 1), length - 1)
     spans = max(round(noise / mean_span), 1)
 
@@ -38,14 +38,14 @@ def sentinels(mask_bl: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 def filtered(tokens_bl: np.ndarray, sentinels_bl: np.ndarray) -> np.ndarray:
-    """Rows in which a span's sentinel stands for the span, EOS after each."""
+    """Rows in which a sentinel replaces each span, with EOS at the end."""
     whole_bl = np.where(sentinels_bl != 0, sentinels_bl, tokens_bl)
     rows = whole_bl[whole_bl >= 0].reshape(len(tokens_bl), -1)
     return np.concatenate([rows, np.full((len(rows), 1), EOS, np.int32)], axis=-1)
 
 
 def collate(tokens_bl: np.ndarray, vocab_size: int) -> dict[str, np.ndarray]:
-    """The batch of one length of pieces."""
+    """The batch for chunks of equal length."""
     mask_bl = np.stack([noise_mask(tokens_bl.shape[1]) for _ in tokens_bl])
     inputs = filtered(tokens_bl, sentinels(mask_bl.astype(np.int8), vocab_size))
     labels = filtered(tokens_bl, sentinels((~mask_bl).astype(np.int8), vocab_size))

@@ -1,16 +1,16 @@
-"""What the loop around the step costs, and where the time before the first step goes.
+"""Measure what the loop around the step costs, and the parts of the time before the first step.
 
     python benchmarks/loop.py
 
-Both questions are asked of the command line itself, in processes of their own, with a model so
-small (one layer a stack, 32 wide) that its step takes a few milliseconds:
+Both are measured with the command line itself, in separate processes, with a model so small (one
+layer per stack, width 32) that its step takes a few milliseconds:
 
-- `t5x_lite train` for 100 and for 600 steps, and the run's very step, jitted and bare, on one batch
-  as often; and that step without the hashes for receipts, which are computed in it. The difference
-  of the two lengths, over 500, is the CPU time of a step with and without the loop (data, dispatch,
-  metrics, receipts, guards). Rounds alternate; medians are printed.
-- The first steps of two runs, the compilation cache cold and then warm, as the run itself splits
-  them.
+- `t5x_lite train` for 100 and for 600 steps; the step of the same run alone, jitted, on one batch
+  and for as many steps; and that step without its hashes. The difference of the two lengths, over
+  500, is the CPU time of a step with and without the loop (data, dispatch, metrics, step hashes,
+  anomaly guard). Rounds alternate; medians are printed.
+- The first steps of two runs, with the compilation cache cold and then warm, split as the run
+  itself does.
 """
 
 import argparse
@@ -44,7 +44,7 @@ OVERRIDES = {
 
 
 def cpu_seconds(command: list[str], environment: dict[str, str]) -> tuple[float, str]:
-    """CPU time of a process and what it printed."""
+    """Return the CPU time of a process and its output."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -63,7 +63,7 @@ def train_command(directory: Path, data_dir: Path, steps: int) -> list[str]:
 
 
 def bare(steps: int, *, receipts: bool) -> None:
-    """Run the same step on one batch, without anything around it."""
+    """Run the same step on one batch, without the loop."""
     import jax
     import numpy as np
 
@@ -117,11 +117,11 @@ def bare(steps: int, *, receipts: bool) -> None:
 
 
 def main() -> None:
-    """Print CPU milliseconds a step, and the parts of two starts."""
+    """Print CPU milliseconds per step, and the parts of two starts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--bare", type=int, default=None, help="used by itself")
-    parser.add_argument("--no_receipts", action="store_true", help="used by itself")
+    parser.add_argument("--bare", type=int, default=None, help="internal")
+    parser.add_argument("--no_receipts", action="store_true", help="internal")
     options = parser.parse_args()
     if options.bare is not None:
         bare(options.bare, receipts=not options.no_receipts)
@@ -137,7 +137,7 @@ def main() -> None:
             "its step alone": lambda _, n: [*itself, f"--bare={n}"],
             "without receipts": lambda _, n: [*itself, f"--bare={n}", "--no_receipts"],
         }
-        # What is made once, data and compiled programs, is made before anything is measured.
+        # Data and compiled programs are made once, before anything is measured.
         for command in variants.values():
             cpu_seconds(command("first", 1), environment)
         found: dict[str, list[float]] = {name: [] for name in variants}
@@ -147,7 +147,7 @@ def main() -> None:
                     cpu_seconds(command(f"{number}_{n}", n), environment)[0] for n in (SHORT, LONG)
                 )
                 found[name].append(1e3 * (long - short) / (LONG - SHORT))
-        print(f"CPU ms a step, medians of {options.rounds} rounds of {LONG - SHORT} steps:")
+        print(f"CPU ms per step, medians of {options.rounds} rounds of {LONG - SHORT} steps:")
         for name, values in found.items():
             print(f"  {name:<18}{statistics.median(values):7.2f}  {[round(v, 2) for v in values]}")
         environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cold")

@@ -1,10 +1,10 @@
-"""Memory of a training step by XLA's own accounting, on eight simulated CPU devices.
+"""Compute the memory of a training step by XLA's own estimate, on eight simulated CPU devices.
 
     python benchmarks/memory.py
 
-Nothing is run: the step of mT5-base at 1,024 / 229 tokens and mT5's batch of 1,024 rows is compiled
-with the loss in chunks and with whole logits, on an FSDP mesh, and XLA tells how many bytes each
-device needs. The state is 1/8 of the whole where it is sharded eight ways.
+Nothing is executed: the step of mT5-base with 1,024 / 229 tokens and mT5's batch of 1,024 rows is
+compiled with the loss in chunks and with whole logits, on an FSDP mesh, and XLA reports how many
+bytes each device needs. The state is 1/8 of the whole if it is sharded over eight devices.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import math
 import os
 import time
 
-# XLA's CPU backend orders operations for speed unless it is told not to; accelerators for memory.
+# XLA's CPU backend orders operations for speed by default; accelerators for memory.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_enable_concurrency_optimized_scheduler=false")
 
 import gin
@@ -40,7 +40,7 @@ def load_config(file: str, **changes) -> TransformerConfig:
 
 
 def compiled(program: TrainSetup, rows: int):
-    """The step for a batch of full rows, as an executable."""
+    """Compile the step for a batch of full rows."""
 
     def feature(length: int, kind: str):
         return jax.ShapeDtypeStruct((rows, length), kind, sharding=program.batch_sharding)
@@ -56,7 +56,7 @@ def compiled(program: TrainSetup, rows: int):
 
 
 def state_bytes(program: TrainSetup, *, per_device: bool) -> int:
-    """Bytes of weights and optimizer state, all of it or what one device holds."""
+    """Bytes of weights and optimizer state, in total or on one device."""
     total = 0
     for leaf in jax.tree.leaves(program.abstract):
         shape = leaf.sharding.shard_shape(leaf.shape) if per_device else leaf.shape

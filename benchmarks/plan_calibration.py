@@ -1,12 +1,13 @@
-"""Holds the TPU compiler's estimate against a published run: the bias that `t5x_lite plan` names.
+"""Compare the TPU compiler's estimate with a published run: the deviation in docs/planning.md.
 
     python benchmarks/plan_calibration.py      (needs libtpu and a few minutes)
 
-MaxText publishes 132 TFLOP/s a chip for a decoder of 32 billion weights on 256 chips of v5e (its
-configs/tpu/v5e/README.md): 8,192 wide, 64 heads of 128, gated feed-forward of 28,672, 32 layers,
-4 rows of 2,048 tokens a chip, everything recomputed, FSDP. Its attention is a fused kernel, for
-which the compiler has no estimate; ours keeps scores in memory, at one row a chip so that they fit.
-So the attention core is taken out of the estimate and added again at the chip's peak.
+MaxText publishes 132 TFLOP/s per chip for a decoder of 32 billion weights on 256 chips of v5e
+(its configs/tpu/v5e/README.md): 8,192 wide, 64 heads of 128, gated feed-forward of 28,672, 32
+layers, 4 rows of 2,048 tokens per chip, full rematerialization, FSDP. Its attention is a fused
+kernel, for which the compiler has no estimate; ours keeps scores in memory, at one row per chip
+so that they fit. So the attention core is subtracted from the estimate and added again at the
+chip's peak.
 """
 
 from pathlib import Path
@@ -55,7 +56,7 @@ SETTING = Setting(
 
 
 def in_attention_core(cost: Cost) -> bool:
-    """Scores, softmax and weighted sums: all of attention but its projections."""
+    """Scores, softmax and weighted sums: attention without its projections."""
     return cost.module == "Attention._weigh"
 
 

@@ -2,8 +2,9 @@
 
     python benchmarks/plan_recipes.py --plans=plans [recipes/t5_1_1/base.gin ...]
 
-It needs libtpu and minutes for each plan. Plans that are in DIR are not computed again. A recipe
-that was changed after its plan fails tests/test_recipes.py, which reads the headers with `read`.
+Needs libtpu and minutes per plan. Plans that exist in the directory are not computed again. A
+recipe that was changed after its plan fails tests/test_recipes.py, which reads the headers with
+`read`.
 """
 
 import argparse

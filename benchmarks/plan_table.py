@@ -1,11 +1,12 @@
-"""Makes the table of docs/planning_table.md: every size of a family on three TPU slices.
+"""Make the table of docs/planning_table.md: every size of a family on three TPU slices.
 
-    python benchmarks/plan_table.py --minutes=60 [t5_1_1/small ...]    (libtpu; minutes a cell)
+    python benchmarks/plan_table.py --minutes=60 [t5_1_1/small ...]    (libtpu; minutes per cell)
 
-Cells are compiled, small models first, until the time is up, each in a process of its own, which
-libtpu's compiler can end. What is done, such an end too, is kept in plan_table.json, so that the
-same command goes on from there; another libtpu tries again what ended one. The rest is marked as
-not computed. The setting of a cell follows from the size (`setting_of`): a sound start, no search.
+Cells are compiled, small models first, until the time is up, each in a process of its own,
+because libtpu's compiler can end the process. Finished cells, and those that ended their process,
+are kept in plan_table.json, so the same command resumes from there; another version of libtpu
+tries the latter again. The others are marked as not computed. The setting of a cell follows from
+the size (`setting_of`): a reasonable one, without a search.
 """
 
 import argparse
@@ -157,7 +158,7 @@ def to_do(plan: dict | None) -> bool:
 
 @log_setup.to_terminal()
 def main() -> None:
-    """Compile what there is time for, and write the table."""
+    """Compile as many cells as time permits, and write the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=600.0)
     parser.add_argument("--cell", help="a slice: only its cell of one model, in this process")
@@ -183,7 +184,7 @@ def main() -> None:
 
 
 def write(done: dict[str, dict]) -> None:
-    """The table of all cells, done or not."""
+    """The table of all cells, finished or not."""
     columns = (
         *("model", "slice", "weights", "mesh", "remat", "rows a chip", "GB a chip"),
         *("compiler-estimated compute, ms", "step, ms (estimated)", "MFU (estimated)"),

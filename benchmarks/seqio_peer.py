@@ -1,6 +1,6 @@
-"""seqio with t5's span corruption over the tokens of a store, for data_stream.py: prints a line.
+"""Measure seqio with t5's span corruption over the tokens of a store, for data_stream.py.
 
-The documents are what seqio's offline cache would hold: TFRecords of token ids. Shuffled with a
+The documents are those of seqio's offline cache: TFRecords of token ids. They are shuffled with a
 buffer of 1,000, corrupted, converted and batched by `seqio.get_dataset`, without packing.
 """
 
@@ -88,7 +88,7 @@ def main(store: Path) -> None:
         f"| seqio {seqio.__version__} with t5, one a row | {statistics.median(found):,.2f} M raw "
         f"tokens/s | {min(found):,.2f} to {max(found):,.2f} |"
     )
-    print(f"| seqio's first batch, imports left out | {first:.2f} s CPU | |")
+    print(f"| seqio's first batch, without imports | {first:.2f} s CPU | |")
 
 
 if __name__ == "__main__":

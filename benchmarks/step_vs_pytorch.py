@@ -1,11 +1,11 @@
-"""A training step of T5 1.1 small on a CPU, beside Hugging Face's PyTorch model.
+"""Compare a training step of T5 1.1 small on a CPU with Hugging Face's PyTorch model.
 
     python benchmarks/step_vs_pytorch.py --torch_python=/path/to/python/with/torch
 
 Batch 8, float32, as `t5_steps` makes both. Both start from the same weights, exported through
-`t5x_lite.convert`, and see the same batch. Two processes take turns, a step each, so that a
-machine whose speed drifts slows both; ratios of neighboring steps are what counts. Wall time, CPU
-time of the process, loss and peak memory of every process are told.
+`t5x_lite.convert`, and get the same batch. Two processes alternate, one step each, so that a
+change in the machine's speed affects both; compare the ratios of neighboring steps. Wall time,
+CPU time, loss and peak memory of each process are printed.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def write(directory: Path, arguments: argparse.Namespace) -> None:
 
 
 def serve(step: Callable[[], float]) -> None:
-    """Make a step for every line that comes in; answer with a line of JSON."""
+    """Run a step for every line of input; answer with a line of JSON."""
     print(json.dumps({"ready": True}), flush=True)
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -63,7 +63,7 @@ def serve(step: Callable[[], float]) -> None:
 
 
 class Peer:
-    """A process that makes a step when asked."""
+    """A process that runs a step on request."""
 
     def __init__(self, python: str, role: str, directory: Path, options: list[str]):
         command = [python, __file__, f"--role={role}", f"--directory={directory}", *options]
@@ -124,7 +124,7 @@ def compare(directory: Path, arguments: argparse.Namespace, options: list[str]) 
 
 
 def main() -> None:
-    """Play the role that was asked for; without one, compare."""
+    """Run the requested role; by default, compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--torch_python", default=sys.executable)
     parser.add_argument("--size", default="small")

@@ -1,8 +1,8 @@
-"""A training step of T5 1.1, ours and that of Hugging Face's PyTorch model, made alike.
+"""A training step of T5 1.1, ours and that of Hugging Face's PyTorch model, with equal settings.
 
 Full rows of 512 inputs and 114 targets, no dropout, no z-loss, Adafactor on both sides
-(transformers' own there) at a constant rate. A step of either kind is a callable that returns the
-loss it began with, once all of its work is done.
+(transformers' own for PyTorch) at a constant rate. A step of either kind is a callable that returns
+the loss before its update, after all of its work is done.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def load_config(size: str, **changes: Any):
 
 
 def torch_fields(config: Any) -> dict[str, Any]:
-    """What config.json says of a model over there."""
+    """The fields of config.json for Hugging Face's model."""
     from t5x_lite.convert.huggingface import FAMILIES
 
     return FAMILIES["t5"].write(config)
@@ -51,7 +51,7 @@ def read_batch(directory: Path, rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def export(directory: Path, config: Any) -> None:
-    """Write the weights of key 0, with which ours begins anyway, for the other side."""
+    """Write the weights of key 0, from which ours starts, for PyTorch."""
     import jax
 
     from t5x_lite.convert.huggingface import export_checkpoint
@@ -62,7 +62,7 @@ def export(directory: Path, config: Any) -> None:
 
 
 class OurStep:
-    """A step of ours on one device, compiled; `begin` makes the weights."""
+    """A compiled step of ours on one device; `begin` makes the weights."""
 
     def __init__(self, config: Any, *, rows: int, logits_chunk: int | None):
         import jax
@@ -90,7 +90,7 @@ class OurStep:
 
     @property
     def bytes(self) -> int:
-        """What a step takes of the device's memory, by the compiler's account."""
+        """Device memory of a step in bytes, by the compiler's estimate."""
         memory = self._compiled.memory_analysis()
         kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
         return memory.argument_size_in_bytes + memory.temp_size_in_bytes + kept
@@ -124,7 +124,7 @@ class OurStep:
 
 
 class TorchStep:
-    """The same of Hugging Face's model, which its directory or the fields of config.json make.
+    """The same for Hugging Face's model, from its directory or the fields of config.json.
 
     Needs nothing of ours, so that another Python with PyTorch will do.
     """
@@ -168,7 +168,7 @@ class TorchStep:
         )
 
     def forget(self) -> None:
-        """Let go of batch and gradients, after a step that did not fit."""
+        """Free batch and gradients, after a step that did not fit."""
         del self._inputs, self._targets
         self._optimizer.zero_grad(set_to_none=True)
 

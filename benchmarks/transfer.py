@@ -1,14 +1,15 @@
-"""Is pretraining worth it? The tiny model fine-tuned after it, and trained from scratch.
+"""Measure the gain from pretraining: the tiny model fine-tuned after it, and trained from scratch.
 
     python benchmarks/transfer.py --directory=runs/transfer
 
 For each seed: a tiny T5 1.1 learns span corruption on the embedded corpus's text (none of the
-supervised tasks); then each supervised task is trained for the same steps, with the same data in
-the same order, from those weights and from fresh ones, both at every one of some learning rates, of
-which the best on average counts for each. Held-out losses, their means over the seeds and the
-paired differences go to `DIRECTORY/transfer.json` and, as a table, to the screen.
+supervised tasks). Then each supervised task is trained for the same number of steps, with the
+same data in the same order, from those weights and from random ones, both at each of some
+learning rates; the rate that is best on average counts for each. Validation losses, their means
+over the seeds and the paired differences are written to `DIRECTORY/transfer.json` and printed as
+a table.
 
-A killed benchmark goes on where it was.
+The same command resumes a killed benchmark.
 """
 
 import argparse
@@ -25,7 +26,7 @@ STARTS = ("pretrained", "scratch")
 
 
 def main() -> None:
-    """Run what is missing, and show the table."""
+    """Run what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--directory", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -53,7 +54,7 @@ def main() -> None:
 
 
 def pretrain(directory: Path, steps: int, common: list[str]) -> None:
-    """Learn span corruption on text alone, as the recipe does it."""
+    """Learn span corruption on text only, as the recipe does."""
     t5x_lite(
         "train",
         "--gin_file=recipes/tiny_embedded.gin",
@@ -68,7 +69,7 @@ def pretrain(directory: Path, steps: int, common: list[str]) -> None:
 def tune(
     directory: Path, task: str, init: Path | None, steps: int, rate: float, common: list[str]
 ) -> float:
-    """Train a task from another run's weights or, without one, from fresh ones; held-out loss."""
+    """Train a task from another run's weights or from random ones; return its validation loss."""
     t5x_lite(
         "train",
         "--gin_file=recipes/tiny_finetune.gin",
@@ -98,7 +99,7 @@ def one_device(steps: int) -> list[str]:
 
 
 def t5x_lite(*arguments: str) -> None:
-    """Run a command of ours, in this process: imports and compiled programs serve all of them."""
+    """Run a command in this process, to share imports and compiled programs."""
     gin.clear_config()
     command_line(arguments)
 
