@@ -1,4 +1,4 @@
-"""One file that holds all a worker needs: the source, the command, its environment."""
+"""One archive with all that a worker needs: the source, the command, its environment."""
 
 import io
 import shlex
@@ -13,30 +13,30 @@ from command import MistakeError, lines
 HERE = Path(__file__).resolve().parent
 
 
-def environment(settings: Sequence[str], of_here: Mapping[str, str]) -> dict[str, str]:
-    """Variables for the workers: "NAME=VALUE", or "NAME" with the value it has here."""
-    found = {}
+def environment(settings: Sequence[str], local: Mapping[str, str]) -> dict[str, str]:
+    """Parse variables for the workers: "NAME=VALUE", or "NAME" with its value in `local`."""
+    variables = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not name.isidentifier():
             raise MistakeError(
-                f"--env {name!r} is no name of a variable; wanted NAME or NAME=VALUE"
+                f"--env {name!r} is not the name of a variable: expected NAME or NAME=VALUE"
             )
-        if not equals and name not in of_here:
+        if not equals and name not in local:
             raise MistakeError(
-                f"--env {name}: there is no such variable here; set it, or give a value"
+                f"--env {name}: this variable is not set on this machine; set it, or give a value"
             )
-        found[name] = value if equals else of_here[name]
-    return found
+        variables[name] = value if equals else local[name]
+    return variables
 
 
 def mounts(settings: Sequence[str]) -> str:
-    """Buckets to mount: "BUCKET=/FOLDER" each, as lines for `on_worker.sh`."""
+    """Return the buckets to mount, from "BUCKET=/FOLDER", as lines for `on_worker.sh`."""
     rows = []
     for setting in settings:
         bucket, _, folder = setting.removeprefix("gs://").partition("=")
         if not bucket or not folder.startswith("/") or "\t" in setting or "\n" in setting:
-            raise MistakeError(f"--mount {setting!r}: wanted BUCKET=/FOLDER")
+            raise MistakeError(f"--mount {setting!r}: expected BUCKET=/FOLDER")
         rows.append(f"{bucket}\t{folder}\n")
     return "".join(rows)
 
@@ -50,7 +50,7 @@ def write(
     mounted: str,
     dirty: bool,
 ) -> None:
-    """Write the bundle, readable by its owner alone: it may hold secrets."""
+    """Write the bundle, readable only by its owner because it may contain secrets."""
     command = "\n".join(["#!/usr/bin/env bash", *lines(arguments, devices=devices), ""])
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
     files = {
@@ -70,7 +70,7 @@ def write(
 
 
 def unpack_line(folder: str, name: str) -> str:
-    """The shell with which a worker unpacks a bundle; done twice it does no harm."""
+    """Return a line of shell that unpacks a bundle on a worker; repeating it is harmless."""
     return (
         f"mkdir -p {folder} && cd {folder} && if [ -e ../{name} ]; then tar -xzf ../{name} && "
         f"mkdir -p source && tar -xzf source.tar.gz -C source && rm -f ../{name}; fi"

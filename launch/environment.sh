@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Sourced by the scripts that need the project installed: makes .venv beside pyproject.toml, once, and
+# Sourced by the scripts that need the installed project: creates .venv beside pyproject.toml, once, and
 # activates it. Usage: `. launch/environment.sh [EXTRAS]`, EXTRAS as in pyproject.toml: "test,lint".
 #
-# Works without Debian's python3-venv package: pip can install into an environment it is not part of.
+# Works without Debian's python3-venv package: pip can install into another environment.
 
 project="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${PYTHON:-python3}"

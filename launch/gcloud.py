@@ -1,4 +1,4 @@
-"""The `gcloud` commands of a Cloud TPU VM pod, and what its errors mean."""
+"""The `gcloud` commands for a Cloud TPU VM pod, and how to fix its errors."""
 
 import json
 import re
@@ -20,37 +20,38 @@ RUNTIMES = {
 _CORES_COUNTED = ("v2", "v3", "v4", "v5p")  # v5p-16 is 8 chips, v5litepod-16 is 16
 GONE = ("SUSPENDING", "SUSPENDED", "DELETING")  # preempted, or taken back
 WAITING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "STATE_UNSPECIFIED")
-CURES = {
+FIXES = {
     "no gcloud": "install the Google Cloud CLI (cloud.google.com/sdk/docs/install), then "
     "`gcloud auth login`",
-    r"quota": "the project may not use so many chips of this kind in this zone: ask for more under "
-    "IAM & Admin > Quotas (TPU API), or try another --zone, --spot or a smaller --accelerator_type",
+    r"quota": "the project's quota for chips of this kind in this zone is too small: "
+    "request more under IAM & Admin > Quotas (TPU API), or try another --zone, "
+    "--spot or a smaller --accelerator_type",
     r"no more capacity|stockout|resources? (are|is) (currently )?(exhausted|unavailable)": "the "
-    "zone has none free: the request stays queued with a larger --wait_hours; or try another "
-    "--zone, --spot or --reserved",
-    r"valid.?until|timed? ?out": "no capacity came in time: raise --wait_hours, or try another "
-    "--zone",
-    r"SERVICE_DISABLED|has not been used in project|is disabled": "turn the API on: gcloud "
+    "zone has none available: the request stays queued with a larger --wait_hours; or try "
+    "another --zone, --spot or --reserved",
+    r"valid.?until|timed? ?out": "no capacity became available in time: raise --wait_hours, or "
+    "try another --zone",
+    r"SERVICE_DISABLED|has not been used in project|is disabled": "enable the API: gcloud "
     "services enable tpu.googleapis.com",
     r"PERMISSION_DENIED|does not have .*permission|Required '": "the account needs the roles TPU "
     "Admin and Service Account User in this project; `gcloud auth list` shows which account it is",
     r"auth login|active account|reauth|credentials": "sign in: gcloud auth login",
-    r"ALREADY_EXISTS|already exists": "the name is taken, by something that this launcher did not "
-    "make: choose another NAME",
+    r"ALREADY_EXISTS|already exists": "the name is used by something that this launcher did not "
+    "create: choose another NAME",
     r"runtime.?version": "list the images: gcloud compute tpus tpu-vm versions list --zone=ZONE; "
     "give one with --runtime_version",
     r"accelerator.?type": "list the types of a zone: gcloud compute tpus accelerator-types list "
     "--zone=ZONE",
-    r"publickey|ssh-add|Host key": "ssh was refused: run `ssh-add ~/.ssh/google_compute_engine`; "
+    r"publickey|ssh-add|Host key": "ssh was denied: run `ssh-add ~/.ssh/google_compute_engine`; "
     "with OS Login the account needs the role Compute OS Admin Login",
     r"Connection (refused|timed|closed|reset)|exit(ed)?.* 255": "a worker does not answer ssh: it "
-    "may still be starting; if it stays so, allow tcp:22 in the network's firewall, or use "
-    "--internal_ip",
+    "may still be starting; if this does not change, allow tcp:22 in the network's firewall, or "
+    "use --internal_ip",
 }
 
 
 class Request(NamedTuple):
-    """What was asked of Google Cloud; kept in the launcher's record."""
+    """What was requested of Google Cloud; saved in the launcher's record."""
 
     name: str
     project: str
@@ -64,27 +65,27 @@ class Request(NamedTuple):
     service_account: str
     internal_ip: bool
     wait_hours: float
-    token: str  # the label that marks what this launch made
+    token: str  # the label of the resources that this launch created
 
     @property
     def nodes(self) -> list[str]:
-        """Names of the slices: one TPU node each."""
+        """The names of the slices; each is one TPU node."""
         return node_names(self.name, self.slices)
 
     @property
     def chips(self) -> int:
-        """Chips of all slices, by the accelerator's name."""
+        """The number of chips of all slices, from the accelerator's name."""
         kind, _, size = self.accelerator_type.rpartition("-")
         return int(size) // (2 if kind in _CORES_COUNTED else 1) * self.slices
 
 
 def node_names(name: str, slices: int) -> list[str]:
-    """As queued resources name several nodes: NAME-0, NAME-1 ..."""
+    """Return the names that a queued resource gives its nodes: NAME-0, NAME-1 ..."""
     return [name] if slices == 1 else [f"{name}-{number}" for number in range(slices)]
 
 
 class Gcloud:
-    """Queued resources and TPU VMs of one request."""
+    """The queued resource and the TPU VMs of one request."""
 
     def __init__(self, request: Request, shell: Shell):
         self.request, self.shell = request, shell
@@ -93,7 +94,7 @@ class Gcloud:
             self._where.append(f"--project={request.project}")
 
     def create(self) -> None:
-        """Ask for the slices; they come when there is capacity."""
+        """Request the slices; Google creates them when it has capacity."""
         r = self.request
         nodes = (
             [f"--node-id={r.name}"]
@@ -121,7 +122,7 @@ class Gcloud:
         )
 
     def describe(self) -> dict[str, Any] | None:
-        """The queued resource as Google has it; None where there is none of this name."""
+        """Return Google's description of the queued resource; None if it does not exist."""
         command = [*self._queued("describe", self.request.name), "--format=json"]
         try:
             return json.loads(self.shell.run(command, quiet=True))
@@ -131,7 +132,7 @@ class Gcloud:
             raise
 
     def node(self, name: str) -> dict[str, Any] | None:
-        """One TPU node as Google has it."""
+        """Return Google's description of one TPU node; None if it does not exist."""
         command = [*self._vm("describe", name), "--format=json"]
         try:
             return json.loads(self.shell.run(command, quiet=True))
@@ -145,11 +146,11 @@ class Gcloud:
         self.shell.run([*self._queued("delete", self.request.name), "--force", "--quiet"])
 
     def ssh(self, node: str, command: str, *, worker: str = "all", quiet: bool = False) -> str:
-        """Run a line of shell on workers of a node; CommandError where one of them fails."""
+        """Run a line of shell on workers of a node; raises CommandError if one of them fails."""
         return self.shell.run(self.ssh_command(node, command, worker=worker), quiet=quiet)
 
     def ssh_command(self, node: str, command: str, *, worker: str) -> list[str]:
-        """The words of `gcloud ... ssh`."""
+        """Return the words of the command `gcloud ... ssh`."""
         return [
             *self._vm("ssh", node),
             f"--worker={worker}",
@@ -184,16 +185,16 @@ class Gcloud:
 
 
 def labels(resource: dict[str, Any]) -> Sequence[dict[str, str]]:
-    """The labels of every node that a queued resource asks for."""
+    """Return the labels of every node that a queued resource requests."""
     specs = resource.get("tpu", {}).get("nodeSpec", [])
     return [spec.get("node", {}).get("labels", {}) for spec in specs]
 
 
 def state(resource: dict[str, Any]) -> str:
-    """WAITING_FOR_RESOURCES, ACTIVE, SUSPENDED ..."""
+    """Return the state of a queued resource: WAITING_FOR_RESOURCES, ACTIVE, SUSPENDED ..."""
     return resource.get("state", {}).get("state", "STATE_UNSPECIFIED")
 
 
 def quoted(*words: str) -> str:
-    """Words as one line of shell on the other side."""
+    """Quote words as one line of shell."""
     return shlex.join(words)

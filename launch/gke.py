@@ -6,10 +6,10 @@
     launch/gke.py xpk NAME --image=IMAGE --accelerator=v5e:8x8 --cluster=C -- train ...
     launch/gke.py delete NAME
 
-`run` applies the manifest, shows the log of the first pod and waits for the end; the JobSet starts
-the pods again whenever one of them ends, but for mistakes in the configuration. Commands are shown
-before they run; `--dry_run` only shows them. Only what `run` made, by its label, is deleted.
-Secrets come from Kubernetes (`--secret=NAME`), never from here. See docs/launch/gke.md.
+`run` applies the manifest, shows the log of the first pod and waits for the end. The JobSet
+restarts all pods when one of them ends, except after a configuration error. Commands are printed
+before they run; `--dry_run` only prints them. Only what `run` created, by its label, is deleted.
+Secrets come from Kubernetes (`--secret=NAME`), never from this machine. See docs/launch/gke.md.
 """
 
 import argparse
@@ -26,19 +26,19 @@ from command import START_AGAIN, MistakeError, check_arguments, check_name, line
 from jobset import TOKEN, Values, as_yaml, jobset, shape_of
 from shell import CommandError, Shell, ask
 
-CURES = {
+FIXES = {
     "no kubectl": "install it: gcloud components install kubectl gke-gcloud-auth-plugin",
     "no xpk": "install it: pip install xpk",
     r"no matches for kind .?JobSet|could not find the requested|the server doesn't have": "the "
-    "cluster has no JobSet controller: see docs/launch/gke.md, 'A cluster'",
-    r"Forbidden|forbidden": "the account may not do this in the cluster's namespace: it needs the "
+    "cluster has no JobSet controller: see docs/launch/gke.md, 'Create a cluster'",
+    r"Forbidden|forbidden": "the account lacks permission in the cluster's namespace: it needs the "
     "role Kubernetes Engine Developer",
-    r"Unable to connect|connection refused|no such host|current-context": "kubectl knows no "
+    r"Unable to connect|connection refused|no such host|current-context": "kubectl has no "
     "cluster: gcloud container clusters get-credentials CLUSTER --location=ZONE",
-    r"exceeded quota|quota": "the namespace or the project may not use so much: ask for more, or "
-    "take a smaller --accelerator",
+    r"exceeded quota|quota": "the quota of the namespace or the project is too small: request "
+    "more, or use a smaller --accelerator",
 }
-_LAST_LINES = 10.0  # seconds that a log may take to end after its pod
+_LAST_LINES = 10.0  # seconds to wait for the end of a log after its pod has ended
 _XPK_TYPES = {"v4": ("v4", 2), "v5e": ("v5litepod", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1)}
 
 _XPK_DEVICES = {"a100": "a100-80gb-8", "h100": "h100-80gb-8", "h200": "h200-141gb-8"}
@@ -51,24 +51,24 @@ def render(options: argparse.Namespace) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Apply the manifest and stay until the run has ended."""
-    shell = Shell(dry_run=options.dry_run, cures=CURES)
-    found = None if options.dry_run else _get(shell, options.name)
-    if found is None:
+    """Apply the manifest and wait until the run has ended."""
+    shell = Shell(dry_run=options.dry_run, fixes=FIXES)
+    existing = None if options.dry_run else _get(shell, options.name)
+    if existing is None:
         manifest = as_yaml(jobset(_values(options, token=uuid.uuid4().hex)))
         _apply(shell, manifest)
-    elif TOKEN not in found["metadata"].get("labels", {}):
+    elif TOKEN not in existing["metadata"].get("labels", {}):
         raise MistakeError(
-            f"there is a JobSet {options.name} that this launcher did not make: it stays untouched"
+            f"the JobSet {options.name} was not created by this launcher: it is left unchanged"
         )
     code = 0
     try:
         code = _watch(shell, options)
     except KeyboardInterrupt:
-        shell.say("\nno longer watching; the run goes on. The same command watches it again.")
+        shell.say("\nstopped watching; the run continues. The same command watches it again.")
         code = 130
     if options.dry_run:
-        print("# and after a yes, or with --delete=always:")
+        print("# after confirmation, or with --delete=always:")
     elif options.delete != "always" and not (options.delete == "ask" and ask("delete it now?")):
         print(f"{options.name} still exists: launch/gke.py delete {options.name}")
         return code
@@ -77,11 +77,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def xpk(options: argparse.Namespace) -> int:
-    """Hand the run to xpk, which makes a JobSet of its own and queues it."""
+    """Submit the run through xpk, which creates its own JobSet and queues it."""
     if options.mount or options.secret or options.as_root or options.service_account != "default":
         raise MistakeError(
-            "--mount, --secret, --service_account and --as_root are for `run`; xpk attaches "
-            "buckets itself (xpk storage attach), and then takes --storage=NAME"
+            "--mount, --secret, --service_account and --as_root are for `run`; with xpk attach "
+            "buckets by `xpk storage attach`, then use --storage=NAME"
         )
     kind = options.accelerator.partition(":")[0]
     shape = shape_of(options.accelerator)
@@ -91,10 +91,10 @@ def xpk(options: argparse.Namespace) -> int:
         device = [f"--tpu-type={name}-{chips * cores}", f"--num-slices={options.slices}"]
     else:
         device = [f"--device-type={_XPK_DEVICES[kind]}", f"--num-nodes={shape.nodes}"]
-    # xpk sets the command into a manifest and a shell: letters and digits survive any of them.
+    # xpk inserts the command into a manifest and a shell: base64 needs no quoting in either.
     script = "\n".join(lines(arguments, devices=chips * options.slices))
     encoded = base64.b64encode(script.encode()).decode()
-    shell = Shell(dry_run=options.dry_run, cures=CURES)
+    shell = Shell(dry_run=options.dry_run, fixes=FIXES)
     shell.say(f"# the command is base64 of:\n{script}")
     shell.run(
         [
@@ -118,16 +118,18 @@ def xpk(options: argparse.Namespace) -> int:
 
 
 def delete(options: argparse.Namespace) -> int:
-    """Delete the JobSet that `run` made."""
-    shell = Shell(dry_run=options.dry_run, cures=CURES)
-    found = None if options.dry_run else _get(shell, options.name)
+    """Delete the JobSet that `run` created."""
+    shell = Shell(dry_run=options.dry_run, fixes=FIXES)
+    existing = None if options.dry_run else _get(shell, options.name)
     if not options.dry_run:
-        if found is None:
+        if existing is None:
             raise MistakeError(f"there is no JobSet {options.name}")
-        if TOKEN not in found["metadata"].get("labels", {}):
-            raise MistakeError(f"this launcher did not make the JobSet {options.name}")
+        if TOKEN not in existing["metadata"].get("labels", {}):
+            raise MistakeError(f"the JobSet {options.name} was not created by this launcher")
         if options.delete != "always" and not ask(f"delete {options.name}?"):
-            print(f"nothing was deleted; add --delete=always to delete {options.name} unasked")
+            print(
+                f"nothing was deleted; add --delete=always to delete {options.name} without asking"
+            )
             return 1
     shell.run(["kubectl", "delete", "jobset", options.name])
     return 0
@@ -168,13 +170,13 @@ def _apply(shell: Shell, manifest: str) -> None:
     try:
         done = subprocess.run(command, input=manifest, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise CommandError(f"kubectl is not installed\n=> {CURES['no kubectl']}") from None
+        raise CommandError(f"kubectl is not installed\n=> {FIXES['no kubectl']}") from None
     if done.returncode:
         raise shell.failure(command, done.stdout + done.stderr, done.returncode)
 
 
 def _watch(shell: Shell, options: argparse.Namespace) -> int:
-    """Show the first pod's log, over restarts, until the JobSet has ended; 0 if it ended well."""
+    """Show the first pod's log, over restarts, until the JobSet has ended; 0 if it succeeded."""
     labels = {
         "jobset.sigs.k8s.io/jobset-name": options.name,
         "jobset.sigs.k8s.io/job-index": "0",
@@ -188,19 +190,19 @@ def _watch(shell: Shell, options: argparse.Namespace) -> int:
         return 0
     log, restarts = None, 0
     while True:
-        found = _get(shell, options.name)
-        if found is None:
-            raise CommandError(f"the JobSet {options.name} was deleted by somebody else")
-        status = found.get("status", {})
+        current = _get(shell, options.name)
+        if current is None:
+            raise CommandError(f"the JobSet {options.name} was deleted by someone else")
+        status = current.get("status", {})
         if status.get("restarts", 0) != restarts:
             restarts = status["restarts"]
-            shell.say(f"a pod ended: all are started again, for the {restarts}. time")
+            shell.say(f"a pod ended; all pods are restarted (restart {restarts})")
         if log is None or log.poll() is not None:
             log, reader = _follow(shell, command)
         ended = {
-            each["type"]: each.get("message", "")
-            for each in status.get("conditions", [])
-            if each["status"] == "True" and each["type"] in ("Completed", "Failed")
+            condition["type"]: condition.get("message", "")
+            for condition in status.get("conditions", [])
+            if condition["status"] == "True" and condition["type"] in ("Completed", "Failed")
         }
         if ended:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -237,32 +239,44 @@ def _parser() -> argparse.ArgumentParser:
         verb.set_defaults(function=function)
         add = verb.add_argument
         add("name", metavar="NAME")
-        add("--dry_run", action="store_true", help="show the commands, run none")
+        add("--dry_run", action="store_true", help="print the commands, run none")
         if function in (run, delete):
             add("--delete", choices=("ask", "always", "never"), default="ask")
         if function is not delete:
             _flags(verb)
         if function is xpk:
             add("--cluster", required=True)
-            add("--storage", action="append", default=[], metavar="NAME", help="of xpk; repeatable")
+            add(
+                "--storage",
+                action="append",
+                default=[],
+                metavar="NAME",
+                help="storage attached to xpk; repeatable",
+            )
             for name in ("project", "zone"):
                 add(f"--{name}", default="")
         if function is run:
-            add("--poll", type=float, default=15.0, metavar="SECONDS", help="between looks")
+            add("--poll", type=float, default=15.0, metavar="SECONDS", help="between checks")
     return parser
 
 
 def _flags(verb: argparse.ArgumentParser) -> None:
     add = verb.add_argument
-    add("--image", required=True, help="of launch/docker, pushed where the cluster finds it")
+    add("--image", required=True, help="built from launch/docker, in a registry")
     add("--accelerator", required=True, help="v5e:8x8, v5p:4x4x4, v6e:8x8, h100:16 ...")
-    add("--slices", type=int, default=1, help="of TPUs")
+    add("--slices", type=int, default=1, help="number of TPU slices")
     add("--spot", action="store_true")
     add("--max_restarts", type=int, default=1000)
     add("--mount", action="append", default=[], metavar="BUCKET=/FOLDER", help="repeatable")
-    add("--secret", action="append", default=[], metavar="NAME", help="of Kubernetes; repeatable")
-    add("--service_account", default="default", help="of Kubernetes: for buckets")
-    add("--as_root", action="store_true", help="where TPU drivers want more than a user may")
+    add(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="Kubernetes secret; repeatable",
+    )
+    add("--service_account", default="default", help="Kubernetes service account, for buckets")
+    add("--as_root", action="store_true", help="if TPU drivers need root")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from command import WRONG_INPUT, MistakeError, lines
 
 CONTAINER = "t5x-lite"
-TOKEN = "t5x-lite/launch"  # the label of what a launch made
+TOKEN = "t5x-lite/launch"  # the label of what a launch created
 _PORT = 55527
 _POOL_OF_ONE_SLICE = {
     "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
@@ -16,12 +16,12 @@ _TPU_PORTS = (8471, 8431)  # between hosts of a slice; metrics
 
 
 class Machine(NamedTuple):
-    """A kind of node: how GKE calls it, what it has."""
+    """A kind of node: its names in GKE, and its chips."""
 
     resource: str
     selector: Mapping[str, str]
     per_node: int
-    single_node: tuple[str, ...] = ()  # slices that are one node of all their chips
+    single_node: tuple[str, ...] = ()  # slices that consist of one node
 
 
 def _tpu(name: str, *, single_node: tuple[str, ...] = ()) -> Machine:
@@ -44,11 +44,11 @@ MACHINES = {
 
 
 class Values(NamedTuple):
-    """All that a manifest is rendered from."""
+    """The values that a manifest is rendered from."""
 
     name: str
     image: str
-    accelerator: str  # as `t5x_lite plan` has it: v5e:8x8, h100:16
+    accelerator: str  # as in `t5x_lite plan --topology`: v5e:8x8, h100:16
     arguments: Sequence[str]
     slices: int = 1
     spot: bool = False
@@ -61,7 +61,7 @@ class Values(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """How many nodes of what."""
+    """The nodes of a slice: their number and kind."""
 
     machine: Machine
     nodes: int  # of a slice
@@ -70,13 +70,13 @@ class Shape(NamedTuple):
 
 
 def shape_of(accelerator: str) -> Shape:
-    """Nodes and their chips; MistakeError for what there is not."""
+    """Return the nodes and their chips; raises MistakeError for unknown accelerators."""
     kind, _, size = accelerator.partition(":")
     machine = MACHINES.get(kind)
     sides = size.split("x")
     if machine is None or not all(side.isdecimal() and int(side) for side in sides):
         raise MistakeError(
-            f"--accelerator={accelerator!r}: wanted one of {', '.join(MACHINES)} with a size, as "
+            f"--accelerator={accelerator!r}: expected one of {', '.join(MACHINES)} with a size, as "
             f"in v5e:8x8, v5p:4x4x4 or h100:16"
         )
     chips = 1
@@ -84,16 +84,16 @@ def shape_of(accelerator: str) -> Shape:
         chips *= int(side)
     per_node = chips if size in machine.single_node else min(chips, machine.per_node)
     if chips % per_node:
-        raise MistakeError(f"--accelerator={accelerator}: {kind} comes {per_node} to a node")
+        raise MistakeError(f"--accelerator={accelerator}: {kind} has {per_node} per node")
     topology = size if machine.resource == "google.com/tpu" else ""
     return Shape(machine, chips // per_node, per_node, topology)
 
 
 def jobset(values: Values) -> dict[str, Any]:
-    """The manifest."""
+    """Return the manifest."""
     shape = shape_of(values.accelerator)
     if values.slices > 1 and not shape.topology:
-        raise MistakeError("--slices are of TPUs: give GPUs as one number, as in h100:32")
+        raise MistakeError("--slices is for TPUs: give GPUs as one number, as in h100:32")
     pod = _pod(values, shape)
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -106,7 +106,7 @@ def jobset(values: Values) -> dict[str, Any]:
         "spec": {
             "failurePolicy": {
                 "maxRestarts": values.max_restarts,
-                # A mistake in the configuration is not tried again; whatever else happens is.
+                # A configuration error is not retried; everything else is.
                 "rules": [
                     {
                         "name": "mistakes",
@@ -132,7 +132,7 @@ def _job(shape: Shape, pod: Mapping[str, Any]) -> dict[str, Any]:
         "parallelism": shape.nodes,
         "completions": shape.nodes,
         "completionMode": "Indexed",
-        "backoffLimit": 0,  # one pod that ends ends all: the JobSet starts them together again
+        "backoffLimit": 0,  # when one pod ends, all end: the JobSet restarts them together
         "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": exit_codes}]},
         "template": pod,
     }
@@ -151,7 +151,7 @@ def _pod(values: Values, shape: Shape) -> dict[str, Any]:
         "spec": {
             "restartPolicy": "Never",
             "serviceAccountName": values.service_account,
-            "terminationGracePeriodSeconds": 300,  # to save; on spot nodes Google gives less
+            "terminationGracePeriodSeconds": 300,  # to save; Google allows less on spot nodes
             "nodeSelector": selector,
             "tolerations": [{"key": machine.resource, "operator": "Exists"}],
             "containers": [
@@ -185,7 +185,7 @@ def _script(values: Values, shape: Shape) -> str:
 
 
 def literal(text: str) -> str:
-    """Text that Kubernetes passes on as it is: it would put variables in for $(NAME)."""
+    """Escape text for Kubernetes, which would otherwise expand $(NAME)."""
     return text.replace("$", "$$")
 
 
@@ -201,7 +201,7 @@ def _security(values: Values) -> dict[str, Any]:
 
 
 def _variables(values: Values, shape: Shape) -> list[dict[str, Any]]:
-    """GKE tells TPU processes of each other; GPU processes hear it here."""
+    """Return the variables that connect GPU processes; GKE connects TPU processes itself."""
     if shape.topology or shape.nodes == 1:
         return []
     index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
@@ -220,35 +220,35 @@ def _volumes(values: Values, shape: Shape) -> tuple[list[Any], list[Any]]:
     for number, setting in enumerate(values.mounts):
         bucket, _, folder = setting.removeprefix("gs://").partition("=")
         if not bucket or not folder.startswith("/"):
-            raise MistakeError(f"--mount {setting!r}: wanted BUCKET=/FOLDER")
+            raise MistakeError(f"--mount {setting!r}: expected BUCKET=/FOLDER")
         attributes = {"bucketName": bucket, "mountOptions": "implicit-dirs,uid=1000,gid=1000"}
         driver = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}
         volumes.append({"name": f"bucket-{number}", "csi": driver})
         mounts.append({"name": f"bucket-{number}", "mountPath": folder})
-    if not shape.topology:  # NCCL talks through it
+    if not shape.topology:  # NCCL communicates through it
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})
     return volumes, mounts
 
 
 def as_yaml(value: Any, indent: int = 0) -> str:
-    """A manifest as YAML; texts are quoted as in JSON, which YAML reads the same."""
+    """Format a manifest as YAML; strings are quoted as in JSON, which YAML reads alike."""
     return "\n".join(_yaml_lines(value, " " * indent)) + "\n"
 
 
 def _yaml_lines(value: Any, space: str) -> Iterator[str]:
-    for key, each in value.items() if isinstance(value, Mapping) else ((None, v) for v in value):
+    for key, item in value.items() if isinstance(value, Mapping) else ((None, v) for v in value):
         mark = "- " if key is None else f"{_key(key)}:"
-        if isinstance(each, Mapping | list) and each:
-            inner = list(_yaml_lines(each, space + "  "))
-            if key is None:  # the first line of an item stands beside its dash
+        if isinstance(item, Mapping | list) and item:
+            inner = list(_yaml_lines(item, space + "  "))
+            if key is None:  # the first line of an item follows its dash
                 yield f"{space}- {inner[0].strip()}"
                 yield from inner[1:]
             else:
                 yield f"{space}{mark}"
                 yield from inner
         else:
-            text = json.dumps(each, ensure_ascii=False)
+            text = json.dumps(item, ensure_ascii=False)
             yield f"{space}{mark}{text}" if key is None else f"{space}{mark} {text}"
 
 

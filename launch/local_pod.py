@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs a command in several processes that are a simulated pod: see `local_pod.py --help`."""
+"""Run a command in several processes that form a simulated pod: see `local_pod.py --help`."""
 
 import sys
 from pathlib import Path

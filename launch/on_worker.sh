@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# What a launcher asks of one worker; it lies beside the shipped source, command.sh and environment:
+# The commands that a launcher runs on one worker. Next to it are the source, command.sh and environment:
 #
-#   on_worker.sh setup EXTRAS   finds a Python, installs the project; nothing where that is done
-#   on_worker.sh start          begins command.sh in the background; nothing where it runs already
-#   on_worker.sh follow LINE    shows the log from a line on until the command ends; its exit code
-#   on_worker.sh status         one line: running, exited CODE or absent
-#   on_worker.sh records DIR    packs a run's directory, but for its checkpoints, into records.tgz
-#   on_worker.sh stop           SIGTERM, which makes the run save; SIGKILL two minutes later
+#   on_worker.sh setup EXTRAS   find a Python, install the project; does nothing if that is done
+#   on_worker.sh start          start command.sh in the background; does nothing if it is running
+#   on_worker.sh follow LINE    show the log from a line on until the command ends; exit with its code
+#   on_worker.sh status         print one line: running, exited CODE or absent
+#   on_worker.sh records DIR    pack a run's directory, without its checkpoints, into records.tgz
+#   on_worker.sh stop           send SIGTERM, upon which the run saves; SIGKILL two minutes later
 #
-# The command outlives the connection that started it.
+# The command keeps running after the connection that started it has ended.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 verb="${1:-status}"
 
 _alive() { [ -s pid ] && kill -0 -- "-$(cat pid)" 2>/dev/null; }
 
-_python() { # the newest Python that will do; Ubuntu's own package where there is none
-    local each
-    for each in "${PYTHON:-}" python3.13 python3.12 python3.11 python3; do
-        if [ -n "$each" ] && "$each" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-            echo "$each"
+_python() { # the newest suitable Python; Ubuntu's own package if there is none
+    local candidate
+    for candidate in "${PYTHON:-}" python3.13 python3.12 python3.11 python3; do
+        if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
             return
         fi
     done
@@ -37,7 +37,7 @@ _setup() {
     export PYTHON
     # shellcheck source=launch/environment.sh
     . source/launch/environment.sh "$1"
-    declare -p PATH >path # what `start` finds the installed command by
+    declare -p PATH >path # `start` finds the installed command with it
     if [ -s mounts ]; then _mount; fi
 }
 
@@ -63,8 +63,8 @@ _start() {
     rm -f exit
     T5X_LITE_REVISION="$(cat REVISION)"
     export T5X_LITE_REVISION
-    # A session of its own: no hang-up reaches it, and `stop` reaches all of its processes.
-    # It outlives SIGTERM, which is for the command, to note how that ended.
+    # A session of its own: it gets no SIGHUP, and `stop` reaches all of its processes.
+    # It ignores SIGTERM, which is for the command, in order to record how that ended.
     # shellcheck disable=SC2016 # $? is for the inner shell
     setsid bash -c '
         trap : TERM
@@ -94,7 +94,7 @@ _status() {
 }
 
 _records() {
-    # The command began in source/; files of a run that goes on change while they are read.
+    # The command was started in source/. Files of a running job change while they are read.
     (cd source && tar -czf ../records.tgz --warning=no-file-changed \
         --exclude='./checkpoints*' -C "$1" .) || [ "$?" -eq 1 ]
 }

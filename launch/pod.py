@@ -1,4 +1,4 @@
-"""The machines of one launch: got, furnished, watched, restarted, given back."""
+"""The machines of one launch: create, install, watch, restart, delete."""
 
 import json
 import re
@@ -15,14 +15,14 @@ from command import START_AGAIN, WRONG_INPUT, MistakeError
 from gcloud import GONE, Gcloud, Request, labels, quoted, state
 from shell import CommandError
 
-_KILLED = (137, 143)  # by SIGKILL or SIGTERM: the machine went, or somebody stopped it
-_SOON = 600.0  # seconds; a run that fails within them is not retried for ever
+_KILLED = (137, 143)  # by SIGKILL or SIGTERM: the machine went away, or someone stopped it
+_SOON = 600.0  # seconds; a run that fails within them is retried a limited number of times
 _GRACE = 180.0  # seconds for the other workers, once one has ended
-_LOST = 5  # looks in a row that find a worker deaf
+_LOST = 5  # checks in a row without an answer of a worker
 
 
-class Cargo(NamedTuple):
-    """What the workers get."""
+class Payload(NamedTuple):
+    """What is copied to the workers."""
 
     arguments: Sequence[str]
     variables: Mapping[str, str]
@@ -31,30 +31,30 @@ class Cargo(NamedTuple):
 
 
 class PreemptedError(Exception):
-    """The machines are gone."""
+    """The machines were preempted."""
 
 
 class Pod:
-    """All slices of a request as one thing."""
+    """All slices of a request."""
 
     def __init__(self, gcloud: Gcloud, *, poll: float = 30.0, extras: str = ""):
         self.gcloud, self.request, self.shell = gcloud, gcloud.request, gcloud.shell
         self.poll, self.extras = poll, extras
         self.folder = f"t5x_lite/{self.request.name}"
-        self._shown = 0  # lines of worker 0's log
+        self._shown = 0  # number of shown lines of worker 0's log
         self._sizes: dict[str, int] = {}
 
-    # ------------------------------------------------------------------------------- the whole
+    # ------------------------------------------------------------------------------- run
 
-    def run_to_the_end(self, cargo: Cargo, *, retries: int) -> int:
-        """Get machines, run, restart, until the run has ended; its exit code."""
+    def run_to_the_end(self, payload: Payload, *, retries: int) -> int:
+        """Create machines, run, and restart until the run has ended; return its exit code."""
         failures = 0
         while True:
             began = time.monotonic()
             try:
-                code = self._run_once(cargo)
+                code = self._run_once(payload)
             except PreemptedError as reason:
-                self.shell.say(f"preempted ({reason}): asking for new machines")
+                self.shell.say(f"preempted ({reason}): requesting new machines")
                 self._shown = 0
                 if self.gcloud.describe() is not None:
                     self.delete()
@@ -65,15 +65,15 @@ class Pod:
             if code != START_AGAIN and failures > retries:
                 self.shell.say(
                     f"the run failed with exit code {code}, {failures} times soon after its "
-                    f"start: giving up"
+                    f"start: not restarting"
                 )
                 return code
-            self.shell.say(f"the run stopped with exit code {code}: starting it again")
+            self.shell.say(f"the run stopped with exit code {code}: restarting")
 
-    def _run_once(self, cargo: Cargo) -> int:
+    def _run_once(self, payload: Payload) -> int:
         self.get()
         if not self._runs_already():
-            self.furnish(cargo)
+            self.install(payload)
             self.on_workers(f"bash {self.folder}/on_worker.sh start")
         code = self.watch()
         if code:
@@ -81,35 +81,35 @@ class Pod:
         return code
 
     def _runs_already(self) -> bool:
-        """Whether an earlier launcher's run is under way."""
+        """Whether a run of an earlier launcher is still running."""
         if self.shell.dry_run:
             return False
         try:
             return "running" in self.states().values()
-        except CommandError:  # fresh machines know of no run, and may not answer yet
+        except CommandError:  # new machines have no run, and may not answer yet
             return False
 
     # --------------------------------------------------------------------------------- machines
 
     def get(self) -> None:
-        """Have the machines, created by this launch, or raise CommandError."""
-        if not self.shell.dry_run and (found := self.gcloud.describe()) is not None:
-            self._check_ours(found)
+        """Wait for the machines, created by this launch; raises CommandError if it fails."""
+        if not self.shell.dry_run and (existing := self.gcloud.describe()) is not None:
+            self._check_ours(existing)
         else:
             self.gcloud.create()
-        deadline, said = time.monotonic() + 3600 * self.request.wait_hours, ""
+        deadline, shown = time.monotonic() + 3600 * self.request.wait_hours, ""
         while True:
-            found = self.gcloud.describe()
-            now = "missing" if found is None else state(found)
-            if now != said:
+            resource = self.gcloud.describe()
+            now = "missing" if resource is None else state(resource)
+            if now != shown:
                 self.shell.say(f"{self.request.name}: {now}")
-                said = now
+                shown = now
             if now == "ACTIVE":
                 return
             if now == "FAILED":
-                words = json.dumps(found["state"] if found else {})
+                words = json.dumps(resource["state"] if resource else {})
                 raise self.shell.failure(["queued resource", self.request.name], words, 1)
-            if found is None or now in GONE:
+            if resource is None or now in GONE:
                 raise PreemptedError(now)
             if time.monotonic() > deadline:
                 words = f"timed out: {now} for {self.request.wait_hours:g} hours"
@@ -119,36 +119,35 @@ class Pod:
     def delete(self) -> None:
         """Delete the machines, if this launch created them."""
         if not self.shell.dry_run:
-            found = self.gcloud.describe()
-            if found is None:
-                self.shell.say(f"{self.request.name} does not exist (any more)")
+            resource = self.gcloud.describe()
+            if resource is None:
+                self.shell.say(f"{self.request.name} does not exist")
                 return
-            self._check_ours(found)
+            self._check_ours(resource)
         self.gcloud.delete()
 
-    def _check_ours(self, found: Mapping) -> None:
-        if any(each.get("t5x_lite-launch") != self.request.token for each in labels(found)) or (
-            not labels(found)
-        ):
+    def _check_ours(self, resource: Mapping) -> None:
+        tokens = [node.get("t5x_lite-launch") for node in labels(resource)]
+        if not tokens or any(token != self.request.token for token in tokens):
             raise MistakeError(
                 f"there is a queued resource {self.request.name} that this launch did not create: "
-                f"it stays untouched; choose another NAME"
+                f"it is left unchanged; choose another NAME"
             )
 
     # ---------------------------------------------------------------------------------- workers
 
-    def furnish(self, cargo: Cargo) -> None:
-        """Bring source, command and environment to all workers, and install."""
+    def install(self, payload: Payload) -> None:
+        """Copy source, command and environment to all workers, and install."""
         name = f"{self.request.name}.bundle"
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, name)
             bundle.write(
                 path,
-                cargo.arguments,
+                payload.arguments,
                 devices=self.request.chips,
-                variables=cargo.variables,
-                mounted=cargo.mounted,
-                dirty=cargo.dirty,
+                variables=payload.variables,
+                mounted=payload.mounted,
+                dirty=payload.dirty,
             )
             self.on_workers("mkdir -p t5x_lite")
             self._each_node(
@@ -160,7 +159,7 @@ class Pod:
         self.on_workers(f"bash {self.folder}/on_worker.sh setup {quoted(self.extras)}")
 
     def on_workers(self, command: str) -> None:
-        """A line of shell on every worker; what it does may be done twice."""
+        """Run a line of shell on every worker; it must be safe to repeat."""
         self._each_node(lambda node: self._again(lambda: self.gcloud.ssh(node, command)))
 
     def _each_node(self, act: Callable[[str], object]) -> None:
@@ -168,7 +167,7 @@ class Pod:
             list(threads.map(act, self.request.nodes))
 
     def _again(self, act: Callable[[], object], attempts: int = 4) -> None:
-        """Ssh fails now and then; whether the machines are still there decides what it means."""
+        """Retry ssh, which fails now and then, unless the machines are gone."""
         for attempt in range(attempts):
             try:
                 act()
@@ -177,13 +176,13 @@ class Pod:
                 self._check_alive()
                 if attempt == attempts - 1:
                     raise
-                self.shell.say(f"{error}\ntrying again")
+                self.shell.say(f"{error}\nretrying")
                 time.sleep(self.poll)
 
     def _check_alive(self) -> None:
-        found = self.gcloud.describe()
-        if found is None or state(found) != "ACTIVE":
-            raise PreemptedError("missing" if found is None else state(found))
+        resource = self.gcloud.describe()
+        if resource is None or state(resource) != "ACTIVE":
+            raise PreemptedError("missing" if resource is None else state(resource))
         for name in self.request.nodes:
             node = self.gcloud.node(name)
             if node is None or node.get("state") in ("PREEMPTED", "DELETING", "TERMINATED"):
@@ -192,70 +191,70 @@ class Pod:
     # --------------------------------------------------------------------------------- watching
 
     def watch(self) -> int:
-        """Show worker 0's log until all workers have ended; the exit code that counts."""
-        log, deaf, ending = _Log(self), 0, None
+        """Show worker 0's log until all workers have ended; return the exit code of the run."""
+        log, unanswered, ending = _Log(self), 0, None
         while True:
             log.keep_up()
             try:
                 states = self.states()
-                deaf = 0
+                unanswered = 0
             except CommandError as error:
                 self._check_alive()
-                deaf += 1
-                if deaf == _LOST:
+                unanswered += 1
+                if unanswered == _LOST:
                     raise error
                 time.sleep(self.poll)
                 continue
             if (code := verdict(states)) is not None:
                 ending = ending or time.monotonic()
-                # Where one has ended, the others may still be saving.
+                # When one has ended, the others may still be saving.
                 if "running" not in states.values() or time.monotonic() - ending > _GRACE:
                     log.finish()
-                    self._tell_of_failures(states)
+                    self._show_failures(states)
                     return code
             self._check_alive()
             time.sleep(self.poll)
 
     def states(self) -> dict[str, str]:
-        """What every worker says of itself, by node and worker; CommandError if one is silent."""
-        found = {}
+        """Return each worker's state by node and worker; raises CommandError if one is silent."""
+        states = {}
         for node in self.request.nodes:
             command = f"bash {self.folder}/on_worker.sh status"
-            said = self.gcloud.ssh(node, command, quiet=True)
-            lines = re.findall(r"worker (\S+): (running|absent|exited \d+)", said)
+            output = self.gcloud.ssh(node, command, quiet=True)
+            lines = re.findall(r"worker (\S+): (running|absent|exited \d+)", output)
             expected = self._workers(node)
             if len(lines) < expected:
-                raise CommandError(f"{len(lines)} of {expected} workers of {node} answered", said)
-            found |= {f"{node} {worker}": state for worker, state in lines}
-        return found
+                raise CommandError(f"{len(lines)} of {expected} workers of {node} answered", output)
+            states |= {f"{node} {worker}": state for worker, state in lines}
+        return states
 
     def _workers(self, node: str) -> int:
-        """How many machines a node consists of."""
+        """Return the number of machines of a node."""
         if node not in self._sizes:
             described = self.gcloud.node(node) or {}
             self._sizes[node] = len(described.get("networkEndpoints", [])) or 1
         return self._sizes[node]
 
-    def _tell_of_failures(self, states: Mapping[str, str]) -> None:
-        bad = {name: said for name, said in states.items() if said != "exited 0"}
-        for name, said in bad.items():
-            self.shell.say(f"{name}: {said}")
+    def _show_failures(self, states: Mapping[str, str]) -> None:
+        for name, ended in states.items():
+            if ended != "exited 0":
+                self.shell.say(f"{name}: {ended}")
 
     def report(self) -> Iterator[str]:
-        """State of the queued resource, the nodes and the workers, a line each."""
-        found = self.gcloud.describe()
-        yield f"{self.request.name}: {'missing' if found is None else state(found)}"
-        if found is not None and state(found) == "ACTIVE":
-            yield from (f"{name}: {said}" for name, said in self.states().items())
+        """Yield the state of the queued resource and of each worker as lines."""
+        resource = self.gcloud.describe()
+        yield f"{self.request.name}: {'missing' if resource is None else state(resource)}"
+        if resource is not None and state(resource) == "ACTIVE":
+            yield from (f"{name}: {now}" for name, now in self.states().items())
 
     def show_log(self) -> int:
-        """Worker 0's log, to the end of the run."""
+        """Show worker 0's log to the end of the run."""
         log = _Log(self)
         log.keep_up()
         return log.finish(patience=None)
 
     def collect(self, folder: Path, model_dir: str | None) -> None:
-        """Copy every worker's log, and what the run wrote into its directory but checkpoints."""
+        """Copy every worker's log, and the run's directory without checkpoints."""
         for node in self.request.nodes:
             for worker in range(self._workers(node)):
                 target = folder / f"{node}-{worker}.log"
@@ -283,25 +282,25 @@ class Pod:
 
 
 def verdict(states: Mapping[str, str]) -> int | None:
-    """The exit code of a run from what its workers say; None while it should go on.
+    """Return the exit code of a run from its workers' states; None while it should continue.
 
-    One worker's failure ends a run: the others wait for it. A mistake in the configuration counts
-    before other failures, those before being killed.
+    One worker's failure ends a run, because the others wait for it. A configuration error takes
+    precedence over other failures, and those over killed workers.
     """
-    codes = [int(said.split()[1]) for said in states.values() if said.startswith("exited")]
+    codes = [int(now.split()[1]) for now in states.values() if now.startswith("exited")]
     if "absent" in states.values():
-        return START_AGAIN  # a machine that was rebooted knows of nothing
+        return START_AGAIN  # the machine was rebooted
     bad = [code for code in codes if code]
     if not bad:
         return 0 if len(codes) == len(states) else None
-    for wanted in (WRONG_INPUT, START_AGAIN):
-        if wanted in bad:
-            return wanted
+    for code in (WRONG_INPUT, START_AGAIN):
+        if code in bad:
+            return code
     return next((code for code in bad if code not in _KILLED), START_AGAIN)
 
 
 def expected_answers(request: Request) -> dict[tuple[str, ...], str]:
-    """What a dry run takes gcloud to say: all is well."""
+    """Return the answers of gcloud that a dry run assumes: everything succeeds."""
     node = {"labels": {"t5x_lite-launch": request.token}}
     resource = {
         "state": {"state": "ACTIVE"},
@@ -315,13 +314,13 @@ def expected_answers(request: Request) -> dict[tuple[str, ...], str]:
 
 
 class _Log:
-    """Worker 0's log, line by line, over as many connections as it takes."""
+    """Worker 0's log, line by line, over any number of connections."""
 
     def __init__(self, pod: Pod):
         self._pod, self._process, self._thread = pod, None, None
 
     def keep_up(self) -> None:
-        """Connect, or connect again where the connection was lost."""
+        """Connect, or connect again after a lost connection."""
         if self._process is None or self._process.poll() not in (None, 0):
             pod = self._pod
             line = f"bash {pod.folder}/on_worker.sh follow {pod._shown + 1}"
@@ -334,7 +333,7 @@ class _Log:
             self._thread.start()
 
     def finish(self, patience: float | None = 60.0) -> int:
-        """Wait for the last lines; the exit code of the command that was followed."""
+        """Wait for the last lines; return the exit code of the command that was followed."""
         if self._process is None or self._thread is None:
             return 0
         self._thread.join(patience)

@@ -1,4 +1,4 @@
-"""Commands of other programs: shown before they run, secrets blacked out, failures explained."""
+"""Run other programs: show commands before they run, mask secrets, explain failures."""
 
 import re
 import shlex
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 
 class CommandError(Exception):
-    """A command failed; the text holds what it said and what to do about it."""
+    """A command failed; the message contains its last output and how to fix it."""
 
     def __init__(self, message: str, output: str = "", code: int = 1):
         super().__init__(message)
@@ -19,9 +19,12 @@ class CommandError(Exception):
 class Shell:
     """Runs commands, or with `dry_run` only shows them.
 
-    secrets: values that never appear in what is shown. cures: what to say of a failure, by a
-    pattern of what the command printed. answers: what a dry run takes for the output of a command
-    whose words contain all of a key's.
+    Args:
+        dry_run: Show commands and run none.
+        secrets: Values that are masked in everything that is shown.
+        fixes: How to fix a failure, by a pattern of the command's output.
+        answers: Assumed outputs of commands in a dry run; a command matches if its words contain
+            all words of the key.
     """
 
     def __init__(
@@ -29,27 +32,33 @@ class Shell:
         *,
         dry_run: bool = False,
         secrets: Sequence[str] = (),
-        cures: Mapping[str, str] | None = None,
+        fixes: Mapping[str, str] | None = None,
         answers: Mapping[tuple[str, ...], str] | None = None,
     ):
         self.dry_run, self.secrets = dry_run, [s for s in secrets if s]
-        self.cures, self.answers = cures or {}, answers or {}
+        self.fixes, self.answers = fixes or {}, answers or {}
 
     def say(self, text: str) -> None:
-        """Print a line for the person at the launcher."""
-        sys.stdout.write(f"{self.hide(text)}\n")  # in one piece: several threads speak
+        """Print a line."""
+        sys.stdout.write(f"{self.hide(text)}\n")  # in one piece: several threads print
         sys.stdout.flush()
 
     def hide(self, text: str) -> str:
-        """The text without secrets."""
+        """Return the text with secrets masked."""
         for secret in self.secrets:
             text = text.replace(secret, "***")
         return text
 
     def run(self, command: Sequence[str], *, check: bool = True, quiet: bool = False) -> str:
-        """The command's output; CommandError where it fails, unless `check` is False.
+        """Run a command and return its output.
 
-        quiet: it only looks, and is asked again and again: show it in a dry run alone.
+        Args:
+            command: The words of the command.
+            check: Raise an error if the command fails.
+            quiet: Show the command only in a dry run, because it only reads and is repeated often.
+
+        Raises:
+            CommandError: The command failed, and `check` is set.
         """
         if self.dry_run or not quiet:
             self.say(f"$ {shlex.join(command)}")
@@ -62,12 +71,12 @@ class Shell:
         output = done.stdout + done.stderr
         if done.returncode and check:
             raise self.failure(command, output, done.returncode)
-        if not quiet and (said := output.strip()):
-            self.say(said)
+        if not quiet and output.strip():
+            self.say(output.strip())
         return output if done.returncode else done.stdout
 
     def start(self, command: Sequence[str]) -> "subprocess.Popen[str]":
-        """A command whose output is read while it runs; its complaints go where ours go."""
+        """Start a command whose output is read while it runs; its stderr is ours."""
         self.say(f"$ {shlex.join(command)}")
         self._find(command[0])
         return subprocess.Popen(
@@ -80,12 +89,12 @@ class Shell:
         )
 
     def failure(self, command: Sequence[str], output: str, code: int) -> CommandError:
-        """What is known of a command that failed: its last words, and the cure."""
+        """Return the error of a command that failed: its last lines, and how to fix it."""
         words = [line for line in output.splitlines() if line.strip()][-8:]
         text = "\n  ".join([f"{shlex.join(command[:6])} ... ended with {code}:", *words])
-        for pattern, cure in self.cures.items():
+        for pattern, fix in self.fixes.items():
             if re.search(pattern, output, re.IGNORECASE):
-                text += f"\n=> {cure}"
+                text += f"\n=> {fix}"
                 break
         return CommandError(self.hide(text), output, code)
 
@@ -97,12 +106,12 @@ class Shell:
 
     def _find(self, program: str) -> None:
         if shutil.which(program) is None:
-            cure = self.cures.get(f"no {program}", f"install {program} and put it on PATH")
-            raise CommandError(f"{program} is not installed\n=> {cure}", code=127)
+            fix = self.fixes.get(f"no {program}", f"install {program} and put it on PATH")
+            raise CommandError(f"{program} is not installed\n=> {fix}", code=127)
 
 
 def ask(question: str) -> bool:
-    """A yes from the person at the terminal; no where nobody is there."""
+    """Ask a yes-or-no question on the terminal; False without a terminal."""
     if not sys.stdin.isatty():
         return False
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")

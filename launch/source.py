@@ -1,7 +1,7 @@
-"""What of this checkout travels to other machines: its present git revision, as an archive.
+"""The part of this checkout that is copied to other machines: its git revision, as an archive.
 
-No git host is needed: the archive is made here and copied. A tree with local changes is refused,
-or, when told so, travels as it lies, under the revision's name and "+dirty".
+No git host is needed: the archive is made here and copied. A tree with local changes is refused or,
+with `dirty`, copied with the changes, and its revision gets the suffix "+dirty".
 """
 
 import io
@@ -13,15 +13,15 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 class SourceError(Exception):
-    """The checkout cannot be shipped; the text says what to do."""
+    """The checkout cannot be copied; the message describes how to fix it."""
 
 
 def revision(*, dirty: bool = False) -> str:
-    """The commit that travels; raises SourceError where files differ from it, unless `dirty`."""
+    """Return the commit to copy; raises SourceError if files differ from it, unless `dirty`."""
     try:
         commit = _git("rev-parse", "HEAD").strip()
     except (OSError, subprocess.CalledProcessError):
-        message = f"{CHECKOUT} is no git checkout: clone the project and start from there"
+        message = f"{CHECKOUT} is not a git checkout: clone the project and start from there"
         raise SourceError(message) from None
     changes = _git("status", "--porcelain").splitlines()
     if not changes:
@@ -29,14 +29,14 @@ def revision(*, dirty: bool = False) -> str:
     if not dirty:
         shown = ", ".join(line[3:] for line in changes[:5]) + (", ..." if len(changes) > 5 else "")
         raise SourceError(
-            f"the checkout differs from its commit ({shown}): commit, or add --dirty to ship it as "
-            f"it lies"
+            f"the checkout differs from its commit ({shown}): commit, or add --dirty to copy it "
+            f"with these changes"
         )
     return f"{commit}+dirty"
 
 
 def archive(*, dirty: bool = False) -> bytes:
-    """The files of `revision` as a gzipped tar; with `dirty` those that git does not ignore."""
+    """Return `revision` as a gzipped tar; with `dirty`, the files that git does not ignore."""
     if not dirty:
         return _git_bytes("archive", "--format=tar.gz", "HEAD")
     listed = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job, on this machine's CPU: sets up its environment and pretrains a tiny T5 1.1 on several
-# tasks. Run it again to see it continue or report; arguments go to `t5x_lite train`:
+# The main job, on this machine's CPU: sets up the environment and pretrains a tiny T5 1.1 on several
+# tasks. Run it again to resume the run, or to see its results. Arguments go to `t5x_lite train`:
 #
 #   launch/this_machine.sh --gin.TRAIN_STEPS=1200
 set -euo pipefail

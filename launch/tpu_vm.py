@@ -6,10 +6,11 @@ r"""A run on a Cloud TPU VM pod: create, install, run, restart, collect, delete.
         --gin.MODEL_DIR=/mnt/my-bucket/runs/base --gin.C4_DIR=gs://my-bucket/c4/en
     launch/tpu_vm.py status|logs|collect|delete NAME
 
-Plain `gcloud` does the work and is shown before it runs; `--dry_run` only shows it. The run is
-restarted, on new machines if need be, until it ends by itself. Given again, the same command goes
-on from whatever is there. Only what a launch created is ever deleted: it bears the launch's label,
-and a record here (~/.t5x_lite/launches, or $T5X_LITE_LAUNCHES) knows it. See docs/launch/tpu_vm.md.
+All commands are plain `gcloud` and are printed before they run; `--dry_run` only prints them. The
+run is restarted, on new machines if necessary, until it ends by itself. The same command can be
+repeated and continues from the current state. Only resources that a launch created are deleted:
+they have the launch's label, and a record on this machine (~/.t5x_lite/launches, or
+$T5X_LITE_LAUNCHES). See docs/launch/tpu_vm.md.
 """
 
 import argparse
@@ -30,64 +31,62 @@ from shell import CommandError, Shell, ask
 
 @dataclasses.dataclass
 class Record:
-    """What this machine knows of a launch."""
+    """This machine's record of a launch."""
 
     request: gcloud.Request
     arguments: list[str]
 
     @staticmethod
     def path(name: str) -> Path:
-        """Where the record of this name is."""
+        """Return the path of the record of this name."""
         folder = os.environ.get("T5X_LITE_LAUNCHES") or Path.home() / ".t5x_lite" / "launches"
         return Path(folder) / f"{name}.json"
 
     @classmethod
     def read(cls, name: str) -> "Record | None":
-        """The record of a launch that began here."""
+        """Read the record of a launch from this machine; None if there is none."""
         path = cls.path(check_name(name))
         if not path.exists():
             return None
-        found = json.loads(path.read_text())
-        return cls(gcloud.Request(**found["request"]), found["arguments"])
+        record = json.loads(path.read_text())
+        return cls(gcloud.Request(**record["request"]), record["arguments"])
 
     def write(self) -> None:
-        """Remember the launch, before anything is created."""
+        """Write the record, before anything is created."""
         path = self.path(self.request.name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = {"request": self.request._asdict(), "arguments": self.arguments}
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        record = {"request": self.request._asdict(), "arguments": self.arguments}
+        path.write_text(json.dumps(record, indent=1) + "\n")
 
     def forget(self) -> None:
-        """What was made is deleted."""
+        """Delete the record, after the resources were deleted."""
         self.path(self.request.name).unlink(missing_ok=True)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Everything, until the run has ended; 0 if it ended well."""
+    """Create machines, install, run and restart until the run has ended; 0 if it succeeded."""
     record = _record_for(options)
-    source.revision(dirty=options.dirty)  # refuse a dirty tree before anything is paid for
+    source.revision(dirty=options.dirty)  # refuse a dirty tree before anything costs money
     variables = bundle.environment(options.env, os.environ)
     shell = _shell(record.request, options, [*variables.values()])
     machines = pod.Pod(
         gcloud.Gcloud(record.request, shell), poll=options.poll, extras=options.extras
     )
-    cargo = pod.Cargo(record.arguments, variables, bundle.mounts(options.mount), options.dirty)
+    payload = pod.Payload(record.arguments, variables, bundle.mounts(options.mount), options.dirty)
     if not options.dry_run:
         record.write()
     try:
-        code = machines.run_to_the_end(cargo, retries=options.retries)
+        code = machines.run_to_the_end(payload, retries=options.retries)
         _collect(record, machines, options)
     except KeyboardInterrupt:
-        shell.say(
-            "\nno longer watching; the run goes on by itself. The same command watches it again."
-        )
+        shell.say("\nstopped watching; the run continues. The same command watches it again.")
         code = 130
     _offer_to_delete(record, machines, options)
     return code
 
 
 def status(options: argparse.Namespace) -> int:
-    """What Google Cloud and the workers say."""
+    """Print the state of the queued resource and of the workers."""
     record = _known(options.name)
     machines = pod.Pod(gcloud.Gcloud(record.request, _shell(record.request, options)))
     for line in machines.report():
@@ -96,14 +95,14 @@ def status(options: argparse.Namespace) -> int:
 
 
 def logs(options: argparse.Namespace) -> int:
-    """Worker 0's log from its beginning, followed to its end."""
+    """Show worker 0's log from its beginning to its end."""
     record = _known(options.name)
     machines = pod.Pod(gcloud.Gcloud(record.request, _shell(record.request, options)))
     return machines.show_log()
 
 
 def collect(options: argparse.Namespace) -> int:
-    """Copy every worker's log here, and what the run wrote but its checkpoints."""
+    """Copy every worker's log to this machine, and the run's directory without checkpoints."""
     record = _known(options.name)
     machines = pod.Pod(gcloud.Gcloud(record.request, _shell(record.request, options)))
     _collect(record, machines, options)
@@ -111,11 +110,11 @@ def collect(options: argparse.Namespace) -> int:
 
 
 def delete(options: argparse.Namespace) -> int:
-    """Delete what the launch created, and nothing else."""
+    """Delete what the launch created, nothing else."""
     record = _known(options.name)
     machines = pod.Pod(gcloud.Gcloud(record.request, _shell(record.request, options)))
     if not options.dry_run and options.delete != "always" and not ask(f"delete {options.name}?"):
-        print(f"nothing was deleted; add --delete=always to delete {options.name} unasked")
+        print(f"nothing was deleted; add --delete=always to delete {options.name} without asking")
         return 1
     machines.delete()
     if not options.dry_run:
@@ -129,14 +128,14 @@ def _record_for(options: argparse.Namespace) -> Record:
     generation, _, size = options.accelerator_type.rpartition("-")
     if not size.isdigit() or not generation:
         raise MistakeError(
-            f"--accelerator_type={options.accelerator_type!r}: wanted a type such as "
+            f"--accelerator_type={options.accelerator_type!r}: expected a type such as "
             f"v5litepod-64, v5p-128 or v6e-64"
         )
     runtime = options.runtime_version or gcloud.RUNTIMES.get(generation)
     if runtime is None:
-        raise MistakeError(f"which image for {generation}? Give --runtime_version")
+        raise MistakeError(f"no default image for {generation}: set --runtime_version")
     if options.slices < 1:
-        raise MistakeError(f"--slices={options.slices}: wanted 1 or more")
+        raise MistakeError(f"--slices={options.slices}: expected 1 or more")
     request = gcloud.Request(
         name=name,
         project=options.project,
@@ -158,8 +157,8 @@ def _record_for(options: argparse.Namespace) -> Record:
     request = request._replace(token=known.request.token)
     if request._replace(wait_hours=0) != known.request._replace(wait_hours=0):
         raise MistakeError(
-            f"{name} was launched from here before, on {known.request.accelerator_type} in "
-            f"{known.request.zone} ({Record.path(name)}): give the same, or delete it first"
+            f"{name} was already launched from here, on {known.request.accelerator_type} in "
+            f"{known.request.zone} ({Record.path(name)}): use the same settings, or delete it first"
         )
     return Record(request, arguments)
 
@@ -168,8 +167,8 @@ def _known(name: str) -> Record:
     record = Record.read(name)
     if record is None:
         raise MistakeError(
-            f"{name} was not launched from here (no {Record.path(name)}): this launcher touches "
-            f"only what it made"
+            f"{name} was not launched from here (no {Record.path(name)}): this launcher changes "
+            f"only what it created"
         )
     return record
 
@@ -180,7 +179,7 @@ def _shell(
     return Shell(
         dry_run=options.dry_run,
         secrets=secrets or [],
-        cures=gcloud.CURES,
+        fixes=gcloud.FIXES,
         answers=pod.expected_answers(request),
     )
 
@@ -197,13 +196,13 @@ def _collect(record: Record, machines: "pod.Pod", options: argparse.Namespace) -
 def _offer_to_delete(record: Record, machines: "pod.Pod", options: argparse.Namespace) -> None:
     name = record.request.name
     if options.dry_run:
-        print("# and after a yes, or with --delete=always:")
+        print("# after confirmation, or with --delete=always:")
         machines.delete()
     elif options.delete == "always" or (options.delete == "ask" and ask(f"delete {name} now?")):
         machines.delete()
         record.forget()
     else:
-        print(f"{name} still exists, and costs money: launch/tpu_vm.py delete {name}")
+        print(f"{name} still exists and costs money: launch/tpu_vm.py delete {name}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -217,10 +216,10 @@ def _parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(function.__name__, help=function.__doc__)
         verb.set_defaults(function=function)
         verb.add_argument("name", metavar="NAME")
-        verb.add_argument("--dry_run", action="store_true", help="show the commands, run none")
+        verb.add_argument("--dry_run", action="store_true", help="print the commands, run none")
         if function in (run, collect):
             verb.add_argument(
-                "--collect_to", metavar="FOLDER", help="for logs and records; runs/NAME"
+                "--collect_to", metavar="FOLDER", help="for logs and records; default: runs/NAME"
             )
         if function in (run, delete):
             verb.add_argument("--delete", choices=("ask", "always", "never"), default="ask")
@@ -232,24 +231,26 @@ def _run_flags(verb: argparse.ArgumentParser) -> None:
     add = verb.add_argument
     add("--zone", required=True)
     add("--accelerator_type", required=True, help="v5litepod-64, v5p-128, v6e-64 ...")
-    add("--slices", type=int, default=1, help="several are joined by the data-center network")
+    add("--slices", type=int, default=1, help="several are connected by the data-center network")
     how = verb.add_mutually_exclusive_group()
-    how.add_argument("--spot", action="store_true", help="cheap, and taken away at any time")
+    how.add_argument("--spot", action="store_true", help="cheap; may be preempted at any time")
     how.add_argument("--reserved", action="store_true", help="from the project's reservation")
-    add("--project", default="", help="gcloud's own if not given")
-    add("--runtime_version", default="", help="the image; by default that of the accelerator")
+    add("--project", default="", help="default: gcloud's")
+    add("--runtime_version", default="", help="the image; default: that of the accelerator")
     for name in ("network", "subnetwork", "service_account"):
         add(f"--{name}", default="")
     add("--internal_ip", action="store_true", help="no external addresses, for TPUs and for ssh")
-    add("--wait_hours", type=float, default=24.0, help="for capacity")
+    add("--wait_hours", type=float, default=24.0, help="to wait for capacity")
     add(
         "--env", action="append", default=[], metavar="NAME[=VALUE]", help="never shown; repeatable"
     )
     add("--mount", action="append", default=[], metavar="BUCKET=/FOLDER", help="repeatable")
     add("--extras", default="tpu,fast", help="of pyproject.toml, to install on the workers")
-    add("--dirty", action="store_true", help="ship local changes too")
+    add("--dirty", action="store_true", help="copy local changes too")
     add("--retries", type=int, default=2, help="of a run that fails soon after its start")
-    add("--poll", type=float, default=30.0, metavar="SECONDS", help="between looks at the machines")
+    add(
+        "--poll", type=float, default=30.0, metavar="SECONDS", help="between checks of the machines"
+    )
 
 
 def main() -> None:
@@ -264,7 +265,7 @@ def main() -> None:
         sys.exit(f"tpu_vm.py: {error}")
     except CommandError as error:
         name = options.name
-        left = f"\n{name} may still exist, and cost money: launch/tpu_vm.py delete {name}"
+        left = f"\n{name} may still exist and cost money: launch/tpu_vm.py delete {name}"
         sys.exit(f"tpu_vm.py: {error}{left if Record.path(name).exists() else ''}")
 
 

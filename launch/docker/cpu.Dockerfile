@@ -4,7 +4,7 @@
 #   docker build -f launch/docker/cpu.Dockerfile --build-arg REVISION="$(git rev-parse HEAD)" \
 #       -t IMAGE . && docker push IMAGE
 #
-# Dependencies are pinned with hashes in requirements-cpu.txt (launch/docker/lock.sh renews them).
+# Dependencies are pinned with hashes in requirements-cpu.txt (launch/docker/lock.sh updates them).
 FROM python:3.11-slim-bookworm
 
 COPY launch/docker/requirements-cpu.txt /tmp/requirements.txt

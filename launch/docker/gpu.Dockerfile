@@ -1,10 +1,10 @@
-# An image for NVIDIA GPUs: CUDA comes with the packages, the host has the driver (525 or later).
+# An image for NVIDIA GPUs: CUDA is in the Python packages; the host needs the driver (525 or later).
 # From the checkout's root:
 #
 #   docker build -f launch/docker/gpu.Dockerfile --build-arg REVISION="$(git rev-parse HEAD)" \
 #       -t IMAGE . && docker push IMAGE
 #
-# Dependencies are pinned with hashes in requirements-gpu.txt (launch/docker/lock.sh renews them).
+# Dependencies are pinned with hashes in requirements-gpu.txt (launch/docker/lock.sh updates them).
 FROM python:3.11-slim-bookworm
 
 COPY launch/docker/requirements-gpu.txt /tmp/requirements.txt

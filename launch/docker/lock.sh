@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Pins everything that the images install, with hashes: requirements-{tpu,gpu,cpu}.txt, from
-# pyproject.toml. Needs uv (`pip install uv`). Run it after changing dependencies, and to renew them.
+# pyproject.toml. Needs uv (`pip install uv`). Run it after changing dependencies, and to update them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 for kind in tpu gpu cpu; do

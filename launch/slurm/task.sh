@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# One process of a Slurm job: who it is, which GPU it has, then `doctor` and the command.
+# One process of a Slurm job: sets its number and its GPU, then runs `doctor` and the command.
 set -euo pipefail
 export JAX_NUM_PROCESSES="$SLURM_NTASKS" JAX_PROCESS_ID="$SLURM_PROCID"
 
-# Slurm gives a process the GPUs of its node; of several processes each takes one of them.
+# Slurm gives every process all GPUs of its node; with several processes each uses one of them.
 per_node=$((SLURM_NTASKS / SLURM_NNODES))
 if [ "$per_node" -gt 1 ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
     IFS=, read -r -a devices <<<"$CUDA_VISIBLE_DEVICES"
     if [ "${#devices[@]}" -gt 1 ]; then
         if [ "${#devices[@]}" -ne "$per_node" ]; then
-            echo "$per_node processes on a node with ${#devices[@]} GPUs: wanted as many, or one" >&2
+            echo "$per_node processes on a node with ${#devices[@]} GPUs: expected one process, or one per GPU" >&2
             exit 2
         fi
         export CUDA_VISIBLE_DEVICES="${devices[$SLURM_LOCALID]}"

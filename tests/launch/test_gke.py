@@ -31,7 +31,7 @@ def test_a_preempted_node_has_all_pods_started_again_until_the_run_is_done(cloud
     cloud.faults({"on": "preempt", "pod": 1, "when": "step 20"})
     ended = run(cloud, "--gin.TRAIN_STEPS=40", flags=["--delete=always"])
     assert ended.code == 0, ended.text
-    assert "all are started again, for the 1. time" in ended.text
+    assert "a pod ended; all pods are restarted (restart 1)" in ended.text
     assert all((cloud.model_dir / f"step-{pod}").read_text() == "40" for pod in (0, 1))
 
 
@@ -39,7 +39,7 @@ def test_a_mistake_in_the_configuration_ends_the_run_without_a_restart(cloud):
     ended = run(cloud, "--fail=1:2:2", flags=["--delete=never"])
     assert ended.code == 1
     assert "PodFailurePolicy" in ended.text
-    assert "started again" not in ended.text
+    assert "a pod ended" not in ended.text
     assert cloud.commands("delete") == []
     assert "launch/gke.py delete demo" in ended.text
 
@@ -47,33 +47,33 @@ def test_a_mistake_in_the_configuration_ends_the_run_without_a_restart(cloud):
 def test_an_end_that_asks_for_it_is_a_restart(cloud):
     ended = run(cloud, "--fail=0:3:75", flags=["--delete=always"])
     assert ended.code == 0, ended.text
-    assert "started again, for the 1. time" in ended.text
+    assert "all pods are restarted (restart 1)" in ended.text
 
 
 @pytest.mark.parametrize(
-    ("said", "cure"),
+    ("said", "fix"),
     [
         ('error: no matches for kind "JobSet" in version "jobset.x-k8s.io/v1alpha2"', "controller"),
         ("Error from server (Forbidden): exceeded quota: gpus, requested: 16", "role"),
         ("error: current-context is not set", "get-credentials"),
     ],
 )
-def test_what_a_cluster_refuses_is_told_with_its_cure(cloud, said, cure):
+def test_an_error_of_the_cluster_is_shown_with_a_fix(cloud, said, fix):
     cloud.faults({"on": "apply", "say": said})
     ended = run(cloud)
     assert ended.code == 1
     assert said in ended.text
-    assert cure in ended.text.split("=>")[1]
+    assert fix in ended.text.split("=>")[1]
 
 
 def test_what_others_made_is_neither_used_nor_deleted(cloud):
     (cloud.state / "jobset.json").write_text(
         '{"metadata": {"name": "demo"}, "status": {"conditions": [{"type": "Completed"}]}}'
     )
-    assert "did not make" in run(cloud).text
+    assert "was not created by this launcher" in run(cloud).text
     ended = cloud.launch("gke.py", "delete", "demo", "--delete=always")
     assert ended.code == 1
-    assert "did not make" in ended.text
+    assert "was not created by this launcher" in ended.text
     assert cloud.commands("apply") == cloud.commands("delete") == []
 
 

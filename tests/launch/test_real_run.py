@@ -120,7 +120,7 @@ def test_a_preempted_jobset_ends_with_the_weights_of_an_undisturbed_one(real, un
     flags = ("--image=i", "--accelerator=v5e:4x4", "--poll=0.5", "--delete=always")
     ended = real.launch("gke.py", "run", "demo", *flags, "--", *trains(real), *TRAIN)
     assert ended.code == 0, ended.text[-5000:]
-    assert "all are started again, for the 1. time" in ended.text
+    assert "a pod ended; all pods are restarted (restart 1)" in ended.text
     assert ended.text.count("ready to run") == 2
     assert "demo: Completed" in ended.text
     assert real.commands("delete") == [["delete", "jobset", "demo"]]
@@ -142,7 +142,7 @@ def test_a_preempted_job_of_slurm_ends_with_the_weights_of_an_undisturbed_one(re
         check=False,
     )
     assert done.returncode == 0, done.stdout[-5000:]
-    assert "back into the queue" in done.stdout
+    assert "requeued" in done.stdout
     assert "start 2 of job 4711" in done.stdout
     assert done.stdout.count("ready to run") == 2
     assert "ok    devices: 16, 4 on each host" in done.stdout

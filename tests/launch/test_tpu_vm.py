@@ -69,7 +69,7 @@ def test_a_mistake_in_the_configuration_ends_the_run_without_another_try(cloud):
     assert ended.code == 2
     assert ended.text.count("starting from step") == 1
     assert cloud.resources() == ["demo"]
-    assert "demo still exists, and costs money: launch/tpu_vm.py delete demo" in ended.text
+    assert "demo still exists and costs money: launch/tpu_vm.py delete demo" in ended.text
 
 
 def test_words_reach_the_workers_unharmed(cloud):
@@ -113,7 +113,7 @@ def test_ssh_that_fails_on_one_worker_is_tried_again(cloud):
     assert [line for line in ended.text.splitlines() if line.startswith("step ")][-1] == "step 5"
 
 
-def test_a_worker_that_stays_deaf_ends_the_launch_with_its_cure(cloud):
+def test_a_worker_that_never_answers_ends_the_launch_with_a_fix(cloud):
     cloud.faults(*[{"on": "ssh", "worker": 1, "match": "setup"}] * 9)
     ended = run(cloud)
     assert ended.code == 1
@@ -123,7 +123,7 @@ def test_a_worker_that_stays_deaf_ends_the_launch_with_its_cure(cloud):
 
 
 @pytest.mark.parametrize(
-    ("fault", "cure"),
+    ("fault", "fix"),
     [
         (
             {
@@ -147,12 +147,12 @@ def test_a_worker_that_stays_deaf_ends_the_launch_with_its_cure(cloud):
         ),
     ],
 )
-def test_what_google_refuses_is_told_with_its_cure(cloud, fault, cure):
+def test_an_error_of_google_is_shown_with_a_fix(cloud, fault, fix):
     cloud.faults(fault)
     ended = run(cloud)
     assert ended.code == 1
     assert fault["say"].split(": ")[-1] in ended.text
-    assert cure in ended.text.split("=>")[1]
+    assert fix in ended.text.split("=>")[1]
 
 
 def test_waiting_for_capacity_has_an_end(cloud):
@@ -225,8 +225,8 @@ def test_a_dry_run_shows_every_command_and_runs_none(cloud):
     ("words", "said"),
     [
         (["run", "Demo", *POD, "--", "train"], "lower-case"),
-        (["run", "demo", *POD], "what is to run?"),
-        (["run", "demo", *POD, "--", "--gin_file=x"], "what is to run?"),
+        (["run", "demo", *POD], "no command given"),
+        (["run", "demo", *POD, "--", "--gin_file=x"], "no command given"),
         (["run", "demo", *POD, "--env=NOWHERE", "--", "train"], "NOWHERE"),
         (["run", "demo", *POD, "--mount=bucket", "--", "train"], "BUCKET=/FOLDER"),
         (["run", "demo", "--zone=z", "--accelerator_type=v5e", "--", "train"], "v5litepod-64"),
