@@ -48,7 +48,7 @@ class Values(NamedTuple):
 
     name: str
     image: str
-    accelerator: str  # as in `t5x_lite plan --topology`: v5e:8x8, h100:16
+    accelerator: str  # as --topology of `t5x_lite plan`: v5e:8x8, h100:16
     arguments: Sequence[str]
     slices: int = 1
     spot: bool = False

@@ -58,7 +58,7 @@ NAMES_WITHOUT_SUBJECT = {"utils", "util", "helpers", "helper", "common", "base",
 
 # Words that a reader from the field would not expect, with what to write in their place.
 UNPLAIN_WORDS = {
-    r"t(?:ell|ells|old|elling)\b(?! apart)": "report, name, show",
+    r"t(?:ell|ells|old|elling)\b(?! apart|\()": "report, name, show",
     r"at hand": "current, available",
     r"(?:go|goes|gone|going|went) on\b": "resume, continue",
     r"so (?:many|often)\b": "the number of, how often",
@@ -264,20 +264,50 @@ def test_no_public_class_name_is_used_twice():
     assert {name: modules for name, modules in where.items() if len(modules) > 1} == {}
 
 
+def unplain_words(text):
+    """The words of a text that a reader from the field would not expect, each with a hint."""
+    for word, use in UNPLAIN_WORDS.items():
+        if match := re.search(rf"\b(?:{word})", text, re.IGNORECASE):
+            yield f"{match[0]!r}; write for example: {use}"
+    if match := BRITISH.search(text):
+        yield f"{match[0]!r} is British spelling"
+
+
 def test_strings_docstrings_and_comments_use_plain_words():
-    patterns = {
-        re.compile(rf"\b(?:{word})", re.IGNORECASE): use for word, use in UNPLAIN_WORDS.items()
-    }
-    wrong = []
-    for module in MODULES:
-        for line, text in texts(module):
-            for pattern, use in patterns.items():
-                if match := pattern.search(text):
-                    wrong.append((module, f"line {line}: {match[0]!r}; write for example: {use}"))
-            if match := BRITISH.search(text):
-                wrong.append((module, f"line {line}: {match[0]!r} is British spelling"))
+    wrong = [
+        (module, f"line {line}: {problem}")
+        for module in MODULES
+        for line, text in texts(module)
+        for problem in unplain_words(text)
+    ]
     assert [problem for problem in wrong if problem[0] not in NOT_YET_PLAIN] == []
     assert NOT_YET_PLAIN - {module for module, _ in wrong} == set()
+
+
+def test_documents_gin_files_and_scripts_use_plain_words():
+    """All lines of the texts that people read outside the package, code included."""
+    wrong = []
+    for path in documents():
+        text = path.read_text("utf-8")
+        if path.name == "CHANGELOG.md":  # the first column of a table has names that are no more
+            text = re.sub(r"^\| `[^|]*\|", "|", text, flags=re.MULTILINE)
+        if path.name == "ARCHITECTURE.md":  # the tree is checked where it comes from
+            text = re.sub(rf"^```\n{PACKAGE}/\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+        wrong += [
+            f"{path.relative_to(ROOT)}: {line.strip()[:60]}: {problem}"
+            for line in text.splitlines()
+            for problem in unplain_words(line)
+        ]
+    assert not wrong, "\n".join(wrong)
+
+
+def documents():
+    """Documents, gin files, launch files and benchmarks; not what programs have written."""
+    patterns = ("*.md", "docs/**/*.md", "benchmarks/*", "gin_configs/**/*.gin", "launch/**/*")
+    generated = {ROOT / "docs/explore/report.md", *ROOT.glob("launch/docker/requirements-*.txt")}
+    for path in sorted({path for pattern in patterns for path in ROOT.glob(pattern)} - generated):
+        if path.is_file() and path.suffix not in (".json", ".pyc"):
+            yield path
 
 
 def test_public_functions_and_classes_have_docstrings():

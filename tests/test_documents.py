@@ -193,6 +193,16 @@ def test_every_gin_name_in_the_text_of_a_document_exists():
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_header_of_every_gin_file_shows_a_command_with_it_or_names_the_file_that_uses_it():
+    with_command = {path for path, _ in ALL_COMMANDS}
+    wrong = []
+    for path in GIN_FILES:
+        header = " ".join(re.findall(r"^# ?(.*)", path.read_text("utf-8"), re.MULTILINE))
+        if path not in with_command and not re.search(r"\b(Used|Included)\s+by ", header):
+            wrong.append(str(path.relative_to(CONFIGS)))
+    assert not wrong, "\n".join(wrong)
+
+
 def test_every_gin_name_that_a_header_says_to_override_exists():
     wrong = []
     for path in GIN_FILES:

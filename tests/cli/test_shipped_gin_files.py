@@ -1,11 +1,14 @@
 """Every gin file that ships parses, and configures what it is for."""
 
+import re
+import shlex
 from pathlib import Path
 
 import gin
 import pytest
 
-from t5x_lite.cli import gin_config, main
+from t5x_lite.cli import arguments, gin_config, main
+from t5x_lite.cli.command_table import load_function
 
 CONFIGS = Path(__file__).resolve().parents[2] / "gin_configs"
 SEARCH = ["", str(CONFIGS)]
@@ -26,6 +29,27 @@ def test_every_shipped_gin_file_parses_and_has_a_header():
     for name in shipped():
         assert gin_config.read([name], [], SEARCH), name
         assert (CONFIGS / name).read_text().startswith("# "), name
+
+
+def commands_of_header(name):
+    """The commands in the header of a gin file, as words after "t5x_lite"."""
+    header = re.match(r"(?:#.*\n)+", (CONFIGS / name).read_text())[0]
+    text = re.sub(r"\s*\\\n#\s*", " ", header)
+    return [shlex.split(line) for line in re.findall(r"^#   t5x_lite (.*)", text, re.MULTILINE)]
+
+
+def test_every_command_in_a_header_works_up_to_the_call():
+    """gin reads the files, and the command's function accepts the values."""
+    for name in shipped():
+        for words in commands_of_header(name):
+            request = arguments.parse(words)
+            if any(file.startswith("runs/t5_base/") for file in request.files):
+                continue  # the model file of an import
+            main.check(request)
+            gin.clear_config()
+            gin_config.parse(request.files, request.settings, request.search)
+            function = load_function(request.command)
+            gin_config.check_values(function, given=("invocation", "settings"))
 
 
 def test_every_shipped_task_builds_its_task_providers():
