@@ -39,7 +39,7 @@ def commands_of_header(name):
 
 
 def test_every_command_in_a_header_works_up_to_the_call():
-    """gin reads the files, and the command's function accepts the values."""
+    """Up to the call: the files are read, and the function accepts the values."""
     for name in shipped():
         for words in commands_of_header(name):
             request = arguments.parse(words)
