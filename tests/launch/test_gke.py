@@ -39,7 +39,7 @@ def test_a_mistake_in_the_configuration_ends_the_run_without_a_restart(cloud):
     ended = run(cloud, "--fail=1:2:2", flags=["--delete=never"])
     assert ended.code == 1
     assert "PodFailurePolicy" in ended.text
-    assert "a pod ended" not in ended.text
+    assert "all pods are restarted" not in ended.text
     assert cloud.commands("delete") == []
     assert "launch/gke.py delete demo" in ended.text
 
@@ -138,7 +138,7 @@ def test_xpks_own_parser_takes_the_command(cloud, accelerator):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--accelerator=h100:12"], "8 to a node"),
+        (["--accelerator=h100:12"], "8 per node"),
         (["--accelerator=x9:4"], "v5e:8x8"),
         (["--accelerator=h100:16", "--slices=2"], "one number"),
         (["--accelerator=v5e:8x8", "--mount=bucket"], "BUCKET=/FOLDER"),
