@@ -48,30 +48,34 @@ class Request:
     options: Mapping[str, Any]
 
     def how_to_set(self, name: str) -> str:
-        """The shortest way to set a macro or parameter: "--model_dir=VALUE", "--gin.MESH=VALUE"."""
+        """Return the shortest flag that sets a name: "--model_dir=DIR" or "--gin.MESH=VALUE"."""
         for flag in self.command.flags:
             if name == flag.sets or name.endswith(f".{flag.sets}"):
                 return f"--{flag.name}={flag.metavar}"
         return f"--gin.{name}=VALUE"
 
     def search_arguments(self) -> list[str]:
-        """The flags for another command that decide where gin files are and what they import."""
+        """Return the flags of another command that set the search paths and imports of gin files."""
         search, packages = self.options["gin_search_paths"], self.options["gin_imports"]
         flags = [f"--gin_search_paths={search}"] if search else []
         return [*flags, f"--gin_imports={packages}"] if packages else flags
 
     def gin_arguments(self) -> list[str]:
-        """The user's gin files and settings for another command, without this function's own."""
-        own = f"--gin.{self.command.function.rpartition('.')[2]}."
+        """Return the user's gin files and settings, without those of this command's function."""
+        own_prefix = f"--gin.{self.command.function.rpartition('.')[2]}."
         return [
             *(f"--gin_file={file}" for file in self.options["gin_file"]),
             *self.search_arguments(),
-            *(setting for setting in self.settings if not setting.startswith(own)),
+            *(setting for setting in self.settings if not setting.startswith(own_prefix)),
         ]
 
 
 def parse(arguments: Sequence[str]) -> Request:
-    """Parse a command line; exits with argparse's message and code 2 where it is wrong."""
+    """Parse a command line. An error prints argparse's message and exits with code 2.
+
+    Args:
+        arguments: The words after `t5x_lite`.
+    """
     name = next((word for word in arguments if not word.startswith("-")), "")
     # As values of one flag, settings keep their order among the other flags.
     words = [f"{_SETTING}={word}" if word.startswith("--gin.") else word for word in arguments]
@@ -90,7 +94,7 @@ def parse(arguments: Sequence[str]) -> Request:
 
 
 def _parser(name: str) -> argparse.ArgumentParser:
-    """The parser of all commands; only the command `name` gets its flags and its help."""
+    """Return the parser of all commands; only the command `name` gets its flags and its help."""
     parser = argparse.ArgumentParser(
         prog="t5x_lite",
         usage="t5x_lite COMMAND [--NAME=VALUE ...] [--gin_file=FILE ...] [--gin.NAME=VALUE ...]",

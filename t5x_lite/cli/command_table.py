@@ -30,6 +30,6 @@ def load_function(command: Command) -> Callable[..., None]:
 
 
 def function_names(command: Command) -> tuple[str, ...]:
-    """The functions whose required settings a command requires: its own and `builds_on`'s."""
+    """Return the functions whose settings a command requires: its own and that of `builds_on`."""
     names = (command.name, command.builds_on) if command.builds_on else (command.name,)
     return tuple(commands()[name].function.rpartition(".")[2] for name in names)

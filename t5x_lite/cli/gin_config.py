@@ -131,7 +131,7 @@ def check_macros(
 
 
 def reached(functions: Iterable[str], bindings: Iterable[Binding]) -> set[str]:
-    """The names of all bindings that functions use, directly or through macros and references."""
+    """Return the names of all bindings that functions use, also through macros and references."""
     by_owner: dict[str, list[Binding]] = {}
     for binding in bindings:
         owner = binding.name.rpartition(".")[0] or binding.name
@@ -145,7 +145,7 @@ def reached(functions: Iterable[str], bindings: Iterable[Binding]) -> set[str]:
 
 
 def _last_uses(bindings: Sequence[Binding]) -> dict[str, int]:
-    """For each macro that is used, the number of the binding that ended its last use.
+    """Return for each macro that is used the number of the binding that ended its last use.
 
     A use ends where the binding is overridden: `train.seed = %RANDOM_SEED` by `train.seed = 3`. A
     macro that is set later has no effect, one that was set before had one until then.
@@ -163,7 +163,7 @@ def _last_uses(bindings: Sequence[Binding]) -> dict[str, int]:
 
 
 def _unset(bindings: Sequence[Binding]) -> Iterator[Binding]:
-    """Bindings to `%gin.REQUIRED` without a later one of the same name, in full or shortened.
+    """Yield the bindings to `%gin.REQUIRED` without a later one of the same name, full or short.
 
     `replay.replay.step` of a file and `replay.step` of a flag are one parameter for gin.
     """
@@ -231,7 +231,7 @@ def _read_text(
 
 
 def references(value: Any) -> Iterator[Reference]:
-    """The references in a value, also in its lists, tuples and dicts."""
+    """Yield the references in a value, also in its lists, tuples and dicts."""
     if isinstance(value, Reference):
         yield value
     elif isinstance(value, dict):
@@ -396,7 +396,7 @@ def _describe(hint: Any) -> str:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value, or what gin will build for a reference, fits an annotation."""
+    """Return whether a value, or what gin will build for a reference, fits an annotation."""
     from beartype import BeartypeConf
     from beartype.door import is_bearable
     from gin import config
@@ -412,7 +412,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _built(value: Any) -> Iterator[Any]:
-    """The references in a value that gin will call to build a part of it."""
+    """Yield the references in a value that gin will call to build a part of it."""
     from gin import config
 
     for part in _parts(value):

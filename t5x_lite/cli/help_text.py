@@ -62,7 +62,7 @@ def read_defaults(name: str, directory: Path = GIN_CONFIGS) -> dict[str, Default
 
 
 def default_of(sets: str, defaults: dict[str, Default]) -> Default:
-    """The default of a macro ("MESH") or parameter ("plan.price"), following it to its macro."""
+    """Return the default of a macro ("MESH") or parameter ("plan.price"), through its macro."""
     matches = [d for name, d in defaults.items() if name == sets or name.endswith(f".{sets}")]
     if not matches:
         raise LookupError(f"the default gin file does not bind {sets}")
@@ -72,14 +72,14 @@ def default_of(sets: str, defaults: dict[str, Default]) -> Default:
 
 
 def flag_help(sentence: str, sets: str, defaults: dict[str, Default]) -> str:
-    """The help of a flag: its sentence, its default and the gin name that it sets."""
+    """Return the help of a flag: its sentence, its default and the gin name that it sets."""
     default = default_of(sets, defaults)
     value = "Required" if default.text == _REQUIRED else f"Default: {default.text}"
     return f"{sentence} {value}. Sets {sets}.".replace("%", "%%")  # argparse formats help with %
 
 
 def required_settings(command: Command, defaults: dict[str, Default]) -> dict[str, str]:
-    """What the user must set for a command, each with where it is usually set."""
+    """Return what the user must set for a command, with where each is usually set."""
     bindings = _bindings(defaults)
     flags = {f.sets: f"--{f.name}" for f in command.flags} | {
         a.sets: f"the argument {a.name}" for a in command.arguments
@@ -101,7 +101,7 @@ def required_settings(command: Command, defaults: dict[str, Default]) -> dict[st
 
 
 def parts_that_set(macro: str, directory: Path = GIN_CONFIGS) -> list[str]:
-    """The folders of gin files (models, tasks ...) of which some set a macro."""
+    """Return the folders of gin files (models, tasks ...) in which files set a macro."""
     line = re.compile(rf"^{re.escape(macro)} = ", re.MULTILINE)
     return [
         part
@@ -111,7 +111,7 @@ def parts_that_set(macro: str, directory: Path = GIN_CONFIGS) -> list[str]:
 
 
 def overview() -> str:
-    """The list of all commands by group, for `t5x_lite --help`."""
+    """Return the list of all commands by group, for `t5x_lite --help`."""
     lines = []
     for group in get_args(Group):
         lines.append(f"{group}:")
@@ -121,7 +121,7 @@ def overview() -> str:
 
 
 def epilog(command: Command, defaults: dict[str, Default]) -> str:
-    """What follows the flags in a command's help: required and other settings, examples, docs."""
+    """Return what follows the flags in a command's help: settings, examples, documents."""
     flags = {flag.sets for flag in (*command.flags, *command.arguments)}
     required = required_settings(command, defaults)
     needed = reached(function_names(command), _bindings(defaults))
@@ -144,7 +144,7 @@ def epilog(command: Command, defaults: dict[str, Default]) -> str:
 
 
 def _bindings(defaults: dict[str, Default]) -> list[Binding]:
-    """The macros and functions that each binding refers to, as `gin_config` reads them."""
+    """Return the macros and functions that each binding refers to, as `gin_config` reads them."""
     return [
         Binding(name, [Reference(r[2], r[1] == "%") for r in _REFERENCE.finditer(d.text)], "")
         for name, d in defaults.items()
@@ -160,7 +160,7 @@ def _columns(rows: dict[str, str]) -> Iterator[str]:
 
 
 def _example(command_line: str) -> list[str]:
-    """A command line, continued where it is long."""
+    """Return a command line, split into several lines if it is long."""
     lines = textwrap.wrap(
         command_line,
         width=WIDTH - 8,

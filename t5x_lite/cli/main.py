@@ -1,7 +1,7 @@
-"""The command line: flags and gin files in, one call of a command's function out.
+"""The command line: read flags and gin files, and call the function of a command.
 
-Nothing heavy is imported before the flags and the gin files make sense (`gin_config`). An error of
-the user ends as one line on stderr and exit code 2.
+JAX and other slow packages are imported only after the flags and gin files have been checked
+(`gin_config`). A ConfigError prints one line to stderr and exits with code 2.
 """
 
 import inspect
@@ -85,10 +85,11 @@ def read_command(
         packages: The packages that it may import; empty for any.
 
     Returns:
-        What gin would pass to the command's function, and the value of each name that is set.
+        The arguments that gin would pass to the command's function, and the value of each name that
+        is set.
 
     Raises:
-        ConfigError: The command could not be called so.
+        ConfigError: The command could not be called with the file.
     """
     command = commands()[name]
     with tempfile.NamedTemporaryFile("w", suffix=".gin") as file:
@@ -111,13 +112,14 @@ def read_command(
 def _parse_gin(
     files: Sequence[str], settings: Sequence[str], search: Sequence[str], packages: Sequence[str]
 ) -> None:
+    """Make gin read the files and settings, and check what they import."""
     gin_config.parse(files, settings, search)
     if packages:
         gin_allowlist.check_origins(packages)
 
 
 def _call(request: arguments.Request) -> None:
-    """Call the command's function with what gin binds and what else it has parameters for."""
+    """Call the command's function with its gin bindings, and with `settings` and `invocation`."""
     command = request.command
     called = load_function(command)
     parameters = inspect.signature(called).parameters
@@ -155,7 +157,7 @@ def _join_processes(request: arguments.Request) -> Callable[..., None]:
     if request.command.rendezvous:
         rendezvous.call(config, seconds=options["wait_seconds"])
     seconds = float(options["missing_seconds"] or heartbeat.SECONDS)
-    # Ours comes first: it names the process that died, which jax's own does not.
+    # jax's heartbeat times out later than this package's, which names the process that died.
     processes.initialize(config, heartbeat_seconds=round(2 * seconds) + 40)
     heartbeat.start(seconds)
     if not processes.is_first():
@@ -164,12 +166,12 @@ def _join_processes(request: arguments.Request) -> Callable[..., None]:
 
 
 def _prepare_environment() -> None:
-    """Set variables that only work before the libraries are imported; the user's stay."""
+    """Set variables that libraries read when they are imported; those of the user are kept."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "t5x_lite", "compiled"))
-    # Simulated devices share few cores: a slow one must not be taken for a hung one.
+    # Simulated devices share few cores. A slow device must not be mistaken for one that hangs.
     for name in ("collective_call_terminate_timeout", "collective_timeout"):
         flag = f"--xla_cpu_{name}_seconds"
         if flag not in os.environ.get("XLA_FLAGS", ""):

@@ -282,14 +282,14 @@ class SpanCorruption:
         )
 
     def _counts(self, raw_length: int) -> tuple[int, int]:
-        """Lengths of inputs and targets of one chunk, without EOS."""
+        """Return the lengths of inputs and targets of one chunk, without EOS."""
         inputs_b, targets_b = self._unrolled_lengths(np.array([raw_length]))
         return int(inputs_b[0]), int(targets_b[0])
 
     def _unrolled_lengths(
         self, lengths_b: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Lengths of inputs and targets without EOS, where no mask is rotated."""
+        """Return the lengths of inputs and targets without EOS, where no mask is rotated."""
         noise_b, spans_b = spans.noise_counts(
             np.maximum(lengths_b, 2), self.noise_density, self.mean_noise_span_length
         )

@@ -85,7 +85,7 @@ class SequentialDenoising:
         }
 
     def _counts(self, lengths_b: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Lengths of inputs and targets without EOS; a chunk of 2 tokens has 1 of each."""
+        """Return the lengths of inputs and targets without EOS; 2 tokens are split into 1 and 1."""
         targets_b = np.round(lengths_b * self.target_share).astype(np.int64)
         targets_b = np.minimum(np.maximum(targets_b, 1), np.maximum(lengths_b - 1, 0))
         return lengths_b - targets_b, targets_b
@@ -245,7 +245,7 @@ class UL2:
         return ids, Sentinels(sentinels.first, remaining)
 
     def _counts(self, denoiser: Denoiser, raw_length: int) -> tuple[int, int]:
-        """Lengths of a denoiser's inputs and targets for a chunk, without mode token and EOS."""
+        """Return the lengths of a denoiser's inputs and targets, without mode token and EOS."""
         lengths = denoiser.objective.lengths(np.array([raw_length]), np.zeros((1, 2), np.uint32))
         return int(lengths["inputs"][0]), int(lengths["targets"][0])
 

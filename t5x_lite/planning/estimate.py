@@ -211,7 +211,7 @@ def estimate(plan: Mapping[str, Any], topology: Topology, training_tokens: float
     bounds = [roofline[name] for name in ("compute", "memory", "network")]
     if plan["compute"] is None:
         seconds = [max(bounds), sum(bounds)]
-        source = "analytic roofline, its parts at once or in turn"
+        source = "analytic roofline, from perfect overlap of its parts to none"
     else:
         compute, network = plan["compute"], plan["collectives"]
         low = max(compute["instruction_roofline"], network["seconds"], roofline["compute"])

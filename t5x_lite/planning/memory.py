@@ -143,7 +143,7 @@ def _size(buffers: Sequence[Buffer]) -> int:
 def _arrays(
     module: Module, computation: Computation, weights: set[tuple[int, ...]]
 ) -> list[_Array]:
-    """Allocations of a computation that are neither its arguments nor its results."""
+    """Return the allocations of a computation that are neither its arguments nor its results."""
     holds: dict[str, list[tuple[int, ...]]] = {}  # value -> for each element its allocations
     made: list[tuple[Shape, Instruction, int]] = []
     last: dict[int, int] = {}

@@ -98,7 +98,7 @@ def _decoding_section(
     """Return the section "decoding" of a plan; None for a step."""
     if setting.decoding is None or analytic.phases is None:
         return None
-    source = "analytic roofline, its parts at once or in turn"
+    source = "analytic roofline, from perfect overlap of its parts to none"
     if analysis.phases is not None:
         source = "the compiled program, outside and inside its loop over tokens"
     seconds = analysis.phases or analytic.phases
