@@ -55,7 +55,7 @@ class Request:
         return f"--gin.{name}=VALUE"
 
     def search_arguments(self) -> list[str]:
-        """Return the flags of another command that set the search paths and imports of gin files."""
+        """Return the flags of another command for the search paths and imports of gin files."""
         search, packages = self.options["gin_search_paths"], self.options["gin_imports"]
         flags = [f"--gin_search_paths={search}"] if search else []
         return [*flags, f"--gin_imports={packages}"] if packages else flags
