@@ -7,6 +7,7 @@ jitted functions. Batches have seqio's feature names ("encoder_input_tokens", ..
 Array names: b batch, l length, q queries, k keys or encoder positions, e embed, v vocab.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -425,6 +426,15 @@ def abstract_model(config: TransformerConfig) -> tuple[nnx.GraphDef, Params, Any
         their logical axes in nested dicts of the same structure. Stacked weights have "layers"
         before the axes that the layer declares.
     """
+    graphdef, shapes, axes = _abstract_model(config)
+    return graphdef, jax.tree.map(lambda leaf: leaf, shapes), unflatten(axes)
+
+
+@functools.lru_cache(maxsize=16)
+def _abstract_model(
+    config: TransformerConfig,
+) -> tuple[nnx.GraphDef, Params, dict[str, LogicalAxes]]:
+    """Trace the model once per configuration: a run asks several times while it starts."""
     model = jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(params=0)))
     graphdef, state = nnx.split(model)
 
@@ -435,7 +445,7 @@ def abstract_model(config: TransformerConfig) -> tuple[nnx.GraphDef, Params, Any
     axes = {
         "/".join(map(str, path)): axes_of(variable) for path, variable in nnx.to_flat_state(state)
     }
-    return graphdef, nnx.to_pure_dict(state), unflatten(axes)
+    return graphdef, nnx.to_pure_dict(state), axes
 
 
 def initialize(config: TransformerConfig, key: jax.Array) -> Params:

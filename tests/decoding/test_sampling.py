@@ -191,7 +191,7 @@ def test_impossible_settings_are_refused(changes):
 
 
 def test_drawing_without_keys_is_refused():
-    with pytest.raises(ValueError, match="needs keys_b"):
+    with pytest.raises(ValueError, match="keys_b is required"):
         decode(
             lambda t, c: (t, c),
             (),

@@ -214,7 +214,7 @@ def test_switches_that_leave_the_weights_alone_may_change_between_launches(train
         ({"mesh": {"data": 3}}, "needs 3 devices, but 8 are visible", {"MESH"}),
         ({"mesh": {"model": 8}}, "unknown mesh axis 'model'", {"MESH"}),
         ({"batch_size": 6}, "a batch of 6 rows does not divide into the 4 parts", {"BATCH_SIZE"}),
-        ({"model": {"num_heads": 1}}, "which 2 devices along tensor do not divide", {"MESH"}),
+        ({"model": {"num_heads": 1}}, "not divisible by the 2 devices along tensor", {"MESH"}),
         ({"model": {"vocab_size": 256}}, "512 ids but the model's embedding only 256 rows", None),
         ({"data": {"mixture_or_task_name": "embedded_mux"}}, "embedded_mix", None),
         ({"data": {"feature_lengths": {"inputs": 32, "targets": 2}}}, "targets", None),
