@@ -25,7 +25,11 @@ from t5x_lite.training.schedules import Schedule
 
 _ROWS = 64  # rows of the batch whose padding is measured
 _MEASURED = 2000  # examples whose lengths are averaged
-_SEGMENTS = ("encoder_segment_ids", "decoder_segment_ids")
+# Zero at padding; batches without packing have no segment ids.
+_WITH_PADDING = {
+    True: ("encoder_segment_ids", "decoder_segment_ids"),
+    False: ("encoder_input_tokens", "decoder_target_tokens"),
+}
 _SENTINEL = r"<extra_id_\d+>"
 
 
@@ -146,7 +150,7 @@ def _show_padding(
     """Print the share of padding in a batch."""
     stream = Stream(tasks, **settings, batch_size=_ROWS, pack=packed)
     batch, _ = next(iter(stream.batches(stream.start())))
-    shares = [1 - float(np.mean(batch[name] > 0)) for name in _SEGMENTS]
+    shares = [1 - float(np.mean(batch[name] > 0)) for name in _WITH_PADDING[packed]]
     console.print(
         f"padding of {_ROWS} rows {'with' if packed else 'without'} packing: inputs "
         f"{shares[0]:.1%}, targets {shares[1]:.1%}"

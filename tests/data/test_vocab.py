@@ -78,6 +78,8 @@ def test_a_mixture_is_shown_as_a_person_reads_it(corpus, tmp_path, capsys):
     assert "of 64 tokens" in first
     text = " ".join(WORDS.split()[(0 * k) % 16] for k in range(1, 4))
     assert f"text {text}" in first
+    inspect(data=dataclasses.replace(data, pack=False), examples=1)
+    assert "padding of 64 rows without packing: inputs" in " ".join(capsys.readouterr().out.split())
 
 
 def test_documents_that_end_inside_a_piece_are_shown_apart(corpus, tmp_path, capsys):
