@@ -263,7 +263,7 @@ def test_a_saved_model_generates_what_the_model_generates(run_directory, command
     read = tf.saved_model.load(str(tmp_path / "saved")).signatures["length_16"](
         inputs=tf.constant(inputs),
         numbers=tf.constant(np.arange(4, dtype=np.uint32)),
-        wanted=tf.constant([True] * 4),
+        active=tf.constant([True] * 4),
     )
     expected = model.generate("ban <extra_id_0> gum", max_length=5, num_beams=1)
     found = [model.vocabulary.decode(row.tolist()) for row in read["tokens"].numpy()[0]]
