@@ -466,7 +466,7 @@ class Optax(_ByRule):
 
 @functools.lru_cache(maxsize=64)
 def _goes_downhill(optimizer: Optax, ndim: int) -> bool:
-    """Whether the first update of a tiny weight of so many dimensions goes against the gradient."""
+    """Whether the first update of a tiny weight of `ndim` dimensions opposes the gradient."""
     shape = (2,) * ndim
     rule = optimizer.unchecked_rule(shape, (None,) * ndim)
 
