@@ -237,7 +237,7 @@ class TrainingLoop:
                 self._ledger.spending("saving"),
                 logged_wait(_LOG, f"finishing the checkpoint at step {self.step:,}"),
             ):
-                self._saved.save_surely(self.step, self._state, **self._saved_with_state())
+                self._saved.save_with_retries(self.step, self._state, **self._saved_with_state())
         return stop
 
     def _compile(self) -> Any:

@@ -274,7 +274,7 @@ def _check_frozen_base(
         )
     if init_from is not None and not base.model_dir.is_dir():
         moved_to = absolute(epath.Path(init_from.model_dir))
-        saved.rest_on(dataclasses.replace(base, model_dir=moved_to))
+        saved.use_base(dataclasses.replace(base, model_dir=moved_to))
 
 
 def start_from_weights(program: TrainSetup, saved: Checkpointer, init_from: InitFrom) -> RunStart:
@@ -297,7 +297,7 @@ def start_from_weights(program: TrainSetup, saved: Checkpointer, init_from: Init
         params = other.restore_weights(step, unflatten(selected))
     frozen = {path: leaf for path, leaf in flatten(params).items() if path in program.frozen}
     if frozen:
-        saved.rest_on(BaseCheckpoint.of(absolute(epath.Path(init_from.model_dir)), step, frozen))
+        saved.use_base(BaseCheckpoint.of(absolute(epath.Path(init_from.model_dir)), step, frozen))
     if len(selected) < len(flatten(program.abstract.params)):
         params = _fill_with_initial(program.initial().params, params)
     first = step if init_from.keep_step else 0

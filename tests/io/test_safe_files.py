@@ -120,7 +120,7 @@ def test_offsets_with_objects_or_an_absurd_shape_are_refused_unread(tmp_path):
 )
 def test_a_model_file_that_is_none_is_refused(content, tmp_path):
     (tmp_path / "model.json").write_text(content)
-    with pytest.raises(ConfigError, match="does not tell a run's model"):
+    with pytest.raises(ConfigError, match="does not describe a model"):
         recorded_model(tmp_path)
 
 
