@@ -143,5 +143,5 @@ def test_a_header_of_safetensors_that_claims_too_much_is_refused(tmp_path):
 def test_an_index_of_shards_that_leads_elsewhere_is_refused(name, tmp_path):
     index = {"weight_map": {"a": name}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ConfigError, match="wanted plain file names"):
+    with pytest.raises(ConfigError, match="expected plain file names"):
         TensorFiles(tmp_path)
