@@ -183,12 +183,12 @@ class Checkpointer:
 
     def saved_weights(self, step: int) -> Any:
         """Return shapes and types of a step's weights, as nested dicts of descriptions."""
-        own = read_descriptions(self._directory(step))["params"]
+        saved_here = read_descriptions(self._directory(step))["params"]
         if self.base is None:
-            return own
+            return saved_here
         with self._open_base() as other:
             there = flatten(other.saved_weights(self.base.step))
-        return merge(own, {path: there[path] for path in self.base.fingerprints})
+        return merge(saved_here, {path: there[path] for path in self.base.fingerprints})
 
     def restore(self, step: int, abstract: State) -> tuple[State, Json]:
         """Restore a step.
@@ -229,12 +229,14 @@ class Checkpointer:
         Raises:
             ConfigError: A weight has another shape, or the base checkpoint is missing or changed.
         """
-        own = omit(abstract, self.base.fingerprints) if self.base else abstract
+        saved_here = omit(abstract, self.base.fingerprints) if self.base else abstract
         params: Any = {}
-        if own:
-            check_shapes({"params": own}, self._directory(step))
+        if saved_here:
+            check_shapes({"params": saved_here}, self._directory(step))
             with context(partial_load=True):
-                parts = ocp.load_checkpointables(self._directory(step), {"state": {"params": own}})
+                parts = ocp.load_checkpointables(
+                    self._directory(step), {"state": {"params": saved_here}}
+                )
             params = parts["state"]["params"]
         return merge(params, self._restore_frozen(abstract)) if self.base else params
 
@@ -324,10 +326,10 @@ class Checkpointer:
         parts = state._asdict()
         if self.base is None:
             return parts
-        own = {
+        saved_here = {
             name: omit(parts[name], self.base.fingerprints) for name in self._weight_fields(state)
         }
-        return parts | own
+        return parts | saved_here
 
     def _restore_frozen(self, abstract: Any) -> dict[str, Any]:
         """Restore those weights of `abstract` that the base holds, by their paths."""

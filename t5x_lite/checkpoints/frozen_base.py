@@ -131,18 +131,18 @@ class BaseCheckpoint:
         if changed:
             raise self.error(model_dir, f"other numbers for {', '.join(changed[:3])}", len(changed))
 
-    def error(self, model_dir: epath.Path, found: str, count: int | None = None) -> ConfigError:
+    def error(self, model_dir: epath.Path, instead: str, count: int | None = None) -> ConfigError:
         """Return the error for a base that is missing or has changed.
 
         Args:
             model_dir: The directory of the run with frozen weights.
-            found: What the directory of the base has instead.
+            instead: What the directory of the base has instead.
             count: The number of changed weights, if that is the error.
         """
         more = "" if count is None or count <= 3 else f" and {count - 3} more"
         return ConfigError(
             f"the checkpoints in {model_dir} hold the trained weights only; the frozen weights are "
-            f"those of step {self.step:,} of {self.model_dir}, which has {found}{more}; expected "
+            f"those of step {self.step:,} of {self.model_dir}, which has {instead}{more}; expected "
             f"the checkpoint that the run began with: if it was moved, set InitFrom.model_dir, or "
             f'"model_dir" in {model_dir / RECORD}',
             "InitFrom.model_dir",

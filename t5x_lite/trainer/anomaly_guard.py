@@ -13,9 +13,9 @@ step 251 on:
        step          199   200   201   202
        batch number  199   200   261   262
 
-The decisions alone, not the memory of the process, say what is skipped. A run that is killed at any
-moment therefore reads the same batches after a restart: each checkpoint records how many decisions
-had been taken, and `data_jumps` applies those that came later.
+Only the decisions, never the memory of the process, define what is skipped. A run that is killed at
+any moment therefore reads the same batches after a restart: each checkpoint records the number of
+decisions that had been taken, and `data_jumps` applies those that came later.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ class Decision(NamedTuple):
 
 
 class Rollback(Exception):  # noqa: N818 it is no error, just as StopIteration is none
-    """Ends the loop after a decision was written; the run restarts as the decisions say."""
+    """Ends the loop after a decision was written; the run restarts according to the decisions."""
 
 
 def read_decisions(directory: epath.PathLike) -> list[Decision]:

@@ -116,8 +116,8 @@ class _Decaying:
         require_field(self, "peak", self.peak > 0, "positive")
         require_field(self, "final", 0 <= self.final <= self.peak, f"in [0, peak = {self.peak}]")
         require_field(self, "warmup_steps", self.warmup_steps >= 0, "0 or more")
-        wanted = f"more than warmup_steps = {self.warmup_steps}"
-        require_field(self, "total_steps", self.total_steps > self.warmup_steps, wanted)
+        expected = f"more than warmup_steps = {self.warmup_steps}"
+        require_field(self, "total_steps", self.total_steps > self.warmup_steps, expected)
 
     def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
         step = _steps_since(step, self.step_offset)

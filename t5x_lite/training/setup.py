@@ -31,7 +31,6 @@ class TrainSetup(NamedTuple):
     Args:
         mesh: The device mesh.
         graphdef: The model without its weights.
-        placed: The sharding of every array of the state.
         frozen: Paths of the weights that no step changes.
         abstract: Shape, type and sharding of every array of the state.
         batch_sharding: Sharding of a batch's arrays [batch, length].
@@ -45,7 +44,6 @@ class TrainSetup(NamedTuple):
 
     mesh: jax.sharding.Mesh
     graphdef: nnx.GraphDef
-    placed: TrainState
     frozen: frozenset[str]
     abstract: TrainState
     batch_sharding: jax.sharding.NamedSharding
@@ -110,7 +108,7 @@ def build(
         )
     graphdef, shapes, axes = transformer.abstract_model(model)
     bound = optimizer.for_weights(shapes, axes)
-    placed = state_shardings(
+    shardings = state_shardings(
         device_mesh,
         model,
         bound,
@@ -134,18 +132,17 @@ def build(
     return TrainSetup(
         mesh=device_mesh,
         graphdef=graphdef,
-        placed=placed,
         frozen=bound.frozen,
-        abstract=abstract_state(model, bound, placed),
+        abstract=abstract_state(model, bound, shardings),
         batch_sharding=named_sharding(device_mesh, ("batch", "length")),
         replicated=replicated,
-        initial=lambda: initial_state(model, bound, placed, seed=seed),
-        from_weights=lambda params, step: state_from_weights(params, bound, placed, step=step),
+        initial=lambda: initial_state(model, bound, shardings, seed=seed),
+        from_weights=lambda params, step: state_from_weights(params, bound, shardings, step=step),
         step=jax.jit(
             pack_metrics(step),
             donate_argnums=0,
             static_argnames="num_tasks",
-            out_shardings=(placed, replicated),
+            out_shardings=(shardings, replicated),
         ),
         compiler_options=compiler_options(device_mesh, deterministic=deterministic),
     )
