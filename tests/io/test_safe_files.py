@@ -98,7 +98,7 @@ def test_a_manifest_that_asks_for_other_files_or_types_is_refused(changes, tmp_p
 
 def test_a_store_with_a_link_out_of_it_is_refused(place):
     store(place)
-    with pytest.raises(ConfigError, match="link is a link that leads elsewhere"):
+    with pytest.raises(ConfigError, match="link is a link to outside the store"):
         TokenStore.open(place)
 
 

@@ -55,7 +55,7 @@ def test_an_offloaded_optimizer_lives_in_the_hosts_memory_and_works_the_same(pro
 
 
 def test_devices_without_host_memory_are_named(program, monkeypatch):
-    monkeypatch.setattr(state, "HOST", "memory_of_the_moon")
-    with pytest.raises(ConfigError, match="needs devices that reach memory_of_the_moon") as error:
+    monkeypatch.setattr(state, "HOST_MEMORY_KIND", "memory_of_the_moon")
+    with pytest.raises(ConfigError, match="needs devices with memory_of_the_moon") as error:
         program(offload_optimizer=True)
     assert error.value.names == ("Update.offload_optimizer",)
