@@ -77,7 +77,7 @@ def receipts(options: argparse.Namespace) -> dict[str, float]:
     from t5x_lite.data.stream.stream import ExampleIds
     from t5x_lite.models.config import TransformerConfig
     from t5x_lite.models.transformer import initialize
-    from t5x_lite.trainer.step_hashes import hash_of
+    from t5x_lite.trainer.step_hashes import hash_example_ids
     from t5x_lite.training.bit_fingerprints import fingerprint
 
     jax.config.update("jax_platforms", "cpu")
@@ -102,7 +102,7 @@ def receipts(options: argparse.Namespace) -> dict[str, float]:
         "the batch's bits": cpu_seconds(lambda: jax.block_until_ready(of(batch)), 50),
         "the weights' bits, a hundredth": cpu_seconds(lambda: jax.block_until_ready(of(params)), 10)
         / 100,
-        "which examples": cpu_seconds(lambda: hash_of(example_ids), 50),
+        "which examples": cpu_seconds(lambda: hash_example_ids(example_ids), 50),
     }
 
 

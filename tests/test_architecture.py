@@ -85,45 +85,6 @@ BRITISH = re.compile(
     re.IGNORECASE,
 )
 
-# Modules whose prose has not been revised for the word list. A revised module leaves the list: the
-# test fails for a name that is no longer needed.
-NOT_YET_PLAIN = {
-    "checkpoints.checkpointer",
-    "checkpoints.metadata",
-    "checkpoints.policy",
-    "checkpoints.run_directory",
-    "data.cache",
-    "data.prepare",
-    "data.tokenize.build_store",
-    "data.tokenize.workers",
-    "distributed.child_process",
-    "distributed.heartbeat",
-    "io.atomic",
-    "trainer.anomaly_guard",
-    "trainer.batch_size",
-    "trainer.goodput",
-    "trainer.loop",
-    "trainer.restore",
-    "trainer.step_hashes",
-    "trainer.throughput",
-    "trainer.wandb_tracker",
-    "training.callbacks",
-    "training.inputs",
-    "training.optimizers",
-    "training.setup",
-}
-# Likewise: modules in which not every parameter that gin can set is described.
-NOT_YET_DESCRIBED = {
-    "checkpoints.policy",
-    "data.cache",
-    "trainer.anomaly_guard",
-    "trainer.batch_size",
-    "trainer.profiler",
-    "trainer.restore",
-    "trainer.step_hashes",
-    "trainer.wandb_tracker",
-}
-
 
 def module_name(path):
     """The dotted name inside the package: "training.step"; a folder's __init__ is the folder."""
@@ -280,8 +241,7 @@ def test_strings_docstrings_and_comments_use_plain_words():
         for line, text in texts(module)
         for problem in unplain_words(text)
     ]
-    assert [problem for problem in wrong if problem[0] not in NOT_YET_PLAIN] == []
-    assert NOT_YET_PLAIN - {module for module, _ in wrong} == set()
+    assert wrong == []
 
 
 def test_documents_gin_files_and_scripts_use_plain_words():
@@ -341,8 +301,7 @@ def test_what_gin_can_call_describes_every_parameter():
             ]
             if missing:
                 wrong.append((module, node.name, missing))
-    assert [problem for problem in wrong if problem[0] not in NOT_YET_DESCRIBED] == []
-    assert NOT_YET_DESCRIBED - {module for module, *_ in wrong} == set()
+    assert wrong == []
 
 
 def gin_names():

@@ -1,10 +1,16 @@
-"""Saving a run and going on with it: train state and stream position in one atomic step (orbax v1).
+"""Save and restore checkpoints: train state and position in the data in one atomic step (orbax v1).
 
-Order in which a run looks for its start:
+The directory of a run with checkpoints:
 
-1. the newest checkpoint of its own model directory;
-2. weights of another run, if it is given one (`trainer.restore.InitFrom`);
-3. scratch.
+    checkpoints/
+      1000/                    a step
+        state/ progress/ ...   orbax's files
+        checksums.json         of all files, written when the step is complete
+        commit_success.txt     marks a complete step; a directory without it is ignored
+    quarantine/                steps that were corrupt
+    rolled_back/               steps that a rollback discarded
+
+`trainer.restore` decides which checkpoint a run resumes from.
 """
 
 import contextlib
@@ -22,7 +28,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from t5x_lite.checkpoints.frozen_base import BaseCheckpoint
-from t5x_lite.checkpoints.metadata import check_shapes, context, described
+from t5x_lite.checkpoints.metadata import check_shapes, context, read_descriptions
 from t5x_lite.checkpoints.policy import Better, CheckpointPolicy, ranking
 from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError
@@ -32,28 +38,36 @@ from t5x_lite.tree_paths import flatten, merge, omit, unflatten
 
 Json = dict[str, Any]
 State = TypeVar("State", bound=NamedTuple)  # its fields are trees of arrays
-COMPLETE = "commit_success.txt"  # orbax writes it last
+COMPLETE = "commit_success.txt"  # orbax writes it after all other files
 _LOG = logging.getLogger(__name__)
 
 
 class Checkpointer:
     """The checkpoints of one run, under `model_dir`/checkpoints/<step>; a context manager.
 
-    Saving copies the arrays and goes on in the background; a step directory counts only once it
-    holds its commit marker, which is written last, so neither a killed save nor half of a copy is
-    ever mistaken for a checkpoint, on any kind of file system.
+    Saving copies the arrays to host memory and continues in the background. A step counts only when
+    its directory contains the commit marker, which is written last. Therefore a killed save or a
+    partial copy is never mistaken for a checkpoint, on any kind of file system.
 
     Once a step is complete, a thread writes its files' checksums into it. `find_corruption`
     compares a step's files with them, and `quarantine` moves a step out of `checkpoints/`.
 
     A save that fails (a full disk, a store that cannot be reached) leaves the older steps as they
-    are. It is logged as a warning and tried again at a later step; `policy.max_failures` failures
-    in a row raise ConfigError.
+    are. It is logged as a warning and retried at a later step; `policy.max_failures` failures in a
+    row raise ConfigError.
 
-    A run that rests on another's checkpoint (`rest_on`) saves its weights without the frozen ones;
-    whoever reads weights here is given all of them.
+    A run with a base checkpoint (`use_base`) saves its weights without the frozen ones. Reading
+    weights here returns all of them.
 
-    Without a policy it is for reading: nothing is saved, and what another process is saving stays.
+    Args:
+        model_dir: The run's directory, or its address in an object store.
+        policy: When to save and what to keep. None is for reading only: nothing is saved, and
+            incomplete steps that another process is saving are not removed.
+
+    Attributes:
+        model_dir: The run's directory.
+        base: The checkpoint that holds the frozen weights of this run; None if there is none.
+        blocked_seconds: For how long the last `save` blocked the loop.
     """
 
     def __init__(self, model_dir: str | epath.PathLike, policy: CheckpointPolicy | None = None):
@@ -62,17 +76,17 @@ class Checkpointer:
         self.model_dir = epath.Path(model_dir)
         check_reachable(self.model_dir)
         self.base = BaseCheckpoint.recorded(self.model_dir)
-        self.blocked_seconds = 0.0  # of the loop, by the last save
+        self.blocked_seconds = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saving")
         self._pending: tuple[int, Future[None]] | None = None
         self._failures, self._retry_at = 0, 0.0
-        # orbax logs a failed save in some hundred lines; `_failed` logs it in one.
+        # orbax logs a failed save in some hundred lines; `_handle_failure` logs it in one.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._checkpointer = ocp.training.Checkpointer(
             absolute(self.model_dir) / "checkpoints",
             context=context(save_timeout_seconds=self._policy.save_timeout_seconds),
-            save_decision_policy=self._policy.saving(),
-            preservation_policy=self._policy.keeping(self.model_dir),
+            save_decision_policy=self._policy.save_policy(),
+            preservation_policy=self._policy.preservation_policy(self.model_dir),
             cleanup_tmp_directories=not self._for_reading,
         )
 
@@ -80,9 +94,10 @@ class Checkpointer:
         return self
 
     def __exit__(self, *_):
-        if self._pending is not None:  # alone: the other processes may have ended with an error
+        if self._pending is not None:
+            # Wait, but do not synchronize: the other processes may have ended with an error.
             self._pending[1].exception()
-        with contextlib.suppress(Exception):  # it raises what a failed save raised before
+        with contextlib.suppress(Exception):  # it raises the error of a failed save again
             self._checkpointer.close()
         self._thread.shutdown()
 
@@ -95,10 +110,15 @@ class Checkpointer:
     @property
     def steps(self) -> list[int]:
         """All complete steps, in order."""
-        return sorted(found.step for found in self._checkpointer.checkpoints)
+        return sorted(info.step for info in self._checkpointer.checkpoints)
 
     def best_step(self, metric: str, better: Better) -> int | None:
-        """The step at which a number, named as in metrics.jsonl, was best; None if none has it."""
+        """Return the step whose checkpoint is best by a metric; None if none has the metric.
+
+        Args:
+            metric: Its name in metrics.jsonl.
+            better: What is better, "lower" or "higher".
+        """
         return next(iter(ranking(self._checkpointer.checkpoints, metric, better)), None)
 
     def save(
@@ -111,16 +131,26 @@ class Checkpointer:
         metrics: Mapping[str, float] | None = None,
         record: Json | None = None,
     ) -> bool:
-        """Save in the background if the policy says so; returns whether that has begun.
+        """Start to save in the background if the policy wants this step.
 
-        progress: JSON, position and clock. metrics: numbers of this very step. record: JSON for a
-        person, such as the configuration and versions; nothing reads it.
+        It blocks until the arrays are copied, and until an earlier save has ended.
+
+        Args:
+            step: The number of steps done.
+            state: The train state.
+            progress: JSON of what else is needed to resume, such as the position in the data.
+            force: Save even if the policy does not want the step.
+            metrics: The numbers of this step, by which `best_step` and `keep_best` choose.
+            record: JSON for a reader, such as configuration and versions; no program reads it.
+
+        Returns:
+            Whether a save was started.
         """
         if not self.due(step, force=force):
             return False
         began = time.perf_counter()
-        self._settle(wait=True)
-        parts = {"state": self._own(state), "progress": progress}
+        self._finish_pending(wait=True)
+        parts = {"state": self._saved_parts(state), "progress": progress}
         if record is not None:
             parts["record"] = record
         try:
@@ -128,65 +158,94 @@ class Checkpointer:
                 step, parts, force=True, metrics=dict(metrics or {}) or None
             )
             assert response is not None
-        except Exception as error:  # whatever a store may raise
+        except Exception as error:  # any exception: it depends on the kind of store
             failed: Future[None] = Future()
             failed.set_exception(error)
             self._pending = (step, failed)
-            self._settle(wait=False)
+            self._finish_pending(wait=False)
             return False
-        self._pending = (step, self._thread.submit(self._complete, step, response))
+        self._pending = (step, self._thread.submit(self._wait_and_checksum, step, response))
         self.blocked_seconds = time.perf_counter() - began
         return True
 
     def due(self, step: int, *, force: bool = False) -> bool:
-        """Whether `save` would save; cheap."""
-        self._settle(wait=False)
-        return self.latest_step != step and (force or self._wanted(step))
+        """Return whether `save` would save; cheap enough to call after every step."""
+        self._finish_pending(wait=False)
+        return self.latest_step != step and (force or self._is_due(step))
 
     def progress(self, step: int) -> Json:
-        """What was saved beside a step's state, without reading the state."""
+        """Return the `progress` that was saved with a step, without reading the state."""
         return self._checkpointer.load_checkpointables(step, {"progress": None})["progress"]
 
     def record(self, step: int) -> Json:
-        """What was recorded for a person beside a step's state."""
+        """Return the `record` that was saved with a step."""
         return self._checkpointer.load_checkpointables(step, {"record": None})["record"]
 
     def saved_weights(self, step: int) -> Any:
-        """Shapes and types of a step's weights, as nested dicts of descriptions; no numbers."""
-        own = described(self._directory(step))["params"]
+        """Return shapes and types of a step's weights, as nested dicts of descriptions."""
+        saved_here = read_descriptions(self._directory(step))["params"]
         if self.base is None:
-            return own
-        with self._base() as other:
+            return saved_here
+        with self._open_base() as other:
             there = flatten(other.saved_weights(self.base.step))
-        return merge(own, {path: there[path] for path in self.base.fingerprints})
+        return merge(saved_here, {path: there[path] for path in self.base.fingerprints})
 
     def restore(self, step: int, abstract: State) -> tuple[State, Json]:
-        """The state of a step, placed as `abstract` says, and its progress."""
-        check_shapes(self._own(abstract), self._directory(step))
+        """Restore a step.
+
+        Args:
+            step: A complete step.
+            abstract: Shape, type and sharding of every array of the state.
+
+        Returns:
+            The state, sharded as `abstract`, and the `progress` that was saved with it.
+
+        Raises:
+            ConfigError: An array has another shape, or the base checkpoint is missing or changed.
+        """
+        check_shapes(self._saved_parts(abstract), self._directory(step))
         parts = self._checkpointer.load_checkpointables(
-            step, {"state": self._own(abstract), "progress": None}
+            step, {"state": self._saved_parts(abstract), "progress": None}
         )
         state = parts["state"]
         if self.base is not None:
-            frozen = self._frozen(abstract._asdict()["params"])
-            for name in self._with_weights(abstract):
-                # Each tree has arrays of its own: a step is given all of them to overwrite.
+            frozen = self._restore_frozen(abstract._asdict()["params"])
+            for name in self._weight_fields(abstract):
+                # The weights and their moving average must not share arrays: a training step
+                # overwrites the buffers of both (donation).
                 state[name] = merge(state[name], jax.tree.map(jnp.copy, frozen))
         return abstract._replace(**state), parts["progress"]
 
     def restore_weights(self, step: int, abstract: Any) -> Any:
-        """The weights of a step alone, placed as `abstract` says, whatever else was saved."""
-        own = omit(abstract, self.base.fingerprints) if self.base else abstract
-        params: Any = {}
-        if own:
-            check_shapes({"params": own}, self._directory(step))
-            with context(partial_load=True):
-                parts = ocp.load_checkpointables(self._directory(step), {"state": {"params": own}})
-            params = parts["state"]["params"]
-        return merge(params, self._frozen(abstract)) if self.base else params
+        """Restore the weights of a step alone.
 
-    def rest_on(self, base: BaseCheckpoint) -> None:
-        """Save and restore from now on without the weights that `base` holds, and record it."""
+        Args:
+            step: A complete step.
+            abstract: Shape, type and sharding of the weights to read, which may be some of them.
+
+        Returns:
+            The weights, in the structure of `abstract`.
+
+        Raises:
+            ConfigError: A weight has another shape, or the base checkpoint is missing or changed.
+        """
+        saved_here = omit(abstract, self.base.fingerprints) if self.base else abstract
+        params: Any = {}
+        if saved_here:
+            check_shapes({"params": saved_here}, self._directory(step))
+            with context(partial_load=True):
+                parts = ocp.load_checkpointables(
+                    self._directory(step), {"state": {"params": saved_here}}
+                )
+            params = parts["state"]["params"]
+        return merge(params, self._restore_frozen(abstract)) if self.base else params
+
+    def use_base(self, base: BaseCheckpoint) -> None:
+        """Save from now on without the weights that `base` holds, and record that.
+
+        Args:
+            base: The checkpoint that holds them.
+        """
         self.base = base
         if jax.process_index() == 0 and not self._for_reading:
             base.record(self.model_dir)
@@ -197,22 +256,34 @@ class Checkpointer:
                 )
 
     def arrays(self, step: int) -> dict[str, np.ndarray]:
-        """All arrays of a step's state in this process's memory, by their paths."""
-        stored = described(self._directory(step))
+        """Read all arrays of a step's state into this process's memory; returns them by path."""
+        stored = read_descriptions(self._directory(step))
         with context():
             into = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored)
-            found = ocp.load_checkpointables(self._directory(step), {"state": into})["state"]
-        return {path: np.asarray(leaf) for path, leaf in flatten(found).items()}
+            state = ocp.load_checkpointables(self._directory(step), {"state": into})["state"]
+        return {path: np.asarray(leaf) for path, leaf in flatten(state).items()}
 
     def wait(self) -> None:
-        """Return once everything saved so far is safely on disk, or has failed."""
-        self._settle(wait=True)
+        """Wait until everything that was saved is on disk, or has failed."""
+        self._finish_pending(wait=True)
 
-    def save_surely(self, step: int, state: NamedTuple, progress: Json, **beside: Any) -> None:
-        """Return once this step is safely on disk, trying again as often as the policy allows."""
+    def save_with_retries(
+        self, step: int, state: NamedTuple, progress: Json, **beside: Any
+    ) -> None:
+        """Save a step and wait until it is on disk, with the retries that the policy allows.
+
+        Args:
+            step: The number of steps done. A step that is on disk already is not saved again.
+            state: The train state.
+            progress: As for `save`.
+            **beside: `metrics` and `record`, as for `save`.
+
+        Raises:
+            ConfigError: After `policy.max_failures` failures in a row.
+        """
         while True:
             self.save(step, state, progress, force=True, **beside)
-            self._settle(wait=True)
+            self._finish_pending(wait=True)
             if step in self.steps:
                 return
             time.sleep(self._policy.retry_seconds)
@@ -245,33 +316,34 @@ class Checkpointer:
         self._checkpointer.reload()
         return target
 
-    def _with_weights(self, state: NamedTuple) -> list[str]:
-        found = state._asdict()
-        return [name for name in ("params", "average") if found.get(name) is not None]
+    def _weight_fields(self, state: NamedTuple) -> list[str]:
+        """The fields of a state that hold weights."""
+        fields = state._asdict()
+        return [name for name in ("params", "average") if fields.get(name) is not None]
 
-    def _own(self, state: NamedTuple) -> dict[str, Any]:
-        """What of a state is saved here: all but the frozen weights that another run keeps."""
+    def _saved_parts(self, state: NamedTuple) -> dict[str, Any]:
+        """The parts of a state that are saved here: all but the weights that the base holds."""
         parts = state._asdict()
         if self.base is None:
             return parts
-        own = {
-            name: omit(parts[name], self.base.fingerprints) for name in self._with_weights(state)
+        saved_here = {
+            name: omit(parts[name], self.base.fingerprints) for name in self._weight_fields(state)
         }
-        return parts | own
+        return parts | saved_here
 
-    def _frozen(self, abstract: Any) -> dict[str, Any]:
-        """The frozen weights among `abstract`, by their paths, from where this run took them."""
+    def _restore_frozen(self, abstract: Any) -> dict[str, Any]:
+        """Restore those weights of `abstract` that the base holds, by their paths."""
         assert self.base is not None
-        wanted = {p: leaf for p, leaf in flatten(abstract).items() if p in self.base.fingerprints}
-        if not wanted:
+        frozen = {p: leaf for p, leaf in flatten(abstract).items() if p in self.base.fingerprints}
+        if not frozen:
             return {}
-        with self._base() as other:
-            weights = flatten(other.restore_weights(self.base.step, unflatten(wanted)))
+        with self._open_base() as other:
+            weights = flatten(other.restore_weights(self.base.step, unflatten(frozen)))
         self.base.check(weights, self.model_dir)
         return weights
 
-    def _base(self) -> "Checkpointer":
-        """The run that this one rests on, for reading."""
+    def _open_base(self) -> "Checkpointer":
+        """Open the run that holds the base checkpoint, for reading."""
         assert self.base is not None
         if not (self.base.model_dir / "checkpoints").is_dir():
             raise self.base.error(self.model_dir, "no checkpoints")
@@ -284,51 +356,58 @@ class Checkpointer:
     def _directory(self, step: int) -> epath.Path:
         return epath.Path(self._checkpointer.directory) / str(step)
 
-    def _wanted(self, step: int) -> bool:
-        """Whether the policy wants this step, or one that failed is to be made up for.
+    def _is_due(self, step: int) -> bool:
+        """Whether the policy wants this step, or it is time to retry a failed save.
 
-        Several processes do not make up for it early: they would have to agree on the moment.
+        Several processes wait for the next step that the policy wants: to retry earlier, they would
+        have to agree on the step.
         """
         alone = jax.process_count() == 1
-        again = alone and self._failures > 0 and time.monotonic() >= self._retry_at
-        return again or (self._policy.may_want(step) and self._checkpointer.should_save(step))
+        retry = alone and self._failures > 0 and time.monotonic() >= self._retry_at
+        return retry or (self._policy.may_save(step) and self._checkpointer.should_save(step))
 
-    def _complete(self, step: int, response: Any) -> None:
-        """Wait for a save and record its checksums; in the thread."""
+    def _wait_and_checksum(self, step: int, response: Any) -> None:
+        """Wait for a save and write its checksums; runs in the thread."""
         response.result()
         if jax.process_index() == 0 and not is_url(self.model_dir):
-            # The step may be deleted meanwhile, and a disk may have room for no more.
+            # The policy may delete the step meanwhile, and the disk may be full.
             with contextlib.suppress(OSError):
                 checksums.write_checksums(Path(self._directory(step)))
 
-    def _settle(self, *, wait: bool) -> None:
-        """See what became of the save under way; called after every step, so cheap.
+    def _finish_pending(self, *, wait: bool) -> None:
+        """Handle the result of the pending save, if it has ended; cheap enough for every step.
 
-        Several processes do so only where all of them come by and wait: what one could not save
-        none has saved.
+        Several processes must agree on the result: a step that one of them could not save is not
+        saved. They exchange it only where all of them wait, and never poll.
+
+        Args:
+            wait: Wait for the save to end.
         """
         alone = processes.count() == 1
         if self._pending is None or not (wait or (alone and self._pending[1].done())):
             return
         (step, saving), self._pending = self._pending, None
         error = saving.exception()
-        said = processes.gather(error and shortened(str(error)), "saved", seconds=processes.LONG)
-        if error is None and any(said):
-            error = RuntimeError(next(filter(None, said)))
+        text = error and shortened(str(error))
+        failures = list(filter(None, processes.gather(text, "saved", seconds=processes.LONG)))
+        if error is None and failures:
+            error = RuntimeError(failures[0])
         if error is None:
             self._failures = 0
         else:
-            self._failed(step, error)
+            self._handle_failure(step, error)
 
-    def _failed(self, step: int, error: BaseException) -> None:
+    def _handle_failure(self, step: int, error: BaseException) -> None:
         self._failures += 1
         self._retry_at = time.monotonic() + self._policy.retry_seconds
-        with contextlib.suppress(Exception):  # orbax raises it in every thread once: also in ours
+        # Orbax raises the error once in every thread, also in this one.
+        with contextlib.suppress(Exception):
             self._checkpointer.wait()
-        left, most = self._directory(step), self._policy.max_failures
-        with contextlib.suppress(OSError):  # what there is of it takes room
-            if jax.process_index() == 0 and left.exists() and not (left / COMPLETE).exists():
-                left.rmtree()
+        incomplete, most = self._directory(step), self._policy.max_failures
+        with contextlib.suppress(OSError):  # remove the incomplete files: the disk may be full
+            is_incomplete = incomplete.exists() and not (incomplete / COMPLETE).exists()
+            if jax.process_index() == 0 and is_incomplete:
+                incomplete.rmtree()
         self._checkpointer.reload()
         newest = "there is no checkpoint yet"
         if self.latest_step is not None:
@@ -344,7 +423,16 @@ class Checkpointer:
 
 
 def chosen_step(saved: Checkpointer, step: int | None, *names: str) -> int:
-    """`step`, or the newest for None; ConfigError, naming the steps there are, if it is missing."""
+    """Return `step` if there is a checkpoint of it; for None, the newest.
+
+    Args:
+        saved: The checkpoints.
+        step: A step or None.
+        *names: The gin names that set directory and step, for the error.
+
+    Raises:
+        ConfigError: There is no such checkpoint; the error lists those that exist.
+    """
     steps = saved.steps
     if not steps or step not in (None, *steps):
         raise ConfigError(
@@ -356,11 +444,16 @@ def chosen_step(saved: Checkpointer, step: int | None, *names: str) -> int:
 
 
 def shortened(text: str, most: int = 400) -> str:
-    """A text as one line, without its middle where it is long: the cause often stands last."""
+    """Return a text as one line; a long one loses its middle, since the cause is often at the end.
+
+    Args:
+        text: Such as an error of TensorStore, which may have hundreds of lines.
+        most: The number of characters to keep, about.
+    """
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
 
 
 def absolute(path: epath.Path) -> epath.Path:
-    """The path from the root; an address is one already."""
+    """Return the absolute path; the address of an object store is returned as it is."""
     return path if is_url(path) else path.absolute()

@@ -1,7 +1,7 @@
-"""What a checkpoint says of its arrays, held against what is wanted before anything is allocated.
+"""Check the description of a checkpoint's arrays before they are read or memory is allocated.
 
-A checkpoint may be anybody's: one that leads out of its directory or describes absurd arrays is
-refused.
+A checkpoint may be of unknown origin. One whose description refers to files outside its directory,
+or to larger arrays than its files can hold, is refused.
 """
 
 import math
@@ -21,48 +21,73 @@ from t5x_lite.tree_paths import flatten
 _DESCRIPTIONS = ("_CHECKPOINT_METADATA", "*/_METADATA", "*/_sharding", "*/array_metadatas/*")
 
 
-def described(directory: epath.Path) -> Any:
-    """What a step says of its state, as nested dicts of shapes and types; no numbers.
+def read_descriptions(directory: epath.Path) -> Any:
+    """Return shapes and types of a checkpoint's state, without reading the arrays.
 
-    Raises ConfigError where it is not to be trusted.
+    Args:
+        directory: Of a step.
+
+    Returns:
+        Nested dicts of descriptions with `shape` and `dtype`, as in the state.
+
+    Raises:
+        ConfigError: The description cannot be read, or is not to be trusted.
     """
     local = not is_url(directory)
     try:
         if local:
             check_descriptions(Path(directory), _DESCRIPTIONS)
         with context():
-            found = ocp.checkpointables_metadata(directory).metadata["state"]
-        if found is None:
-            raise ValueError("what it says of its arrays cannot be read")
+            state = ocp.checkpointables_metadata(directory).metadata["state"]
+        if state is None:
+            raise ValueError("the description of its arrays cannot be read")
         if local:
-            leaves = [leaf for leaf in jax.tree.leaves(found) if hasattr(leaf, "shape")]
+            leaves = [leaf for leaf in jax.tree.leaves(state) if hasattr(leaf, "shape")]
             size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
             check_size(size, Path(directory))
     except (ValueError, KeyError) as error:
         raise ConfigError(f"{directory} is refused as a checkpoint: {error}") from error
-    return found
+    return state
 
 
-def check_shapes(wanted: Any, directory: epath.Path) -> None:
-    """Raise ConfigError for arrays of a state that a step has in other shapes than wanted."""
-    found = {
-        path: getattr(leaf, "shape", None) for path, leaf in flatten(described(directory)).items()
+def check_shapes(expected: Any, directory: epath.Path) -> None:
+    """Check that the arrays of a checkpoint have the shapes that a state expects.
+
+    Args:
+        expected: Arrays, or their shapes, in the structure of the state. Arrays that the checkpoint
+            does not have are ignored here: orbax names them when it restores.
+        directory: Of a step.
+
+    Raises:
+        ConfigError: An array has another shape; the first one is named.
+    """
+    saved = {
+        path: getattr(leaf, "shape", None)
+        for path, leaf in flatten(read_descriptions(directory)).items()
     }
     other = {
         path: list(leaf.shape)
-        for path, leaf in flatten(wanted).items()
-        if path in found and found[path] != leaf.shape
+        for path, leaf in flatten(expected).items()
+        if path in saved and saved[path] != leaf.shape
     }
     for path, shape in other.items():
         raise ConfigError(
-            f"{directory} has {path} {list(found[path] or ())}, wanted is {shape}; of all arrays "
-            f"{len(other)} differ",
+            f"{directory} has {path} {list(saved[path] or ())}, but the model expects {shape}; "
+            f"{len(other)} arrays differ",
             "MODEL_DIR",
         )
 
 
 def context(*, partial_load: bool = False, save_timeout_seconds: int | None = None) -> ocp.Context:
-    """How orbax is to read and write, here as everywhere; its own commit marker, on any store."""
+    """Return orbax's options, the same wherever this package uses it.
+
+    A complete checkpoint is marked by a file. Orbax's other way, renaming the directory, is not
+    atomic on object stores.
+
+    Args:
+        partial_load: Allow to restore a part of the saved arrays.
+        save_timeout_seconds: Seconds after which a save fails; None is orbax's default.
+    """
     context = ocp.Context()
     if save_timeout_seconds is not None:
         context.asynchronous.timeout_secs = save_timeout_seconds

@@ -1,4 +1,4 @@
-"""When a run saves, what it keeps, and how often saving may fail."""
+"""The checkpoint policy: when a run saves, what it keeps, and how failed saves are retried."""
 
 import dataclasses
 import datetime
@@ -18,20 +18,33 @@ _saving, _keeping = ocp.training.save_decision_policies, ocp.training.preservati
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointPolicy:
-    """When to save, what to keep, and when to give up; the last step of a run is always saved.
+    """When a run saves checkpoints, which of them it keeps, and how it retries failed saves.
 
-    period: save when the number of finished steps is a multiple of it.
-    every_minutes: save as well when so much time has gone by since the last save.
-    keep: so many of the newest checkpoints stay; None keeps all.
-    keep_period: those of multiples of it stay for good.
-    keep_best: for each number, named as in metrics.jsonl ("validation/embedded_text/loss"), whether
-        "lower" or "higher" is better; the `keep_best_count` best checkpoints by each stay. A
-        checkpoint counts if the number was reported at its very step.
-    pinned_steps: are saved and stay for good.
-    retry_seconds: how long to wait after a save that failed before the next try. The run goes on.
-    save_timeout_seconds: a save that has not ended by then has failed. When one process of several
-        cannot write, the others may hear of it no sooner.
-    max_failures: after so many failures in a row the run ends.
+    The last step of a run is always saved. A checkpoint is kept if any of `keep`, `keep_period`,
+    `keep_best` and `pinned_steps` keeps it; the others are deleted when newer ones are complete.
+
+    Args:
+        period: Save after every step that is a multiple of it. With the default of 1000, a crash
+            costs at most as many steps.
+        every_minutes: Also save when this number of minutes has passed since the last save or the
+            start of the process; None does not.
+        keep: Keep this number of the newest checkpoints; None keeps all. The default of 3 leaves
+            older ones to return to if the newest is corrupt.
+        keep_period: Permanently keep the checkpoints of steps that are multiples of it; None keeps
+            none of them.
+        keep_best: Keep the best checkpoints by a metric: {name: "lower" or "higher"}, which says
+            what is better. Names are as in metrics.jsonl, such as "validation/embedded_text/loss".
+            A checkpoint counts only if the metric was reported at its own step.
+        keep_best_count: The number of best checkpoints to keep by each metric.
+        pinned_steps: Save at these steps, and permanently keep their checkpoints.
+        retry_seconds: After a failed save, retry as soon as this number of seconds has passed.
+            Training continues meanwhile.
+        save_timeout_seconds: A save that takes longer than this has failed. If one of several
+            processes cannot write, the others may not notice it before.
+        max_failures: End the run with an error after this number of failed saves in a row.
+
+    Raises:
+        ConfigError: A value is out of range.
     """
 
     period: int = 1000
@@ -57,8 +70,8 @@ class CheckpointPolicy:
         valid = set(self.keep_best.values()) <= {"lower", "higher"}
         require_field(self, "keep_best", valid, "metric names with 'lower' or 'higher'")
 
-    def saving(self) -> Any:
-        """The policy as orbax's decision to save."""
+    def save_policy(self) -> Any:
+        """Return orbax's policy for when to save."""
         policies: list[Any] = [
             _saving.FixedIntervalPolicy(self.period),
             _saving.SpecificStepsPolicy(frozenset(self.pinned_steps)),
@@ -67,19 +80,28 @@ class CheckpointPolicy:
             policies.append(EveryMinutes(self.every_minutes))
         return _saving.AnySavePolicy(policies=policies)
 
-    def may_want(self, step: int) -> bool:
-        """Whether `saving` could choose this step; orbax takes half a millisecond to say so."""
+    def may_save(self, step: int) -> bool:
+        """Return whether the policy may save at a step.
+
+        It is called after each step and only excludes steps quickly: orbax takes half a millisecond
+        to decide.
+        """
         by_step = step % self.period == 0 or step in self.pinned_steps
         return by_step or self.every_minutes is not None
 
-    def keeping(self, model_dir: epath.Path) -> Any:
-        """The policy as orbax's decision to preserve; so are the steps that other runs rest on."""
+    def preservation_policy(self, model_dir: epath.Path) -> Any:
+        """Return orbax's policy for which checkpoints to keep.
+
+        Args:
+            model_dir: The run's directory. It lists the checkpoints that other runs need, since
+                they hold those runs' frozen weights; they are kept too.
+        """
         if self.keep is None:
             return _keeping.PreserveAll()
         policies: list[Any] = [
             _keeping.LatestN(self.keep),
             _keeping.CustomSteps(tuple(self.pinned_steps)),
-            RestedOn(model_dir),
+            UsedByOtherRuns(model_dir),
             *(Best(name, better, self.keep_best_count) for name, better in self.keep_best.items()),
         ]
         if self.keep_period is not None:
@@ -88,9 +110,12 @@ class CheckpointPolicy:
 
 
 class EveryMinutes(_saving.ContinuousCheckpointingPolicy):
-    """Save once so many minutes have gone by since the last save or the start of the process.
+    """Save when some minutes have passed since the last save or the start of the process.
 
-    The first process decides for all.
+    The first process decides for all, since their clocks differ.
+
+    Args:
+        minutes: Between two saves.
     """
 
     def __init__(self, minutes: float):
@@ -98,7 +123,7 @@ class EveryMinutes(_saving.ContinuousCheckpointingPolicy):
         self._began = _Time(datetime.datetime.now(tz=datetime.UTC))
 
     def should_save(self, step: Any, previous_steps: Sequence[Any], *, context: Any) -> bool:
-        """Say whether the time has come."""
+        """Return whether the time has passed."""
         newest = max([self._began, *previous_steps], key=lambda info: info.time)
         return super().should_save(step, [newest], context=context)  # pyright: ignore
 
@@ -108,38 +133,55 @@ class _Time(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class RestedOn:
-    """Keep the checkpoints that hold the frozen weights of other runs (`frozen.Base`)."""
+class UsedByOtherRuns:
+    """Keep the checkpoints that hold the frozen weights of other runs (`frozen_base`).
+
+    Args:
+        model_dir: The directory of this run.
+    """
 
     model_dir: epath.Path
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Say of each checkpoint whether it stays."""
+        """Return for each checkpoint whether to keep it."""
         steps = pinned(self.model_dir)
         return [info.step in steps for info in checkpoints]
 
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """Keep the checkpoints that are best by one number; those without it are not kept by this."""
+    """Keep the checkpoints that are best by one metric; those without it do not count.
+
+    Args:
+        metric: Its name in metrics.jsonl.
+        better: What is better, "lower" or "higher".
+        count: The number of checkpoints to keep.
+    """
 
     metric: str
     better: Better
     count: int
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Say of each checkpoint whether it stays."""
+        """Return for each checkpoint whether to keep it."""
         ranked = ranking(checkpoints, self.metric, self.better)[: self.count]
         return [info.step in ranked for info in checkpoints]
 
 
 def ranking(checkpoints: Sequence[Any], metric: str, better: Better) -> list[int]:
-    """The steps at which a number was reported, the best first; of equals the newer first."""
-    found = [(info.metrics[metric], -info.step) for info in checkpoints if has(info, metric)]
+    """Return the steps of the checkpoints that have a metric, best first; of equals, newest first.
+
+    Args:
+        checkpoints: Orbax's descriptions of them.
+        metric: Its name in metrics.jsonl.
+        better: What is better, "lower" or "higher".
+    """
     sign = 1 if better == "lower" else -1
-    return [-step for _, step in sorted((sign * value, step) for value, step in found)]
+    # Sorting by (value, -step) puts the newer of two equals first.
+    order = sorted((sign * i.metrics[metric], -i.step) for i in checkpoints if _has(i, metric))
+    return [-negative_step for _, negative_step in order]
 
 
-def has(info: Any, metric: str) -> bool:
-    """Whether a checkpoint knows a number; one that is not finite does not count."""
+def _has(info: Any, metric: str) -> bool:
+    """Whether a checkpoint has a finite value of a metric."""
     return bool(info.metrics) and math.isfinite(info.metrics.get(metric, math.nan))

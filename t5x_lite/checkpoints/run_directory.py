@@ -1,4 +1,4 @@
-"""What a model directory says about its run: which model, which config, which code."""
+"""Records in a run's directory: the model, and the configuration and versions of each launch."""
 
 import dataclasses
 import importlib.metadata
@@ -37,7 +37,16 @@ _PACKAGES = (
 
 
 def check_model_dir(model_dir: epath.PathLike, model: TransformerConfig) -> None:
-    """Raise ConfigError if the directory cannot hold this run, or holds one of another model."""
+    """Check that a directory can hold a run of this model.
+
+    Args:
+        model_dir: The directory, which need not exist.
+        model: The model's configuration. Settings that do not change the weights, such as dropout,
+            may differ from those of the recorded model.
+
+    Raises:
+        ConfigError: It is a file, or holds a run of another model.
+    """
     model_dir = epath.Path(model_dir)
     if model_dir.exists() and not model_dir.is_dir():
         raise ConfigError(f"the model directory {model_dir} is a file", "MODEL_DIR")
@@ -49,7 +58,7 @@ def check_model_dir(model_dir: epath.PathLike, model: TransformerConfig) -> None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is not readable as JSON: {error}", "MODEL_DIR") from error
     now = _architecture(model)
-    # A directory older than a switch was made with what is now the switch's default.
+    # A directory that was written before a setting existed has what is now its default.
     switches = [f for f in dataclasses.fields(model) if f.default is not dataclasses.MISSING]
     defaults = json.loads(json.dumps({f.name: f.default for f in switches if f.name in now}))
     before = defaults | before
@@ -72,10 +81,17 @@ def write_launch(
     describe_config: Callable[[], str],
     mixture: Mapping[str, float] | None = None,
 ) -> dict[str, object]:
-    """Record this launch: the model, the operative gin config, versions, git revision, command.
+    """Record a launch in launches/from_step_<step>/; only the first process writes.
 
-    mixture: the share of examples that is planned of each task.
-    Returns the same, for the checkpoints.
+    Args:
+        model_dir: The run's directory.
+        model: The model's configuration, written to model.json.
+        start_step: The step that the launch starts or resumes from.
+        describe_config: Returns the operative gin configuration.
+        mixture: The fraction of examples that is planned for each task.
+
+    Returns:
+        Model, configuration and versions, which are saved with each checkpoint too.
     """
     config, packages = describe_config(), versions()
     record = {"model": json.dumps(_architecture(model)), "config": config, "versions": packages}
@@ -92,7 +108,14 @@ def write_launch(
 
 
 def recorded_model(model_dir: epath.PathLike) -> TransformerConfig:
-    """The configuration that a run wrote into its directory."""
+    """Return the model that a run recorded in its directory.
+
+    Args:
+        model_dir: The run's directory.
+
+    Raises:
+        ConfigError: There is no record, or it cannot be read.
+    """
     path = epath.Path(model_dir) / MODEL
     try:
         fields = read_json(path, max_bytes=1 << 20)
@@ -101,32 +124,37 @@ def recorded_model(model_dir: epath.PathLike) -> TransformerConfig:
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         return TransformerConfig(**fields)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} does not tell a run's model: {error}", "MODEL_DIR") from error
+        raise ConfigError(f"{path} does not describe a model: {error}", "MODEL_DIR") from error
 
 
 def launch_steps(model_dir: epath.PathLike) -> list[int]:
-    """The steps from which the run was launched, the first launch included."""
+    """Return the steps that launches of a run started or resumed from, in ascending order.
+
+    Args:
+        model_dir: The run's directory.
+    """
     launches = (epath.Path(model_dir) / LAUNCHES).glob(f"{_FROM_STEP}*")
     return sorted(int(path.name.removeprefix(_FROM_STEP)) for path in launches)
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide numbers, git revision and command line."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    """Return versions of Python and of packages that affect numbers, git revision and command."""
+    recorded = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            recorded[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
+            recorded[package] = "not installed"
     program = "t5x_lite" if sys.argv[0].endswith("/t5x_lite/__main__.py") else sys.argv[0]
     command = shlex.join([program, *sys.argv[1:]])
-    return {**found, "git_revision": _git_revision(), "command": command}
+    return {**recorded, "git_revision": _git_revision(), "command": command}
 
 
 def _git_revision() -> str:
     """The checkout's commit, with "+dirty" for local changes.
 
-    Outside a checkout what the launcher that shipped the code says in T5X_LITE_REVISION, or "none".
+    Outside a checkout it is the environment variable T5X_LITE_REVISION, which the launchers that
+    copy the code to other machines set, or "none".
     """
     shipped = os.environ.get("T5X_LITE_REVISION", "none")
 
@@ -137,7 +165,9 @@ def _git_revision() -> str:
         ).stdout.strip()
 
     try:
-        inside = git("ls-files", Path(__file__).name)  # a wheel may lie inside someone's checkout
+        inside = git(
+            "ls-files", Path(__file__).name
+        )  # an installed wheel may be inside another checkout
         if not inside:
             return shipped
         return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain") else "")
@@ -146,5 +176,5 @@ def _git_revision() -> str:
 
 
 def _architecture(model: TransformerConfig) -> dict[str, object]:
-    fields = json.loads(json.dumps(dataclasses.asdict(model)))  # tuples as JSON has them
+    fields = json.loads(json.dumps(dataclasses.asdict(model)))  # tuples become lists, as when read
     return {name: value for name, value in fields.items() if name not in _NOT_ARCHITECTURE}

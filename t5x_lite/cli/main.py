@@ -155,7 +155,7 @@ def _join_processes(request: arguments.Request) -> Callable[..., None]:
     options = request.options
     config = processes.DistributedConfig.find(options, os.environ)
     if request.command.rendezvous:
-        rendezvous.call(config, seconds=options["wait_seconds"])
+        rendezvous.wait_for_all(config, seconds=options["wait_seconds"])
     seconds = float(options["missing_seconds"] or heartbeat.SECONDS)
     # jax's heartbeat times out later than this package's, which names the process that died.
     processes.initialize(config, heartbeat_seconds=round(2 * seconds) + 40)

@@ -1,4 +1,4 @@
-"""`t5x_lite cache`: tokenize a task or mixture once, before it is trained on."""
+"""`t5x_lite cache`: tokenize a task or mixture once, before training."""
 
 import dataclasses
 import logging
@@ -21,24 +21,34 @@ def cache(
     beam_flags: Sequence[str] | None = None,
     describe_config: Callable[[], str] = str,
 ) -> None:
-    """Make the token stores of a mixture's tasks, a file of their sources at a time.
+    """Build the token stores of all tasks of a mixture, and show their sizes.
 
-    processes: of this machine; None is one per core. beam_flags: of a runner of Apache Beam, which
-    then does the work; all its workers must see `data.data_dir`. Whenever it is stopped or killed,
-    the same command goes on with the files that are not done.
+    An interrupted call is resumed by the same command, from the files that are done.
+
+    Args:
+        data: The task or mixture, and how to tokenize it.
+        processes: Number of processes of this machine that tokenize; None starts one per core.
+        beam_flags: Flags of Apache Beam, such as ["--runner=FlinkRunner"], which then tokenizes
+            instead. All its workers must see `data.data_dir` under the same path. None does not use
+            Beam.
+        describe_config: Not used; the command line passes it to every command.
+
+    Raises:
+        ConfigError: `processes` is less than 1, or the data cannot be tokenized.
     """
     if processes is not None and processes < 1:
-        raise ConfigError(f"processes is {processes}; wanted 1 or more", "cache.processes")
+        raise ConfigError(f"processes is {processes}; expected 1 or more", "cache.processes")
     with Processes(processes) as workers:
         make_parts = workers.make_parts if beam_flags is None else Beam(beam_flags).make_parts
-        before = dataclasses.replace(data, tokenization="before_training", use_cached=False)
-        plan = prepare(before, make_parts=make_parts)
+        # The data's own settings are for training; here, all stores are made, and made now.
+        data_to_cache = dataclasses.replace(data, tokenization="before_training", use_cached=False)
+        plan = prepare(data_to_cache, make_parts=make_parts)
     rows = [
         (
             task.name,
             split,
             f"{store.num_examples:,}",
-            f"{sum(each['tokens'] for each in store.manifest['features'].values()):,}",
+            f"{sum(feature['tokens'] for feature in store.manifest['features'].values()):,}",
             store.manifest["tokenizer"],
         )
         for task, split, store in plan.stores()

@@ -1,4 +1,4 @@
-"""Tasks that are registered with seqio: those of a mixture, their rates and vocabulary."""
+"""Look up tasks that are registered with seqio: those of a mixture, their rates and vocabulary."""
 
 import dataclasses
 import difflib
@@ -111,10 +111,14 @@ def _with_vocabulary(task: "seqio.Task", vocabulary: "seqio.Vocabulary") -> "seq
     )
 
 
-def own_objectives(data: "Data") -> dict[str, Objective]:
+def provided_objectives(data: "Data") -> dict[str, Objective]:
     """Return the objectives of those tasks that do not use the run's, by task name.
 
-    Only task providers with a property `objectives` can state them without registering the tasks.
+    Only task providers with a property `objectives` can name them without registering the tasks,
+    which takes seconds.
+
+    Args:
+        data: The run's data.
     """
     objectives: dict[str, Objective] = {}
     for provider in data.task_providers:

@@ -18,14 +18,14 @@ from t5x_lite.debugging.activation_probes import ProbeRow, Probes, Range, as_ran
 from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError
 from t5x_lite.io.json_lines import read_json_lines
-from t5x_lite.trainer import anomaly_guard
+from t5x_lite.trainer.anomaly_guard import Decision, data_jumps, is_discarded, read_decisions
 from t5x_lite.trainer.loop import compiled_step
 from t5x_lite.trainer.prepare_run import PreparedRun, prepare_run
-from t5x_lite.trainer.restore import Start, from_weights, go_on
+from t5x_lite.trainer.restore import RunStart, resume_from, start_from_weights
 from t5x_lite.trainer.step_hashes import RECEIPTS
 from t5x_lite.training.bit_fingerprints import to_hex
 from t5x_lite.training.callbacks import Callback
-from t5x_lite.training.inputs import in_order
+from t5x_lite.training.inputs import batches_from
 from t5x_lite.training.step import split_microbatches
 from t5x_lite.training.step_metrics import FINGERPRINT_PREFIX
 from t5x_lite.tree_paths import flatten
@@ -112,7 +112,7 @@ def _replay(run: PreparedRun, callbacks: Sequence[Callback], *, step: int, large
     with Checkpointer(run.directory) as saved:
         start = _start(run, saved, step)
         _LOG.info(f"replaying from step {start.step:,} to step {step:,}")
-        decisions = anomaly_guard.read(run.directory)
+        decisions = read_decisions(run.directory)
         state, batch, train_step = _forward(run, start, decisions, callbacks, step)
         with logged_wait(_LOG, f"measuring the values in step {step:,}"):
             ranges = _measure(run, state.params, batch, state.step)
@@ -131,27 +131,27 @@ def _replay(run: PreparedRun, callbacks: Sequence[Callback], *, step: int, large
     sys.exit(1)
 
 
-def _start(run: PreparedRun, saved: Checkpointer, step: int) -> Start:
+def _start(run: PreparedRun, saved: Checkpointer, step: int) -> RunStart:
     """Return the newest intact checkpoint before the step, or else the beginning of the run.
 
     A checkpoint that the anomaly guard rolled back is not part of the run.
     """
-    taken = anomaly_guard.read(run.directory)
+    taken = read_decisions(run.directory)
     for saved_step in reversed([number for number in saved.steps if number < step]):
         corruption = saved.find_corruption(saved_step) if processes.is_first() else None
         if processes.broadcast(corruption) is not None:
             _LOG.info(f"checkpoint of step {saved_step:,} is corrupt ({corruption}); skipping it")
-        elif not anomaly_guard.gave_up(taken, saved_step, saved.progress(saved_step)):
-            return go_on(run.program, saved, saved_step)
+        elif not is_discarded(taken, saved_step, saved.progress(saved_step)):
+            return resume_from(run.program, saved, saved_step)
     if run.init_from is not None:
-        return from_weights(run.program, saved, run.init_from)
-    return Start(run.program.initial(), 0, None, 0.0)
+        return start_from_weights(run.program, saved, run.init_from)
+    return RunStart(run.program.initial(), 0, None, 0.0)
 
 
 def _forward(
     run: PreparedRun,
-    start: Start,
-    taken: Sequence[anomaly_guard.Decision],
+    start: RunStart,
+    taken: Sequence[Decision],
     callbacks: Sequence[Callback],
     step: int,
 ) -> tuple[Any, Any, Any]:
@@ -161,9 +161,9 @@ def _forward(
         train_step = compiled_step(run.program, stream)
     state, at, position, _, progress = start
     first: StreamPosition = stream.start() if position is None else position
-    jumps = anomaly_guard.jumps(taken, at, progress.get("decisions", 0))
+    jumps = data_jumps(taken, at, progress.get("decisions", 0))
     size = stream.batch_size
-    for batch, before, _ in in_order(stream, at, first, jumps, process_rows(size, sharding)):
+    for batch, before, _ in batches_from(stream, at, first, jumps, process_rows(size, sharding)):
         for callback in callbacks:  # the run's own, which may have changed its batches
             batch = callback.on_batch(at + 1, batch, before)
         batch = to_devices(batch, sharding, batch_size=size)

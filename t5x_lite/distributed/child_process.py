@@ -67,7 +67,7 @@ class ChildProcess:
         errors = None if output is None and on_line is None else subprocess.STDOUT
         errors = errors if on_error_line is None else subprocess.PIPE
         self._process = subprocess.Popen(
-            # See `_execute`. -I and -S leave out the user's settings and all packages: this
+            # See `_execute`. -I and -S exclude the user's settings and all packages: this
             # interpreter lives for some 50 ms.
             [sys.executable, "-I", "-S", __file__, str(os.getpid()), *command],
             env=environment,

@@ -1,8 +1,8 @@
 """Heartbeats: all processes of a run notice when one is missing, name it, and exit.
 
-Every process sends its heartbeat to process 0, which tells the others which of them are missing: a
-process that exits for this reason names the missing one and ends with START_AGAIN, for a launcher
-to restart the run. jax has a similar check, which aborts a process (exit code 134) without naming
+Every process sends its heartbeat to process 0, which announces to the others which of them are
+missing. They then exit with START_AGAIN, for a launcher to restart the run, and name the missing
+ones. jax has a similar check, which aborts a process (exit code 134) without naming
 the missing one. It remains as a last resort, and it ends the others at once when process 0, whose
 service carries the heartbeats, has died.
 """
@@ -97,7 +97,7 @@ class Heartbeat:
         self._exited: set[int] = set()  # processes that exited cleanly
         self._threads = [
             threading.Thread(target=target, name="heartbeat", daemon=True)
-            for target in (self._beat, self._watch_service)
+            for target in (self._send_heartbeats, self._watch_service)
         ]
         for thread in self._threads:
             thread.start()
@@ -121,7 +121,7 @@ class Heartbeat:
         processes.post("end/0", [code, reason, processes.index()])
         self._acknowledge()
 
-    def _beat(self) -> None:
+    def _send_heartbeats(self) -> None:
         beats = 0
         while not self._closed.wait(self._tick):
             beats += 1
@@ -131,7 +131,7 @@ class Heartbeat:
                 if processes.is_first():
                     self._find_missing()
                 if message := processes.posted("end").get(0):
-                    self._obey(*message)
+                    self._end_for(*message)
             except jax.errors.JaxRuntimeError:
                 continue  # `_watch_service` measures for how long
 
@@ -166,11 +166,11 @@ class Heartbeat:
             before = now
             if now - self._answered > self.seconds:
                 reason = f"{processes.name(0)}: no answer for {self.seconds:.0f} s"
-                self._obey(START_AGAIN, reason, None, answered=False)
+                self._end_for(START_AGAIN, reason, None, answered=False)
         faulthandler.cancel_dump_traceback_later()
 
-    def _obey(self, code: int, why: str, sender: int | None, *, answered: bool = True) -> None:
-        """End this process, unless it sent the message itself."""
+    def _end_for(self, code: int, why: str, sender: int | None, *, answered: bool = True) -> None:
+        """End this process for a reason that another one sent; ignore messages of its own."""
         if sender == processes.index():
             return
         restart = ", for a restart" if code == START_AGAIN else ""

@@ -18,13 +18,15 @@ from t5x_lite.distributed.signals import SignalRequests
 
 _LOG = logging.getLogger(__name__)
 _AGREEMENT_SECONDS = 60.0  # for the processes to exchange how many steps they took
-_NOTICE_SECONDS = 1.0  # between two looks at whether the run has ended
+_NOTICE_SECONDS = 1.0  # between two checks whether the run has ended
 
 
 class StopRequest(NamedTuple):
     """Why a run stops.
 
-    number: the signal. process: the process that received it; None for jax's preemption service.
+    Args:
+        number: The signal.
+        process: The process that received it; None for a notice of jax's preemption service.
     """
 
     number: int
@@ -94,7 +96,7 @@ class PreemptionHandler:
         while not self._closed.is_set():
             if (notice := processes.wait_for("stop", seconds=_NOTICE_SECONDS)) is None:
                 continue
-            with self._between_steps:  # no step begins while the others count on this number
+            with self._between_steps:  # no step begins while the others rely on this number
                 try:
                     counts = processes.gather(self._count, "stop", seconds=_AGREEMENT_SECONDS)
                 except MissingProcessError as error:

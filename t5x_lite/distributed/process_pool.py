@@ -61,7 +61,7 @@ class Pool:
         if self.count == 1 or len(items) < 2:
             yield from map(function, items)
             return
-        pool, left = self._started(), list(reversed(items))
+        pool, left = self._get_pool(), list(reversed(items))
         running = set()
         try:
             while left or running:
@@ -77,7 +77,7 @@ class Pool:
             for future in running:
                 future.cancel()
 
-    def _started(self) -> ProcessPoolExecutor:
+    def _get_pool(self) -> ProcessPoolExecutor:
         with self._starting:
             if self._pool is None:
                 self._pool = ProcessPoolExecutor(self.count, SPAWN, end_with_parent)

@@ -43,7 +43,7 @@ _DEVICES = "JAX_NUM_CPU_DEVICES"  # of each process: jax's own variable
 _WAIT = 600.0  # seconds to wait for the others, unless one of them works for long
 # Seconds to wait for one that works, such as tokenizing: the heartbeat notices if it dies.
 LONG = 30 * 24 * 3600.0
-_SLOW = 5.0  # seconds of waiting after which a line says so
+_SLOW = 5.0  # seconds of waiting after which it is logged
 _PREFIX = "t5x_lite"  # of our keys and barriers in the coordination service
 
 Value = TypeVar("Value")

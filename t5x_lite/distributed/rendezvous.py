@@ -1,4 +1,4 @@
-"""Rendezvous: checks that all processes of a run come, and names those that do not.
+"""Rendezvous: check that all processes of a run come, and name those that do not.
 
 `t5x_lite doctor` does it before the processes connect: jax itself waits for them and then ends
 without a name. Process 0 listens at the address of jax's later service. The others send it their
@@ -17,7 +17,7 @@ from t5x_lite.errors import ConfigError
 _LATENCY = 60.0  # seconds by which the answer may come later than process 0 stops waiting
 
 
-def call(config: DistributedConfig, *, seconds: float) -> None:
+def wait_for_all(config: DistributedConfig, *, seconds: float) -> None:
     """Wait until all processes have made this call.
 
     Args:
@@ -32,9 +32,9 @@ def call(config: DistributedConfig, *, seconds: float) -> None:
         return
     host, port = split_address(config)
     if config.process_id == 0:
-        hosts = _listen(port, config.num_processes or 1, seconds)
+        hosts = _collect_hosts(port, config.num_processes or 1, seconds)
     else:
-        hosts = _answer((host, port), config, seconds)
+        hosts = _ask_first_process((host, port), config, seconds)
     numbers = range(config.num_processes or 1)
     missing = [number for number in numbers if str(number) not in hosts]
     if missing:
@@ -49,7 +49,7 @@ def call(config: DistributedConfig, *, seconds: float) -> None:
         )
 
 
-def _listen(port: int, expected: int, seconds: float) -> Mapping[str, str]:
+def _collect_hosts(port: int, expected: int, seconds: float) -> Mapping[str, str]:
     """Return the host of each process that came, by its number; runs in process 0."""
     hosts, connections, until = {"0": socket.gethostname()}, [], time.monotonic() + seconds
     with contextlib.ExitStack() as stack:
@@ -68,10 +68,10 @@ def _listen(port: int, expected: int, seconds: float) -> Mapping[str, str]:
     return hosts
 
 
-def _answer(
+def _ask_first_process(
     address: tuple[str, int], config: DistributedConfig, seconds: float
 ) -> Mapping[str, str]:
-    """Return what `_listen` does, from process 0."""
+    """Return what `_collect_hosts` does, from process 0."""
     until = time.monotonic() + seconds
     message = json.dumps([config.process_id, socket.gethostname()]).encode() + b"\n"
     while time.monotonic() < until:

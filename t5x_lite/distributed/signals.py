@@ -32,13 +32,13 @@ class SignalRequests:
     ):
         self.received: list[int] = []  # all of them, in order
         self._numbers, self._on_signal, self._exit_on_second = numbers, on_signal, exit_on_second
-        self._taken = 0
+        self._num_taken = 0
         self._thread: threading.Thread | None = None
 
     def take(self) -> list[int]:
         """Return the signals that came since the last call, in order."""
-        new = self.received[self._taken :]
-        self._taken += len(new)
+        new = self.received[self._num_taken :]
+        self._num_taken += len(new)
         return new
 
     def __enter__(self) -> Self:

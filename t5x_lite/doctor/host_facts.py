@@ -12,7 +12,7 @@ import jax
 
 from t5x_lite.checkpoints.run_directory import versions
 from t5x_lite.data.data_config import Data
-from t5x_lite.data.prepare import ready
+from t5x_lite.data.prepare import load_plan
 from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError
 from t5x_lite.io import atomic, files
@@ -41,7 +41,7 @@ def facts(data: Data, config: str, directories: Mapping[str, Path]) -> dict[str,
         "memory": free_memory(),
         "disk": {name: free_disk(path) for name, path in directories.items()},
         "data": data_problems(data),
-        "stores": ready(data) is not None,
+        "stores": load_plan(data) is not None,
     }
 
 
@@ -75,7 +75,7 @@ def data_problems(data: Data) -> list[str]:
     Args:
         data: The mixture.
     """
-    if (plan := ready(data)) is not None:
+    if (plan := load_plan(data)) is not None:
         return _errors_of([lambda: plan.vocabulary().size, *_first_examples(plan)])
     checks = []
     for provider in data.task_providers:

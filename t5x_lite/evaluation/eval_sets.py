@@ -155,7 +155,7 @@ class _Reader:
         return (
             split in self._data.splits
             and bool(task.rate or split == "validation")
-            and split not in {**task.stores, **task.live}
+            and split not in {**task.stores, **task.pipelines}
         )
 
     def _task_metrics(self, name: str) -> TaskMetrics | None:

@@ -1,9 +1,9 @@
-"""Atomic writes: whoever reads a path finds the old content or all of the new, never a part.
+"""Atomic writes: a reader of a path gets the old content or all of the new, never a part.
 
 A local file is written under a unique temporary name in the same directory and flushed to the disk;
 then it is renamed, and the rename is flushed as well. So it holds after a power cut, and for
 several threads or processes that write the same path at once. A writer that fails leaves the old
-content and no temporary file. One that is killed may leave `.NAME.RANDOM.tmp`, which nothing reads.
+content and no temporary file. One that is killed may leave `.NAME.RANDOM.tmp`, which is never read.
 
 An object store replaces an object as a whole. A URL such as "gs://bucket/file" is therefore written
 directly, once its content is complete.

@@ -53,7 +53,7 @@ class TensorFiles:
         single, index = self.directory / SINGLE, self.directory / INDEX
         if index.is_file():
             names = sorted(set(read_json_object(index).get("weight_map", {}).values()))
-            paths = [self._inside(name) for name in names]
+            paths = [self._shard_file(name) for name in names]
         else:
             paths = [single]
         if missing := [path.name for path in paths if not path.is_file()]:
@@ -64,10 +64,10 @@ class TensorFiles:
             )
         return paths
 
-    def _inside(self, name: Any) -> Path:
+    def _shard_file(self, name: Any) -> Path:
         """Return the path of a shard; raise ConfigError if its name is more than a file name."""
         if not isinstance(name, str) or name in ("", ".", "..") or PurePath(name).name != name:
-            raise ConfigError(f"{self.directory / INDEX} names {name!r}; wanted plain file names")
+            raise ConfigError(f"{self.directory / INDEX} names {name!r}; expected plain file names")
         path = self.directory / name
         if "\\" in name or path.resolve().parent != self.directory.resolve():
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""A run before its first step: mesh, program and data, from which `train` and `replay` start."""
+"""Set up a run before its first step: mesh, compiled functions and data, for train and replay."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -79,7 +79,8 @@ def prepare_run(
     """Set up a run; inside the context the mesh is set and the data is open.
 
     The parameters are those of `trainer.train.train`, and `write_log`: whether the first process
-    appends its log lines to the run's directory once that exists. Nothing else is written there.
+    appends its log lines to a file in the run's directory, once that exists. Nothing else is
+    written.
 
     Yields:
         The prepared run.

@@ -1,4 +1,4 @@
-"""Traces of some steps for TensorBoard's profile plugin, by configuration or by signal."""
+"""Profiler traces of some steps, for TensorBoard and Perfetto, by configuration or on a signal."""
 
 import dataclasses
 import logging
@@ -17,10 +17,18 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Which steps to trace.
+    """Which steps to trace with `jax.profiler`.
 
-    first_step: counted from 1; None traces nothing until the process is sent SIGUSR1, which traces
-    the steps that follow. steps: how many.
+    Independent of this, the signal SIGUSR1 makes a process trace the steps that follow.
+
+    Args:
+        first_step: The first step to trace, counted from 1; None traces only on the signal. Choose
+            a step after the first, which waits for compilation.
+        steps: The number of steps of a trace. The default of 5 shows the overlap of steps, and the
+            files stay small.
+
+    Raises:
+        ConfigError: A value is less than 1.
     """
 
     first_step: int | None = None
@@ -33,12 +41,17 @@ class Profile:
 
 
 class Profiler(Callback):
-    """Starts and ends traces between steps; a context manager, for the main thread."""
+    """Starts and ends traces between steps; a context manager, for the main thread.
+
+    Args:
+        profile: Which steps to trace.
+        directory: Where the traces are written.
+    """
 
     def __init__(self, profile: Profile, directory: epath.PathLike):
         self._profile, self._directory = profile, epath.Path(directory)
         self._requests = SignalRequests(signal.SIGUSR1)
-        self._until: int | None = None  # the last step of the trace under way
+        self._until: int | None = None  # the last step of the current trace
 
     def __enter__(self) -> "Profiler":
         self._requests.__enter__()
@@ -50,7 +63,10 @@ class Profiler(Callback):
             self._end()
 
     def before_step(self, step: int, state: Any) -> None:
-        """Begin a trace if step `step` (from 1) is wanted; waits for `state` first."""
+        """Start a trace if it was configured or requested for this step.
+
+        It waits for the state first, so that the trace does not contain earlier steps.
+        """
         if self._until is not None:
             return
         requested = self._requests.take()
@@ -60,7 +76,7 @@ class Profiler(Callback):
             jax.profiler.start_trace(str(self._directory))
 
     def after_step(self, moment: StepInfo) -> None:
-        """End the trace if this step was its last, once it is really done."""
+        """End the trace if this step was its last, once the devices have computed it."""
         if moment.step == self._until:
             jax.block_until_ready(moment.state)
             self._end()

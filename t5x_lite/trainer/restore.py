@@ -1,4 +1,13 @@
-"""Where a run begins: at its own newest checkpoint, with another run's weights, or from scratch."""
+"""How a run starts: from its own newest checkpoint, another run's weights, or initial weights.
+
+The order, which `restore_or_initialize` follows:
+
+1. The newest checkpoint of the run's own directory. A corrupt one is moved to quarantine/, one that
+   a rollback discarded to rolled_back/, and the one before it is tried.
+2. If there is no checkpoint: the weights of another run or of an import (`InitFrom`), with a fresh
+   optimizer.
+3. Without `InitFrom`: initial weights.
+"""
 
 import dataclasses
 import logging
@@ -17,7 +26,7 @@ from t5x_lite.data.stream.stream import StreamPosition
 from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.layers import initial_prompt_ids
-from t5x_lite.trainer import anomaly_guard
+from t5x_lite.trainer.anomaly_guard import is_discarded, read_decisions
 from t5x_lite.training.setup import TrainSetup
 from t5x_lite.training.state import TrainState
 from t5x_lite.tree_paths import flatten, merge, unflatten
@@ -27,13 +36,23 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitFrom:
-    """The run, or import, whose weights a new run starts with; once it has saved, its own count.
+    """The weights that a run without checkpoints starts with; the optimizer starts fresh.
 
-    model_dir: its directory. step: of its checkpoint; None is the newest. only: a regular
-    expression for the paths of the weights to take ("encoder/.*"); the others start fresh.
-    keep_step: the new run counts on from that checkpoint's step, as T5's fine-tuning does, instead
-    of from 0. relative_steps: the steps of the new run are counted from there, too; without it
-    `train.steps` is the number of the last step. The optimizer starts as new.
+    Once the run has saved a checkpoint of its own, it resumes from that instead.
+
+    Args:
+        model_dir: The directory of the run or import whose weights are read.
+        step: The step of its checkpoint; None is the newest.
+        param_regex: A regular expression for the paths of the weights to read, which must match
+            the whole path, such as "encoder/.*". The other weights are initialized. The default
+            reads all.
+        keep_step: Count on from that checkpoint's step, as T5's fine-tuning does; without it the
+            run starts at step 0. Schedules of the learning rate depend on the step.
+        relative_steps: With `keep_step`: `train.steps` is the number of steps to add. Without it,
+            `train.steps` is the number of the last step.
+
+    Raises:
+        ConfigError: `param_regex` is not a regular expression.
     """
 
     model_dir: str
@@ -52,71 +71,88 @@ class InitFrom:
             ) from error
 
 
-class Start(NamedTuple):
-    """What the first step of this launch is given.
+class RunStart(NamedTuple):
+    """What the first step of a launch starts from.
 
-    position: None for the stream's beginning. progress: all that was saved beside the state.
+    Args:
+        state: Weights, optimizer state and step, on the devices.
+        step: The number of steps done.
+        position: The position in the data; None is its beginning.
+        seconds: Seconds of training before this launch.
+        progress: Everything that was saved beside the state.
     """
 
     state: TrainState
     step: int
     position: StreamPosition | None
-    seconds: float  # of training before this launch
+    seconds: float
     progress: Mapping[str, Any] = {}
 
 
-def start(program: TrainSetup, saved: Checkpointer, init_from: InitFrom | None) -> Start:
-    """Return the newest checkpoint of `saved`, else the weights of `init_from`, else fresh weights.
+def restore_or_initialize(
+    program: TrainSetup, saved: Checkpointer, init_from: InitFrom | None
+) -> RunStart:
+    """Restore the newest checkpoint, else start with the weights of `init_from`, else initialize.
 
-    The checkpoint of an imported directory holds weights only: the optimizer and the stream start
+    The checkpoint of an imported directory holds weights only: the optimizer and the data start
     from the beginning. Corrupt checkpoints are moved to `quarantine/`, and the run resumes from the
     newest intact one. Checkpoints that a rollback discarded are moved to `rolled_back/`.
+
+    Args:
+        program: The functions, shapes and shardings of the run.
+        saved: The run's checkpoints.
+        init_from: Whose weights are read if there is no checkpoint.
+
+    Raises:
+        ConfigError: The only checkpoint is corrupt, or `init_from` does not fit the model.
     """
-    _find_base(program, saved, init_from)
-    taken = anomaly_guard.read(saved.model_dir)
+    _check_frozen_base(program, saved, init_from)
+    decisions = read_decisions(saved.model_dir)
     while (latest := processes.broadcast(saved.latest_step)) is not None:
+        restored = None
         if (corruption := _find_corruption(saved, latest)) is None:
             with logged_wait(_LOG, f"restoring step {latest:,}"):
-                found, corruption = _tried(program, saved, latest)
-            if found is not None and not anomaly_guard.gave_up(taken, latest, found.progress):
-                return found
-            if found is not None:
-                target = saved.quarantine(latest, "rolled_back")
-                _LOG.info(
-                    f"checkpoint of step {latest:,} was discarded by a rollback; moved to {target}"
-                )
-                continue
-        if len(saved.steps) == 1:
-            raise ConfigError(
-                f"step {latest:,} is corrupt ({corruption}) and the only checkpoint in "
-                f"{saved.model_dir}; move it away to start again",
-                "MODEL_DIR",
+                restored, corruption = _try_to_resume(program, saved, latest)
+        if restored is None:
+            _quarantine(saved, latest, corruption)
+        elif is_discarded(decisions, latest, restored.progress):
+            target = saved.quarantine(latest, "rolled_back")
+            _LOG.info(
+                f"checkpoint of step {latest:,} was discarded by a rollback; moved to {target}"
             )
-        target = saved.quarantine(latest)
-        if processes.is_first():
-            _LOG.warning(
-                f"checkpoint of step {latest:,} is corrupt ({corruption}); moved to {target}"
-            )
+        else:
+            return restored
     if init_from is None:
         with logged_wait(_LOG, "initializing weights"):
-            return Start(jax.block_until_ready(program.initial()), 0, None, 0.0)
+            return RunStart(jax.block_until_ready(program.initial()), 0, None, 0.0)
     with logged_wait(_LOG, f"reading weights from {init_from.model_dir}"):
-        return from_weights(program, saved, init_from)
+        return start_from_weights(program, saved, init_from)
 
 
 def check_init_from(init_from: InitFrom, shapes: Any) -> int:
-    """The step whose weights will be taken; ConfigError if it is not there or does not fit."""
+    """Check that the weights of `init_from` exist and fit the model, without reading them.
+
+    Args:
+        init_from: Whose weights are to be read.
+        shapes: The shapes of the model's weights.
+
+    Returns:
+        The step of the checkpoint.
+
+    Raises:
+        ConfigError: The checkpoint does not exist, or lacks weights of these shapes.
+    """
     directory = epath.Path(init_from.model_dir)
     if not (directory / "checkpoints").is_dir():
         raise ConfigError(
-            f"{directory} holds no checkpoints; wanted the model directory of a run or an import",
+            f"{directory} holds no checkpoints; expected the model directory of a run or an import",
             "InitFrom.model_dir",
         )
     with Checkpointer(directory) as other:
         step = chosen_step(other, init_from.step, "InitFrom.model_dir", "InitFrom.step")
         there = flatten(other.saved_weights(step))
-    wanted = _taken(init_from, shapes)
-    if not wanted:
+    selected = _select_weights(init_from, shapes)
+    if not selected:
         raise ConfigError(
             f"param_regex={init_from.param_regex!r} matches none of the weights "
             f"({', '.join(flatten(shapes))})",
@@ -124,13 +160,14 @@ def check_init_from(init_from: InitFrom, shapes: Any) -> int:
         )
     wrong = [
         f"{path} {list(leaf.shape)} (there: {list(there[path].shape) if path in there else 'none'})"
-        for path, leaf in wanted.items()
+        for path, leaf in selected.items()
         if path not in there or tuple(there[path].shape) != leaf.shape
     ]
     if wrong:
         raise ConfigError(
             f"step {step:,} of {directory} does not have the weights of this model: "
-            f"{', '.join(wrong)}; wanted the same model, or InitFrom.param_regex without these",
+            f"{', '.join(wrong)}; expected the same model, or an InitFrom.param_regex that does "
+            f"not match these",
             "InitFrom.model_dir",
             "InitFrom.param_regex",
         )
@@ -138,7 +175,17 @@ def check_init_from(init_from: InitFrom, shapes: Any) -> int:
 
 
 def last_step(model_dir: epath.Path, init_from: InitFrom | None, steps: int, shapes: Any) -> int:
-    """The number of a run's last step; where it began is told by its first launch."""
+    """Return the number of a run's last step.
+
+    It is `steps`, unless `init_from.relative_steps` adds the step at which the run began. A run
+    that was launched before has recorded that step; otherwise it is that of the weights.
+
+    Args:
+        model_dir: The run's directory.
+        init_from: Whose weights the run started or starts with.
+        steps: As configured (`train.steps`).
+        shapes: The shapes of the model's weights.
+    """
     if init_from is None or not (init_from.keep_step and init_from.relative_steps):
         return steps
     launched = launch_steps(model_dir)
@@ -147,79 +194,128 @@ def last_step(model_dir: epath.Path, init_from: InitFrom | None, steps: int, sha
 
 
 def _find_corruption(saved: Checkpointer, step: int) -> str | None:
-    """Return what process 0 finds wrong with a step: it alone reads the files, which is slow."""
+    """Return what is wrong with the files of a step; process 0 reads them, since that is slow."""
     corruption = saved.find_corruption(step) if processes.is_first() else None
     return processes.broadcast(corruption, "corruption", seconds=processes.LONG)
 
 
-def _tried(program: TrainSetup, saved: Checkpointer, step: int) -> tuple[Start | None, str | None]:
-    """The start from a step, or what is wrong with it, the same in all processes.
+def _quarantine(saved: Checkpointer, step: int, corruption: str | None) -> None:
+    # Starting again from step 0, because the only checkpoint is damaged, may cost weeks: a person
+    # has to decide that.
+    if len(saved.steps) == 1:
+        raise ConfigError(
+            f"step {step:,} is corrupt ({corruption}) and the only checkpoint in "
+            f"{saved.model_dir}; move it away to start again",
+            "MODEL_DIR",
+        )
+    target = saved.quarantine(step)
+    if processes.is_first():
+        _LOG.warning(f"checkpoint of step {step:,} is corrupt ({corruption}); moved to {target}")
 
-    A step with checksums, and the only one there is, is not given up for an error.
+
+def _try_to_resume(
+    program: TrainSetup, saved: Checkpointer, step: int
+) -> tuple[RunStart | None, str | None]:
+    """Return the start from a step, or why it cannot be read; the same in all processes.
+
+    If the checksums of a step are right, or it is the only one, an error while reading is raised:
+    the checkpoint is good, or there is no other.
     """
     if processes.broadcast(saved.has_checksums(step) or len(saved.steps) == 1):
-        return go_on(program, saved, step), None
-    found, failure = None, None
+        return resume_from(program, saved, step), None
+    restored, failure = None, None
     try:
-        found = go_on(program, saved, step)
-    except ConfigError:  # of frozen weights, which are not this run's
+        restored = resume_from(program, saved, step)
+    except ConfigError:  # of the frozen weights, which another run's checkpoint holds
         raise
     except Exception as error:
-        # Whoever was killed between a save and its checksums left only orbax's own.
+        # A process that was killed between a save and its checksums left a step without them.
         failure = f"it has no checksums and cannot be read: {shortened(str(error))}"
-    failures = [each for each in processes.gather(failure) if each is not None]
-    return (None, failures[0]) if failures else (found, None)
+    failures = [text for text in processes.gather(failure) if text is not None]
+    return (None, failures[0]) if failures else (restored, None)
 
 
-def go_on(program: TrainSetup, saved: Checkpointer, step: int) -> Start:
-    """The start from one checkpoint."""
+def resume_from(program: TrainSetup, saved: Checkpointer, step: int) -> RunStart:
+    """Restore one checkpoint.
+
+    Args:
+        program: The functions, shapes and shardings of the run.
+        saved: The run's checkpoints.
+        step: The step of the checkpoint.
+
+    Returns:
+        The start from it. The checkpoint of an import has weights only: there, the optimizer and
+        the data start from the beginning.
+    """
     if "position" not in (progress := saved.progress(step)):
         params = saved.restore_weights(step, program.abstract.params)
-        return Start(program.from_weights(params, step), step, None, 0.0)
+        return RunStart(program.from_weights(params, step), step, None, 0.0)
     state, progress = saved.restore(step, program.abstract)
-    return Start(state, step, progress["position"], progress["seconds"], progress)
+    return RunStart(state, step, progress["position"], progress["seconds"], progress)
 
 
-def _find_base(program: TrainSetup, saved: Checkpointer, init_from: InitFrom | None) -> None:
-    """Check what a run's checkpoints leave out; follow a base that was moved to `init_from`."""
+def _check_frozen_base(
+    program: TrainSetup, saved: Checkpointer, init_from: InitFrom | None
+) -> None:
+    """Check that weights which the run's checkpoints omit are still frozen.
+
+    If the checkpoint that holds them was moved, `init_from` says where it is now.
+    """
     if (base := saved.base) is None:
         return
     if trained := sorted(set(base.fingerprints) - program.frozen):
         raise ConfigError(
-            f"{saved.model_dir} was begun with {len(base.fingerprints)} frozen weights, which its "
-            f"checkpoints leave out, and {len(trained)} of them are now to be trained "
-            f"({trained[0]} ...); wanted the same, or a new MODEL_DIR that starts from this run",
+            f"the run in {saved.model_dir} began with {len(base.fingerprints)} frozen weights, "
+            f"which its checkpoints omit, and {len(trained)} of them are now to be trained "
+            f"({trained[0]} ...); expected the same frozen weights, or a new MODEL_DIR that starts "
+            f"from this run",
             "Grouped.frozen",
             "MODEL_DIR",
         )
     if init_from is not None and not base.model_dir.is_dir():
-        place = absolute(epath.Path(init_from.model_dir))
-        saved.rest_on(dataclasses.replace(base, model_dir=place))
+        moved_to = absolute(epath.Path(init_from.model_dir))
+        saved.use_base(dataclasses.replace(base, model_dir=moved_to))
 
 
-def from_weights(program: TrainSetup, saved: Checkpointer, init_from: InitFrom) -> Start:
-    """The start with another run's weights, on which `saved` rests if they are frozen."""
+def start_from_weights(program: TrainSetup, saved: Checkpointer, init_from: InitFrom) -> RunStart:
+    """Start with another run's weights.
+
+    If weights are frozen, the checkpoints of this run will not hold them: they refer to those of
+    the other run.
+
+    Args:
+        program: The functions, shapes and shardings of the run.
+        saved: The run's checkpoints, of which there are none yet.
+        init_from: Whose weights are read.
+
+    Raises:
+        ConfigError: The weights do not exist or do not fit.
+    """
     step = check_init_from(init_from, program.abstract.params)
-    taken = _taken(init_from, program.abstract.params)
+    selected = _select_weights(init_from, program.abstract.params)
     with Checkpointer(init_from.model_dir) as other:
-        params = other.restore_weights(step, unflatten(taken))
+        params = other.restore_weights(step, unflatten(selected))
     frozen = {path: leaf for path, leaf in flatten(params).items() if path in program.frozen}
     if frozen:
-        saved.rest_on(BaseCheckpoint.of(absolute(epath.Path(init_from.model_dir)), step, frozen))
-    if len(taken) < len(flatten(program.abstract.params)):
-        params = _with_fresh(program.initial().params, params)
+        saved.use_base(BaseCheckpoint.of(absolute(epath.Path(init_from.model_dir)), step, frozen))
+    if len(selected) < len(flatten(program.abstract.params)):
+        params = _fill_with_initial(program.initial().params, params)
     first = step if init_from.keep_step else 0
-    return Start(program.from_weights(params, first), first, None, 0.0)
+    return RunStart(program.from_weights(params, first), first, None, 0.0)
 
 
-def _taken(init_from: InitFrom, shapes: Any) -> dict[str, Any]:
+def _select_weights(init_from: InitFrom, shapes: Any) -> dict[str, Any]:
     return {k: v for k, v in flatten(shapes).items() if re.fullmatch(init_from.param_regex, k)}
 
 
-def _with_fresh(fresh: Any, taken: Any) -> Any:
-    """Fresh weights where none were taken; a fresh prompt says words of the embedding taken."""
-    found, table = flatten(taken), flatten(taken).get("token_embedder/embedding")
-    if "prompt" in fresh and table is not None:
-        words = initial_prompt_ids(len(fresh["prompt"]["embedding"]), len(table))
-        found = {"prompt/embedding": table[words]} | found
-    return merge(fresh, found)
+def _fill_with_initial(initial: Any, restored: Any) -> Any:
+    """Complete restored weights with initial ones.
+
+    The vectors of a new prompt start as those of words in the restored embedding, which trains
+    better than random vectors (Lester et al., 2021, section 3.2).
+    """
+    weights, table = flatten(restored), flatten(restored).get("token_embedder/embedding")
+    if "prompt" in initial and table is not None:
+        words = initial_prompt_ids(len(initial["prompt"]["embedding"]), len(table))
+        weights = {"prompt/embedding": table[words]} | weights
+    return merge(initial, weights)

@@ -1,4 +1,20 @@
-"""Receipts: what every step was given and made, in so few digits that two runs can be compared."""
+"""Step hashes (receipts.jsonl): what every step read and computed, in a few digits to compare.
+
+Two runs computed the same, bit for bit, as far as their lines are equal: for example a run and the
+same run with an interruption, or with a newer version of a library. `t5x_lite compare RUN_A RUN_B`
+finds the first difference and shows whether it is in the data, the loss or the weights. A line:
+
+    {"step": 100, "ids": "5d1e...", "batch": "9c40...", "loss": "0x1.8f2p+11", "params": "e07a..."}
+
+ids: a hash of which examples the batch holds, in which rows. batch: a fingerprint of the bits of
+the batch's arrays. loss: the sum of the losses of all target tokens, as hexadecimal floating point,
+which loses no bit. params: a fingerprint of the bits of the weights after the step, every
+`StepHashes.params_every_steps` steps.
+
+If "ids" are equal but "batch" is not, the data was changed or tokenized in another way. If "batch"
+is equal but "loss" is not, the computation differs: on another mesh, for example, sums are added in
+another order.
+"""
 
 import dataclasses
 import hashlib
@@ -23,11 +39,16 @@ RECEIPTS = "receipts.jsonl"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepHashes:
-    """What is noted of the steps of a run, in receipts.jsonl.
+    """Which step hashes a run records in receipts.jsonl.
 
-    steps: a line for every step with hashes of which examples the batch held and of its bits, and
-        the sum of the losses of its tokens, to the bit.
-    params_every_steps: with one of the weights' bits after steps that are a multiple of it.
+    Args:
+        steps: Whether to write a line for every step: hashes of the batch's examples and of its
+            bits, and the exact sum of its losses.
+        params_every_steps: Add a fingerprint of the weights after every step that is a multiple of
+            this number. It reads all weights, so the default of 100 spreads that cost.
+
+    Raises:
+        ConfigError: `params_every_steps` is less than 1.
     """
 
     steps: bool = True
@@ -38,24 +59,32 @@ class StepHashes:
 
     @property
     def fingerprint_every(self) -> int | None:
-        """For `program.build`."""
+        """The steps between two fingerprints of the weights, None for no hashes at all."""
         return self.params_every_steps if self.steps else None
 
 
 class StepHashWriter(Callback):
-    """Writes receipts whenever a line is due and before every checkpoint."""
+    """Writes the step hashes, with each log line and before every checkpoint.
+
+    Args:
+        receipts: What is recorded.
+        directory: The run's directory.
+        stream: The training data, to look up which examples a step had.
+    """
 
     def __init__(self, receipts: StepHashes, directory: epath.PathLike, stream: Stream):
         self._receipts, self._stream = receipts, stream
         self._path = epath.Path(directory) / RECEIPTS
-        self._identities: Iterator[ExampleIds] = iter(())
-        self._expected: Any = None  # the position that `_identities` goes on from
-        self._open: list[tuple[int, str, PackedMetrics]] = []
+        # The ids of the batches from `_next_position` on. They come in order, so that looking up
+        # the next batch is cheap; a new iterator is needed only after a jump in the data.
+        self._example_ids: Iterator[ExampleIds] = iter(())
+        self._next_position: Any = None
+        self._unwritten: list[tuple[int, str, PackedMetrics]] = []  # step, hash of ids, metrics
         self._lines: AppendFile | None = None
 
     def on_start(self, step: int, progress: Mapping[str, Any]) -> None:
-        """Drop what an interrupted run noted of later steps, and go on after `step`."""
-        self._open = []
+        """Remove the lines of steps after the checkpoint: they will be computed again."""
+        self._unwritten = []
         if self._receipts.steps and processes.is_first():
             drop_steps_after(self._path, step)
             self._lines = AppendFile(self._path)
@@ -66,42 +95,52 @@ class StepHashWriter(Callback):
             self._lines = None
 
     def after_step(self, moment: StepInfo) -> None:
-        """Keep what the step's receipt is made of; nothing is fetched from the devices."""
+        """Hash the ids of the step's examples; nothing is fetched from the devices yet."""
         if self._lines is None:
             return
-        if moment.before != self._expected:
-            self._identities = self._stream.example_ids(moment.before)
-        self._expected = moment.position
-        self._open.append((moment.step, hash_of(next(self._identities)), moment.metrics))
+        if moment.before != self._next_position:
+            self._example_ids = self._stream.example_ids(moment.before)
+        self._next_position = moment.position
+        ids = hash_example_ids(next(self._example_ids))
+        self._unwritten.append((moment.step, ids, moment.metrics))
 
     def on_log(self, step: int, numbers: Mapping[str, float], report: Report) -> None:
-        """Write, as the numbers of these steps were fetched anyway."""
+        """Write the lines of these steps, whose metrics are fetched anyway."""
         self._write()
 
     def on_save(self, step: int) -> None:
-        """Write: a run that goes on from this step does not come by here again."""
+        """Write all lines up to the checkpoint: a run that resumes from it does not compute them.
+
+        Otherwise the lines of the steps before it would be missing after a crash.
+        """
         self._write()
 
     def _write(self) -> None:
         if self._lines is None:
             return
-        window = fetch_metrics([metrics for *_, metrics in self._open])
-        for (step, ids, _), made in zip(self._open, window, strict=True):
+        fetched = fetch_metrics([metrics for *_, metrics in self._unwritten])
+        for (step, ids, _), metrics in zip(self._unwritten, fetched, strict=True):
             line = {
                 "step": step,
                 "ids": ids,
-                "batch": to_hex(made[f"{FINGERPRINT_PREFIX}batch"]),
-                "loss": float(made["loss"]).hex(),
+                "batch": to_hex(metrics[f"{FINGERPRINT_PREFIX}batch"]),
+                "loss": float(metrics["loss"]).hex(),
             }
             if step % self._receipts.params_every_steps == 0:
-                line["params"] = to_hex(made[f"{FINGERPRINT_PREFIX}params"])
+                line["params"] = to_hex(metrics[f"{FINGERPRINT_PREFIX}params"])
             self._lines.write((json.dumps(line) + "\n").encode())
-        self._open = []
+        self._unwritten = []
 
 
-def hash_of(example_ids: ExampleIds) -> str:
-    """16 digits for which examples a batch holds in which rows, by the names of their tasks."""
+def hash_example_ids(example_ids: ExampleIds) -> str:
+    """Return 16 hexadecimal digits for which examples a batch holds, and in which rows.
+
+    Args:
+        example_ids: Task, epoch, index and row of each example, and the names of the tasks. The
+            names are part of the hash, so that it does not depend on the number of a task alone.
+    """
     digest = hashlib.blake2b("\n".join(example_ids.names).encode(), digest_size=8)
     for column in example_ids[1:]:
+        # Little-endian 64-bit integers on every machine.
         digest.update(np.ascontiguousarray(column, "<i8").tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The clock of a run: speed, padding, waiting for data."""
+"""Throughput: tokens per second, MFU, padding, and the time that steps wait for data."""
 
 import contextlib
 import time
@@ -12,14 +12,19 @@ from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.flops import TokenFlops, token_flops, train_step_flops
 from t5x_lite.training.step_metrics import PackedMetrics, fetch_metrics, summarize, summarize_tasks
 
-IN_FLIGHT = 2  # steps that may be under way at once
+# Steps that may be computed or queued at once. Two keep the devices busy: while one is computed,
+# the next is queued. More would only delay the reaction to a stop request.
+IN_FLIGHT = 2
 
 
 class StepWork(NamedTuple):
-    """What a step is worth in model FLOPs, and what the devices could do.
+    """The model FLOPs of a step, and the peak of the devices.
 
-    per_step: on a full batch. per_token: on one token of either side. devices: how many. peak:
-    FLOP/s of one, None where it is not known (a CPU).
+    Args:
+        per_step: FLOPs of a step on a full batch, padding included.
+        per_token: FLOPs of a step for one token of the inputs and of the targets.
+        devices: The number of devices.
+        peak: FLOP/s of one device; None if it is not known, as for a CPU.
     """
 
     per_step: float
@@ -35,7 +40,14 @@ class StepWork(NamedTuple):
         batch_size: int,
         lengths: Mapping[str, int],
     ) -> "StepWork":
-        """Count a run's work; `lengths` of its features."""
+        """Count the FLOPs of a run's step.
+
+        Args:
+            model: The model's configuration.
+            mesh: The devices, of one kind.
+            batch_size: Rows of the global batch.
+            lengths: The length of each feature in tokens.
+        """
         return cls(
             train_step_flops(model, batch_size=batch_size, lengths=lengths),
             token_flops(model, batch_size=batch_size, lengths=lengths),
@@ -44,29 +56,42 @@ class StepWork(NamedTuple):
         )
 
     def rates(self, seconds_per_step: float, inputs: float, targets: float) -> dict[str, float]:
-        """TFLOP/s of a device and, where its peak is known, MFU and effective MFU.
+        """Return TFLOP/s per device and, if the peak is known, MFU and effective MFU.
 
-        inputs, targets: real tokens a step. MFU counts all positions, the effective one real ones.
+        MFU is the model FLOPs utilization of Chowdhery et al., 2022 (PaLM), appendix B. It counts
+        all positions; effective MFU counts those that are not padding.
+
+        Args:
+            seconds_per_step: Mean time of a step.
+            inputs: Input tokens of a step without padding.
+            targets: Target tokens of a step without padding.
         """
-        each = 1.0 / (seconds_per_step * self.devices)
-        rates = {"tflops_per_device": self.per_step * each / 1e12}
+        steps_per_device_second = 1.0 / (seconds_per_step * self.devices)
+        rates = {"tflops_per_device": self.per_step * steps_per_device_second / 1e12}
         if self.peak is not None:
             real = inputs * self.per_token.inputs + targets * self.per_token.targets
             rates |= {
-                "mfu": self.per_step * each / self.peak,
-                "effective_mfu": real * each / self.peak,
+                "mfu": self.per_step * steps_per_device_second / self.peak,
+                "effective_mfu": real * steps_per_device_second / self.peak,
             }
         return rates
 
 
 class ThroughputMeter:
-    """Metrics of the steps since the last line, and the time they took."""
+    """Collects the metrics of the steps since the last log line, and measures their time.
+
+    Args:
+        seconds_before: Seconds of training in earlier launches.
+        batches: The prefetched batches, which count the seconds that the loop waited for them.
+        work: The FLOPs of a step.
+        tasks: Names of the tasks, for metrics of each of them.
+    """
 
     def __init__(
         self, seconds_before: float, batches: Any, work: StepWork, tasks: Sequence[str] = ()
     ):
         self._batches, self._work, self._tasks = batches, work, tasks
-        self.by_task: dict[str, dict[str, float]] = {}  # as of the last reading
+        self.by_task: dict[str, dict[str, float]] = {}  # of the last `read`
         self._seconds_before = seconds_before
         self._began = self._last = time.perf_counter()
         self._waited = batches.waited
@@ -75,14 +100,17 @@ class ThroughputMeter:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training over all launches, evaluations left out."""
+        """Seconds of training over all launches, without evaluations."""
         return self._seconds_before + time.perf_counter() - self._began
 
     def add(self, metrics: PackedMetrics, batch: Mapping[str, jax.Array]) -> None:
-        """Take the metrics of one step; nothing is fetched from the devices.
+        """Add the metrics of one step, without fetching them from the devices.
 
-        At most two steps are under way: enough to keep devices busy, and a wish to stop is
-        answered soon.
+        It waits until at most `IN_FLIGHT` steps are not computed yet.
+
+        Args:
+            metrics: Of the step, on the devices.
+            batch: What the step read.
         """
         self._window.append(metrics)
         if len(self._window) > IN_FLIGHT:
@@ -91,7 +119,7 @@ class ThroughputMeter:
         self._positions += sum(batch[name].size for name in sides if name in batch)
 
     def read(self) -> dict[str, float]:
-        """The numbers since the last reading, which then start afresh."""
+        """Return the metrics of the steps since the last call, and start the next interval."""
         window = fetch_metrics(self._window)
         numbers = summarize(window)
         self.by_task = summarize_tasks(window, self._tasks)
@@ -113,7 +141,7 @@ class ThroughputMeter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave what happens inside out of the time."""
+        """Exclude the time inside the context from all rates, as for evaluations."""
         began, waited = time.perf_counter(), self._batches.waited
         yield
         away = time.perf_counter() - began
@@ -122,7 +150,7 @@ class ThroughputMeter:
 
 
 def device_memory() -> dict[str, float]:
-    """GiB in use on this process's first device, now and at most so far; a CPU counts none."""
+    """Return the GiB in use on this process's first device, now and at most; empty for a CPU."""
     counted = jax.local_devices()[0].memory_stats() or {}
     names = {"bytes_in_use": "device_memory_gib", "peak_bytes_in_use": "device_memory_peak_gib"}
     return {name: counted[key] / 2**30 for key, name in names.items() if key in counted}

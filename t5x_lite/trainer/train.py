@@ -79,7 +79,7 @@ def train(
     """Train until `steps` steps are done, resuming from the newest checkpoint of `model_dir`.
 
     Args:
-        model_dir: Directory of the run: checkpoints, metrics, events and what was launched.
+        model_dir: Directory of the run: checkpoints, metrics, events, logs and configurations.
         model: The model's configuration.
         data: Tasks, mixture and features to train and validate on.
         optimizer: The optimizer's configuration.
@@ -97,9 +97,9 @@ def train(
         loss_on_inputs: A decoder without an encoder is also trained on its inputs.
         log_every_steps: Steps between two lines of metrics.
         profile: Which steps to trace.
-        receipts: Which hashes of batches, losses and weights are recorded.
+        receipts: Which step hashes (receipts.jsonl) are recorded.
         guard: When the run rolls back to a checkpoint and skips data.
-        patience: Seconds without progress after which the run ends.
+        patience: Seconds without progress after which the run ends with an error.
         tracker: A service that gets the metrics as well; None is none.
         callbacks: More callbacks of the run, called after its own (`training.callbacks.Callback`).
         seed: Seed of the initial weights and of dropout. The order of the data has `data.seed`.
@@ -196,7 +196,15 @@ def _train(
 
 
 class CallbackSettings(NamedTuple):
-    """The configuration of what observes the steps."""
+    """The configuration of the run's callbacks.
+
+    Args:
+        profile: Which steps to trace.
+        receipts: Which step hashes are recorded.
+        guard: When the run rolls back.
+        tracker: A service that gets the metrics; None is none.
+        more: Callbacks of the user, called after the run's own.
+    """
 
     profile: Profile
     receipts: StepHashes
@@ -212,7 +220,15 @@ class CallbackSettings(NamedTuple):
         task_evaluator: TaskEvaluator | None,
         describe_config: Callable[[], str],
     ) -> list[Callback]:
-        """Make the callbacks, in the order in which the loop calls them."""
+        """Return the callbacks, in the order in which the loop calls them.
+
+        Args:
+            prepared: The run.
+            saved: Its checkpoints.
+            goodput: The callback that writes goodput records.
+            task_evaluator: Computes the tasks' own metrics; None does not.
+            describe_config: Returns the configuration as text.
+        """
         directory, stream = prepared.directory, prepared.feed.stream
         callbacks: list[Callback] = [
             Profiler(self.profile, directory / EVENTS),
@@ -230,7 +246,11 @@ class CallbackSettings(NamedTuple):
 def _record(
     prepared: PreparedRun, step: int, describe_config: Callable[[], str]
 ) -> dict[str, object]:
-    """Write what is launched and how its texts are read; returns the record of the launch."""
+    """Write model, configuration and tokenizer to the run's directory.
+
+    Returns:
+        The record of the launch, which is saved with every checkpoint too.
+    """
     record = write_launch(
         prepared.directory,
         prepared.model,
@@ -260,7 +280,18 @@ def finish(
     console: Console,
     goodput: Goodput,
 ) -> None:
-    """Show the results of a finished run; a later start reads them and computes nothing."""
+    """Compute, write and show the results of a finished run.
+
+    A later start of the same run reads them from the file and computes nothing.
+
+    Args:
+        run: The loop, at its last step.
+        feed: The data of the run.
+        evaluation: The number of validation examples.
+        directory: The run's directory.
+        console: Shows the results.
+        goodput: Where the time of the run went.
+    """
     results = processes.broadcast(read_results(directory))
     if results is None or results["step"] != run.step:
         results = run.results(feed.baselines(evaluation.max_examples), goodput.seconds)

@@ -1,4 +1,4 @@
-"""A run's records on Weights & Biases, beside its own files (extra `wandb`)."""
+"""Metrics on Weights & Biases, in addition to the run's own files (extra `wandb`)."""
 
 import dataclasses
 import importlib.util
@@ -13,16 +13,23 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.io import atomic
 from t5x_lite.training.callbacks import Callback
 
-ID = "wandb_id.txt"  # in the model directory: a continued run goes on with its curves
+ID = "wandb_id.txt"  # in the model directory, so that a resumed run continues its curves
 _MODES = ("online", "offline", "disabled")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightsAndBiases:
-    """Where the records go, in that service's own words.
+    """Which run of Weights & Biases gets the metrics, as in `wandb.init`.
 
-    name: of the run, its model directory's where there is none. mode: "offline" keeps the records
-    under the model directory until `wandb sync` sends them.
+    Args:
+        project: The project.
+        entity: The user or team; None is the default of the account.
+        name: The name of the run; None takes that of the model directory.
+        mode: "online", "offline" or "disabled". "offline" keeps the metrics under the model
+            directory until `wandb sync` sends them.
+
+    Raises:
+        ConfigError: `mode` is unknown, or the package wandb is not installed.
     """
 
     project: str
@@ -33,7 +40,8 @@ class WeightsAndBiases:
     def __post_init__(self):
         if self.mode not in _MODES:
             raise ConfigError(
-                f"mode is {self.mode!r}; wanted one of {', '.join(_MODES)}", "WeightsAndBiases.mode"
+                f"mode is {self.mode!r}; expected one of {', '.join(_MODES)}",
+                "WeightsAndBiases.mode",
             )
         if importlib.util.find_spec("wandb") is None:
             raise ConfigError(
@@ -42,15 +50,23 @@ class WeightsAndBiases:
 
 
 class Tracker(Callback):
-    """Sends what is reported of a run; steps that a restart does again are there already."""
+    """Sends every reported number to Weights & Biases, from the first process.
+
+    Steps that are computed again after a restart were sent before; the service ignores them.
+
+    Args:
+        tracker: The run there.
+        directory: The run's directory.
+        describe_config: Returns the configuration as text.
+    """
 
     def __init__(
         self,
-        wanted: WeightsAndBiases,
+        tracker: WeightsAndBiases,
         directory: epath.Path,
         describe_config: Callable[[], str] = str,
     ):
-        self._wanted, self._directory, self._describe = wanted, directory, describe_config
+        self._tracker, self._directory, self._describe = tracker, directory, describe_config
         self._run: Any = None
 
     def __enter__(self) -> "Tracker":
@@ -58,12 +74,12 @@ class Tracker(Callback):
             import wandb  # pyright: ignore[reportMissingImports]
 
             self._run = wandb.init(
-                project=self._wanted.project,
-                entity=self._wanted.entity,
-                name=self._wanted.name or self._directory.name,
-                mode=self._wanted.mode,  # pyright: ignore
+                project=self._tracker.project,
+                entity=self._tracker.entity,
+                name=self._tracker.name or self._directory.name,
+                mode=self._tracker.mode,  # pyright: ignore
                 dir=str(self._directory),
-                id=self._id(),
+                id=self._read_or_make_id(),
                 resume="allow",
                 config={"gin": self._describe()},
             )
@@ -74,11 +90,11 @@ class Tracker(Callback):
             self._run.finish(exit_code=int(error[0] is not None))
 
     def on_report(self, step: int, kind: str, numbers: Mapping[str, float]) -> None:
-        """Send a record."""
+        """Send numbers that the run reports."""
         if self._run is not None:
             self._run.log({f"{kind}/{name}": value for name, value in numbers.items()}, step=step)
 
-    def _id(self) -> str:
+    def _read_or_make_id(self) -> str:
         path = self._directory / ID
         if not path.exists():
             atomic.write_text(path, secrets.token_hex(8))

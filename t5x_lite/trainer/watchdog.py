@@ -1,4 +1,4 @@
-"""The watchdog: ends a run that makes no progress, with the stacks of all threads."""
+"""Watchdog: ends a run that makes no progress, after printing the stacks of all threads."""
 
 import dataclasses
 import faulthandler
@@ -51,19 +51,20 @@ class Watchdog:
         self._tick = min([5.0, *(limit / 8 for limit in limits)])
 
     def __enter__(self) -> "Watchdog":
-        self._ledger.spend(START_UP)  # it has been since now
-        self._left = threading.Event()
+        # Preparing the data, which has no limit, was start-up too: restart the clock of it.
+        self._ledger.switch_to(START_UP)
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._left.set()
+        self._stop.set()
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._left.wait(self._tick):
-            purpose, seconds = self._ledger.at_hand
+        while not self._stop.wait(self._tick):
+            purpose, seconds = self._ledger.current
             if (limit := self._limit(purpose)) is not None and seconds > limit:
                 abort(f"{seconds:.0f} s of {purpose!r} after step {self._ledger.step:,}")
 

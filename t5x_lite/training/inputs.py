@@ -1,4 +1,4 @@
-"""What a run reads: its data as stores, a stream of batches, and checks that a model suits them."""
+"""The inputs of training: token stores, the stream of batches, and checks against the model."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -16,7 +16,13 @@ from t5x_lite.models.config import TransformerConfig
 
 
 class TrainInputs(NamedTuple):
-    """The data of a run. settings: what training and validation batches have in common."""
+    """The data of a run.
+
+    Args:
+        plan: The tasks and their token stores.
+        stream: The training batches.
+        settings: The settings that training and validation batches share, as `Stream` takes them.
+    """
 
     plan: Plan
     stream: Stream
@@ -24,20 +30,24 @@ class TrainInputs(NamedTuple):
 
     @property
     def mixture(self) -> dict[str, float]:
-        """The share of examples that is planned of each task."""
+        """The fraction of examples that is planned for each task."""
         tasks = self.plan.train_tasks()
         total = sum(task.rate for task in tasks)
         return {task.name: task.rate / total for task in tasks}
 
     def baselines(self, max_examples: int | None) -> dict[str, Any]:
-        """What a model must beat on each validation task, of so many examples."""
-        same = {name: self.settings[name] for name in ("feature_lengths", "sentinels", "seed")}
+        """Return the uniform and unigram losses of each validation task, which a model must beat.
+
+        Args:
+            max_examples: The number of validation examples; None is all.
+        """
+        shared = {name: self.settings[name] for name in ("feature_lengths", "sentinels", "seed")}
         train_tasks = {task.name: task for task in self.plan.train_tasks()}
         return {
             task.name: target_baselines(
                 train_tasks.get(task.name, task),
                 task,
-                **same,
+                **shared,
                 vocabulary_size=self.plan.vocabulary().size,
                 validation_limit=max_examples,
             )
@@ -52,20 +62,29 @@ def make_inputs(
     batch_size: int,
     loss_on_inputs: bool,
 ) -> TrainInputs:
-    """Get the stores ready, tokenizing what is missing, and open the stream.
+    """Prepare the token stores, tokenizing what is missing, and open the stream.
 
-    Raises ConfigError where the model cannot learn from this data.
+    With several processes the first one prepares; the others then open the same stores.
+
+    Args:
+        data: Tasks, mixture and features.
+        model: The model's configuration.
+        batch_size: Rows of the global batch.
+        loss_on_inputs: Whether a decoder without an encoder is also trained on its inputs.
+
+    Raises:
+        ConfigError: The model cannot learn from this data.
     """
     if data.pack and model.prompt_length:
         raise ConfigError(
-            f"a prompt of {model.prompt_length} vectors stands before one example, and Data.pack "
-            f"puts several in a row; wanted Data.pack = False",
+            f"a prompt of {model.prompt_length} vectors precedes one example, but Data.pack puts "
+            f"several examples into a row; expected Data.pack = False",
             "Data.pack",
             "TransformerConfig.prompt_length",
         )
     plan = processes.first_then_others(partial(prepare, data))
     if processes.count() > 1:
-        processes.check_same("their data", _identity(plan))
+        processes.check_same("their data", _fingerprints(plan))
     check_vocabulary(plan, model)
     check_tasks(plan, model)
     settings = batch_settings(
@@ -91,7 +110,15 @@ def batch_settings(
     batch_size: int,
     loss_on_inputs: bool = False,
 ) -> dict[str, Any]:
-    """What all batches for this model have in common, as `stream` takes it."""
+    """Return the settings that all batches for a model share, as `Stream` takes them.
+
+    Args:
+        data: Tasks, mixture and features.
+        plan: The prepared tasks.
+        model: The model's configuration.
+        batch_size: Rows of the global batch.
+        loss_on_inputs: Whether a decoder without an encoder is also trained on its inputs.
+    """
     return {
         "feature_lengths": data.feature_lengths,
         "batch_size": batch_size,
@@ -101,54 +128,81 @@ def batch_settings(
     }
 
 
-def in_order(
+def batches_from(
     stream: Stream,
     step: int,
     position: StreamPosition,
     jumps: Mapping[int, StreamPosition],
     rows: slice,
 ) -> Iterator[tuple[Batch, StreamPosition, StreamPosition]]:
-    """Each batch after `step` with the positions before and after it.
+    """Yield each batch after `step`, with the positions in the data before and after it.
 
-    jumps: at which steps the order is left, and where for (`decisions.jumps`).
+    Without jumps, these are the batches of the stream in its order. With {4: position of batch 9}:
+
+        step   3  4  5  6
+        batch  3  4  9  10
+
+    Args:
+        stream: The training data.
+        step: The number of steps done.
+        position: The position in the data after that step.
+        jumps: The steps after which data is skipped, and the positions to continue from
+            (`anomaly_guard.data_jumps`).
+        rows: The rows of each batch to return.
     """
-    more = True
-    while more:
-        position, more = jumps.get(step, position), False
+    has_more = True
+    while has_more:
+        position, has_more = jumps.get(step, position), False
         for batch, after in stream.batches(position, rows):
             yield batch, position, after
             step, position = step + 1, after
-            if more := step in jumps:
+            if has_more := step in jumps:
                 break
 
 
 def check_vocabulary(plan: Plan, model: TransformerConfig) -> None:
-    """Raise ConfigError if the data holds token ids that the model's embedding has no row for."""
+    """Check that the model's embedding has a row for every token id of the data.
+
+    Args:
+        plan: The prepared tasks.
+        model: The model's configuration.
+
+    Raises:
+        ConfigError: The embedding is too small.
+    """
     vocabulary = plan.vocabulary()
     if vocabulary.size > model.vocab_size:
         raise ConfigError(
             f"the vocabulary has {vocabulary.size} ids but the model's embedding only "
-            f"{model.vocab_size} rows; wanted at least {vocabulary.size}, best "
+            f"{model.vocab_size} rows; expected at least {vocabulary.size}, best "
             f"{vocabulary.padded_size} (a multiple of 128)",
             "TransformerConfig.vocab_size",
         )
 
 
 def check_tasks(plan: Plan, model: TransformerConfig) -> None:
-    """Raise ConfigError if a model without a decoder is to learn what it cannot say."""
+    """Check that a model without a decoder gets tasks that it can learn: masked tokens.
+
+    Args:
+        plan: The prepared tasks.
+        model: The model's configuration.
+
+    Raises:
+        ConfigError: A task's targets are not aligned with its inputs.
+    """
     for task in [*plan.train_tasks(), *plan.validation_tasks()] if model.encoder_only else ():
         if "weights" not in getattr(task.objective, "aligned_features", ()):
             has = "no objective" if task.objective is None else type(task.objective).__name__
             raise ConfigError(
-                f"a model without a decoder predicts masked tokens where they stand, and task "
-                f"{task.name!r} has {has}: wanted text under one of objectives/bert*.gin",
+                f"a model without a decoder predicts masked tokens at their positions, but task "
+                f"{task.name!r} has {has}; expected text under one of objectives/bert*.gin",
                 "MIXTURE_OR_TASK_NAME",
                 "OBJECTIVE",
             )
 
 
-def _identity(plan: Plan) -> dict[str, Any]:
-    """What tells two hosts' copies of the data apart: stores are named by what they are made of."""
+def _fingerprints(plan: Plan) -> dict[str, Any]:
+    """What must be equal on all hosts. A store's name is a hash of everything it is made of."""
     stores = {
         f"{task.name}/{split}": name for task in plan.tasks for split, name in task.stores.items()
     }
@@ -156,7 +210,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
 
 
 def _converter(model: TransformerConfig, *, loss_on_inputs: bool) -> Converter:
-    """How features become what this kind of model takes."""
+    """Return how features become the arrays that this kind of model reads."""
     if model.encoder_only:
         return partial(
             feature_converters.encoder_only,

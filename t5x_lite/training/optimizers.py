@@ -34,7 +34,7 @@ __all__ = ["Adafactor", "AdamW", "Lion", "Muon", "Optax", "Optimizer", "Optimize
 ROLES = ("row", "column", "none")
 
 
-class _ByRule:
+class _RuleOptimizer:
     """An optimizer whose rules depend on no more than the weight's path, shape and axes."""
 
     def for_weights(self, shapes: Tree, axes: Tree) -> Optimizer:
@@ -54,7 +54,7 @@ class _ByRule:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Adafactor(_ByRule):
+class Adafactor(_RuleOptimizer):
     """Adafactor as T5 uses it (Shazeer and Stern 2018, arXiv:1804.04235; T5X's defaults).
 
     Matrices keep row and column means of the squared gradient instead of all squares. Updates are
@@ -109,7 +109,7 @@ class Adafactor(_ByRule):
 
     def rule(self, path: str, shape: tuple[int, ...], axes: LogicalAxes) -> WeightRule:
         """Return how one layer's weight is updated."""
-        split = self._split(path, shape, axes)
+        split = self._averaged_dimensions(path, shape, axes)
 
         def update(grad, state, param, step, rate):
             grad = grad.astype(jnp.float32)
@@ -122,14 +122,14 @@ class Adafactor(_ByRule):
             if self.momentum is not None:
                 change = self.momentum * state["m"] + (1.0 - self.momentum) * change
                 state["m"] = change.astype(self.momentum_dtype)
-            return self._decayed(param, rate) - change, state
+            return self._decay_weight(param, rate) - change, state
 
-        kept = {name: _without(axes, gone) for name, gone in split.items()}
+        kept = {name: _omit(axes, gone) for name, gone in split.items()}
         if self.momentum is not None:
             kept["m"] = axes
 
         def init(param):
-            shapes = {name: _without(shape, gone) for name, gone in split.items()}
+            shapes = {name: _omit(shape, gone) for name, gone in split.items()}
             state = {name: jnp.zeros(size, jnp.float32) for name, size in shapes.items()}
             if self.momentum is not None:
                 state["m"] = jnp.zeros(shape, self.momentum_dtype)
@@ -142,7 +142,9 @@ class Adafactor(_ByRule):
         plain = super().without(decay=decay, parameter_scale=parameter_scale)
         return dataclasses.replace(plain, weight_decay_lr_exponent=None) if decay else plain
 
-    def _split(self, path: str, shape, axes: LogicalAxes) -> dict[str, tuple[int, ...]]:
+    def _averaged_dimensions(
+        self, path: str, shape, axes: LogicalAxes
+    ) -> dict[str, tuple[int, ...]]:
         """Return which dimensions each second moment averages over: {name: dimensions}."""
         whole = {"v": ()}
         if not self.factored or len(shape) < 2:
@@ -168,7 +170,11 @@ class Adafactor(_ByRule):
         return {"v_row": (int(order[-1]),), "v_col": (int(order[-2]),)}
 
     def _precondition(self, split, grad, state, decay):
-        """Return the new second moments, and the gradient divided by their square root."""
+        """Return the new second moments, and the gradient divided by their square root.
+
+        The second moments of a matrix are estimated from the means R of its rows and C of its
+        columns: V = R * C / mean(R) (section 3 of the paper). Only R and C are kept.
+        """
         squared = jnp.square(grad) + self.epsilon_gradient
         state, kept = dict(state), {}
         for name, gone in split.items():
@@ -177,6 +183,7 @@ class Adafactor(_ByRule):
             kept[name] = state[name].reshape(mean.shape)
         if "v" in kept:
             return state, grad * jax.lax.rsqrt(kept["v"])
+        # 1 / sqrt(V) as a product of two factors, [rows, 1] and [1, columns].
         rows = kept["v_row"] / jnp.mean(kept["v_row"], axis=split["v_col"], keepdims=True)
         return state, grad * jax.lax.rsqrt(rows) * jax.lax.rsqrt(kept["v_col"])
 
@@ -188,7 +195,7 @@ class Adafactor(_ByRule):
             size = jnp.minimum(size, self.max_parameter_scale)
         return rate * size
 
-    def _decayed(self, param, rate):
+    def _decay_weight(self, param, rate):
         decay = self.weight_decay
         if self.weight_decay_lr_exponent is not None:
             decay = (1.0 if decay is None else decay) * rate**self.weight_decay_lr_exponent
@@ -196,7 +203,7 @@ class Adafactor(_ByRule):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdamW(_ByRule):
+class AdamW(_RuleOptimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101), by optax.
 
     new weight = weight - rate * (direction + weight_decay * weight)
@@ -226,13 +233,13 @@ class AdamW(_ByRule):
         def apply(param, direction, rate):
             if self.multiply_by_parameter_scale:
                 direction *= jnp.maximum(root_mean_square(param), self.epsilon_parameter)
-            return _moved(param, direction, rate, self.weight_decay)
+            return _descend(param, direction, rate, self.weight_decay)
 
         return optax_rule(adam, shape, axes, apply)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lion(_ByRule):
+class Lion(_RuleOptimizer):
     """The sign of a momentum, with decoupled weight decay (Chen et al. 2023), by optax.
 
     The paper (arXiv:2302.06675) uses a tenth to a third of AdamW's learning rate and three to ten
@@ -258,13 +265,13 @@ class Lion(_ByRule):
         def apply(param, direction, rate):
             if self.multiply_by_parameter_scale:
                 direction *= jnp.maximum(root_mean_square(param), self.epsilon_parameter)
-            return _moved(param, direction, rate, self.weight_decay)
+            return _descend(param, direction, rate, self.weight_decay)
 
         return optax_rule(optax.scale_by_lion(self.b1, self.b2), shape, axes, apply)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Muon(_ByRule):
+class Muon(_RuleOptimizer):
     """Orthogonalized momentum for each matrix of each layer (Jordan 2024), by optax.
 
     Args:
@@ -298,7 +305,7 @@ class Muon(_ByRule):
         scale = self.consistent_rms * max(shape) ** 0.5
 
         def apply(param, direction, rate):
-            return _moved(param, scale * direction, rate, self.weight_decay)
+            return _descend(param, scale * direction, rate, self.weight_decay)
 
         return optax_rule(muon, shape, axes, apply)
 
@@ -310,7 +317,7 @@ class Muon(_ByRule):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Optax(_ByRule):
+class Optax(_RuleOptimizer):
     """Any optimizer of optax, or one that is written like those.
 
         OPTIMIZER = @optimizers.Optax()
@@ -416,17 +423,17 @@ class Optax(_ByRule):
         """Return the rule without a check of what the transformation does."""
 
         def subtract(param, direction, rate):
-            return _moved(param, direction, rate, self.weight_decay)
+            return _descend(param, direction, rate, self.weight_decay)
 
         def add(param, change, rate):
             if self.weight_decay is not None:
                 change -= rate * self.weight_decay * param
             return param + change
 
-        made = self._transformation()
+        transformation = self._transformation()
         if not self._takes_rate:
-            return optax_rule(made, shape, axes, subtract)
-        return optax_rule(made, shape, axes, add, at_rate=self._transformation)
+            return optax_rule(transformation, shape, axes, subtract)
+        return optax_rule(transformation, shape, axes, add, at_rate=self._transformation)
 
     def _check_first_state(self, shape: tuple[int, ...]) -> None:
         """Refuse a first state that depends on the learning rate, which is not known then."""
@@ -434,6 +441,8 @@ class Optax(_ByRule):
         def init(rate):
             return self._transformation(rate).init(jnp.zeros(shape, jnp.float32))
 
+        # Follow the learning rate through the traced computation: whatever is computed from it
+        # depends on it.
         jaxpr = jax.make_jaxpr(init)(1.0).jaxpr
         dependent = list(jaxpr.invars)
         for equation in jaxpr.eqns:
@@ -466,7 +475,11 @@ class Optax(_ByRule):
 
 @functools.lru_cache(maxsize=64)
 def _goes_downhill(optimizer: Optax, ndim: int) -> bool:
-    """Whether the first update of a tiny weight of so many dimensions goes against the gradient."""
+    """Whether the first update of a tiny weight of `ndim` dimensions opposes the gradient.
+
+    Optax's full optimizers return a negative step, to be added; its `scale_by_...` return a
+    direction, to be subtracted. A mistake between the two would make the loss grow.
+    """
     shape = (2,) * ndim
     rule = optimizer.unchecked_rule(shape, (None,) * ndim)
 
@@ -480,11 +493,12 @@ def _goes_downhill(optimizer: Optax, ndim: int) -> bool:
     return bool(progress() >= 0)
 
 
-def _moved(param, direction, rate, weight_decay: float | None):
+def _descend(param, direction, rate, weight_decay: float | None):
     if weight_decay is not None:
         direction += weight_decay * param
     return param - rate * direction
 
 
-def _without(items: tuple, gone: tuple[int, ...]) -> tuple:
+def _omit(items: tuple, gone: tuple[int, ...]) -> tuple:
+    """Return a shape, or its axes, without the dimensions `gone`."""
     return tuple(item for i, item in enumerate(items) if i not in gone)

@@ -116,8 +116,8 @@ class _Decaying:
         require_field(self, "peak", self.peak > 0, "positive")
         require_field(self, "final", 0 <= self.final <= self.peak, f"in [0, peak = {self.peak}]")
         require_field(self, "warmup_steps", self.warmup_steps >= 0, "0 or more")
-        wanted = f"more than warmup_steps = {self.warmup_steps}"
-        require_field(self, "total_steps", self.total_steps > self.warmup_steps, wanted)
+        expected = f"more than warmup_steps = {self.warmup_steps}"
+        require_field(self, "total_steps", self.total_steps > self.warmup_steps, expected)
 
     def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
         step = _steps_since(step, self.step_offset)
@@ -232,7 +232,7 @@ class Factors:
     step_offset: int = 0
     min_learning_rate: float = 1e-8
 
-    NAMES: ClassVar[dict[str, Callable[["Factors", jax.Array], Any]]] = {
+    _FACTORS: ClassVar[dict[str, Callable[["Factors", jax.Array], Any]]] = {
         "constant": lambda self, step: self.base_learning_rate,
         "linear_warmup": lambda self, step: jnp.minimum(1.0, step / self.warmup_steps),
         "linear_decay": lambda self, step: (
@@ -254,15 +254,15 @@ class Factors:
     }
 
     def __post_init__(self):
-        unknown = sorted(set(self._names()) - set(self.NAMES))
-        require_field(self, "factors", not unknown, f"a product of {', '.join(self.NAMES)}")
+        unknown = sorted(set(self._names()) - set(self._FACTORS))
+        require_field(self, "factors", not unknown, f"a product of {', '.join(self._FACTORS)}")
         require_field(self, "warmup_steps", self.warmup_steps >= 1, "at least 1")
 
     def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
         step = _steps_since(step, self.step_offset)
         rate = jnp.ones_like(step)
         for name in self._names():
-            rate *= self.NAMES[name](self, step)
+            rate *= self._FACTORS[name](self, step)
         return jnp.maximum(rate, self.min_learning_rate)
 
     def _cycles(self, step: jax.Array) -> jax.Array:

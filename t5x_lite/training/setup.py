@@ -1,4 +1,4 @@
-"""A run laid out over its devices: mesh, placement of the state, and the jitted step."""
+"""The setup of training on the devices: the mesh, shardings of the state, and the jitted step."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,20 +26,32 @@ from t5x_lite.training.step_metrics import pack_metrics
 
 
 class TrainSetup(NamedTuple):
-    """All that is fixed before the first step: where arrays live and what a step computes."""
+    """Everything that is fixed before the first step: shardings, shapes and functions.
+
+    Args:
+        mesh: The device mesh.
+        graphdef: The model without its weights.
+        frozen: Paths of the weights that no step changes.
+        abstract: Shape, type and sharding of every array of the state.
+        batch_sharding: Sharding of a batch's arrays [batch, length].
+        replicated: Sharding of arrays that every device has in whole.
+        initial: Computes the state of step 0.
+        from_weights: (weights, step) -> the state with these weights and a fresh optimizer.
+        step: The jitted step, (state, batch, num_tasks) -> (state, `PackedMetrics`). It donates the
+            state. `num_tasks`: the number of tasks for which sums are computed, 0 for none.
+        compiler_options: XLA's options to compile the step with.
+    """
 
     mesh: jax.sharding.Mesh
     graphdef: nnx.GraphDef
-    placed: TrainState
-    frozen: frozenset[str]  # paths of the weights that no step changes
+    frozen: frozenset[str]
     abstract: TrainState
     batch_sharding: jax.sharding.NamedSharding
     replicated: jax.sharding.NamedSharding
     initial: Callable[[], TrainState]
-    from_weights: Callable[[Any, int], TrainState]  # (weights, step): the optimizer is as new
-    # Jitted; donates the state; tells `Packed` metrics. num_tasks: with the sums of so many tasks.
+    from_weights: Callable[[Any, int], TrainState]
     step: Any
-    compiler_options: Mapping[str, Any]  # XLA's, to compile the step with
+    compiler_options: Mapping[str, Any]
 
 
 def build(
@@ -56,11 +68,27 @@ def build(
     fingerprint_every: int | None = None,
     deterministic: bool = False,
 ) -> TrainSetup:
-    """Lay the run out over the devices (all there are); nothing is computed or allocated yet.
+    """Set up a model's training on the devices; nothing is computed or allocated yet.
 
-    fingerprint_every: after so many steps each time the metrics tell of the bits of the weights,
-    and always of those of the batch (`training.bit_fingerprints`); None leaves them out.
-    deterministic: compile for the same bits at every run (`hardware.xla_options`).
+    Args:
+        model: The model's configuration.
+        optimizer: The optimizer's configuration.
+        learning_rate: Schedule of the learning rate.
+        loss: What a step minimizes.
+        update: How gradients become new weights.
+        mesh: Sizes of the mesh axes; -1 takes the rest of the devices.
+        batch_size: Rows of the global batch.
+        seed: Seed of the initial weights and of dropout.
+        devices: The devices; None is all of them.
+        fingerprint_every: Steps between two fingerprints of the weights in the metrics, which then
+            always contain one of the batch (`training.bit_fingerprints`). None computes none.
+        deterministic: Compile so that every run gives the same bits (`hardware.xla_options`).
+
+    Returns:
+        The setup.
+
+    Raises:
+        ConfigError: The batch or the model does not divide over the mesh.
     """
     device_mesh = make_mesh(mesh, devices)
     if batch_size < 1 or batch_size % num_batch_shards(device_mesh):
@@ -80,7 +108,7 @@ def build(
         )
     graphdef, shapes, axes = transformer.abstract_model(model)
     bound = optimizer.for_weights(shapes, axes)
-    placed = state_shardings(
+    shardings = state_shardings(
         device_mesh,
         model,
         bound,
@@ -104,18 +132,17 @@ def build(
     return TrainSetup(
         mesh=device_mesh,
         graphdef=graphdef,
-        placed=placed,
         frozen=bound.frozen,
-        abstract=abstract_state(model, bound, placed),
+        abstract=abstract_state(model, bound, shardings),
         batch_sharding=named_sharding(device_mesh, ("batch", "length")),
         replicated=replicated,
-        initial=lambda: initial_state(model, bound, placed, seed=seed),
-        from_weights=lambda params, step: state_from_weights(params, bound, placed, step=step),
+        initial=lambda: initial_state(model, bound, shardings, seed=seed),
+        from_weights=lambda params, step: state_from_weights(params, bound, shardings, step=step),
         step=jax.jit(
             pack_metrics(step),
             donate_argnums=0,
             static_argnames="num_tasks",
-            out_shardings=(placed, replicated),
+            out_shardings=(shardings, replicated),
         ),
         compiler_options=compiler_options(device_mesh, deterministic=deterministic),
     )

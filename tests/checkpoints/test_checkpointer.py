@@ -314,7 +314,7 @@ def test_a_step_that_another_run_rests_on_is_kept(tmp_path, small):
     base = BaseCheckpoint(model_dir=epath.Path(tmp_path / "base"), step=2, fingerprints={})
     (tmp_path / "other").mkdir()
     with Checkpointer(tmp_path / "other", policy) as other:
-        other.rest_on(base)
+        other.use_base(base)
     with Checkpointer(tmp_path / "base", policy) as saved:
         for step in (3, 4):
             saved.save(step, small, PROGRESS)
@@ -388,7 +388,7 @@ def test_a_checkpoint_with_a_link_out_of_it_is_not_read(of_weights):
 def test_arrays_of_another_shape_are_named_before_any_is_read(of_weights):
     directory, abstract = of_weights
     other = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, 2), x.dtype), abstract)
-    said = r"has params/layer/kernel \[2048, 2048\], wanted is"
+    said = r"has params/layer/kernel \[2048, 2048\], but the model expects"
     with Checkpointer(directory) as saved, pytest.raises(ConfigError, match=said):
         saved.restore(1, other)
 
@@ -482,7 +482,7 @@ def test_a_store_that_is_away_ends_the_run_only_after_so_many_failures(
         with pytest.raises(
             ConfigError, match=r"store is away.*of step 4; failure 3 of at most 3"
         ) as error:
-            saved.save_surely(5, small, PROGRESS)
+            saved.save_with_retries(5, small, PROGRESS)
         assert "CheckpointPolicy.max_failures" in error.value.names
     assert len(log_lines) == 4
 
@@ -511,5 +511,5 @@ def test_what_another_process_could_not_save_none_has_saved(
 def test_a_last_save_is_tried_until_it_is_there(tmp_path, small, failing_store):
     with Checkpointer(tmp_path, CheckpointPolicy(retry_seconds=0)) as saved:
         failing_store(["at once", "background", "at once"])
-        saved.save_surely(5, small, PROGRESS)
+        saved.save_with_retries(5, small, PROGRESS)
         assert saved.steps == [5]

@@ -19,7 +19,7 @@ from t5x_lite.import_export.export_hf import export_weights
 from t5x_lite.io.metric_writers import read_metrics
 from t5x_lite.models.transformer import abstract_model
 from t5x_lite.partitioning import make_mesh, named_sharding
-from t5x_lite.trainer.restore import InitFrom, start
+from t5x_lite.trainer.restore import InitFrom, restore_or_initialize
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.param_groups import Grouped
 from t5x_lite.training.step import Update
@@ -147,7 +147,7 @@ def test_a_prompt_begins_as_words_of_the_model_it_is_trained_for(base, train_sma
 
 
 def test_a_prompt_takes_rows_that_are_not_packed(train_small, tmp_path):
-    with pytest.raises(ConfigError, match=r"wanted Data\.pack = False"):
+    with pytest.raises(ConfigError, match=r"expected Data\.pack = False"):
         train_small(tmp_path, steps=1, model={"prompt_length": 2})
 
 
@@ -221,7 +221,7 @@ def test_a_base_that_is_not_what_it_was_is_refused(change, said, adapted, tmp_pa
 def test_weights_that_no_checkpoint_of_the_run_holds_cannot_be_thawed(adapted):
     program = SimpleNamespace(frozen=frozenset([WO]))
     with Checkpointer(adapted) as saved, pytest.raises(ConfigError, match="now to be trained"):
-        start(program, saved, None)
+        restore_or_initialize(program, saved, None)
 
 
 def test_something_must_be_left_to_train(adapt, tmp_path):

@@ -72,7 +72,7 @@ def test_a_changed_source_is_said_to_differ_and_tokenized_again(data, tmp_path, 
 
 
 def test_no_processes_are_refused(data):
-    with pytest.raises(ConfigError, match="processes is 0; wanted 1 or more") as caught:
+    with pytest.raises(ConfigError, match="processes is 0; expected 1 or more") as caught:
         cache(data=data, processes=0)
     assert caught.value.names == ("cache.processes",)
 

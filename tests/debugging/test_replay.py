@@ -10,7 +10,7 @@ from t5x_lite.debugging.fault_injection.nan_batch import NanBatch
 from t5x_lite.debugging.replay import StepRanges, findings, replay
 from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation.validation_loss import Evaluation
-from t5x_lite.trainer.restore import go_on
+from t5x_lite.trainer.restore import resume_from
 from t5x_lite.training.step import Update
 from t5x_lite.tree_paths import flatten, merge
 
@@ -79,14 +79,14 @@ def planted(monkeypatch):
 
     def plant(path, value, layer=None):
         def with_it(*arguments):
-            found = go_on(*arguments)
+            found = resume_from(*arguments)
             array = np.array(flatten(found.state.params)[path])
             (array if layer is None else array[layer]).flat[3] = value
             place = flatten(found.state.params)[path].sharding
             params = merge(found.state.params, {path: jax.device_put(array, place)})
             return found._replace(state=found.state._replace(params=params))
 
-        monkeypatch.setattr("t5x_lite.debugging.replay.go_on", with_it)
+        monkeypatch.setattr("t5x_lite.debugging.replay.resume_from", with_it)
 
     return plant
 

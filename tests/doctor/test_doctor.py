@@ -106,7 +106,7 @@ def call_all(numbers, expected, *, seconds):
 
     def one(number):
         try:
-            rendezvous.call(DistributedConfig(address, expected, number), seconds=seconds)
+            rendezvous.wait_for_all(DistributedConfig(address, expected, number), seconds=seconds)
         except ConfigError as error:
             return error.message
         return "all here"

@@ -141,7 +141,7 @@ def test_of_many_checkpoints_the_best_of_each_task_is_shown(tmp_path, capsys):
 
 
 def test_a_model_dir_without_a_run_is_named(look, tmp_path):
-    with pytest.raises(ConfigError, match="does not tell a run's model"):
+    with pytest.raises(ConfigError, match="does not describe a model"):
         look(model_dir=str(tmp_path))
 
 

@@ -111,7 +111,7 @@ def test_a_trained_run_is_exported_without_its_optimizer(command, shipped, plaus
             "gone/config.json is not readable as JSON",
         ),
         ("import", dict(MODEL_DIR="run"), "SOURCE must be set"),
-        ("export", dict(MODEL_DIR="gone", DESTINATION="out"), "does not tell a run's model"),
+        ("export", dict(MODEL_DIR="gone", DESTINATION="out"), "does not describe a model"),
     ],
 )
 def test_mistakes_are_one_line(name, flags, said, command, capsys):

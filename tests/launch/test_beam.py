@@ -45,7 +45,7 @@ def test_a_pipeline_of_beam_tokenizes_what_training_finds(tmp_path):
         pytest.skip("apache-beam is not installed: pip install 't5x_lite[beam]'")
     from t5x_lite.data.cache import cache
     from t5x_lite.data.data_config import Data
-    from t5x_lite.data.prepare import ready
+    from t5x_lite.data.prepare import load_plan
     from t5x_lite.data.tasks.task_providers import JsonLinesText
     from t5x_lite.tokenizers.vocabularies import ByteVocabulary
 
@@ -58,6 +58,6 @@ def test_a_pipeline_of_beam_tokenizes_what_training_finds(tmp_path):
     lengths = {"inputs": 64, "targets": 32}
     data = Data("trees", lengths, str(tmp_path / "data"), task_providers=(declared,))
     cache(data=data, beam_flags=["--runner=DirectRunner"])
-    plan = ready(data)
+    plan = load_plan(data)
     assert plan is not None
     assert plan.train_tasks()[0].store.num_examples == 12

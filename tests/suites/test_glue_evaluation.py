@@ -233,5 +233,5 @@ def test_a_model_for_another_vocabulary_or_none_is_refused(look, save_untrained,
     save_untrained(tmp_path / "small", (1,), vocab_size=128)
     with pytest.raises(ConfigError, match="the vocabulary has 259 ids but the model"):
         look("glue_cola_v002", model_dir=str(tmp_path / "small"))
-    with pytest.raises(ConfigError, match="does not tell a run's model"):
+    with pytest.raises(ConfigError, match="does not describe a model"):
         look("glue_cola_v002", model_dir=str(tmp_path / "nowhere"))

@@ -9,13 +9,14 @@ from t5x_lite.checkpoints.policy import CheckpointPolicy
 from t5x_lite.debugging.compare import compare
 from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation.validation_loss import Evaluation
-from t5x_lite.trainer import anomaly_guard
 from t5x_lite.trainer.anomaly_guard import (
     AnomalyDetector,
     AnomalyGuard,
     Decision,
     Rollback,
-    Seen,
+    StepNumbers,
+    data_jumps,
+    is_discarded,
 )
 from t5x_lite.training.callbacks import Callback
 
@@ -24,13 +25,13 @@ NOWHERE = {"format": 1, "window": 0, "row": 0, "drawn": {}}
 
 def verdicts(guard, losses):
     """Judge losses as steps 1, 2 ...; None is a skipped step. Returns {step: first bad}."""
-    judge, skipped, found = AnomalyDetector(guard), 0, {}
+    detector, skipped, rollbacks = AnomalyDetector(guard), 0, {}
     for step, loss in enumerate(losses, 1):
         skipped += loss is None
-        if bad := judge.judge(Seen(step, loss or 0.0, 1.0, skipped)):
-            found[step] = bad[0]
-        judge = AnomalyDetector(guard, judge.memory)  # as after a restart
-    return found
+        if anomaly := detector.add(StepNumbers(step, loss or 0.0, 1.0, skipped)):
+            rollbacks[step] = anomaly[0]
+        detector = AnomalyDetector(guard, detector.state_json)  # as after a restart
+    return rollbacks
 
 
 def test_steps_that_are_not_finite_are_borne_up_to_a_number_in_a_hundred_steps():
@@ -61,18 +62,18 @@ def place(window):
 def test_a_later_decision_to_go_further_back_takes_the_place_of_earlier_ones():
     one, two = Decision(12, "", 8, place(1)), Decision(30, "", 20, place(2))
     further = Decision(40, "", 4, place(3))
-    assert anomaly_guard.jumps([one, two], 0, 0) == {8: place(1), 20: place(2)}
-    assert anomaly_guard.jumps([one, two], 8, 1) == {20: place(2)}  # saved under the first
-    assert anomaly_guard.jumps([one, two], 20, 1) == {20: place(2)}
-    assert anomaly_guard.jumps([one, two], 24, 2) == {}
-    assert anomaly_guard.jumps([one, two, further], 0, 0) == {4: place(3)}
+    assert data_jumps([one, two], 0, 0) == {8: place(1), 20: place(2)}
+    assert data_jumps([one, two], 8, 1) == {20: place(2)}  # saved under the first
+    assert data_jumps([one, two], 20, 1) == {20: place(2)}
+    assert data_jumps([one, two], 24, 2) == {}
+    assert data_jumps([one, two, further], 0, 0) == {4: place(3)}
 
 
 def test_checkpoints_from_before_a_decision_are_given_up_and_those_since_are_not():
     taken = [Decision(12, "", 8, NOWHERE)]
-    assert anomaly_guard.gave_up(taken, 12, {"decisions": 0})
-    assert not anomaly_guard.gave_up(taken, 8, {"decisions": 0})
-    assert not anomaly_guard.gave_up(taken, 12, {"decisions": 1})
+    assert is_discarded(taken, 12, {"decisions": 0})
+    assert not is_discarded(taken, 8, {"decisions": 0})
+    assert not is_discarded(taken, 12, {"decisions": 1})
 
 
 class Poisoned(Callback):

@@ -6,24 +6,22 @@ from types import SimpleNamespace
 import pytest
 
 from t5x_lite.trainer import goodput as goodputs
-from t5x_lite.trainer import goodput as ledgers
 from t5x_lite.trainer.goodput import Goodput, TimeLedger, read_launches
 from t5x_lite.training.callbacks import StepInfo
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still unless it is told to go on: clock(3.0)."""
+    """A clock that advances only when it is called: clock(3.0)."""
     now = [1000.0]
 
-    def go_on(seconds):
+    def advance(seconds):
         now[0] += seconds
 
     names = ("perf_counter", "monotonic", "time")
-    for module in (ledgers, goodputs):
-        monkeypatch.setattr(module, "time", SimpleNamespace(**{n: lambda: now[0] for n in names}))
-    go_on.now = now
-    return go_on
+    monkeypatch.setattr(goodputs, "time", SimpleNamespace(**{n: lambda: now[0] for n in names}))
+    advance.now = now
+    return advance
 
 
 def moment(step):
@@ -32,10 +30,10 @@ def moment(step):
 
 def test_every_second_goes_to_one_purpose(clock):
     ledger = TimeLedger(clock.now[0] - 5)
-    ledger.until_now("restoring")
+    ledger.charge_elapsed_to("restoring")
     clock(2)
-    ledger.until_now("compiling")
-    ledger.spend("steps")
+    ledger.charge_elapsed_to("compiling")
+    ledger.switch_to("steps")
     clock(3)
     with ledger.spending("evaluating"):
         clock(4)
@@ -43,8 +41,8 @@ def test_every_second_goes_to_one_purpose(clock):
             clock(1)
         clock(4)
     clock(6)
-    assert ledger.at_hand == ("steps", 6)
-    items = ledger.waited_for((clock(7) for _ in range(2)), "waiting for data")
+    assert ledger.current == ("steps", 6)
+    items = ledger.timed_items((clock(7) for _ in range(2)), "waiting for data")
     for _ in items:
         clock(1)
     seconds = {name: each for name, each in ledger.seconds.items() if each}
@@ -75,7 +73,7 @@ def test_steps_that_were_lost_and_the_time_between_launches_are_losses(clock, tm
     spent = {name: each for name, each in second.seconds().items() if each}
     # The first step of a launch is part of its start-up.
     assert spent == {"steps": 29 + 10, "recomputed steps": 9, "start-up": 2, "down": 100}
-    assert second.shares()["steps"] == pytest.approx(39 / 150)
+    assert second.fractions()["steps"] == pytest.approx(39 / 150)
     assert second.line().startswith(
         "goodput 26.0%: 39.0 s of training steps in 2 min 30 s over 2 launches"
     )

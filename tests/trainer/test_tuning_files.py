@@ -161,5 +161,5 @@ def test_a_batch_of_tokens_is_rows_of_the_longer_feature(tokens, lengths, rows):
 
 
 def test_too_few_tokens_for_a_row_are_named():
-    with pytest.raises(ConfigError, match="a batch of 100 tokens holds no row of 512"):
+    with pytest.raises(ConfigError, match="a batch of 100 tokens is shorter than a row of 512"):
         rows_of_tokens(100, {"inputs": 512, "targets": 84})

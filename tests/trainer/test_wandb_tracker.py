@@ -52,5 +52,5 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
 
 
 def test_an_unknown_mode_is_refused():
-    with pytest.raises(ConfigError, match="wanted one of online, offline, disabled"):
+    with pytest.raises(ConfigError, match="expected one of online, offline, disabled"):
         WeightsAndBiases(project="t5", mode="sometimes")

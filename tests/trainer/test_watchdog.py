@@ -36,7 +36,7 @@ def aborted(monkeypatch):
 def test_what_takes_longer_than_its_limit_is_aborted(limit, purpose, aborted):
     ledger = TimeLedger(time.perf_counter())
     with Watchdog(HangTimeouts(**{limit: 0.01}), ledger):
-        ledger.spend(purpose)
+        ledger.switch_to(purpose)
         assert repr(purpose) in aborted()
 
 
@@ -44,7 +44,7 @@ def test_what_went_before_is_not_held_against_the_start():
     """The data of a run may have taken days to make."""
     ledger = TimeLedger(time.perf_counter() - 1e6)
     with Watchdog(HangTimeouts(), ledger):
-        purpose, seconds = ledger.at_hand
+        purpose, seconds = ledger.current
     assert purpose == "start-up"
     assert seconds < 1e5
     assert ledger.seconds["start-up"] > 1e5

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from t5x_lite.data.tokenize.build_store import build_token_store
-from t5x_lite.data.tokenize.workers import Processes, tasks_of
+from t5x_lite.data.tokenize.workers import Processes, registered_by_name
 from t5x_lite.distributed.child_process import SPAWN, start_function
 from t5x_lite.errors import ConfigError
 
@@ -26,13 +26,13 @@ _STORES_AT_ONCE = 8
 
 
 class BackgroundTokenizer:
-    """Makes the train stores of some tasks in a process of its own, which ends with this one.
+    """Builds the train stores of some tasks in another process, which ends with this one.
 
     Where several hosts share a disk, one of them makes each store. The others wait, to take over if
     it ends. What that process logs is logged here again, from a thread.
 
     Args:
-        data: The data of the run, of which each worker registers the tasks again.
+        data: The data of the run. Each worker registers its tasks again.
         directories: The directory of each store to make, by the name of its task.
     """
 
@@ -107,7 +107,7 @@ def _build(
     _PACKAGE.setLevel(log_level)
     _PACKAGE.propagate = False  # the parent prints them
     try:
-        tasks = tasks_of(pickle.dumps(data))
+        tasks = registered_by_name(pickle.dumps(data))
         with Processes(data.processes) as workers, ThreadPoolExecutor(_STORES_AT_ONCE) as threads:
             futures = [
                 threads.submit(

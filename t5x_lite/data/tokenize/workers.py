@@ -1,7 +1,7 @@
-"""Who tokenizes the files of a task's source: processes of this machine, or Apache Beam.
+"""Workers that tokenize the files of a task's source: processes of this machine, or Apache Beam.
 
-Both call the same function for each file; it needs to know the run's data, the names of task and
-split, the number of the file, and where the parts of the store lie, on a file system they share.
+Both call `tokenize_file` for each file. A worker shares nothing with this process but the file
+system: it registers the tasks of the run's data itself, and writes the parts of the store there.
 """
 
 import functools
@@ -22,14 +22,23 @@ if TYPE_CHECKING:
 
 
 class Processes(Pool):
-    """Some processes of this machine; a context manager. They end when this one does.
+    """Processes of this machine that tokenize; a context manager. They end when this one does.
 
-    Each takes some seconds to import TensorFlow, so what few small files there are should be left
-    to one.
+    Each of them takes some seconds to import TensorFlow: for a few small files, use one.
     """
 
     def make_parts(self, data: "Data", task: str, split: str) -> MakeParts:
-        """Return what makes the parts of a store in these processes."""
+        """Return a function that tokenizes files of a source in these processes.
+
+        Args:
+            data: The data of the run.
+            task: The name of a task.
+            split: The split to tokenize.
+
+        Returns:
+            A function of the numbers of files and the directory of the incomplete store. It raises
+            ConfigError if a process is killed.
+        """
 
         def make(numbers: Sequence[int], partial: Path) -> Iterator[object]:
             if self.count == 1 or len(numbers) < 2:
@@ -41,8 +50,8 @@ class Processes(Pool):
                 yield from self.map(tokenize, numbers, every_second=True)
             except WorkerKilledError:
                 raise ConfigError(
-                    f"a process that tokenized {task}/{split} was killed: there may be too little "
-                    "memory for so many; the same command goes on with what is done so far",
+                    f"a process that tokenized {task}/{split} was killed, perhaps because memory "
+                    f"ran out for {self.count} of them; the same command resumes from what is done",
                     "cache.processes",
                 ) from None
 
@@ -50,7 +59,14 @@ class Processes(Pool):
 
 
 class Beam:
-    """Apache Beam with the flags of its runners, such as "--runner=FlinkRunner"."""
+    """Tokenizes with Apache Beam, on one of its runners.
+
+    Args:
+        flags: Flags of Beam and of the runner, such as "--runner=FlinkRunner".
+
+    Raises:
+        ConfigError: Beam is not installed.
+    """
 
     def __init__(self, flags: Sequence[str] = ()):
         if importlib.util.find_spec("apache_beam") is None:
@@ -60,7 +76,17 @@ class Beam:
         self._flags = list(flags)
 
     def make_parts(self, data: "Data", task: str, split: str) -> MakeParts:
-        """Return what makes the parts of a store by one pipeline."""
+        """Return a function that tokenizes files of a source in one pipeline.
+
+        Args:
+            data: The data of the run.
+            task: The name of a task.
+            split: The split to tokenize.
+
+        Returns:
+            A function of the numbers of files and the directory of the incomplete store, which all
+            workers of the runner must see under the same path.
+        """
 
         def make(numbers: Sequence[int], partial: Path) -> Sequence[int]:
             import apache_beam as beam  # pyright: ignore
@@ -76,7 +102,18 @@ class Beam:
 
 
 def tokenize_file(data: "Data", task: str, split: str, partial: Path, number: int) -> int:
-    """Write the parts of one file of a task's source, in a process that may know nothing yet."""
+    """Write the parts of one file of a task's source; runs in a worker.
+
+    Args:
+        data: The data of the run.
+        task: The name of a task.
+        split: The split that the file belongs to.
+        partial: The directory of the incomplete store.
+        number: Which file of the split, from 0.
+
+    Returns:
+        `number`.
+    """
     for _ in _parts_of_file(data, task, split, partial, number):
         pass
     return number
@@ -85,12 +122,16 @@ def tokenize_file(data: "Data", task: str, split: str, partial: Path, number: in
 def _parts_of_file(
     data: "Data", task: str, split: str, partial: Path, number: int
 ) -> Iterator[object]:
-    return write_parts(tasks_of(pickle.dumps(data))[task], split, number, partial)
+    return write_parts(registered_by_name(pickle.dumps(data))[task], split, number, partial)
 
 
 @functools.lru_cache(1)
-def tasks_of(pickled: bytes) -> dict:
-    """Return the tasks of a run's data by name; the bytes are a pickle of it."""
+def registered_by_name(pickled: bytes) -> dict:
+    """Register the tasks of a run's data with seqio, once per process, and return them by name.
+
+    Args:
+        pickled: A pickle of the `Data`, which unlike the object itself can be a key of the cache.
+    """
     import_seqio()
     tasks = registered_tasks(pickle.loads(pickled))
     return {task.name: task for task, _ in tasks}

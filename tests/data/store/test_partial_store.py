@@ -41,7 +41,7 @@ def small_blocks():
 
 
 class Source:
-    """What a store is made of, file by file, without seqio: as `parts.write_parts` leaves it."""
+    """What a store is made of, file by file, as `build_store.write_parts` leaves it."""
 
     def __init__(self, seed, features, files):
         random = np.random.default_rng(seed)
@@ -63,10 +63,10 @@ class Source:
     def grow(self, directory):
         """Make the store in a directory, giving way after each file."""
         partial = build_store.partial_directory(directory)
-        made = build_store.GrowingFiles(partial, self.description)
-        made.append()
+        made = build_store.StoreWriter(partial, self.description)
+        made.append_parts()
         yield
-        for number in made.missing():
+        for number in made.missing_files():
             path = build_store.part_path(partial, number, 0)
             features = {}
             for name, rows in self.files[number].items():
@@ -80,10 +80,10 @@ class Source:
                     "filled": int(np.count_nonzero(lengths)),
                 }
             atomic.write_json(path, {"features": features, "last": True, "left_out": None})
-            made.append()
+            made.append_parts()
             yield
         made.finish()
-        build_store._settle(partial, directory)
+        build_store.publish(partial, directory)
 
     def growing(self, directory):
         """The store as a reader sees it who, whenever it must wait, sees one more file done."""
