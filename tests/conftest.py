@@ -288,8 +288,37 @@ def train_settings(small_data):
     return settings
 
 
+@pytest.fixture(scope="session")
+def shared_programs():
+    """Let all runs of a session that have the same settings share one traced and compiled step."""
+    from t5x_lite.trainer import loop, prepare_run
+
+    programs, steps = {}, {}
+    build, compile_step = prepare_run.build, loop.compiled_step
+
+    def build_once(*settings, **named):
+        # The settings are kept beside the program, so that no address in a text is used twice.
+        key = repr((settings, sorted(named.items())))
+        if key not in programs:
+            programs[key] = settings, named, build(*settings, **named)
+        return programs[key][-1]
+
+    def compile_once(program, stream):
+        batch, _ = next(stream.batches(stream.start()))
+        shapes = sorted((name, array.shape, str(array.dtype)) for name, array in batch.items())
+        key = (id(program.step), len(stream.task_names), *shapes)
+        if key not in steps:
+            steps[key] = program, compile_step(program, stream)
+        return steps[key][-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare_run, "build", build_once)
+        patch.setattr(loop, "compiled_step", compile_once)
+        yield
+
+
 @pytest.fixture
-def train_small(train_settings):
+def train_small(train_settings, shared_programs):
     """Run `train` with a tiny model: train_small(directory, steps=6, mesh={"data": 8})."""
     from t5x_lite.trainer.train import train
 

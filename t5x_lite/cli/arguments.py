@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from t5x_lite import __version__
 from t5x_lite.cli import help_text
@@ -93,9 +93,16 @@ def parse(arguments: Sequence[str]) -> Request:
     )
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line, as all errors of the user are reported."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def _parser(name: str) -> argparse.ArgumentParser:
     """Return the parser of all commands; only the command `name` gets its flags and its help."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="t5x_lite",
         usage="t5x_lite COMMAND [--NAME=VALUE ...] [--gin_file=FILE ...] [--gin.NAME=VALUE ...]",
         description="Pretraining of T5-family text models.",
@@ -110,6 +117,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
     for command in commands().values():
         subparser = subparsers.add_parser(
             command.name,
+            prog=f"t5x_lite {command.name}",
             description=command.summary,
             formatter_class=help_text.HelpFormatter,
             allow_abbrev=False,

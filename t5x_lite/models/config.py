@@ -38,7 +38,7 @@ def dropout_rate(pretraining: float = 0.0, run: float | None = None) -> float:
     if run is None:
         return pretraining
     if not 0.0 <= run < 1.0:
-        raise ConfigError(f"DROPOUT_RATE is {run}; wanted a number in [0, 1)", "DROPOUT_RATE")
+        raise ConfigError(f"DROPOUT_RATE is {run}; expected a number in [0, 1)", "DROPOUT_RATE")
     return run
 
 
@@ -85,7 +85,7 @@ class MixtureOfExperts:
         for name in ("num_experts", "every", "group_size", "min_capacity"):
             if getattr(self, name) < 1:
                 raise ConfigError(
-                    f"MixtureOfExperts.{name} is {getattr(self, name)}; wanted 1 or more",
+                    f"MixtureOfExperts.{name} is {getattr(self, name)}; expected 1 or more",
                     f"MixtureOfExperts.{name}",
                 )
 

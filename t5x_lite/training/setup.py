@@ -17,7 +17,7 @@ from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.state import (
     TrainState,
     abstract_state,
-    initial_state,
+    make_initial_state,
     state_from_weights,
     state_shardings,
 )
@@ -127,6 +127,7 @@ def build(
         if update.offload_optimizer
         else None,
     )
+    initial_state = make_initial_state(model, bound, shardings)
     if fingerprint_every is not None:
         step = with_fingerprints(step, fingerprint_every)
     return TrainSetup(
@@ -136,7 +137,7 @@ def build(
         abstract=abstract_state(model, bound, shardings),
         batch_sharding=named_sharding(device_mesh, ("batch", "length")),
         replicated=replicated,
-        initial=lambda: initial_state(model, bound, shardings, seed=seed),
+        initial=lambda: initial_state(jax.random.key(seed)),
         from_weights=lambda params, step: state_from_weights(params, bound, shardings, step=step),
         step=jax.jit(
             pack_metrics(step),

@@ -1,5 +1,6 @@
 """The training state, and its sharding over the mesh."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -85,26 +86,28 @@ def state_shardings(
     return shardings._replace(opt_state=on_host)
 
 
-def initial_state(
-    config: TransformerConfig, optimizer: Optimizer, shardings: TrainState, *, seed: int
-) -> TrainState:
-    """Initialize the state of step 0.
+def make_initial_state(
+    config: TransformerConfig, optimizer: Optimizer, shardings: TrainState
+) -> Callable[[jax.Array], TrainState]:
+    """Return a jitted function that initializes the state of step 0.
 
-    Each device computes only the parts of the weights that it holds. The weights depend on the seed
+    Each device computes only the parts of the weights that it holds. The weights depend on the key
     only, not on the mesh.
 
     Args:
         config: The model.
         optimizer: The optimizer, bound to the weights.
         shardings: Where the arrays are placed (`state_shardings`).
-        seed: Seed of the weights.
+
+    Returns:
+        A function of the weights' PRNG key.
     """
 
     def make(key: jax.Array) -> TrainState:
         params = transformer.initialize(config, key)
         return _with_new_optimizer(params, optimizer, shardings, step=0)
 
-    return jax.jit(make, out_shardings=shardings)(jax.random.key(seed))
+    return jax.jit(make, out_shardings=shardings)
 
 
 def state_from_weights(

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -41,24 +40,29 @@ def model_dir(tmp_path):
     return f"--gin.MODEL_DIR={tmp_path}/run"
 
 
-def _python(*arguments):
-    began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done, time.perf_counter() - began
-
-
 def test_an_unknown_file_is_reported_with_the_paths_tried_and_nothing_imported(tmp_path):
-    done, _ = _python("-m", "t5x_lite", "train", "--gin_file=no/such.gin")
+    command = ["-X", "importtime", "-m", "t5x_lite", "train", "--gin_file=no/such.gin"]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "| numpy\n" not in done.stderr
     said = done.stderr.strip().splitlines()[-1]
     assert said.startswith("t5x_lite train: gin file 'no/such.gin' not found; looked in ")
     assert CONFIGS in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["compare", "a"], "t5x_lite compare: the following arguments are required: RUN_B"),
+        (["vocab", "--vocab_size"], "t5x_lite vocab: argument --vocab_size: expected one argument"),
+        (["traim"], "invalid choice: 'traim' (choose from 'c4', 'cache', "),
+        (["train", "--gin_fil=x"], "unrecognized arguments: --gin_fil=x"),
+    ],
+)
+def test_a_mistake_in_the_arguments_is_one_line_that_names_the_help(command, words, said):
+    text = command(*words)
+    assert said in text
+    assert text.endswith("--help")
 
 
 def test_an_unknown_include_is_reported_with_the_line_that_names_it(command, tmp_path):

@@ -116,7 +116,7 @@ def test_a_model_file_with_a_number_of_its_own_is_fine_tuned_with_dropout(dropou
 
 def test_a_dropout_rate_that_cannot_be_is_named(dropout_of):
     with pytest.raises(
-        ConfigError, match=r"DROPOUT_RATE is 1.5; wanted a number in \[0, 1\)"
+        ConfigError, match=r"DROPOUT_RATE is 1.5; expected a number in \[0, 1\)"
     ) as error:
         dropout_of(["models/t5_1_1/base.gin", "runs/finetune.gin"], ["--gin.DROPOUT_RATE=1.5"])
     assert error.value.names == ("DROPOUT_RATE",)

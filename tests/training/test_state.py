@@ -13,7 +13,7 @@ from t5x_lite.models.transformer import abstract_model
 from t5x_lite.partitioning import make_mesh, named_sharding, shard
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.schedules import InverseSquareRoot
-from t5x_lite.training.state import abstract_state, initial_state, state_shardings
+from t5x_lite.training.state import abstract_state, make_initial_state, state_shardings
 from t5x_lite.training.step import Loss, make_train_step
 
 MESHES = {
@@ -65,7 +65,7 @@ def runs(config, optimizer, random_batch):
         everywhere = named_sharding(mesh, ())
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(placed, everywhere))
         with jax.set_mesh(mesh):
-            state = first = initial_state(config, optimizer, placed, seed=SEED)
+            state = first = make_initial_state(config, optimizer, placed)(jax.random.key(SEED))
             initial = jax.tree.map(np.array, first)
             losses = []
             for number in range(STEPS):
