@@ -30,7 +30,7 @@ from t5x_lite.cli.main import GIN_CONFIGS
 from t5x_lite.hardware.topologies import Topology, topology
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.transformer import num_parameters
-from t5x_lite.planning import roofline
+from t5x_lite.planning import memory_estimate
 from t5x_lite.planning.lowering import Setting
 from t5x_lite.planning.plan_report import table
 from t5x_lite.planning.plan_step import plan_step
@@ -68,7 +68,7 @@ def setting_of(model: TransformerConfig, wanted: Topology) -> Setting:
     fsdp = 1
     while fsdp * experts < wanted.devices:
         sizes = {"fsdp": fsdp, "expert": experts}
-        state = roofline.state_bytes(model, Adafactor(), sizes)
+        state = memory_estimate.state_bytes(model, Adafactor(), sizes)
         if sum(state.values()) < 0.2 * wanted.chip.hbm / wanted.chip.devices:
             break
         fsdp *= 2

@@ -10,7 +10,7 @@ The directory of a run with checkpoints:
     quarantine/                steps that were corrupt
     rolled_back/               steps that a rollback discarded
 
-`trainer.restore` decides which checkpoint a run resumes from.
+`trainer.resume` decides which checkpoint a run resumes from.
 """
 
 import contextlib

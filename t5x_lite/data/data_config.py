@@ -9,7 +9,8 @@ from t5x_lite.data.stream.shuffle import Exhaustion
 from t5x_lite.data.tasks.task_providers import TaskProvider
 from t5x_lite.errors import ConfigError
 from t5x_lite.io.urls import is_url
-from t5x_lite.objectives.span_corruption import Objective, SpanCorruption
+from t5x_lite.objectives.objective import Objective
+from t5x_lite.objectives.span_corruption import SpanCorruption
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary
 
 Tokenizer = Literal["seqio", "sentencepiece"]

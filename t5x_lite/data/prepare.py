@@ -54,8 +54,8 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.io import atomic
 from t5x_lite.io.safe_files import read_json, read_json_if_exists
 from t5x_lite.io.urls import is_url
+from t5x_lite.objectives.objective import Objective
 from t5x_lite.objectives.sentinels import check_sentinels
-from t5x_lite.objectives.span_corruption import Objective
 from t5x_lite.tokenizers.vocabularies import BYTES, AnyVocabulary, open_vocabulary
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from t5x_lite.data.tasks.preprocessors import to_vocabulary
 from t5x_lite.errors import ConfigError
-from t5x_lite.objectives.span_corruption import Objective
+from t5x_lite.objectives.objective import Objective
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary
 
 if TYPE_CHECKING:

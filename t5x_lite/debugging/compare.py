@@ -8,7 +8,7 @@ from etils import epath
 
 from t5x_lite.console import Console, count
 from t5x_lite.errors import ConfigError
-from t5x_lite.io.json_lines import read_json_lines
+from t5x_lite.io.run_records import read_json_lines
 from t5x_lite.trainer.step_hashes import RECEIPTS
 
 # What differs, by the field of a step's hashes, from cause to effect.

@@ -17,11 +17,11 @@ from t5x_lite.data.stream.stream import StreamPosition
 from t5x_lite.debugging.activation_probes import ProbeRow, Probes, Range, as_range, summary
 from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError
-from t5x_lite.io.json_lines import read_json_lines
+from t5x_lite.io.run_records import read_json_lines
 from t5x_lite.trainer.anomaly_guard import Decision, data_jumps, is_discarded, read_decisions
 from t5x_lite.trainer.loop import compiled_step
 from t5x_lite.trainer.prepare_run import PreparedRun, prepare_run
-from t5x_lite.trainer.restore import RunStart, resume_from, start_from_weights
+from t5x_lite.trainer.resume import RunStart, resume_from, start_from_weights
 from t5x_lite.trainer.step_hashes import RECEIPTS
 from t5x_lite.training.bit_fingerprints import to_hex
 from t5x_lite.training.callbacks import Callback

@@ -16,7 +16,7 @@ from t5x_lite.doctor.diagnosis import Diagnosis, Requirements, collective, diagn
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.partitioning import make_mesh
-from t5x_lite.planning.roofline import state_bytes
+from t5x_lite.planning.memory_estimate import state_bytes
 from t5x_lite.training.optimizers import OptimizerConfig
 
 _WORKING_MEMORY = 2**30  # bytes of a process besides the state: programs and batches

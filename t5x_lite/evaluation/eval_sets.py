@@ -23,7 +23,7 @@ from t5x_lite.data.prepare import Plan, plan_path
 from t5x_lite.data.registry import registered_tasks
 from t5x_lite.data.tasks.lazy_seqio import import_seqio
 from t5x_lite.errors import ConfigError
-from t5x_lite.io.json_lines import read_json_lines, write_json_lines
+from t5x_lite.io.run_records import read_json_lines, write_json_lines
 from t5x_lite.metrics.task_metrics import EvalExample, TaskMetrics, labels_are_hidden
 
 if TYPE_CHECKING:

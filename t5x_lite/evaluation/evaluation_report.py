@@ -8,8 +8,8 @@ from tensorboardX import SummaryWriter
 
 from t5x_lite.console import Console
 from t5x_lite.evaluation.eval_sets import Splits
-from t5x_lite.io.json_lines import read_json_lines, write_json_lines
 from t5x_lite.io.metric_writers import EVENTS
+from t5x_lite.io.run_records import read_json_lines, write_json_lines
 from t5x_lite.metrics.glue_average import benchmark_averages
 from t5x_lite.metrics.published_t5 import PUBLISHED
 

@@ -14,7 +14,7 @@ from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore  (made by 
 from tensorboardX.record_writer import register_writer_factory
 
 from t5x_lite.io.append_file import AppendFile
-from t5x_lite.io.json_lines import drop_steps_after, read_json_lines
+from t5x_lite.io.run_records import drop_steps_after, read_json_lines
 
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"

@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from t5x_lite.errors import require, require_field
 from t5x_lite.objectives import masks, noise, philox
 from t5x_lite.objectives.feature_lengths import check_targets, length_of
+from t5x_lite.objectives.objective import EosAfter, Rows
 from t5x_lite.objectives.sentinels import Sentinels
-from t5x_lite.objectives.span_corruption import EosAfter
-from t5x_lite.objectives.spans import Rows
 
 Keys = NDArray[np.uint32]
 _MIN_PROBABILITY = 1e-7  # of span lengths beyond the mean that are still drawn

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from t5x_lite.errors import require_field
 from t5x_lite.objectives import masks, noise
 from t5x_lite.objectives.feature_lengths import length_of
+from t5x_lite.objectives.objective import EosAfter, Rows
 from t5x_lite.objectives.sentinels import Sentinels
-from t5x_lite.objectives.span_corruption import EosAfter
-from t5x_lite.objectives.spans import Rows
 
 
 @dataclass(frozen=True)

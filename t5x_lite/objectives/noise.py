@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import philox
+from t5x_lite.objectives.objective import Rows
 from t5x_lite.objectives.sentinels import Sentinels
-from t5x_lite.objectives.spans import Rows
 
 Mask = NDArray[np.bool_]
 Keys = NDArray[np.uint32]

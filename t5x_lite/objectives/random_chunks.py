@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 
 from t5x_lite.errors import ConfigError, require_field
 from t5x_lite.objectives import philox
-from t5x_lite.objectives.sentinels import Sentinels
-from t5x_lite.objectives.span_corruption import (
+from t5x_lite.objectives.objective import (
     EosAfter,
     Objective,
     PairObjective,
-    SpanCorruption,
+    Rows,
     TokenLevelObjective,
 )
-from t5x_lite.objectives.spans import Rows
+from t5x_lite.objectives.sentinels import Sentinels
+from t5x_lite.objectives.span_corruption import SpanCorruption
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,10 @@ Sources: Raffel et al. 2020 (T5), section 3.1.4 and table 3; the T5 library's pr
 Array names: b rows of the batch, l positions, s spans, g gaps between items.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
 from t5x_lite.objectives import philox
-
-
-class Rows(NamedTuple):
-    """A batch of token sequences of unequal length.
-
-    Attributes:
-        tokens: int32 [batch, width], 0 beyond a row's length.
-        lengths: int32 [batch].
-    """
-
-    tokens: NDArray[np.int32]
-    lengths: NDArray[np.int32]
 
 
 def random_spans_mask(

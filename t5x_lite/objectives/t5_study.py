@@ -20,9 +20,8 @@ from t5x_lite.errors import require_field
 from t5x_lite.objectives import masks, noise, philox
 from t5x_lite.objectives.feature_lengths import check_targets, length_of
 from t5x_lite.objectives.noise import Replacement
+from t5x_lite.objectives.objective import EosAfter, Rows
 from t5x_lite.objectives.sentinels import Sentinels
-from t5x_lite.objectives.span_corruption import EosAfter
-from t5x_lite.objectives.spans import Rows
 
 MaskName = Literal["iid", "regular", "suffix", "block", "all"]
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from t5x_lite.errors import ConfigError, require_field
 from t5x_lite.objectives import noise, philox
 from t5x_lite.objectives.feature_lengths import check_targets, length_of
+from t5x_lite.objectives.objective import EosAfter, Rows
 from t5x_lite.objectives.sentinels import Sentinels
-from t5x_lite.objectives.span_corruption import EosAfter, SpanCorruption
-from t5x_lite.objectives.spans import Rows
+from t5x_lite.objectives.span_corruption import SpanCorruption
 
 # Folded into a chunk's key to draw its denoiser, as the key itself draws the noise ("UL2").
 _DENOISER_STREAM = 0x554C32

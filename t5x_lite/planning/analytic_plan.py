@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from t5x_lite.hardware.topologies import Topology
 from t5x_lite.models import transformer
 from t5x_lite.models.flops import TRAINING, forward_flops
-from t5x_lite.planning import decode_plan, roofline
+from t5x_lite.planning import decode_plan, memory_estimate, roofline
 from t5x_lite.planning.decode_plan import DecodingWorkload, Phases, Range
 from t5x_lite.planning.estimate import KNOWN_GPU_BIAS
 from t5x_lite.planning.lowering import Setting, batch_shapes, summed_loss
@@ -48,10 +48,10 @@ def arithmetic(setting: Setting, topology: Topology, mesh: Mapping[str, int]) ->
     training = setting.mode == "train"
     forward = forward_flops(model, batch_size=rows, lengths=setting.lengths).total
     flops = forward * (TRAINING if training else 1)
-    state = roofline.state_bytes(model, setting.optimizer, mesh)
+    state = memory_estimate.state_bytes(model, setting.optimizer, mesh)
     activations = 0
     if training:
-        activations = roofline.activation_bytes(model, batch, mesh, summed_loss(model))
+        activations = memory_estimate.activation_bytes(model, batch, mesh, summed_loss(model))
     else:
         state = {"weights": state["weights"]}
     bounds = roofline.roofline(
@@ -74,7 +74,7 @@ def _of_generation(
     flops = decode_plan.model_flops(model, workload)
     bounds = decode_plan.bounds(topology.chip, model, workload, mesh)
     cache = decode_plan.cache_bytes(model, workload, mesh)
-    weights = roofline.state_bytes(model, setting.optimizer, mesh)["weights"]
+    weights = memory_estimate.state_bytes(model, setting.optimizer, mesh)["weights"]
     facts = _facts(
         setting,
         topology,

@@ -18,7 +18,8 @@ from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.flops import forward_flops
 from t5x_lite.planning.costs import Cost
 from t5x_lite.planning.hlo import Instruction, Module
-from t5x_lite.planning.roofline import Roofline, parts
+from t5x_lite.planning.memory_estimate import num_shards
+from t5x_lite.planning.roofline import Roofline
 from t5x_lite.tree_paths import flatten
 
 PREFILL, TOKEN = "prefill", "token"  # the phases, as `Cost.direction` names them
@@ -122,7 +123,7 @@ def cache_bytes(
     own = workload.texts * (workload.tokens + without_encoder * workload.inputs)
     cross = 0 if without_encoder else workload.rows * workload.inputs
     values_per_token = 2 * model.num_decoder_layers * model.kv_heads * model.head_dim
-    shards = parts("batch", mesh) * parts("heads", mesh)
+    shards = num_shards("batch", mesh) * num_shards("heads", mesh)
     size = values_per_token * _ITEMSIZE[model.dtype]
     return CacheBytes(own * size // shards, cross * size // shards)
 
@@ -145,7 +146,7 @@ def bounds(
     """
     flops = model_flops(model, workload)
     weights, cache = _weight_bytes(model, mesh), cache_bytes(model, workload, mesh)
-    rows = workload.rows / parts("batch", mesh)
+    rows = workload.rows / num_shards("batch", mesh)
     if model.decoder_only:
         sublayers = Phases(2 * model.num_decoder_layers, 2 * model.num_decoder_layers)
     else:  # an encoder layer has two sub-layers, a decoder layer with cross-attention three

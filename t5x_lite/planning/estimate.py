@@ -11,10 +11,10 @@ from t5x_lite.hardware.topologies import Topology
 from t5x_lite.planning import decode_plan
 from t5x_lite.planning.collectives import Collective, Layout, exposed_seconds
 from t5x_lite.planning.compilation import Compiled, TooLarge
+from t5x_lite.planning.compiled_memory import memory
 from t5x_lite.planning.costs import Cost, costs, summed
 from t5x_lite.planning.decode_plan import Phases, Range
 from t5x_lite.planning.hlo import Module
-from t5x_lite.planning.memory import memory
 from t5x_lite.planning.roofline import Roofline
 
 # Measured over estimated step time of the one published run that was compared with the

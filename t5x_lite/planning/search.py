@@ -12,7 +12,7 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.hardware.topologies import Topology
 from t5x_lite.models.config import REMAT_POLICIES, TransformerConfig
 from t5x_lite.models.flops import TRAINING, forward_flops
-from t5x_lite.planning import roofline
+from t5x_lite.planning import memory_estimate, roofline
 from t5x_lite.planning.lowering import Setting, batch_shapes, summed_loss
 from t5x_lite.planning.plan_report import table
 from t5x_lite.planning.plan_step import Planned, plan_step
@@ -129,7 +129,7 @@ def _candidates(setting: Setting, machine: Topology) -> Iterator[Candidate]:
         bytes_per_row = _activation_bytes_per_row(model, setting)
         for mesh in meshes(model, machine.devices):
             parts = math.prod(mesh.get(name, 1) for name in ("data", "fsdp", "expert"))
-            state = roofline.state_bytes(model, setting.optimizer, mesh)
+            state = memory_estimate.state_bytes(model, setting.optimizer, mesh)
             for rows in (batch for batch in batches if batch % parts == 0):
                 candidate = setting._replace(model=model, mesh=mesh, batch_size=rows)
                 activations = int(bytes_per_row * rows / parts)
@@ -140,7 +140,7 @@ def _candidates(setting: Setting, machine: Topology) -> Iterator[Candidate]:
 def _activation_bytes_per_row(model: TransformerConfig, setting: Setting) -> float:
     rows = 8
     batch = batch_shapes(model, setting.lengths, rows, packed=setting.packed)
-    return roofline.activation_bytes(model, batch, {}, summed_loss(model)) / rows
+    return memory_estimate.activation_bytes(model, batch, {}, summed_loss(model)) / rows
 
 
 def _seconds(

@@ -4,14 +4,14 @@ import functools
 from collections.abc import Mapping, Sequence
 
 from t5x_lite.data.formats import coreference, glue
-from t5x_lite.metrics import metrics, postprocessors, qa
+from t5x_lite.metrics import metric_functions, postprocessors, qa
 from t5x_lite.suites.task_specs import ALL, TEST, TRAIN, VALIDATION_AND_TEST, SupervisedTask
 
 _ENTAILED = ("entailment", "not_entailment")
 _THREE_WAYS = ("entailment", "neutral", "contradiction")
 _FALSE_TRUE = ("False", "True")
-_ACCURACY = (metrics.accuracy,)
-_F1_AND_ACCURACY = (metrics.f1_with_invalid, metrics.accuracy)
+_ACCURACY = (metric_functions.accuracy,)
+_F1_AND_ACCURACY = (metric_functions.f1_with_invalid, metric_functions.accuracy)
 MULTIRC_PLACE = ("idx/paragraph", "idx/question", "idx/answer")
 _PREMISE = ("hypothesis", "premise")
 _SENTENCES = ("sentence1", "sentence2")
@@ -25,7 +25,7 @@ def _classification(
     *,
     benchmark: str,
     splits: Mapping[str, str] = ALL,
-    scores: Sequence[metrics.Metric] = _ACCURACY,
+    scores: Sequence[metric_functions.Metric] = _ACCURACY,
 ) -> SupervisedTask:
     """Return a classification task.
 
@@ -87,7 +87,9 @@ def _wsc(name: str, tfds: str, splits: Mapping[str, str], *, right_only: bool) -
 
 
 GLUE = (
-    _glue("cola", ("sentence",), ("unacceptable", "acceptable"), scores=(metrics.matthews,)),
+    _glue(
+        "cola", ("sentence",), ("unacceptable", "acceptable"), scores=(metric_functions.matthews,)
+    ),
     _glue("sst2", ("sentence",), ("negative", "positive")),
     _glue("mrpc", _SENTENCES, ("not_equivalent", "equivalent"), scores=_F1_AND_ACCURACY),
     _glue(
@@ -101,7 +103,7 @@ GLUE = (
         fields=("sentence1", "sentence2", "label", "idx"),
         extras={"idx": "number"},
         postprocess=postprocessors.number,
-        metrics=(metrics.pearson, metrics.spearman),
+        metrics=(metric_functions.pearson, metric_functions.spearman),
     ),
     _glue("mnli", _PREMISE, _THREE_WAYS, splits=TRAIN),
     _glue("mnli_mismatched", _PREMISE, _THREE_WAYS, "mnli", splits=VALIDATION_AND_TEST),
@@ -128,7 +130,10 @@ SUPER_GLUE = (
         "cb",
         _PREMISE,
         ("entailment", "contradiction", "neutral"),
-        scores=(functools.partial(metrics.mean_multiclass_f1, num_classes=3), metrics.accuracy),
+        scores=(
+            functools.partial(metric_functions.mean_multiclass_f1, num_classes=3),
+            metric_functions.accuracy,
+        ),
     ),
     _super_glue("copa", ("choice1", "choice2", "premise", "question"), ("choice1", "choice2")),
     SupervisedTask(
@@ -139,7 +144,7 @@ SUPER_GLUE = (
         fields=("question", "answer", "paragraph", "label", *MULTIRC_PLACE),
         extras=dict.fromkeys(MULTIRC_PLACE, "number"),
         postprocess=postprocessors.multirc,
-        metrics=(metrics.multirc_f1, metrics.multirc_exact_match),
+        metrics=(metric_functions.multirc_f1, metric_functions.multirc_exact_match),
     ),
     SupervisedTask(
         "super_glue_record_v102",
@@ -149,7 +154,7 @@ SUPER_GLUE = (
         fields=("passage", "query", "entities", "answers", "idx/passage", "idx/query"),
         extras={"answers": "texts", "idx/passage": "number", "idx/query": "number"},
         postprocess=postprocessors.record,
-        metrics=(functools.partial(metrics.once_per_group, metric=qa.squad),),
+        metrics=(functools.partial(metric_functions.once_per_group, metric=qa.squad),),
     ),
     _super_glue("rte", _PREMISE, _ENTAILED),
     _super_glue("wic", ("sentence1", "sentence2", "word"), _FALSE_TRUE),

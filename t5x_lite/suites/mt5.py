@@ -14,7 +14,7 @@ from typing import Any
 from t5x_lite.data.code_identity import versioned
 from t5x_lite.data.formats import multilingual as formats
 from t5x_lite.data.tasks.mixing_rates import ExamplesProportionalRate
-from t5x_lite.metrics import metrics, postprocessors, qa
+from t5x_lite.metrics import metric_functions, postprocessors, qa
 from t5x_lite.metrics.task_metrics import TaskMetrics
 from t5x_lite.suites.languages import (
     MC4_LANGUAGES,
@@ -41,7 +41,7 @@ from t5x_lite.tokenizers.vocabularies import AnyVocabulary, Vocabulary
 
 MT5_VOCABULARY = "gs://t5-data/vocabs/mc4.250000.100extra/sentencepiece.model"
 
-_ACCURACY = (metrics.accuracy,)
+_ACCURACY = (metric_functions.accuracy,)
 _DIGITS = functools.partial(postprocessors.label, labels=("0", "1", "2"))
 
 
@@ -74,7 +74,7 @@ def _questions(
     tfds: str,
     splits: Splits,
     *,
-    metric: metrics.Metric = qa.squad,
+    metric: metric_functions.Metric = qa.squad,
     make: Callable[..., Any] = formats.question,
 ) -> SupervisedTask:
     return SupervisedTask(
@@ -96,7 +96,7 @@ def _names(language: str, kind: str, splits: Splits) -> SupervisedTask:
         splits,
         formats.entities,
         fields=("tokens", "spans"),
-        metrics=(metrics.span_f1,),
+        metrics=(metric_functions.span_f1,),
     )
 
 

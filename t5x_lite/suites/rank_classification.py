@@ -8,7 +8,7 @@ from typing import Any
 from t5x_lite.data.code_identity import versioned
 from t5x_lite.data.formats import coreference, glue
 from t5x_lite.data.tasks.text_formats import MakeExamples
-from t5x_lite.metrics import metrics, postprocessors
+from t5x_lite.metrics import metric_functions, postprocessors
 from t5x_lite.metrics.task_metrics import TaskMetrics
 from t5x_lite.suites import glue_superglue
 from t5x_lite.suites.t5 import GLUE_EXAMPLES, SUPER_GLUE_EXAMPLES, T5_VOCABULARY
@@ -39,7 +39,7 @@ def with_options(task: SupervisedTask, *, normalize_by_length: bool) -> Supervis
         functools.partial(glue.options, make=task.make, labels=tuple(labels or ())),
         task.fields,
         _NUMBERING,
-        metrics.rank_classification,
+        metric_functions.rank_classification,
     )
     if not splits:
         return None
@@ -62,19 +62,19 @@ _SPECIAL: Mapping[str, tuple[MakeExamples, Sequence[str], Sequence[str], Callabl
         functools.partial(glue.options, make=glue.multirc, labels=_LABELS),
         ("question", "answer", "paragraph", "label", *glue_superglue.MULTIRC_PLACE),
         (*glue_superglue.MULTIRC_PLACE, "idx/option"),
-        metrics.rank_multirc,
+        metric_functions.rank_multirc,
     ),
     "super_glue_wsc_v102_simple_eval": (
         functools.partial(glue.options, make=coreference.wsc_marked, labels=_LABELS),
         ("text", "span1_text", "span1_index", "span2_text", "span2_index", "label", "idx"),
         _NUMBERING,
-        metrics.rank_classification,
+        metric_functions.rank_classification,
     ),
     "dpr_v001_simple": (
         coreference.definite_pronoun_options,
         ("sentence", "pronoun", "candidates", "label"),
         _NUMBERING,
-        metrics.rank_classification,
+        metric_functions.rank_classification,
     ),
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 from t5x_lite.data.code_identity import versioned
 from t5x_lite.data.tasks.mixing_rates import ExamplesProportionalRate
 from t5x_lite.metrics.task_metrics import TaskMetrics
-from t5x_lite.objectives.span_corruption import Objective
+from t5x_lite.objectives.objective import Objective
 from t5x_lite.suites import glue_superglue, text_generation
 from t5x_lite.suites.task_specs import (
     TaskTable,

@@ -12,9 +12,9 @@ from t5x_lite.data.tasks.preprocessors import TrimPairs, text_steps, to_vocabula
 from t5x_lite.data.tasks.task_providers import add_task
 from t5x_lite.data.tasks.text_formats import Kind, MakeExamples, format_examples
 from t5x_lite.metrics import postprocessors
-from t5x_lite.metrics.metrics import Metric
+from t5x_lite.metrics.metric_functions import Metric
 from t5x_lite.metrics.task_metrics import TaskMetrics
-from t5x_lite.objectives.span_corruption import Objective
+from t5x_lite.objectives.objective import Objective
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary
 
 Splits = Mapping[str, str]  # splits of the data set by the splits of the task

@@ -8,7 +8,7 @@ from t5x_lite.data.formats import questions as formats
 from t5x_lite.data.formats import translate_summarize
 from t5x_lite.data.stream.pair_trimming import PairTrimming
 from t5x_lite.data.tasks.text_formats import Kind
-from t5x_lite.metrics import metrics, postprocessors, qa
+from t5x_lite.metrics import metric_functions, postprocessors, qa
 from t5x_lite.objectives.language_models import FullLM, LMAdaptation
 from t5x_lite.objectives.span_corruption import SpanCorruption
 from t5x_lite.objectives.t5_study import PrefixLM, ReplaceSpans
@@ -29,7 +29,7 @@ def _squad(
     name: str,
     make: Callable[..., Any],
     postprocess: Callable[..., Any] | None = postprocessors.answers,
-    metric: metrics.Metric = qa.squad,
+    metric: metric_functions.Metric = qa.squad,
 ) -> SupervisedTask:
     return SupervisedTask(
         name,
@@ -52,7 +52,7 @@ def _translation(
         splits,
         functools.partial(translate_summarize.translation, source="en", target=target),
         fields=("en", target),
-        metrics=(metrics.bleu,),
+        metrics=(metric_functions.bleu,),
     )
 
 
@@ -83,7 +83,7 @@ SUMMARIES: Sequence[SupervisedTask] = (
         ALL,
         translate_summarize.summary,
         fields=("article", "highlights"),
-        metrics=(metrics.rouge,),
+        metrics=(metric_functions.rouge,),
     ),
 )
 

@@ -20,8 +20,8 @@ from t5x_lite.distributed.signals import SignalRequests
 from t5x_lite.evaluation.evaluation_report import EVALUATIONS, LOSS, Figures, best_of_each_task
 from t5x_lite.io import atomic
 from t5x_lite.io.file_lock import file_lock
-from t5x_lite.io.json_lines import read_json_lines
 from t5x_lite.io.metric_writers import METRICS
+from t5x_lite.io.run_records import read_json_lines
 from t5x_lite.io.safe_files import read_json
 from t5x_lite.metrics.glue_average import benchmark_averages
 from t5x_lite.sweep.stages import Stage

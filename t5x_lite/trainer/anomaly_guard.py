@@ -33,7 +33,7 @@ from t5x_lite.data.stream.stream import ExampleIds, Stream, StreamPosition
 from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError, require_field
 from t5x_lite.io.append_file import AppendFile
-from t5x_lite.io.json_lines import read_json_lines, write_json_lines
+from t5x_lite.io.run_records import read_json_lines, write_json_lines
 from t5x_lite.training.callbacks import Callback, Report, StepInfo
 from t5x_lite.training.step_metrics import PackedMetrics, fetch_metrics
 

@@ -39,7 +39,7 @@ from t5x_lite.io.metric_writers import MetricWriters
 from t5x_lite.reporting.results import Results, TaskResult
 from t5x_lite.trainer.anomaly_guard import Rollback, data_jumps, read_decisions
 from t5x_lite.trainer.goodput import StartupTimer
-from t5x_lite.trainer.restore import InitFrom, restore_or_initialize
+from t5x_lite.trainer.resume import InitFrom, restore_or_initialize
 from t5x_lite.trainer.throughput import StepWork, ThroughputMeter
 from t5x_lite.training.callbacks import Callback, StepInfo
 from t5x_lite.training.inputs import batches_from

@@ -15,7 +15,7 @@ from t5x_lite.distributed import processes
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.trainer.goodput import StartupTimer
-from t5x_lite.trainer.restore import InitFrom, check_init_from, last_step
+from t5x_lite.trainer.resume import InitFrom, check_init_from, last_step
 from t5x_lite.trainer.step_hashes import StepHashes
 from t5x_lite.training.inputs import TrainInputs, make_inputs
 from t5x_lite.training.optimizers import OptimizerConfig

@@ -29,7 +29,7 @@ from t5x_lite.data.stream.stream import ExampleIds, Stream
 from t5x_lite.distributed import processes
 from t5x_lite.errors import require_field
 from t5x_lite.io.append_file import AppendFile
-from t5x_lite.io.json_lines import drop_steps_after
+from t5x_lite.io.run_records import drop_steps_after
 from t5x_lite.training.bit_fingerprints import to_hex
 from t5x_lite.training.callbacks import Callback, Report, StepInfo
 from t5x_lite.training.step_metrics import FINGERPRINT_PREFIX, PackedMetrics, fetch_metrics

@@ -33,7 +33,7 @@ from t5x_lite.trainer.goodput import Goodput
 from t5x_lite.trainer.loop import TrainingLoop
 from t5x_lite.trainer.prepare_run import PreparedRun, prepare_run
 from t5x_lite.trainer.profiler import Profile, Profiler
-from t5x_lite.trainer.restore import InitFrom
+from t5x_lite.trainer.resume import InitFrom
 from t5x_lite.trainer.step_hashes import StepHashes, StepHashWriter
 from t5x_lite.trainer.throughput import StepWork
 from t5x_lite.trainer.wandb_tracker import Tracker, WeightsAndBiases

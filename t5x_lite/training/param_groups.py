@@ -26,7 +26,7 @@ class Grouped:
     Args:
         optimizer: The optimizer of all weights that are not frozen.
         frozen: Weights that never change. They have no gradient and no optimizer state, and a run
-            that started from another run's weights (`trainer.restore.InitFrom`) does not save them
+            that started from another run's weights (`trainer.resume.InitFrom`) does not save them
             again.
         without_decay: Weights without weight decay.
         without_parameter_scale: Weights whose learning rate is not relative to their size (T5X's

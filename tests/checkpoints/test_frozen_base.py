@@ -19,7 +19,7 @@ from t5x_lite.import_export.export_hf import export_weights
 from t5x_lite.io.metric_writers import read_metrics
 from t5x_lite.models.transformer import abstract_model
 from t5x_lite.partitioning import make_mesh, named_sharding
-from t5x_lite.trainer.restore import InitFrom, restore_or_initialize
+from t5x_lite.trainer.resume import InitFrom, restore_or_initialize
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.param_groups import Grouped
 from t5x_lite.training.step import Update

@@ -10,7 +10,7 @@ from t5x_lite.debugging.fault_injection.nan_batch import NanBatch
 from t5x_lite.debugging.replay import StepRanges, findings, replay
 from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation.validation_loss import Evaluation
-from t5x_lite.trainer.restore import resume_from
+from t5x_lite.trainer.resume import resume_from
 from t5x_lite.training.step import Update
 from t5x_lite.tree_paths import flatten, merge
 

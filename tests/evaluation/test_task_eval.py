@@ -12,7 +12,7 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation.eval_sets import EvaluationSet
 from t5x_lite.evaluation.task_eval import AVERAGES, TaskEvalCallback, TaskEvaluation, TaskEvaluator
 from t5x_lite.inference.engine import Generated, Inference, Scored
-from t5x_lite.metrics import metrics, postprocessors
+from t5x_lite.metrics import metric_functions, postprocessors
 from t5x_lite.metrics.task_metrics import EvalExample, TaskMetrics, metric_kind
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.partitioning import make_mesh
@@ -59,7 +59,7 @@ def test_every_example_counts_once(count, batch_size):
 
     def remember(targets, predictions):
         seen.append((list(targets), list(predictions)))
-        return metrics.sequence_accuracy(targets, predictions)
+        return metric_functions.sequence_accuracy(targets, predictions)
 
     cases = backwards(count)
     parrot = Parrot(batch_size)
@@ -79,7 +79,7 @@ def test_every_example_counts_once(count, batch_size):
 
 
 def test_a_limit_takes_the_first_examples():
-    how = TaskMetrics(None, (metrics.sequence_accuracy,))
+    how = TaskMetrics(None, (metric_functions.sequence_accuracy,))
     sets = [EvaluationSet("t", "validation", how, backwards(9))]
     judged = TaskEvaluator(Parrot(4), sets, BYTES, max_examples=6).evaluate({})["t"]
     assert len(judged.lines) == 6
@@ -90,7 +90,7 @@ def test_labels_are_told_by_the_task_and_what_is_none_is_wrong():
     labels = ("not_entailment", "entailment")
     how = TaskMetrics(
         functools.partial(postprocessors.label, labels=labels),
-        (metrics.f1_with_invalid, metrics.accuracy),
+        (metric_functions.f1_with_invalid, metric_functions.accuracy),
     )
     said = ["entailment", "not_entailment", "entailment", "what?", "entailment"]
     wanted = ["entailment", "entailment", "not_entailment", "entailment", "entailment"]
@@ -122,7 +122,7 @@ def test_metrics_see_what_only_the_datasets_example_holds():
 
 def test_options_are_ranked_by_their_scores():
     """The parrot finds short targets likely, so the shorter option is its choice."""
-    how = TaskMetrics(postprocessors.ranked, (metrics.rank_classification,))
+    how = TaskMetrics(postprocessors.ranked, (metric_functions.rank_classification,))
     options = [("yes", True), ("never", False), ("perhaps", True), ("no", False)]
     cases = [
         case("q", text, idx=np.array([i // 2, i % 2]), is_correct=right, targets=BYTES.encode(text))
@@ -138,7 +138,7 @@ def test_options_are_ranked_by_their_scores():
 def test_numbers_are_read_from_text():
     from scipy.stats import pearsonr, spearmanr
 
-    how = TaskMetrics(postprocessors.number, (metrics.pearson, metrics.spearman))
+    how = TaskMetrics(postprocessors.number, (metric_functions.pearson, metric_functions.spearman))
     said, wanted = ["2.4", "0.0", "five", "4.0"], ["2.6", "0.4", "5.0", "3.2"]
     cases = [case(text[::-1], target) for text, target in zip(said, wanted, strict=True)]
     found = TaskEvaluator(
@@ -169,7 +169,9 @@ def test_metrics_may_ask_for_the_scores_of_what_was_said_and_answer_in_seqios_ow
 
 
 def test_without_labels_there_are_predictions_and_no_scores():
-    how = TaskMetrics(functools.partial(postprocessors.label, labels=("no",)), (metrics.accuracy,))
+    how = TaskMetrics(
+        functools.partial(postprocessors.label, labels=("no",)), (metric_functions.accuracy,)
+    )
     cases = [case("on", "<unk>"), case("ab", "<unk>")]
     found = TaskEvaluator(Parrot(2), [EvaluationSet("t", "test", how, cases)], BYTES).evaluate({})[
         "t"
@@ -221,7 +223,9 @@ def test_a_models_own_words_do_not_depend_on_the_batch(decoder_only, random_para
     sizes = dict(vocab_size=384, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16)
     config = TransformerConfig(**sizes, **layers, dtype="float32")
     params = jax.tree.map(np.asarray, random_params(config))
-    how = TaskMetrics(None, (metrics.sequence_accuracy, lambda targets, scores: {"s": sum(scores)}))
+    how = TaskMetrics(
+        None, (metric_functions.sequence_accuracy, lambda targets, scores: {"s": sum(scores)})
+    )
     sets = [EvaluationSet("t", "validation", how, backwards(5))]
     found = {}
     for data, batch_size in ((1, 2), (2, 8)):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from t5x_lite.objectives import philox
-from t5x_lite.objectives.spans import Rows
+from t5x_lite.objectives.objective import Rows
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import bart, philox
 from t5x_lite.objectives.bart import Bart
+from t5x_lite.objectives.objective import Rows
 from t5x_lite.objectives.sentinels import Sentinels
-from t5x_lite.objectives.spans import Rows
 
 SENTINELS = Sentinels(first=999, count=1)
 STOP = 4

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 
 from t5x_lite.objectives import noise, philox
 from t5x_lite.objectives.noise import Replacement
+from t5x_lite.objectives.objective import Rows
 from t5x_lite.objectives.sentinels import BYTE_SENTINELS, Sentinels
-from t5x_lite.objectives.spans import Rows
 
 SENTINELS = Sentinels(999, 100)
 SAME_LENGTH = {"mask_tokens", "permute", "gathered_tokens", "random_tokens", "random_or_mask"}

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import philox, spans
+from t5x_lite.objectives.objective import Rows
 from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import SpanCorruption
-from t5x_lite.objectives.spans import Rows
 
 SENTINELS = Sentinels(first=32099, count=100)
 

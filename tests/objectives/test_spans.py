@@ -6,8 +6,8 @@ from hypothesis import given
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import philox, spans
 from t5x_lite.objectives.noise import noise_spans_to_unique_sentinel
+from t5x_lite.objectives.objective import Rows
 from t5x_lite.objectives.sentinels import Sentinels
-from t5x_lite.objectives.spans import Rows
 
 SENTENCE = ["Thank", "you", "for", "inviting", "me", "to", "your", "party", "last", "week", "."]
 SENTINELS = Sentinels(first=999, count=100)

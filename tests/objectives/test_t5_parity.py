@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from t5x_lite.objectives import masks, noise, philox, spans
+from t5x_lite.objectives.objective import Rows
 from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import SpanCorruption
-from t5x_lite.objectives.spans import Rows
 from t5x_lite.objectives.t5_study import (
     BertStyle,
     Denoising,

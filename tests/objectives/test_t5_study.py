@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import philox
 from t5x_lite.objectives.language_models import LM, FullLM, LMAdaptation
+from t5x_lite.objectives.objective import Rows
 from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import SpanCorruption
-from t5x_lite.objectives.spans import Rows
 from t5x_lite.objectives.t5_study import (
     BertStyle,
     Denoising,

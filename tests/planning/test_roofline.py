@@ -13,7 +13,8 @@ from t5x_lite.models.flops import train_step_flops
 from t5x_lite.models.transformer import abstract_model, num_parameters
 from t5x_lite.partitioning import make_mesh
 from t5x_lite.planning.lowering import batch_shapes, summed_loss
-from t5x_lite.planning.roofline import activation_bytes, roofline, state_bytes
+from t5x_lite.planning.memory_estimate import activation_bytes, state_bytes
+from t5x_lite.planning.roofline import roofline
 from t5x_lite.training.optimizers import Adafactor
 from t5x_lite.training.schedules import InverseSquareRoot
 from t5x_lite.training.setup import build

@@ -28,9 +28,8 @@ from t5x_lite.data.stream.trim_and_eos import (
     read_ranges,
 )
 from t5x_lite.objectives import philox
+from t5x_lite.objectives.objective import Objective, PairObjective, RandomLengthObjective, Rows
 from t5x_lite.objectives.sentinels import Sentinels, check_sentinels
-from t5x_lite.objectives.span_corruption import Objective, PairObjective, RandomLengthObjective
-from t5x_lite.objectives.spans import Rows
 
 # Folded into keys, so that no two uses of one key share random numbers.
 _PARTNER = 0x4F544852  # into an example's key, to draw the second piece of a pair of pieces

@@ -14,9 +14,8 @@ from t5x_lite.data.stream.examples import Examples, PairExamples, PairTrimmer, S
 from t5x_lite.data.stream.seqio_pipeline import SeqioPipeline, SeqioPipelineExamples
 from t5x_lite.data.stream.trim_and_eos import FEATURES
 from t5x_lite.errors import ConfigError
+from t5x_lite.objectives.objective import Objective, Rows
 from t5x_lite.objectives.sentinels import Sentinels
-from t5x_lite.objectives.span_corruption import Objective
-from t5x_lite.objectives.spans import Rows
 
 AnyStore = Store | PartialStore | SeqioPipeline
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t5x_lite.data.stream import numba_loader
-from t5x_lite.objectives.spans import Rows
+from t5x_lite.objectives.objective import Rows
 
 
 class Segments(NamedTuple):

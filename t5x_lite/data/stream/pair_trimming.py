@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from t5x_lite.data.stream.examples import PairExamples, Store, random_stream
 from t5x_lite.data.stream.trim_and_eos import trim_and_append
 from t5x_lite.objectives import philox
-from t5x_lite.objectives.spans import Rows
+from t5x_lite.objectives.objective import Rows
 
 
 @dataclass(frozen=True)

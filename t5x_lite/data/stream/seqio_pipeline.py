@@ -25,7 +25,7 @@ from t5x_lite.data.stream.examples import random_stream
 from t5x_lite.data.stream.trim_and_eos import FEATURES
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives import philox
-from t5x_lite.objectives.spans import Rows
+from t5x_lite.objectives.objective import Rows
 
 if TYPE_CHECKING:
     import seqio

@@ -32,8 +32,8 @@ from t5x_lite.data.stream.open_examples import (
 from t5x_lite.data.stream.packing import Segments, best_fit_decreasing
 from t5x_lite.data.stream.seqio_pipeline import IteratorCheckpoint, SeqioPipelineExamples
 from t5x_lite.errors import ConfigError
+from t5x_lite.objectives.objective import Objective, PairObjective
 from t5x_lite.objectives.sentinels import Sentinels
-from t5x_lite.objectives.span_corruption import Objective, PairObjective
 
 FORMAT = 1  # of a position
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from t5x_lite.data.stream import numba_loader
 from t5x_lite.objectives import philox, spans
+from t5x_lite.objectives.objective import Objective, Rows, TokenLevelObjective
 from t5x_lite.objectives.sentinels import Sentinels
-from t5x_lite.objectives.span_corruption import Objective, SpanCorruption, TokenLevelObjective
-from t5x_lite.objectives.spans import Rows
+from t5x_lite.objectives.span_corruption import SpanCorruption
 
 EOS_ID = 1
 FEATURES = ("inputs", "targets")

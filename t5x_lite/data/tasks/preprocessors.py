@@ -17,14 +17,14 @@ from t5x_lite.data.code_identity import NOT_IDENTITY, versioned
 from t5x_lite.data.stream.pair_trimming import PairTrimming, find_answer, single_row, window_start
 from t5x_lite.data.stream.trim_and_eos import EOS_ID, FEATURES, feature_widths, finish_features
 from t5x_lite.errors import ConfigError
-from t5x_lite.objectives.sentinels import check_sentinels
-from t5x_lite.objectives.span_corruption import (
+from t5x_lite.objectives.objective import (
     Objective,
     PairObjective,
     RandomLengthObjective,
-    SpanCorruption,
     TokenLevelObjective,
 )
+from t5x_lite.objectives.sentinels import check_sentinels
+from t5x_lite.objectives.span_corruption import SpanCorruption
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary, ByteVocabulary, Vocabulary
 
 if TYPE_CHECKING:

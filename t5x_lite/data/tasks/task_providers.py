@@ -19,9 +19,9 @@ from t5x_lite.data.sources.jsonl_and_tsv import STRICT, MalformedLines
 from t5x_lite.data.sources.seqio_sources import JsonLinesSource, Source
 from t5x_lite.data.tasks.mixing_rates import examples_proportional_rates
 from t5x_lite.data.tasks.preprocessors import Document, Pair, pair_steps, text_steps
-from t5x_lite.metrics import metrics
+from t5x_lite.metrics import metric_functions
 from t5x_lite.metrics.task_metrics import TaskMetrics
-from t5x_lite.objectives.span_corruption import Objective
+from t5x_lite.objectives.objective import Objective
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary, Vocabulary, train_vocabulary
 
 _LOG = logging.getLogger(__name__)
@@ -149,9 +149,9 @@ class EmbeddedCorpus:
         """The metrics of the tasks of pairs, by name."""
         return {
             "embedded_summarize": TaskMetrics(
-                None, (functools.partial(metrics.rouge, bootstrap=False),)
+                None, (functools.partial(metric_functions.rouge, bootstrap=False),)
             ),
-            "embedded_name": TaskMetrics(None, (metrics.sequence_accuracy,)),
+            "embedded_name": TaskMetrics(None, (metric_functions.sequence_accuracy,)),
         }
 
     def register(self, data_dir: str) -> None:

@@ -11,9 +11,9 @@ from t5x_lite.data.stream.open_examples import open_examples
 from t5x_lite.errors import ConfigError
 from t5x_lite.objectives.bert import Bert, MaskedLM
 from t5x_lite.objectives.language_models import FullLM, LMAdaptation
+from t5x_lite.objectives.objective import Rows
 from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import SpanCorruption
-from t5x_lite.objectives.spans import Rows
 
 SENTINELS = Sentinels(999, 100)
 LENGTHS = {"inputs": 40, "targets": 16}

@@ -5,7 +5,7 @@ import pytest
 
 from t5x_lite.data.stream.feature_converters import decoder_only, encoder_decoder, encoder_only
 from t5x_lite.data.stream.packing import Segments
-from t5x_lite.objectives.spans import Rows
+from t5x_lite.objectives.objective import Rows
 
 LENGTHS = {"inputs": 10, "targets": 7}
 PAIRS = [

@@ -15,9 +15,9 @@ from t5x_lite.data.stream.examples import PairExamples, TextExamples
 from t5x_lite.data.stream.packing import Segments, best_fit_decreasing
 from t5x_lite.data.stream.trim_and_eos import example_keys
 from t5x_lite.errors import ConfigError
+from t5x_lite.objectives.objective import Rows
 from t5x_lite.objectives.sentinels import Sentinels
 from t5x_lite.objectives.span_corruption import SpanCorruption
-from t5x_lite.objectives.spans import Rows
 
 needs_numba = pytest.mark.skipif(numba_loader.kernels() is None, reason="needs the extra [fast]")
 SENTINELS = Sentinels(31_999, 30_000)

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5x_lite.data.stream.packing import Segments, best_fit_decreasing
-from t5x_lite.objectives.spans import Rows
+from t5x_lite.objectives.objective import Rows
 
 
 @st.composite

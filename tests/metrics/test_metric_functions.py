@@ -5,55 +5,59 @@ import warnings
 
 import pytest
 
-from t5x_lite.metrics import metrics, qa
+from t5x_lite.metrics import metric_functions, qa
 
 
 def test_accuracy_is_the_share_of_equal_labels():
-    assert metrics.accuracy([0, 1, 2, 1], [0, 1, 1, -1]) == {"accuracy": 50.0}
+    assert metric_functions.accuracy([0, 1, 2, 1], [0, 1, 1, -1]) == {"accuracy": 50.0}
 
 
 def test_sequence_accuracy_is_exact():
-    assert metrics.sequence_accuracy(["a b", "c"], ["a b", "C"]) == {"sequence_accuracy": 50.0}
+    assert metric_functions.sequence_accuracy(["a b", "c"], ["a b", "C"]) == {
+        "sequence_accuracy": 50.0
+    }
 
 
 def test_matthews_correlation_by_hand():
     # 2 true positives, 1 true negative, 1 false positive, 1 false negative
-    score = metrics.matthews([1, 1, 0, 0, 1], [1, 1, 0, 1, 0])["matthews_corrcoef"]
+    score = metric_functions.matthews([1, 1, 0, 0, 1], [1, 1, 0, 1, 0])["matthews_corrcoef"]
     assert score == pytest.approx(100 * (2 * 1 - 1 * 1) / (3 * 3 * 2 * 2) ** 0.5)
 
 
 def test_f1_takes_an_invalid_prediction_for_the_wrong_one():
     # true positives 1, false positives 1 (the invalid of a 0), false negatives 1 (that of a 1)
-    assert metrics.f1_with_invalid([1, 1, 0, 0], [1, -1, 0, 7]) == {"f1": pytest.approx(50.0)}
+    assert metric_functions.f1_with_invalid([1, 1, 0, 0], [1, -1, 0, 7]) == {
+        "f1": pytest.approx(50.0)
+    }
 
 
 def test_mean_f1_weighs_classes_equally():
     # class 0: precision 1/2, recall 1; class 1: 1, 1/2; class 2: never predicted, never wanted
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of scikit-learn, about the class without examples
-        scores = metrics.mean_multiclass_f1([0, 1, 1], [0, 0, 1], num_classes=3)
+        scores = metric_functions.mean_multiclass_f1([0, 1, 1], [0, 0, 1], num_classes=3)
     assert scores == {"mean_3class_f1": pytest.approx(100 * (2 / 3 + 2 / 3 + 0) / 3)}
 
 
 def test_correlations_by_hand():
-    assert metrics.pearson([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])["pearson_corrcoef"] == pytest.approx(
-        100
-    )
+    assert metric_functions.pearson([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])[
+        "pearson_corrcoef"
+    ] == pytest.approx(100)
     # ranks 1 2 3 against 1 3 2: 1 - 6 * 2 / (3 * 8)
-    assert metrics.spearman([1.0, 2.0, 3.0], [0.0, 9.0, 4.0])["spearman_corrcoef"] == pytest.approx(
-        50
-    )
+    assert metric_functions.spearman([1.0, 2.0, 3.0], [0.0, 9.0, 4.0])[
+        "spearman_corrcoef"
+    ] == pytest.approx(50)
 
 
 def test_multirc_counts_answers_and_whole_questions():
     targets = [{"group": g, "value": v} for g, v in ((0, 1), (0, 0), (1, 1), (1, 1))]
     predictions = [{"value": v} for v in (1, 0, 1, -1)]
-    assert metrics.multirc_f1(targets, predictions) == {"f1": pytest.approx(80.0)}
-    assert metrics.multirc_exact_match(targets, predictions) == {"exact_match": 50.0}
+    assert metric_functions.multirc_f1(targets, predictions) == {"f1": pytest.approx(80.0)}
+    assert metric_functions.multirc_exact_match(targets, predictions) == {"exact_match": 50.0}
 
 
 def test_repeated_queries_count_once():
-    metric = functools.partial(metrics.once_per_group, metric=qa.squad)
+    metric = functools.partial(metric_functions.once_per_group, metric=qa.squad)
     targets = [
         {"group": (0, 0), "value": ["Ann", "Bob"]},
         {"group": (0, 0), "value": ["Ann", "Bob"]},
@@ -72,16 +76,18 @@ def test_bleu_is_sacrebleus_with_the_international_tokenizer():
     predictions = ["The cat sat on the mat, did it?", "It is five o'clock - go home now."]
     reference = sacrebleu.BLEU(tokenize="intl", smooth_method="exp")
     expected = reference.corpus_score(predictions, [targets]).score
-    assert metrics.bleu(targets, predictions) == {"bleu": pytest.approx(expected)}
+    assert metric_functions.bleu(targets, predictions) == {"bleu": pytest.approx(expected)}
     assert 0 < expected < 100
-    assert metrics.bleu(targets, targets) == {"bleu": pytest.approx(100)}
-    assert metrics.bleu(targets, [text.lower() for text in targets])["bleu"] < 90
-    two = metrics.bleu([targets, predictions], predictions)
+    assert metric_functions.bleu(targets, targets) == {"bleu": pytest.approx(100)}
+    assert metric_functions.bleu(targets, [text.lower() for text in targets])["bleu"] < 90
+    two = metric_functions.bleu([targets, predictions], predictions)
     assert two == {"bleu": pytest.approx(100)}
 
 
 def test_rouge_by_hand():
-    scores = metrics.rouge(["ann ran home . bob sat"], ["bob sat . ann ran"], bootstrap=False)
+    scores = metric_functions.rouge(
+        ["ann ran home . bob sat"], ["bob sat . ann ran"], bootstrap=False
+    )
     # words: 4 of 4 and of 5; pairs: "bob sat" and "ann ran", of 3 and of 4; lines: all 4 words
     assert scores["rouge1"] == pytest.approx(100 * 8 / 9)
     assert scores["rouge2"] == pytest.approx(100 * 2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
@@ -91,8 +97,8 @@ def test_rouge_by_hand():
 def test_the_bootstraps_score_is_near_the_mean():
     targets = [f"ann ran {'home ' * n}" for n in range(30)]
     predictions = ["ann ran home"] * 30
-    exact = metrics.rouge(targets, predictions, bootstrap=False)
-    for kind, score in metrics.rouge(targets, predictions).items():
+    exact = metric_functions.rouge(targets, predictions, bootstrap=False)
+    for kind, score in metric_functions.rouge(targets, predictions).items():
         assert score == pytest.approx(exact[kind], abs=3)
 
 
@@ -108,15 +114,15 @@ def test_the_bootstraps_score_is_near_the_mean():
     ],
 )
 def test_entities_count_whole_and_as_often_as_they_stand_there(prediction, score):
-    scores = metrics.span_f1(["PER: Ada Lovelace $$ LOC: London"], [prediction])
+    scores = metric_functions.span_f1(["PER: Ada Lovelace $$ LOC: London"], [prediction])
     assert scores == {"span_f1": pytest.approx(score)}
 
 
 def test_the_most_likely_candidate_is_the_prediction():
     targets = [((0, 0), False, 4), ((0, 1), True, 1), ((1, 0), True, 2), ((1, 1), False, 2)]
     scores = [-4.0, -2.0, -1.0, -1.0]
-    assert metrics.rank_classification(targets, scores) == {"accuracy": 100.0}
-    by_length = metrics.rank_classification(targets, scores, normalize_by_length=True)
+    assert metric_functions.rank_classification(targets, scores) == {"accuracy": 100.0}
+    by_length = metric_functions.rank_classification(targets, scores, normalize_by_length=True)
     assert by_length == {"accuracy": 50.0}
 
 
@@ -128,7 +134,7 @@ def test_multirc_by_rank_is_multirc_of_the_likelier_labels():
         for label in (0, 1):
             targets.append((((7, i // 2, i), label), label == right, 2))
             scores.append(-1.0 if label == chosen else -3.0)
-    found = metrics.rank_multirc(targets, scores)
+    found = metric_functions.rank_multirc(targets, scores)
     assert found == {"f1": pytest.approx(100 * 2 / 3), "exact_match": 50.0}
 
 

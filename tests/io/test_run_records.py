@@ -4,7 +4,7 @@ import pytest
 from etils import epath
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.io.json_lines import drop_steps_after, read_json_lines, write_json_lines
+from t5x_lite.io.run_records import drop_steps_after, read_json_lines, write_json_lines
 
 TORN = '{"step": 1}\n{"step": 2}\n{"st'
 DAMAGED = '{"step": 1}\n{"st\0\0\n[7]\n{"step": 4}\n'

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from t5x_lite.planning.compilation import Compiled, parse_too_large
+from t5x_lite.planning.compiled_memory import memory
 from t5x_lite.planning.estimate import too_much_memory, unread_memory
-from t5x_lite.planning.memory import memory
 
 
 def test_the_split_adds_up_to_the_compilers_total(reference, reference_memory):

@@ -13,7 +13,7 @@ from t5x_lite.checkpoints.run_directory import recorded_model
 from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation.validation_loss import Evaluation
 from t5x_lite.import_export.import_hf import import_weights
-from t5x_lite.trainer.restore import InitFrom
+from t5x_lite.trainer.resume import InitFrom
 from t5x_lite.training.schedules import Constant
 
 REFERENCES = Path(__file__).resolve().parents[1] / "models" / "references"
