@@ -4,10 +4,12 @@ from hypothesis import strategies as st
 from t5x_lite.tree_paths import flatten, unflatten
 
 NAMES = st.text("abcdef_0", min_size=1, max_size=3)
-TREES = st.recursive(st.integers(), lambda inner: st.dictionaries(NAMES, inner, min_size=1))
+TREES = st.recursive(
+    st.integers(), lambda inner: st.dictionaries(NAMES, inner, min_size=1), max_leaves=15
+)
 
 
-@given(st.dictionaries(NAMES, TREES))
+@given(st.dictionaries(NAMES, TREES, max_size=5))
 def test_leaves_by_their_paths_make_the_tree_again(tree):
     assert unflatten(flatten(tree)) == tree
 

@@ -128,7 +128,8 @@ def assert_same(weights, one, other):
 
 
 def test_a_signal_to_one_of_two_stops_both_and_one_alone_goes_on_to_the_bit(pod, tmp_path, weights):
-    stopped = pod("run", processes=2, devices=4, missing=60)
+    mesh = "{'data': 2, 'tensor': 2}"
+    stopped = pod("run", processes=2, devices=2, missing=60, MESH=mesh)
     pids = stopped.pids()
     stopped.until(r"\[0\] step 2/12")
     os.kill(pids[1], signal.SIGTERM)
@@ -137,12 +138,12 @@ def test_a_signal_to_one_of_two_stops_both_and_one_alone_goes_on_to_the_bit(pod,
     assert 2 <= int(after[1]) < 12
     assert stopped.said.count("ended with code 75") == 2
     assert "[1] step" not in stopped.said
-    going_on = pod("run", processes=1, devices=8)
+    going_on = pod("run", processes=1, devices=4, MESH=mesh)
     assert going_on.end() == 0, going_on.said
     assert f"resuming from step {after[1]} of 12" in going_on.said
     assert re.search(r"goodput \d+\.\d%: .* over 2 launches", going_on.said)
     assert read_results(tmp_path / "run")["goodput"]["steps"] > 0
-    undisturbed = pod("undisturbed", processes=1, devices=8)
+    undisturbed = pod("undisturbed", processes=1, devices=4, MESH=mesh)
     assert undisturbed.end() == 0, undisturbed.said
     assert_same(weights, tmp_path / "run", tmp_path / "undisturbed")
 
