@@ -18,6 +18,10 @@ QUIET = {
 }
 
 
+# TensorStore may report to orbax's event loop when orbax, no longer waiting, has closed the loop.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning"
+)
 def test_a_run_at_a_url_is_stopped_and_resumed(bucket, train_small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train_small("gs://runs/small", steps=2, **QUIET)
