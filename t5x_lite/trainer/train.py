@@ -27,7 +27,7 @@ from t5x_lite.io.metric_writers import EVENTS
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.reporting.results import read_results, show_results, write_results
-from t5x_lite.tokenizers.text_codec import TextRecord, write_text_record
+from t5x_lite.tokenizers.text_codec import TokenizerInfo, write_text_record
 from t5x_lite.trainer.anomaly_guard import AnomalyGuard, AnomalyGuardCallback
 from t5x_lite.trainer.goodput import Goodput
 from t5x_lite.trainer.loop import TrainingLoop
@@ -258,7 +258,7 @@ def _record(
         describe_config=describe_config,
         mixture=prepared.feed.mixture,
     )
-    text = TextRecord(prepared.feed.plan.vocabulary(), SpecialTokens())
+    text = TokenizerInfo(prepared.feed.plan.vocabulary(), SpecialTokens())
     write_text_record(prepared.directory, text)
     return record
 
