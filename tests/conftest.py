@@ -372,7 +372,7 @@ def run_directory(tmp_path_factory, shipped, plausible_params, pieces):
     from t5x_lite.checkpoints.run_directory import write_launch
     from t5x_lite.decoding.generation import SpecialTokens
     from t5x_lite.import_export.import_hf import Weights
-    from t5x_lite.tokenizers.text_codec import TextRecord, write_text_record
+    from t5x_lite.tokenizers.text_codec import TokenizerInfo, write_text_record
     from t5x_lite.tokenizers.vocabularies import Vocabulary
 
     made = {}
@@ -387,7 +387,7 @@ def run_directory(tmp_path_factory, shipped, plausible_params, pieces):
                 saved.save(3, state, {"position": {}}, force=True)
                 saved.wait()
             write_launch(directory, config, start_step=0, describe_config=str)
-            record = TextRecord(Vocabulary(pieces, 20), SpecialTokens())
+            record = TokenizerInfo(Vocabulary(pieces, 20), SpecialTokens())
             write_text_record(directory, record)
         return made[key]
 

@@ -25,7 +25,7 @@ def read_descriptions(directory: epath.Path) -> Any:
     """Return shapes and types of a checkpoint's state, without reading the arrays.
 
     Args:
-        directory: Of a step.
+        directory: The directory of a step.
 
     Returns:
         Nested dicts of descriptions with `shape` and `dtype`, as in the state.
@@ -56,7 +56,7 @@ def check_shapes(expected: Any, directory: epath.Path) -> None:
     Args:
         expected: Arrays, or their shapes, in the structure of the state. Arrays that the checkpoint
             does not have are ignored here: orbax names them when it restores.
-        directory: Of a step.
+        directory: The directory of a step.
 
     Raises:
         ConfigError: An array has another shape; the first one is named.

@@ -49,7 +49,7 @@ class Data:
         on_task_exhausted: After `num_epochs` epochs of a task: "repeat" it without end, "stop" the
             run, or "renormalize" the rates and continue with the other tasks.
         num_epochs: Epochs of a task after which it is exhausted.
-        seed: Of the order of examples, the draws among tasks and the noise.
+        seed: Seed of the order of examples, the draws among tasks and the noise.
         splits: The splits to prepare; evaluation alone needs no "train".
 
     Raises:

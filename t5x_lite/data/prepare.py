@@ -122,7 +122,7 @@ def log_differences(location: StoreLocation, data: "Data") -> None:
     """Log why the stores that exist of a split cannot be used.
 
     Args:
-        location: Of the store that is needed.
+        location: The path of the store that is needed.
         data: The data of the run.
     """
     directory = Path(data.data_dir, location.name)
@@ -135,7 +135,7 @@ def quarantine_if_corrupt(location: StoreLocation, data: "Data") -> None:
     """Rename a corrupt store on disk and log a warning; it will be rebuilt with the same bytes.
 
     Args:
-        location: Of the store, which need not exist.
+        location: The path of the store, which need not exist.
         data: The data of the run.
     """
     directory = Path(data.data_dir, location.name)
@@ -159,7 +159,7 @@ def make_store(
 
     Args:
         task: The task.
-        location: Of the store.
+        location: The path of the store.
         data: The data of the run.
         make_parts: Returns what tokenizes the files of the source; None tokenizes them here.
 

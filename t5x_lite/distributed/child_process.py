@@ -166,7 +166,7 @@ def start_function(
     Args:
         function: Importable by its name, so not a local function.
         *arguments: Anything that can be pickled, and connections of `SPAWN.Pipe()`.
-        name: Of the process.
+        name: Name of the process.
 
     Returns:
         The started process.

@@ -16,7 +16,7 @@ from t5x_lite.import_export.saved_model import export_saved_model
 from t5x_lite.import_export.stablehlo import export_program
 from t5x_lite.io import atomic
 from t5x_lite.models import transformer
-from t5x_lite.tokenizers.text_codec import TextRecord, read_text_record
+from t5x_lite.tokenizers.text_codec import TokenizerInfo, read_tokenizer_info
 from t5x_lite.tokenizers.tokenizer_files import write_tokenizer
 
 _LOG = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def _export_huggingface(directory: Path, destination: str, step: int | None, **f
     abstract = jax.tree.map(
         lambda leaf: leaf.update(sharding=sharding), transformer.abstract_model(config)[1]
     )
-    record = read_text_record(directory)
+    record = read_tokenizer_info(directory)
     with Checkpointer(directory) as saved:
         step = chosen_step(saved, step, "MODEL_DIR", "export_weights.step")
         params = saved.restore_weights(step, abstract)
@@ -124,7 +124,7 @@ def _export_huggingface(directory: Path, destination: str, step: int | None, **f
     )
 
 
-def _write_text_files(directory: Path, record: TextRecord) -> str:
+def _write_text_files(directory: Path, record: TokenizerInfo) -> str:
     """Write tokenizer and special tokens for transformers; return a phrase for the log."""
     start, end = record.special
     special = {"decoder_start_token_id": start, "bos_token_id": start, "eos_token_id": end}

@@ -16,7 +16,7 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.io import atomic
 from t5x_lite.models.config import MixtureOfExperts, TransformerConfig
 from t5x_lite.models.transformer import num_parameters
-from t5x_lite.tokenizers.text_codec import read_text_record, write_text_record
+from t5x_lite.tokenizers.text_codec import read_tokenizer_info, write_text_record
 
 _LOG = logging.getLogger(__name__)
 MODEL_GIN = "model.gin"
@@ -77,7 +77,7 @@ def import_weights(
         )
         saved.wait()
     write_launch(directory, config, start_step=step, describe_config=describe_config)
-    write_text_record(directory, read_text_record(source))
+    write_text_record(directory, read_tokenizer_info(source))
     atomic.write_text(directory / MODEL_GIN, model_gin(config, source))
     _LOG.info(
         f"imported {num_parameters(config):,} parameters from {source} as step {step:,} of "

@@ -21,7 +21,13 @@ from t5x_lite.io.tensor_files import CONFIG
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.transformer import Params, abstract_model
 from t5x_lite.partitioning import check_divisible, make_mesh, num_batch_shards, tree_shardings
-from t5x_lite.tokenizers.text_codec import SENTINEL, Encoded, TextCodec, Tokenizer, read_text_record
+from t5x_lite.tokenizers.text_codec import (
+    SENTINEL,
+    Encoded,
+    TextCodec,
+    Tokenizer,
+    read_tokenizer_info,
+)
 from t5x_lite.tokenizers.vocabularies import AnyVocabulary
 
 
@@ -300,7 +306,7 @@ def load(
     devices = jax.devices() if mesh or not is_single else jax.devices()[:1]
     device_mesh = make_mesh(mesh or ({} if is_single else {"data": -1}), devices)
     dtype = dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16")
-    record = read_text_record(directory)
+    record = read_tokenizer_info(directory)
     tokenizer = vocabulary or record.vocabulary
     if tokenizer is None:
         raise ConfigError(

@@ -1,1 +1,1 @@
-"""Self-supervised objectives: pieces of text become inputs and targets (NumPy only)."""
+"""Self-supervised objectives: chunks of text become inputs and targets (NumPy only)."""

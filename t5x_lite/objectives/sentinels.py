@@ -27,7 +27,7 @@ def check_sentinels(needed: int, sentinels: Sentinels) -> None:
     """Check that a vocabulary has as many sentinels as an objective may need.
 
     Args:
-        needed: The largest number of spans that the objective makes of one piece of text.
+        needed: The largest number of spans that the objective makes of one chunk of text.
         sentinels: Those of the vocabulary.
 
     Raises:
@@ -35,7 +35,7 @@ def check_sentinels(needed: int, sentinels: Sentinels) -> None:
     """
     require(
         needed <= sentinels.count,
-        f"the objective needs up to {needed} sentinels a piece and the vocabulary has "
+        f"the objective needs up to {needed} sentinels per chunk of text and the vocabulary has "
         f"{sentinels.count}: use shorter features, longer spans, a lower noise density, more "
         "extra ids, or let it borrow pieces of the vocabulary (borrow_pieces)",
         "TASK_FEATURE_LENGTHS",

@@ -67,9 +67,9 @@ class CacheBytes(NamedTuple):
     """Bytes of cached keys and values on one device.
 
     Attributes:
-        own: Of the texts themselves: of the decoder's self-attention. It includes the prompts of a
-            decoder without an encoder.
-        cross: Of the encoder's output.
+        own: Cache of the decoder's self-attention, for the tokens of the texts. In a decoder-only
+            model it includes the prompts.
+        cross: Cache of cross-attention, for the encoder's output.
     """
 
     own: int

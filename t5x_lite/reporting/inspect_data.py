@@ -162,8 +162,8 @@ def _raw_text(
 ) -> str:
     """Return the text of an example before the objective, or a pair as it is stored."""
     if isinstance(task_examples, TextExamples):
-        piece = task_examples.pieces(np.array([number]))
-        return _readable(piece.tokens[0, : piece.lengths[0]].tolist(), vocabulary)
+        chunk = task_examples.chunks(np.array([number]))
+        return _readable(chunk.tokens[0, : chunk.lengths[0]].tolist(), vocabulary)
     if isinstance(task_examples, TrimmedPairs):
         number = int(task_examples.stored(np.array([number]))[0])
     parts = []

@@ -21,7 +21,7 @@ class TaskResult(TypedDict):
     """The validation loss of a task, in nats per target token, with baselines.
 
     Attributes:
-        loss: Of the model.
+        loss: The model's loss.
         accuracy: Fraction of target tokens to which the model gives the highest probability.
         uniform: Loss of a uniform distribution over the vocabulary.
         unigram: Loss of the distribution of tokens in the training targets.

@@ -21,7 +21,7 @@ class HFTokenizer:
     """A tokenizer of transformers, with the special tokens of its model.
 
     Args:
-        directory: Of the model.
+        directory: The model's directory.
 
     Raises:
         ConfigError: If transformers is not installed or cannot read the tokenizer.

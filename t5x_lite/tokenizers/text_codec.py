@@ -46,7 +46,7 @@ class TextCodec:
     LLaMA's <s>) are kept.
 
     Args:
-        tokenizer: Of the model.
+        tokenizer: The model's tokenizer.
         special: The ids that start and end a text.
         decoder_only: Whether the model has no encoder.
         end_inputs: Whether inputs end with EOS; None: if the model has an encoder.
@@ -124,7 +124,7 @@ PIECES = "vocabulary.model"  # the copy of a SentencePiece model
 TOKENIZER = "tokenizer"  # the folder with the copy of a Hugging Face tokenizer
 
 
-class TextRecord(NamedTuple):
+class TokenizerInfo(NamedTuple):
     """What a directory says about text.
 
     Attributes:
@@ -136,7 +136,7 @@ class TextRecord(NamedTuple):
     special: SpecialTokens
 
 
-def write_text_record(model_dir: epath.PathLike, record: TextRecord) -> None:
+def write_text_record(model_dir: epath.PathLike, record: TokenizerInfo) -> None:
     """Write text.json and a copy of the vocabulary, from the first process only.
 
     Args:
@@ -158,11 +158,12 @@ def write_text_record(model_dir: epath.PathLike, record: TextRecord) -> None:
     atomic.write_json(directory / TEXT, about)
 
 
-def read_text_record(directory: epath.PathLike) -> TextRecord:
-    """Return what a run directory or a Hugging Face directory says about text.
+def read_tokenizer_info(directory: epath.PathLike) -> TokenizerInfo:
+    """Read the tokenizer and the special tokens of a model's directory, ours or Hugging Face's.
 
     Args:
-        directory: Of the model. One that says nothing gives no vocabulary and T5's special tokens.
+        directory: The model's directory. Without text.json and config.json it has no vocabulary and
+            T5's special tokens.
 
     Raises:
         ConfigError: If a file is invalid.
@@ -177,10 +178,10 @@ def read_text_record(directory: epath.PathLike) -> TextRecord:
             vocabulary = HFTokenizer(Path(directory / TOKENIZER))
         elif "vocabulary" in about:
             vocabulary = Vocabulary(str(directory / about["vocabulary"]), about["extra_ids"])
-        return TextRecord(vocabulary, SpecialTokens(about["start"], about["end"]))
+        return TokenizerInfo(vocabulary, SpecialTokens(about["start"], about["end"]))
     if (directory / CONFIG).exists():
         return _huggingface_record(directory, read_json_object(directory / CONFIG, "MODEL_DIR"))
-    return TextRecord(None, SpecialTokens())
+    return TokenizerInfo(None, SpecialTokens())
 
 
 def _name(vocabulary: Tokenizer) -> str:
@@ -197,11 +198,11 @@ def _copy_tokenizer(tokenizer: HFTokenizer, directory: epath.Path) -> None:
             atomic.write_bytes(directory / path.name, path.read_bytes())
 
 
-def _huggingface_record(directory: epath.Path, fields: dict[str, Any]) -> TextRecord:
+def _huggingface_record(directory: epath.Path, fields: dict[str, Any]) -> TokenizerInfo:
     """Return the tokenizer and special tokens of a Hugging Face model with this config.json."""
     end = fields.get("eos_token_id")
     end = end[0] if isinstance(end, list) else end
     decoder_only = not fields.get("is_encoder_decoder", "decoder_start_token_id" in fields)
     start = None if decoder_only else fields.get("decoder_start_token_id", 0)
     special = SpecialTokens(start, 1 if end is None else end)
-    return TextRecord(read_tokenizer(Path(directory)), special)
+    return TokenizerInfo(read_tokenizer(Path(directory)), special)

@@ -26,7 +26,7 @@ def read_tokenizer(directory: str | Path) -> AnyVocabulary | HFTokenizer | None:
     Tokenizers of T5 and ByT5 need sentencepiece only, all others the package transformers.
 
     Args:
-        directory: Of a Hugging Face model.
+        directory: The directory of a Hugging Face model.
 
     Raises:
         ConfigError: If a file is invalid, or transformers is needed and not installed.
@@ -57,7 +57,7 @@ def write_tokenizer(directory: str | Path, vocabulary: AnyVocabulary | HFTokeniz
     transformers adds T5's sentinels itself, so the SentencePiece file is written without them.
 
     Args:
-        directory: Of the model.
+        directory: The model's directory.
         vocabulary: The tokenizer to write.
     """
     directory = Path(directory)

@@ -69,7 +69,7 @@ def prepare_run(
     update: Update,
     init_from: InitFrom | None = None,
     loss_on_inputs: bool = False,
-    receipts: StepHashes = StepHashes(),  # noqa: B008 frozen
+    step_hashes: StepHashes = StepHashes(),  # noqa: B008 frozen
     seed: int = 0,
     deterministic: bool = False,
     cpu_devices: int | None = None,
@@ -102,7 +102,7 @@ def prepare_run(
         mesh=mesh,
         batch_size=batch_size,
         seed=seed,
-        fingerprint_every=receipts.fingerprint_every,
+        fingerprint_every=step_hashes.fingerprint_every,
         deterministic=deterministic,
     )
     if init_from is not None and not (directory / "checkpoints").exists():

@@ -67,13 +67,13 @@ class StepHashWriter(Callback):
     """Writes the step hashes, with each log line and before every checkpoint.
 
     Args:
-        receipts: What is recorded.
+        config: What is recorded.
         directory: The run's directory.
         stream: The training data, to look up which examples a step had.
     """
 
-    def __init__(self, receipts: StepHashes, directory: epath.PathLike, stream: Stream):
-        self._receipts, self._stream = receipts, stream
+    def __init__(self, config: StepHashes, directory: epath.PathLike, stream: Stream):
+        self._config, self._stream = config, stream
         self._path = epath.Path(directory) / RECEIPTS
         # The ids of the batches from `_next_position` on. They come in order, so that looking up
         # the next batch is cheap; a new iterator is needed only after a jump in the data.
@@ -85,7 +85,7 @@ class StepHashWriter(Callback):
     def on_start(self, step: int, progress: Mapping[str, Any]) -> None:
         """Remove the lines of steps after the checkpoint: they will be computed again."""
         self._unwritten = []
-        if self._receipts.steps and processes.is_first():
+        if self._config.steps and processes.is_first():
             drop_steps_after(self._path, step)
             self._lines = AppendFile(self._path)
 
@@ -126,7 +126,7 @@ class StepHashWriter(Callback):
                 "batch": to_hex(metrics[f"{FINGERPRINT_PREFIX}batch"]),
                 "loss": float(metrics["loss"]).hex(),
             }
-            if step % self._receipts.params_every_steps == 0:
+            if step % self._config.params_every_steps == 0:
                 line["params"] = to_hex(metrics[f"{FINGERPRINT_PREFIX}params"])
             self._lines.write((json.dumps(line) + "\n").encode())
         self._unwritten = []

@@ -109,7 +109,7 @@ class ThroughputMeter:
         It waits until at most `IN_FLIGHT` steps are not computed yet.
 
         Args:
-            metrics: Of the step, on the devices.
+            metrics: Metrics of the step, on the devices.
             batch: What the step read.
         """
         self._window.append(metrics)

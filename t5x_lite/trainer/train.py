@@ -27,7 +27,7 @@ from t5x_lite.io.metric_writers import EVENTS
 from t5x_lite.models import transformer
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.reporting.results import read_results, show_results, write_results
-from t5x_lite.tokenizers.text_codec import TextRecord, write_text_record
+from t5x_lite.tokenizers.text_codec import TokenizerInfo, write_text_record
 from t5x_lite.trainer.anomaly_guard import AnomalyGuard, AnomalyGuardCallback
 from t5x_lite.trainer.goodput import Goodput
 from t5x_lite.trainer.loop import TrainingLoop
@@ -66,9 +66,9 @@ def train(
     loss_on_inputs: bool = False,
     log_every_steps: int = 20,
     profile: Profile = Profile(),  # noqa: B008 frozen
-    receipts: StepHashes = StepHashes(),  # noqa: B008 frozen
-    guard: AnomalyGuard = AnomalyGuard(),  # noqa: B008 frozen
-    patience: HangTimeouts = HangTimeouts(),  # noqa: B008 frozen
+    step_hashes: StepHashes = StepHashes(),  # noqa: B008 frozen
+    anomaly_guard: AnomalyGuard = AnomalyGuard(),  # noqa: B008 frozen
+    hang_timeouts: HangTimeouts = HangTimeouts(),  # noqa: B008 frozen
     tracker: WeightsAndBiases | None = None,
     callbacks: Sequence[Callback] = (),
     seed: int = 0,
@@ -97,9 +97,9 @@ def train(
         loss_on_inputs: A decoder without an encoder is also trained on its inputs.
         log_every_steps: Steps between two lines of metrics.
         profile: Which steps to trace.
-        receipts: Which step hashes (receipts.jsonl) are recorded.
-        guard: When the run rolls back to a checkpoint and skips data.
-        patience: Seconds without progress after which the run ends with an error.
+        step_hashes: Which step hashes (receipts.jsonl) are recorded.
+        anomaly_guard: When the run rolls back to a checkpoint and skips data.
+        hang_timeouts: Seconds without progress after which the run ends with an error.
         tracker: A service that gets the metrics as well; None is none.
         callbacks: More callbacks of the run, called after its own (`training.callbacks.Callback`).
         seed: Seed of the initial weights and of dropout. The order of the data has `data.seed`.
@@ -128,7 +128,7 @@ def train(
         update=update,
         init_from=init_from,
         loss_on_inputs=loss_on_inputs,
-        receipts=receipts,
+        step_hashes=step_hashes,
         seed=seed,
         deterministic=deterministic,
         cpu_devices=cpu_devices,
@@ -149,8 +149,8 @@ def train(
             task_evaluator=task_evaluator,
             checkpoints=checkpoints,
             work=StepWork.of(model, prepared.program.mesh, batch_size, data.feature_lengths),
-            patience=patience,
-            settings=CallbackSettings(profile, receipts, guard, tracker, callbacks),
+            hang_timeouts=hang_timeouts,
+            settings=CallbackSettings(profile, step_hashes, anomaly_guard, tracker, callbacks),
             log_every_steps=log_every_steps,
             describe_config=describe_config,
         )
@@ -163,7 +163,7 @@ def _train(
     task_evaluator: TaskEvaluator | None,
     checkpoints: CheckpointPolicy,
     work: StepWork,
-    patience: HangTimeouts,
+    hang_timeouts: HangTimeouts,
     settings: "CallbackSettings",
     log_every_steps: int,
     describe_config: Callable[[], str],
@@ -183,7 +183,7 @@ def _train(
             prepared.startup,
         )
         _log_model(prepared)
-        with Watchdog(patience, prepared.startup.ledger):
+        with Watchdog(hang_timeouts, prepared.startup.ledger):
             run.begin(prepared.init_from, steps)
             goodput = Goodput(directory, prepared.startup.ledger)
             record = _record(prepared, run.step, describe_config)
@@ -200,15 +200,15 @@ class CallbackSettings(NamedTuple):
 
     Args:
         profile: Which steps to trace.
-        receipts: Which step hashes are recorded.
-        guard: When the run rolls back.
+        step_hashes: Which step hashes are recorded.
+        anomaly_guard: When the run rolls back.
         tracker: A service that gets the metrics; None is none.
         more: Callbacks of the user, called after the run's own.
     """
 
     profile: Profile
-    receipts: StepHashes
-    guard: AnomalyGuard
+    step_hashes: StepHashes
+    anomaly_guard: AnomalyGuard
     tracker: WeightsAndBiases | None
     more: Sequence[Callback] = ()
 
@@ -233,8 +233,10 @@ class CallbackSettings(NamedTuple):
         callbacks: list[Callback] = [
             Profiler(self.profile, directory / EVENTS),
             goodput,
-            StepHashWriter(self.receipts, directory, stream),
-            AnomalyGuardCallback(self.guard, directory, stream, prepared.seed, lambda: saved.steps),
+            StepHashWriter(self.step_hashes, directory, stream),
+            AnomalyGuardCallback(
+                self.anomaly_guard, directory, stream, prepared.seed, lambda: saved.steps
+            ),
         ]
         if self.tracker is not None:
             callbacks.append(Tracker(self.tracker, directory, describe_config))
@@ -258,7 +260,7 @@ def _record(
         describe_config=describe_config,
         mixture=prepared.feed.mixture,
     )
-    text = TextRecord(prepared.feed.plan.vocabulary(), SpecialTokens())
+    text = TokenizerInfo(prepared.feed.plan.vocabulary(), SpecialTokens())
     write_text_record(prepared.directory, text)
     return record
 

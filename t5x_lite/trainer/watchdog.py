@@ -41,13 +41,13 @@ class Watchdog:
     """Watches the progress of a run from a thread; a context manager.
 
     Args:
-        patience: The limits.
+        timeouts: The limits.
         ledger: What the run is doing, and since when.
     """
 
-    def __init__(self, patience: HangTimeouts, ledger: TimeLedger):
-        self._patience, self._ledger = patience, ledger
-        limits = [limit for limit in dataclasses.astuple(patience) if limit is not None]
+    def __init__(self, timeouts: HangTimeouts, ledger: TimeLedger):
+        self._timeouts, self._ledger = timeouts, ledger
+        limits = [limit for limit in dataclasses.astuple(timeouts) if limit is not None]
         self._tick = min([5.0, *(limit / 8 for limit in limits)])
 
     def __enter__(self) -> "Watchdog":
@@ -70,9 +70,9 @@ class Watchdog:
 
     def _limit(self, purpose: str) -> float | None:
         if purpose == START_UP:
-            return self._patience.start_seconds
+            return self._timeouts.start_seconds
         of_a_step = purpose in ("steps", "recomputed steps", "waiting for data")
-        return self._patience.step_seconds if of_a_step else self._patience.other_seconds
+        return self._timeouts.step_seconds if of_a_step else self._timeouts.other_seconds
 
 
 def abort(what: str) -> NoReturn:

@@ -420,7 +420,7 @@ class Optax(_RuleOptimizer):
         return self.transformation(**rates, **self.arguments)
 
     def unchecked_rule(self, shape: tuple[int, ...], axes: LogicalAxes) -> WeightRule:
-        """Return the rule without a check of what the transformation does."""
+        """Build the rule from the transformation; `rule` also checks what it does to a weight."""
 
         def subtract(param, direction, rate):
             return _descend(param, direction, rate, self.weight_decay)

@@ -169,7 +169,7 @@ def optax_rule(
 
     Args:
         transformation: Makes the state and, unless `at_rate` is given, the update.
-        shape: Of the weight.
+        shape: Shape of the weight.
         axes: Logical axes of the weight. The state's arrays inherit those of the dimensions that
             they share with the weight (`infer_state_axes`).
         apply: (weight, optax's update, learning rate) -> new weight.
@@ -218,8 +218,8 @@ def infer_state_axes(
     matrix), is replicated.
 
     Args:
-        leaf_shape: Of the state's array.
-        shape: Of the weight.
+        leaf_shape: Shape of the state's array.
+        shape: Shape of the weight.
         axes: Logical axes of the weight.
 
     Returns:

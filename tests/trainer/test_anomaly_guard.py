@@ -139,7 +139,7 @@ def test_a_run_goes_back_skips_the_data_and_a_restart_decides_the_same(
     """Batches 5 and 6 are bad: back to step 4, and on with batch 7."""
     guard = AnomalyGuard(nonfinite_steps=2)
     callbacks = [Poisoned(5, 6)]
-    train_small(tmp_path / "run", steps=8, guard=guard, callbacks=callbacks, **QUIET)
+    train_small(tmp_path / "run", steps=8, anomaly_guard=guard, callbacks=callbacks, **QUIET)
     reason = "2 of 100 steps were not finite, first at step 5"
     assert f"rolling back from step 6 to step 4: {reason}" in "\n".join(log_lines)
     (decision,) = lines(tmp_path / "run" / "decisions.jsonl")
@@ -148,8 +148,8 @@ def test_a_run_goes_back_skips_the_data_and_a_restart_decides_the_same(
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
     assert weights(tmp_path / "run")["['skipped']"] == 0
 
-    train_small(tmp_path / "stopped", steps=5, guard=guard, callbacks=callbacks, **QUIET)
-    train_small(tmp_path / "stopped", steps=8, guard=guard, callbacks=callbacks, **QUIET)
+    train_small(tmp_path / "stopped", steps=5, anomaly_guard=guard, callbacks=callbacks, **QUIET)
+    train_small(tmp_path / "stopped", steps=8, anomaly_guard=guard, callbacks=callbacks, **QUIET)
     for name, array in weights(tmp_path / "stopped").items():
         np.testing.assert_array_equal(array, weights(tmp_path / "run")[name], err_msg=name)
     compare(run_a=str(tmp_path / "run"), run_b=str(tmp_path / "stopped"))
@@ -159,11 +159,11 @@ def test_a_run_goes_back_skips_the_data_and_a_restart_decides_the_same(
 def test_a_run_killed_while_going_back_ends_as_one_that_was_not(tmp_path, train_small, weights):
     guard = AnomalyGuard(nonfinite_steps=2)
     callbacks = [Poisoned(5, 6)]
-    train_small(tmp_path / "run", steps=8, guard=guard, callbacks=callbacks, **QUIET)
+    train_small(tmp_path / "run", steps=8, anomaly_guard=guard, callbacks=callbacks, **QUIET)
     killed = [*callbacks, KilledInRollback()]
     with pytest.raises(KeyboardInterrupt):
-        train_small(tmp_path / "killed", steps=8, guard=guard, callbacks=killed, **QUIET)
-    train_small(tmp_path / "killed", steps=8, guard=guard, callbacks=callbacks, **QUIET)
+        train_small(tmp_path / "killed", steps=8, anomaly_guard=guard, callbacks=killed, **QUIET)
+    train_small(tmp_path / "killed", steps=8, anomaly_guard=guard, callbacks=callbacks, **QUIET)
     for name, array in weights(tmp_path / "killed").items():
         np.testing.assert_array_equal(array, weights(tmp_path / "run")[name], err_msg=name)
 
@@ -172,4 +172,4 @@ def test_a_run_that_goes_back_too_often_ends_with_an_error(tmp_path, train_small
     callbacks = [Poisoned(*range(3, 40))]
     guard = AnomalyGuard(nonfinite_steps=2, max_rollbacks=2)
     with pytest.raises(ConfigError, match=r"2 of 100 steps were not finite .* after 2 rollbacks"):
-        train_small(tmp_path, steps=9, guard=guard, callbacks=callbacks, **QUIET)
+        train_small(tmp_path, steps=9, anomaly_guard=guard, callbacks=callbacks, **QUIET)

@@ -14,7 +14,7 @@ from t5x_lite.trainer.step_hashes import StepHashes
 QUIET = {
     "evaluation": Evaluation(period=100, max_examples=1, samples=0),
     "checkpoints": CheckpointPolicy(period=3, keep=None),
-    "receipts": StepHashes(params_every_steps=2),
+    "step_hashes": StepHashes(params_every_steps=2),
     "log_every_steps": 2,
 }
 

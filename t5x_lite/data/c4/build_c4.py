@@ -38,7 +38,7 @@ def c4(
         out: The directory to write; for Beam also a URL.
         recipe: The variant of C4.
         runner: "local" uses this machine and resumes an interrupted build; "beam" uses Apache Beam.
-        processes: Of the local runner; None: one per core.
+        processes: Number of processes of the local runner; None: one per core.
         buckets: Into how many parts the local runner divides the pages, and at most how many files
             the train split has. None: one per WET file and at least 16, so that a part takes a few
             hundred megabytes. For Beam, the number of files of the train split.

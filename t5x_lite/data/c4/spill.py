@@ -53,7 +53,7 @@ def read_spill(path: Path, bucket: int = 0) -> Iterator[Page]:
     """Yield the pages of a bucket, in the order in which they were written.
 
     Args:
-        path: Of the spill.
+        path: The path of the spill.
         bucket: The number of the bucket.
     """
     table = np.load(_table_of(path), mmap_mode="r")

@@ -66,7 +66,7 @@ def read_pages(file: IO[bytes], name: str, counts: Counts, line_stats: LineStats
 
     Args:
         file: The file, open in binary mode.
-        name: Of the file, for messages.
+        name: The file's name, for messages.
         counts: Counts pages by what happened to them.
         line_stats: Counts malformed pages; a page is a line of it.
     """

@@ -56,7 +56,7 @@ class CorpusSummary:
     Attributes:
         train_documents: The number of documents of the train split.
         validation_documents: The number of documents of the validation split.
-        characters: Of both splits.
+        characters: The number of characters of both splits.
         packages: The packages that the documents come from.
     """
 

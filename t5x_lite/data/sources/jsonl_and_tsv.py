@@ -29,10 +29,10 @@ class MalformedLines:
     """The tolerance for malformed lines in data files.
 
     Args:
-        max_fraction: Of the lines of each file that may be malformed, from 0 to 1. 0 stops at the
+        max_fraction: Fraction of a file's lines that may be malformed, from 0 to 1. 0 stops at the
             first one: a new corpus should be looked at before lines are skipped.
-        max_bytes: Of a line. A longer one is malformed and not kept in memory, so that a file
-            without line ends cannot exhaust it.
+        max_bytes: Longest valid line, in bytes. A longer one is malformed and not kept in memory,
+            so that a file without line ends cannot exhaust it.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -152,7 +152,7 @@ def check_line_stats(line_stats: LineStats, path: str, bad_lines: MalformedLines
 
     Args:
         line_stats: The counts of the file.
-        path: Of the file.
+        path: The path of the file.
         bad_lines: The tolerance for malformed lines.
 
     Raises:

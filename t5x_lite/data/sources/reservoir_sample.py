@@ -27,7 +27,7 @@ def sample_lines(
         weights: The weight of each pattern of files in the sample: {"en/*": 10, "de/*": 1} gives
             ten lines of English to one of German.
         max_lines: How many lines to sample, or all if there are fewer.
-        seed: Of the sample.
+        seed: Seed of the sample.
         text_field: The field of JSON lines that contains the text.
         bad_lines: The tolerance for malformed lines.
         line_stats: Counts lines and malformed lines.
@@ -64,7 +64,7 @@ def reservoir(items: Iterable[str], count: int, *, seed: int) -> list[str]:
     Args:
         items: Any number of items.
         count: The size of the sample, or all items if there are fewer.
-        seed: Of the sample.
+        seed: Seed of the sample.
 
     Source: Vitter 1985, "Random Sampling with a Reservoir", algorithm R.
     """

@@ -1,4 +1,4 @@
-"""Group consecutive documents, which are joined before text is cut into pieces.
+"""Group consecutive documents, which are joined before text is cut into chunks.
 
 Empty documents do not count. With two documents a group (positions count tokens):
 

@@ -78,7 +78,7 @@ class PartialStore:
 
         Args:
             documents_per_group: of text. Only complete groups are certain: whatever documents
-                follow, they are cut into the same pieces. None for pairs.
+                follow, they are cut into the same chunks. None for pairs.
         """
         partial = partial_directory(self.directory)
         # The progress is read before the check for completeness: when the store is completed in

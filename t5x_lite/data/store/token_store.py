@@ -10,7 +10,7 @@ where each example starts:
     manifest.json                                   what the store was made from
     checksums.json                                  sizes and CRC-32 of the others
 
-How text is cut into pieces follows from the groups alone (`data.store.document_groups`), so that a
+How text is cut into chunks follows from the groups alone (`data.store.document_groups`), so that a
 run need not read the offsets of hundreds of millions of documents before it starts.
 
 A store contains what seqio's `task.preprocess_precache` yields for each file of the source, in the

@@ -32,8 +32,8 @@ from t5x_lite.objectives.objective import Objective, PairObjective, RandomLength
 from t5x_lite.objectives.sentinels import Sentinels, check_sentinels
 
 # Folded into keys, so that no two uses of one key share random numbers.
-_PARTNER = 0x4F544852  # into an example's key, to draw the second piece of a pair of pieces
-_PIECE_LENGTH = 0x504C454E  # into a group's key, to draw the length of its pieces
+_PARTNER = 0x4F544852  # into an example's key, to draw the second chunk of a pair of chunks
+_CHUNK_LENGTH = 0x504C454E  # into a group's key, to draw the length of its chunks
 
 
 class Store(Protocol):
@@ -158,14 +158,14 @@ class PairExamples:
 
 
 class TextExamples:
-    """The examples of a task of text: pieces of equal length, transformed by an objective.
+    """The examples of a task of text: chunks of equal length, transformed by an objective.
 
     `objective.documents_per_group` consecutive documents are joined, without the empty ones, and
-    cut into pieces of `objective.raw_length`. The last piece of a group is shorter. With 2
-    documents a group and pieces of 4 tokens:
+    cut into chunks of `objective.raw_length`. The last chunk of a group is shorter. With 2
+    documents a group and chunks of 4 tokens:
 
         documents   abc defghi | jk (empty) l | m
-        pieces      abcd efgh i | jkl | m
+        chunks      abcd efgh i | jkl | m
 
     This is the T5 library's `reduce_concat_tokens` and `split_tokens` without their shuffling, and
     without its cutting of documents above 65,536 tokens to a random part: no text is lost. For an
@@ -176,7 +176,7 @@ class TextExamples:
     Args:
         name: of the task; it decides the task's random numbers.
         store: a store with the documents as "targets".
-        objective: what turns pieces into features.
+        objective: what turns chunks into features.
         feature_lengths: the lengths of inputs and targets, in tokens, EOS included.
         sentinels: the sentinel ids of the vocabulary.
         seed: of the run.
@@ -211,14 +211,14 @@ class TextExamples:
             store, "targets", objective.documents_per_group
         )
         groups = np.arange(len(self._group_starts) - 1)
-        self._piece_lengths = np.broadcast_to(np.int64(raw_length), len(groups))
+        self._chunk_lengths = np.broadcast_to(np.int64(raw_length), len(groups))
         if isinstance(objective, RandomLengthObjective):
-            keys_g2 = philox.fold_in(self._keys(np.zeros_like(groups), groups), _PIECE_LENGTH)
-            self._piece_lengths = objective.chunk_lengths(raw_length, keys_g2)
-        pieces = -(-self._group_lengths(groups) // self._piece_lengths)  # rounded up
-        # Of each group, the index of its first piece; last, the number of all pieces.
-        self._first_pieces = np.concatenate([[0], np.cumsum(pieces)])
-        self.size = int(self._first_pieces[-1])
+            keys_g2 = philox.fold_in(self._keys(np.zeros_like(groups), groups), _CHUNK_LENGTH)
+            self._chunk_lengths = objective.chunk_lengths(raw_length, keys_g2)
+        chunks = -(-self._group_lengths(groups) // self._chunk_lengths)  # rounded up
+        # Of each group, the index of its first chunk; last, the number of all chunks.
+        self._first_chunks = np.concatenate([[0], np.cumsum(chunks)])
+        self.size = int(self._first_chunks[-1])
 
     def lengths(
         self, epochs_n: NDArray[np.int64], indices_n: NDArray[np.int64]
@@ -251,16 +251,16 @@ class TextExamples:
                 sentinels=self._sentinels,
                 widths=self.widths,
             )
-        rows = self.pieces(indices_n)
+        rows = self.chunks(indices_n)
         if isinstance(self._objective, PairObjective):
-            partners = self.pieces(self._partners(keys_n2, indices_n))
+            partners = self.chunks(self._partners(keys_n2, indices_n))
             features = self._objective.pair(rows, partners, keys_n2, self._sentinels)
         else:
             features = self._objective(rows, keys_n2, self._sentinels)
         return finish_features(features, self._objective, self.widths)
 
-    def pieces(self, indices_n: NDArray[np.int64]) -> Rows:
-        """Return pieces of text before the objective, including the EOS of documents, if any."""
+    def chunks(self, indices_n: NDArray[np.int64]) -> Rows:
+        """Return chunks of text before the objective, including the EOS of documents, if any."""
         group_n, starts_n, lengths_n = self._ranges(indices_n)
         if self._eos_after_documents:
             return self._gather_with_document_eos(group_n, starts_n, lengths_n)
@@ -270,7 +270,7 @@ class TextExamples:
     def _partners(
         self, keys_n2: NDArray[np.uint32], indices_n: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Draw another piece of the task for each piece, all others with equal probability."""
+        """Draw another chunk of the task for each chunk, all others with equal probability."""
         bits_n = philox.random_bits(philox.fold_in(keys_n2, _PARTNER), 1)[:, 0]
         return (indices_n + 1 + bits_n % max(self.size - 1, 1)) % self.size
 
@@ -285,10 +285,10 @@ class TextExamples:
     def _ranges(
         self, indices_n: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Return the group of each piece, where in the group it starts, and its length."""
-        group_n = np.searchsorted(self._first_pieces, indices_n, side="right") - 1
-        full_n = self._piece_lengths[group_n]
-        starts_n = (indices_n - self._first_pieces[group_n]) * full_n
+        """Return the group of each chunk, where in the group it starts, and its length."""
+        group_n = np.searchsorted(self._first_chunks, indices_n, side="right") - 1
+        full_n = self._chunk_lengths[group_n]
+        starts_n = (indices_n - self._first_chunks[group_n]) * full_n
         return group_n, starts_n, np.minimum(self._group_lengths(group_n) - starts_n, full_n)
 
     def _group_lengths(self, group_n: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -310,23 +310,23 @@ class TextExamples:
     def _gather_with_document_eos(
         self, group_n: NDArray[np.int64], starts_n: NDArray[np.int64], lengths_n: NDArray[np.int64]
     ) -> Rows:
-        """Return pieces of groups in which EOS ($) follows every document.
+        """Return chunks of groups in which EOS ($) follows every document.
 
-        The store has no EOS. Starts and lengths count it, so each position of a piece is either an
+        The store has no EOS. Starts and lengths count it, so each position of a chunk is either an
         EOS or a token of the store, further to the left by the number of EOS before it:
 
             stored group       a b c d e           (documents abc and de)
             with EOS           a b c $ d e $
-            piece (2, 4)           c $ d e         EOS before   0 0 1 1
+            chunk (2, 4)           c $ d e         EOS before   0 0 1 1
                                                    source       2 - 3 4
 
         Args:
-            group_n: the group of each piece [n].
-            starts_n: where in its group each piece starts [n].
-            lengths_n: the length of each piece [n].
+            group_n: the group of each chunk [n].
+            starts_n: where in its group each chunk starts [n].
+            lengths_n: the length of each chunk [n].
 
         Returns:
-            The pieces as rows, as wide as the longest.
+            The chunks as rows, as wide as the longest.
         """
         # The groups that occur, with their EOS, as one long line: where each group (g) starts in
         # it, and the positions of all EOS (k), which ascend.

@@ -257,17 +257,17 @@ _TF_GRAPH_SEED = 87654321  # TensorFlow's default where nobody calls tf.random.s
 _TF_SCRAMBLING_KEY = np.array([0x3EC8F720, 0x02461E29], np.uint32)
 # seqio gives the first random step after the cache placeholder, which is preprocessor number 2 of
 # our text tasks, the seed `seed + 42 * 2`. T5's own pipeline has two such steps before it corrupts
-# (cutting documents above 65,536 tokens, cutting pieces), and each takes two seeds.
+# (cutting documents above 65,536 tokens, cutting chunks), and each takes two seeds.
 _SEQIO_CACHE_STEP = 2
 _SEQIO_SEEDS_BEFORE = 4
 
 
 def seqio_noise_keys(seed: int, number_n: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """Return the keys with which seqio corrupts pieces of text, by their number in the task.
+    """Return the keys with which seqio corrupts chunks of text, by their number in the task.
 
     Args:
         seed: the seed that `seqio.get_dataset` is given.
-        number_n: numbers of pieces, from 0 [n].
+        number_n: numbers of chunks, from 0 [n].
 
     Returns:
         The pairs of seeds of T5's `denoise`: uint32 [n, 2].

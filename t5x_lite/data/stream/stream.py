@@ -604,11 +604,11 @@ def _check_packable(tasks: Sequence[StreamTask]) -> None:
 
 
 def _check_needs_no_complete_store(tasks: Sequence[StreamTask]) -> None:
-    """Raise ConfigError for an objective that combines pieces from anywhere in the text."""
+    """Raise ConfigError for an objective that combines chunks from anywhere in the text."""
     for task in tasks:
         if isinstance(task.objective, PairObjective):
             raise ConfigError(
-                f"{type(task.objective).__name__} combines pieces from all of task {task.name!r}, "
+                f"{type(task.objective).__name__} combines chunks from all of task {task.name!r}, "
                 "so the store must be complete: set tokenization = 'before_training'",
                 "Data.tokenization",
             )

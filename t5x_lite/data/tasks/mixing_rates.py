@@ -96,7 +96,7 @@ class Mixture:
     """A task provider that registers a mixture of tasks or mixtures of other task providers.
 
     Args:
-        name: Of the mixture.
+        name: Name of the mixture.
         rates: The rate of each task or mixture by name, in any unit. A mixture counts as one task;
             its own rates divide its part.
 

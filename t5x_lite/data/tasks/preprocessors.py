@@ -192,14 +192,14 @@ class Denoise:
     output_features: Mapping[str, Any] | None = None
 
     def __call__(self, dataset: "tf.data.Dataset") -> "tf.data.Dataset":
-        """Join documents in groups, cut these into pieces and apply the objective to each piece.
+        """Join documents in groups, cut these into chunks and apply the objective to each chunk.
 
         Args:
             dataset: documents, tokenized as "targets".
 
         Raises:
             ConfigError: for an objective that makes more than inputs and targets, or takes more
-                than one piece. Only the data stream can run it.
+                than one chunk. Only the data stream can run it.
         """
         import seqio
         import tensorflow as tf
@@ -215,12 +215,12 @@ class Denoise:
             rows = finish_features(rows, objective, widths)
             return [rows[name].tokens[0, : rows[name].lengths[0]] for name in FEATURES]
 
-        def denoise(piece: Any, seed: Any) -> dict[str, Any]:
-            return _shaped(tf.numpy_function(features, (piece, tf.stack(seed)), (tf.int32,) * 2))
+        def denoise(chunk: Any, seed: Any) -> dict[str, Any]:
+            return _shaped(tf.numpy_function(features, (chunk, tf.stack(seed)), (tf.int32,) * 2))
 
-        pieces = _cut_groups(_joined_groups(dataset, objective), objective, raw_length)
+        chunks = _cut_groups(_joined_groups(dataset, objective), objective, raw_length)
         denoise_all: Any = seqio.map_over_dataset(denoise, num_seeds=1)
-        return denoise_all(pieces)
+        return denoise_all(chunks)
 
 
 def _joined_groups(dataset: "tf.data.Dataset", objective: Objective) -> Any:
@@ -236,7 +236,7 @@ def _joined_groups(dataset: "tf.data.Dataset", objective: Objective) -> Any:
 
 
 def _cut_groups(groups: Any, objective: Objective, raw_length: int) -> "tf.data.Dataset":
-    """Return the pieces of groups, of `raw_length` or of a random length for each group."""
+    """Return the chunks of groups, of `raw_length` or of a random length for each group."""
     import seqio
     import tensorflow as tf
 
@@ -248,7 +248,7 @@ def _cut_groups(groups: Any, objective: Objective, raw_length: int) -> "tf.data.
         length = tf.numpy_function(draw, (tf.stack(seed),), tf.int64)
         return group, tf.ensure_shape(length, [])
 
-    def pieces(group: Any, length: Any) -> Any:
+    def chunks(group: Any, length: Any) -> Any:
         starts = tf.data.Dataset.range(0, tf.size(group, tf.int64), length)
         return starts.map(lambda start: group[start : start + length])
 
@@ -257,7 +257,7 @@ def _cut_groups(groups: Any, objective: Objective, raw_length: int) -> "tf.data.
         groups = draw_all(groups)
     else:
         groups = groups.map(lambda group: (group, np.int64(raw_length)))
-    return groups.flat_map(pieces)
+    return groups.flat_map(chunks)
 
 
 @dataclass(frozen=True)
@@ -400,7 +400,7 @@ def _check_runs_in_seqio(objective: Objective) -> None:
     """Raise ConfigError for an objective that only the data stream can run."""
     if isinstance(objective, PairObjective | TokenLevelObjective):
         raise ConfigError(
-            f"seqio's own pipeline carries inputs and targets made of one piece each; "
+            f"seqio's own pipeline carries inputs and targets made of one chunk each; "
             f"{type(objective).__name__} gives more: train it from token stores, as "
             "`t5x_lite train` does",
             "OBJECTIVE",

@@ -62,9 +62,9 @@ class JsonLinesText:
     """A task provider for one text task over files of JSON lines, in C4's layout by default.
 
     Args:
-        name: Of the task.
+        name: Name of the task.
         directory: A path or a URL such as "gs://bucket/en".
-        vocabulary: Of the text.
+        vocabulary: The vocabulary of the text.
         patterns: The names of the files of each split; None: as in C4, such as
             "c4-train.*.json*".
         text_field: The field of a line that contains the text.
@@ -220,10 +220,10 @@ def add_task(
     """Register a task with the features "inputs" and "targets", replacing one of the same name.
 
     Args:
-        name: Of the task.
+        name: Name of the task.
         source: Where its examples come from.
         steps: Its preprocessors, with a `seqio.CacheDatasetPlaceholder` among them.
-        vocabulary: Of both features.
+        vocabulary: The vocabulary of both features.
         postprocess: Applied to targets and predictions before the metrics, as in seqio.
         metrics: Functions (targets, predictions) -> scores by name, as in seqio.
     """

@@ -20,7 +20,7 @@ class TextPairs:
     For files of running text there is `task_providers.JsonLinesText`.
 
     Args:
-        name: Of the task.
+        name: Name of the task.
         train: A pattern of the training files, such as "data/train.*.jsonl" or
             "gs://bucket/train.tsv": JSON lines, or tab-separated columns (".tsv") under a line with
             their names; each may be gzipped (".gz").

@@ -55,10 +55,10 @@ class Tilings(NamedTuple):
     """The tiling of every kernel; `benchmarks/gpu_attention.py` measures others.
 
     Attributes:
-        forward: Of the forward kernel.
-        keys: Of the gradients of keys and values.
-        queries: Of the gradient of queries.
-        bias: Of the gradient of the bias.
+        forward: Tiles of the forward kernel.
+        keys: Tiles of the kernel for the gradients of keys and values.
+        queries: Tiles of the kernel for the gradient of queries.
+        bias: Tiles of the kernel for the gradient of the bias.
     """
 
     forward: Tiling = Tiling()

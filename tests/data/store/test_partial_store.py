@@ -208,7 +208,7 @@ def test_a_run_goes_on_only_with_the_order_that_it_began_with(finished):
 
 
 def test_an_objective_that_takes_pieces_from_everywhere_waits_for_the_store(finished):
-    with pytest.raises(ConfigError, match="Bert combines pieces from all of task 'text'") as caught:
+    with pytest.raises(ConfigError, match="Bert combines chunks from all of task 'text'") as caught:
         stream_of([finished[0]._replace(objective=Bert())], pack=False)
     assert caught.value.names == ("Data.tokenization",)
 

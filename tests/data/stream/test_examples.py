@@ -143,7 +143,7 @@ def test_lm_adaptation_cuts_a_stream_of_documents_in_two(memory_store, lengths, 
 
 def test_a_vocabulary_with_too_few_sentinels_is_refused_before_anything_is_read(memory_store):
     store = memory_store(targets=[[5] * 900])
-    with pytest.raises(ConfigError, match=r"up to 128 sentinels a piece .* has 100") as error:
+    with pytest.raises(ConfigError, match=r"up to 128 sentinels per chunk .* has 100") as error:
         _open(store, SpanCorruption(0.5), lengths={"inputs": 512, "targets": 512})
     assert "TASK_FEATURE_LENGTHS" in error.value.names
 

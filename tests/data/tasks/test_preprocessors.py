@@ -199,7 +199,7 @@ def test_what_is_more_than_inputs_and_targets_is_refused_by_seqios_pipeline(
 
 def test_too_few_sentinels_are_refused_by_both(through_seqio, documents):
     lengths = {"inputs": 512, "targets": 512}
-    with pytest.raises(ConfigError, match=r"up to 128 sentinels a piece .* has 100"):
+    with pytest.raises(ConfigError, match=r"up to 128 sentinels per chunk .* has 100"):
         through_seqio(Denoise(SpanCorruption(0.5)), lengths, targets=documents)
 
 
