@@ -73,8 +73,8 @@ def test_runs_that_are_the_same_are_said_to_be(six_steps, tmp_path, train_small,
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (dict(data={"seed": 5}), "diverge at step 1: which examples the batch holds differ"),
-        (dict(seed=5), "diverge at step 1: not the batch but the loss differ"),
+        (dict(data={"seed": 5}), "diverge at step 1: the examples of the batch differ"),
+        (dict(seed=5), "diverge at step 1: the loss, not the batch, differ"),
     ],
     ids=["other data", "other weights"],
 )
