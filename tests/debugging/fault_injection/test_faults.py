@@ -124,7 +124,7 @@ def test_the_shipped_gin_file_makes_a_batch_not_finite_from_any_start(
     quiet = {"evaluation": Evaluation(period=100, max_examples=1, samples=0)}
     quiet |= {"checkpoints": CheckpointPolicy(period=1, keep=None)}
     gin.clear_config()
-    gin_config.parse(["runs/nan_batch.gin"], ["--gin.NAN_STEP=3"], [str(GIN_CONFIGS)])
+    gin_config.parse(["runs/nan_batch.gin"], ["--gin.NAN_STEP=3"], ["", str(GIN_CONFIGS)])
     (reference,) = gin.query_parameter("train.callbacks")
     assert reference.configurable.wrapped is NanBatch
     callbacks = [gin.get_configurable(NanBatch)()]
