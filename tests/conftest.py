@@ -289,11 +289,17 @@ def train_settings(small_data):
 
 
 @pytest.fixture(scope="session")
-def shared_programs():
-    """Let all runs of a session that have the same settings share one traced and compiled step."""
+def program_cache():
+    """Programs and compiled steps of the session's runs, by their settings."""
+    return {}, {}
+
+
+@pytest.fixture
+def shared_programs(program_cache, monkeypatch):
+    """Let the runs of this test share the programs of all runs that have the same settings."""
     from t5x_lite.trainer import loop, prepare_run
 
-    programs, steps = {}, {}
+    programs, steps = program_cache
     build, compile_step = prepare_run.build, loop.compiled_step
 
     def build_once(*settings, **named):
@@ -311,10 +317,8 @@ def shared_programs():
             steps[key] = program, compile_step(program, stream)
         return steps[key][-1]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare_run, "build", build_once)
-        patch.setattr(loop, "compiled_step", compile_once)
-        yield
+    monkeypatch.setattr(prepare_run, "build", build_once)
+    monkeypatch.setattr(loop, "compiled_step", compile_once)
 
 
 @pytest.fixture
